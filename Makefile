@@ -1,0 +1,44 @@
+# Everything a newcomer needs: `make demo`, `make test`. Each installs what it lacks into .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   := runs/demo
+
+.PHONY: demo test test-gpu lint types check bench bench-gpu clean
+
+# A stamp a set of extras: made again when pyproject.toml changes.
+$(VENV)/run.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml $(VENV)/run.stamp
+	$(BIN)/pip install --quiet --editable '.[dev,plot]'
+	touch $@
+
+demo: $(VENV)/run.stamp  ## train 40 layers on the embedded digits and evaluate them; `make clean` starts it afresh
+	$(BIN)/ffstream train --layers 40 --run-dir $(DEMO) --resume
+	$(BIN)/ffstream evaluate $(DEMO)
+	@echo "The run is in $(DEMO). Look at it with: $(BIN)/ffstream inspect $(DEMO)"
+
+test: $(VENV)/dev.stamp  ## the whole test suite; tests marked gpu run where there is one
+	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: $(VENV)/dev.stamp  ## every figure of benchmarks/README.md; MNIST=folder holding MNIST/raw
+	$(BIN)/python -m benchmarks.run --data-root "$(MNIST)"
+
+clean:
+	rm -rf runs/demo

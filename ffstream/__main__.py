@@ -1,0 +1,6 @@
+"""`python -m ffstream`."""
+
+from ffstream.cli import main
+
+if __name__ == "__main__":
+    main()

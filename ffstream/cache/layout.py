@@ -1,0 +1,67 @@
+"""The shape of an activation cache, and the order in which an epoch visits it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream import seeding
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """Rows (num_samples, num_rows, num_features), cut into shards of `shard_samples` samples; the last may be short."""
+
+    num_samples: int
+    num_rows: int  # a sample
+    num_features: int
+    dtype_name: str  # bf16, fp16, fp32
+    shard_samples: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype_name]
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.shard_samples)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_samples * self.num_rows * self.num_features * self.dtype.itemsize
+
+    def shard_range(self, shard: int) -> slice:
+        """The samples of a shard."""
+        start = shard * self.shard_samples
+        return slice(start, min(start + self.shard_samples, self.num_samples))
+
+    def shard_shape(self, shard: int) -> tuple[int, int, int]:
+        """(samples, rows, features) of a shard."""
+        samples = self.shard_range(shard)
+        return samples.stop - samples.start, self.num_rows, self.num_features
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain settings, for a manifest."""
+        return asdict(self)
+
+
+def compute_shard_order(layout: CacheLayout, seed: int, layer: int, epoch: int) -> Sequence[int]:
+    """The shards in the order of this epoch: block shuffle, first half."""
+    generator = seeding.generator(seed, layer, epoch, "shards")
+    order: list[int] = torch.randperm(layout.num_shards, generator=generator).tolist()
+    return order
+
+
+def compute_batches(num_samples: int, batch: int, generator: torch.Generator) -> Sequence[Tensor]:
+    """A permutation of a shard's samples cut into batches of at most `batch`: block shuffle, second half.
+
+    The batches differ by at most one sample, so that none is a scrap with a noisy gradient.
+    """
+    order = torch.randperm(num_samples, generator=generator)
+    return order.tensor_split(-(-num_samples // batch))

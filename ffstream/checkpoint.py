@@ -1,0 +1,225 @@
+"""What a run directory holds, and the one protocol by which it is committed.
+
+RUN/config.toml                        the resolved configuration
+RUN/data.json                          what the network must know of its data: classes, shape, scale, digest
+RUN/layers/000/weights.safetensors     parameters of layer 0
+RUN/layers/000/validation.safetensors  its goodness of all labels on the validation split
+RUN/layers/000/manifest.json           digests and figures; a layer counts as done only by it, so it comes last
+RUN/progress/                          the layer being trained, once an epoch, by the same protocol
+RUN/cache/                             activation caches of the disk tier
+RUN/readout/                           the softmax readout, once it was asked for
+RUN/metrics.jsonl                      a line an epoch and a line a layer
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ffstream.errors import CorruptFileError, RunError
+from ffstream.files import atomic_path, read_manifest, sha256_file, write_atomic, write_manifest
+from ffstream.layers import Layer
+
+_MANIFEST = "manifest.json"
+
+
+class RunDirectory:
+    """Reads and writes one run directory. Nothing is unpickled, ever."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    # --- the run as a whole
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.toml").is_file()
+
+    def create(self, config_toml: str, data: dict[str, Any]) -> None:
+        """Start a run: data.json, then config.toml, which makes it one."""
+        write_manifest(self.path / "data.json", data)
+        self.write_config(config_toml)
+
+    def write_config(self, config_toml: str) -> None:
+        """Replace the configuration."""
+        write_atomic(self.path / "config.toml", config_toml.encode())
+
+    def read_data(self) -> dict[str, Any]:
+        """What `create` was given. Raises RunError, CorruptFileError."""
+        try:
+            return read_manifest(self.path / "data.json")
+        except FileNotFoundError:
+            raise RunError(f"run {self.path}: has no data.json; restore it from a copy") from None
+
+    # --- layers
+
+    def count_layers(self) -> int:
+        """How many layers are committed. Raises CorruptFileError when one below another is missing."""
+        folder = self.path / "layers"
+        found = sorted(int(p.parent.name) for p in folder.glob(f"*/{_MANIFEST}") if p.parent.name.isdigit())
+        for expected, index in enumerate(found):
+            if index != expected:
+                raise CorruptFileError(
+                    f"run {self.path}: layer {expected + 1} is missing although layer {index + 1} is there; restore "
+                    f"{self.layer_folder(expected)} from a copy, or delete the folders above it to train them again"
+                )
+        return len(found)
+
+    def layer_folder(self, index: int) -> Path:
+        """Where layer `index`, counted from 0, lives."""
+        return self.path / "layers" / f"{index:03d}"
+
+    def commit_layer(self, index: int, layer: Layer, goodness: Tensor | None, figures: dict[str, Any]) -> None:
+        """Write a finished layer: weights, validation goodness (n, C), and last the manifest."""
+        folder = self.layer_folder(index)
+        tensors = {"weights": _host_state(layer)}
+        if goodness is not None:
+            tensors["validation"] = {"goodness": goodness}
+        digests = {name: _save_tensors(folder / f"{name}.safetensors", part) for name, part in tensors.items()}
+        below = self.read_layer_manifest(index - 1)["digests"]["weights"] if index else ""
+        manifest = {"layer": index, "digests": digests, "digest_below": below, "figures": figures}
+        write_manifest(folder / _MANIFEST, manifest)
+
+    def read_layer_manifest(self, index: int) -> dict[str, Any]:
+        """The manifest of a committed layer, checked to belong where it stands. Raises CorruptFileError."""
+        path = self.layer_folder(index) / _MANIFEST
+        manifest = read_manifest(path)
+        if manifest.get("layer") != index:
+            raise CorruptFileError(f"manifest {path}: belongs to layer {manifest.get('layer')}, found at layer {index}")
+        if index and manifest["digest_below"] != self.read_layer_manifest(index - 1)["digests"]["weights"]:
+            raise CorruptFileError(
+                f"manifest {path}: trained on another layer {index} than the one in {self.layer_folder(index - 1)}; "
+                "restore both from one copy"
+            )
+        return manifest
+
+    def load_layer(self, index: int, layer: Layer) -> None:
+        """Fill `layer` with committed parameters, digest checked first. Raises CorruptFileError."""
+        digest = self.read_layer_manifest(index)["digests"]["weights"]
+        path = self.layer_folder(index) / "weights.safetensors"
+        _load_state(layer, _load_tensors(path, digest), path)
+
+    def load_validation_goodness(self, index: int) -> Tensor | None:
+        """Goodness of all labels of one layer on the validation split, (n, C), or None without such a split."""
+        digest = self.read_layer_manifest(index)["digests"].get("validation")
+        if digest is None:
+            return None
+        return _load_tensors(self.layer_folder(index) / "validation.safetensors", digest)["goodness"]
+
+    def verify_layer(self, index: int) -> None:
+        """Check every digest of a committed layer. Raises CorruptFileError."""
+        for name, digest in self.read_layer_manifest(index)["digests"].items():
+            _load_tensors(self.layer_folder(index) / f"{name}.safetensors", digest)
+
+    # --- the layer being trained
+
+    def commit_progress(self, index: int, num_epochs: int, layer: Layer, optimiser: torch.optim.Optimizer) -> None:
+        """Save the layer being trained after `num_epochs` epochs. The one before is kept until this is committed."""
+        folder = self.path / "progress"
+        name = f"layer-{index:03d}-epoch-{num_epochs:04d}.safetensors"
+        tensors = {f"layer.{key}": value for key, value in _host_state(layer).items()}
+        for number, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{key}": value.cpu() for key, value in state.items() if value is not None}
+        digest = _save_tensors(folder / name, tensors)
+        write_manifest(
+            folder / _MANIFEST, {"layer": index, "num_epochs": num_epochs, "file": name, "digest_file": digest}
+        )
+        for old in folder.glob("layer-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def read_progress(self) -> tuple[int, int] | None:
+        """(layer, epochs taken) of the saved progress, or None. Raises CorruptFileError."""
+        try:
+            manifest = read_manifest(self.path / "progress" / _MANIFEST)
+        except FileNotFoundError:
+            return None
+        return int(manifest["layer"]), int(manifest["num_epochs"])
+
+    def load_progress(self, layer: Layer, optimiser: torch.optim.Optimizer) -> None:
+        """Fill layer and optimiser from the saved progress. Raises CorruptFileError."""
+        folder = self.path / "progress"
+        manifest = read_manifest(folder / _MANIFEST)
+        path = folder / f"layer-{int(manifest['layer']):03d}-epoch-{int(manifest['num_epochs']):04d}.safetensors"
+        tensors = _load_tensors(path, manifest["digest_file"])
+        layer_part = {k.removeprefix("layer."): v for k, v in tensors.items() if k.startswith("layer.")}
+        _load_state(layer, layer_part, path)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser."):
+                _, number, name = key.split(".")
+                state.setdefault(int(number), {})[name] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+    def drop_progress(self) -> None:
+        """The layer is committed: its progress is no longer needed. Manifest first, so that half of it is none."""
+        (self.path / "progress" / _MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "progress", ignore_errors=True)
+
+    # --- the softmax readout
+
+    def commit_readout(self, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
+        """Save the readout; `identity` says what it was trained on."""
+        digest = _save_tensors(self.path / "readout" / "weights.safetensors", tensors)
+        write_manifest(self.path / "readout" / _MANIFEST, {"identity": identity, "digest_file": digest})
+
+    def load_readout(self, identity: dict[str, Any]) -> dict[str, Tensor] | None:
+        """The saved readout if it was trained on the same, else None. Raises CorruptFileError."""
+        folder = self.path / "readout"
+        try:
+            manifest = read_manifest(folder / _MANIFEST)
+        except FileNotFoundError:
+            return None
+        if manifest["identity"] != identity:
+            return None
+        return _load_tensors(folder / "weights.safetensors", manifest["digest_file"])
+
+    @property
+    def cache_root(self) -> Path:
+        return self.path / "cache"
+
+    def cache_folder(self, layer: int, part: str) -> Path:
+        """Where the disk tier keeps what layer `layer` reads, for "train" or "validation"."""
+        return self.cache_root / f"{layer:03d}-{part}"
+
+
+def _host_state(layer: Layer) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in layer.state_dict().items()}
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+        return sha256_file(temporary)
+
+
+def _load_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+    try:
+        found = sha256_file(path)
+        if found == digest:
+            return load_file(path)
+    except OSError as error:
+        raise CorruptFileError(f"file {path}: cannot be read ({error.strerror}); {_RESTORE}") from error
+    except SafetensorError as error:
+        raise CorruptFileError(f"file {path}: not a safetensors file ({error}); {_RESTORE}") from error
+    raise CorruptFileError(
+        f"file {path}: altered or truncated since it was written (sha256 {found[:12]}, manifest {digest[:12]}); "
+        f"{_RESTORE}"
+    )
+
+
+def _load_state(layer: Layer, tensors: dict[str, Tensor], path: Path) -> None:
+    own = {key: (tuple(value.shape), value.dtype) for key, value in layer.state_dict().items()}
+    found = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
+    if own != found:
+        raise CorruptFileError(f"file {path}: holds {found}, this configuration needs {own}; {_RESTORE}")
+    layer.load_state_dict(tensors)
+
+
+_RESTORE = "restore it from a copy, or delete its folder to have it trained again"

@@ -1,0 +1,249 @@
+"""The command line: parses, calls, renders; nothing else. torch is imported by what it calls, not here."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from ffstream import __version__
+from ffstream.errors import FFStreamError
+
+if TYPE_CHECKING:
+    from ffstream.observer import Observer
+    from ffstream.run import Run
+
+app = typer.Typer(
+    name="ffstream",
+    help="Train deep Forward-Forward networks one layer at a time, on a device that could never hold them whole.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Cache = Annotated[str | None, typer.Option("--cache", help="Cache tier: auto, device, host or disk.")]
+DataRoot = Annotated[
+    str | None,
+    typer.Option("--data-root", help="Where torchvision's archives lie [$FFSTREAM_DATA or the user's cache]."),
+]
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, mnist, fashion-mnist, kmnist, cifar10, a folder by class, .safetensors, .npz [digits]."
+        ),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of layers [4].")] = None,
+    width: Annotated[int | None, typer.Option(help="Units a layer [500].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs a layer [20].")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step [auto].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate [of the recipe].")] = None,
+    recipe: Annotated[str | None, typer.Option(help="inject or hinton [inject].")] = None,
+    negatives_per_sample: Annotated[
+        str | None, typer.Option(help="Overlay: wrong labels cached a sample, a number or all [all].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random [0].")] = None,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, bf16 or fp32 [auto].")] = None,
+    cache: Cache = None,
+    cache_dtype: Annotated[str | None, typer.Option(help="Of cached rows: bf16, fp16 or fp32 [bf16].")] = None,
+    data_root: DataRoot = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="[runs/<data>-<layers>x<width>-<time>].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --run-dir if it is there already.")] = False,
+) -> None:
+    """Train a network, layer by layer.
+
+    Settings: the recipe's, then --config, then --set, then the options here.
+    """
+    from ffstream.config import Config, parse_assignment, read_toml
+
+    options = {
+        "data": data,
+        "layers": layers,
+        "width": width,
+        "epochs": epochs,
+        "batch": batch,
+        "optimiser.learning_rate": lr,
+        "recipe": recipe,
+        "negatives.per_sample": _number_or_word(negatives_per_sample),
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "cache.tier": cache,
+        "cache.dtype": cache_dtype,
+        "data_root": data_root,
+    }
+    given = dict(parse_assignment(text) for text in set_ or []) | {k: v for k, v in options.items() if v is not None}
+    settings = read_toml(config) if config else {}
+    if "recipe" in given:  # the base that everything else is laid over
+        settings["recipe"] = given["recipe"]
+    resolved = Config.from_mapping(settings).override(given)
+
+    from ffstream.session import default_run_dir
+    from ffstream.session import train as start
+
+    path = run_dir or default_run_dir(resolved)
+    _train(path, lambda observer: start(resolved, path, resume=resume, observer=observer))
+
+
+@app.command()
+def resume(
+    run: RunDir,
+    layers: Annotated[int | None, typer.Option(help="Grow the network to this many layers.")] = None,
+    device: Device = None,
+    cache: Cache = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Go on with a run after any interruption, or grow a finished one."""
+    from ffstream.session import resume as go_on
+
+    _train(
+        run,
+        lambda observer: go_on(run, layers=layers, device=device, cache=cache, data_root=data_root, observer=observer),
+    )
+
+
+@app.command()
+def evaluate(
+    run: RunDir,
+    method: Annotated[str, typer.Option(help="goodness (label sweep) or softmax (linear readout).")] = "goodness",
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    first_layer: Annotated[int, typer.Option(help="First layer that counts, from 1.")] = 2,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Error of a run on a split, by depth; never more than one layer is on the device."""
+    from ffstream.reporting import format_share
+    from ffstream.run import Run
+
+    found = Run(run).evaluate(method, split, first_layer=first_layer, device=device, data_root=data_root or "")
+    if as_json:
+        typer.echo(json.dumps(found.to_mapping(), indent=1))
+        return
+    for depth, error in enumerate(found.errors_by_depth, (len(found.layer_errors) and 1) or first_layer):
+        alone = f", {format_share(found.layer_errors[depth - 1])} alone" if found.layer_errors else ""
+        typer.echo(f"layer {depth}: {format_share(error)} to here{alone}")
+    typer.echo(f"{split} error {format_share(found.error)} on {found.num_samples} samples, by {method}")
+
+
+@app.command()
+def inspect(
+    run: RunDir,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every digest.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What is done in a run, the figures of each layer, and whether its files are whole."""
+    from rich.console import Console
+
+    from ffstream.reporting import layer_table
+    from ffstream.run import Run
+
+    found = Run(run)
+    layers, progress = found.layers, found.directory.read_progress()
+    if verify:
+        found.verify()
+    if as_json:
+        content = {
+            "run": str(run),
+            "config": found.config.to_mapping(),
+            "num_layers_done": len(layers),
+            "progress": {"layer": progress[0] + 1, "epochs": progress[1]} if progress else None,
+            "verified": verify,
+            "layers": [figures.to_mapping() for figures in layers],
+        }
+        typer.echo(json.dumps(content, indent=1))
+        return
+    config = found.config
+    typer.echo(
+        f"run {run}: {len(layers)} of {config.layers} layers of {config.width} units done, "
+        f"data {config.data}, recipe {config.recipe}"
+    )
+    if progress:
+        typer.echo(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {config.epochs}")
+    if layers:
+        Console().print(layer_table(layers))
+    if verify:
+        typer.echo("every digest is right")
+    if len(layers) < config.layers:
+        typer.echo(f"go on with: ffstream resume {run}")
+
+
+@app.command()
+def export(run: RunDir, file: Annotated[Path, typer.Argument(help="The .safetensors file to write.")]) -> None:
+    """Write the finished layers to one file, for ffstream.load()."""
+    from ffstream.run import Run
+
+    num_layers = Run(run).export(file)
+    typer.echo(f"{num_layers} layers written to {file}; in Python: ffstream.load({str(file)!r})")
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Handle --version."""
+    if show:
+        typer.echo(f"ffstream {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. A user's error is one line and exit code 1; Ctrl-C is 130; a bug keeps its traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=True)
+    except FFStreamError as error:
+        _fail(f"ffstream: {error}", 1)
+    except KeyboardInterrupt:
+        _fail("ffstream: interrupted", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPIPE):
+            raise
+        _fail(f"ffstream: {error}", 1)
+
+
+def _train(path: Path, start: Callable[[Observer], Run]) -> None:
+    """Run with a report on the terminal; say where the run is first and last, and how to go on after a stop."""
+    from rich.console import Console
+
+    from ffstream.reporting import make_observer
+
+    observer = make_observer(Console())
+    try:
+        run = start(observer)
+    except KeyboardInterrupt:
+        observer.on_stop()
+        _fail(f"ffstream: stopped; everything up to the last epoch is saved. Go on with: ffstream resume {path}", 130)
+    except BaseException:
+        observer.on_stop()
+        raise
+    typer.echo(f"run {run.path}: done. Next: ffstream evaluate {run.path}")
+
+
+def _number_or_word(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(" ".join(message.split("\n")), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,296 @@
+"""The configuration of a run: frozen dataclasses, one a section, read from and written to TOML.
+
+A setting is named by its dotted path: `layers`, `objective.scale`. Precedence, lowest first: the defaults here, the
+recipe, the TOML file, `--set` and the other command-line options. No torch is imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ffstream.errors import ConfigError, nearest
+from ffstream.recipes import RECIPES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# A section left out is filled in by the recipe when the Config is made; typed Any so that the field keeps its own type.
+_FROM_RECIPE: Any = None
+
+# Settings that may change between two sessions of one run without changing what a layer learns.
+_FREE_SETTINGS = ("layers", "device", "data_root", "cache.tier")
+_FREE_SECTIONS = ("readout",)
+
+
+def _limit(default: Any, **rules: Any) -> Any:
+    """A dataclass field whose value is checked: at_least, above, at_most, below, choices, word (a keyword allowed)."""
+    return field(default=default, metadata=rules)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of one layer and what surrounds it."""
+
+    kind: str = "linear"  # a registered layer kind
+    input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
+    dropout: float = _limit(0.25, at_least=0.0, below=1.0)  # on the rows that a layer reads, while it trains
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """How the label reaches a layer."""
+
+    method: str = _limit("injection", choices=("injection", "overlay"))
+    embedding_std: float = _limit(1.0, above=0.0)  # injection: U ~ N(0, std^2)
+
+
+@dataclass(frozen=True)
+class NegativesConfig:
+    """Which wrong labels a layer is trained against."""
+
+    sampler: str = "uniform"  # a registered negative sampler
+    per_step: int = _limit(3, at_least=1)  # K: wrong labels a sample in each step
+    per_sample: int | str = _limit("all", at_least=1, word="all")  # overlay: R, wrong labels cached a sample
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The layer-local objective: objective(scale * (goodness - threshold))."""
+
+    name: str = "cross_entropy"  # a registered objective
+    goodness: str = "mean_squares"  # a registered goodness
+    threshold: float | str = _limit("auto", word="auto")  # theta; auto: the width for sums, 1 for means
+    scale: float = _limit(30.0, above=0.0)  # one over the temperature
+    peer_normalisation: float = _limit(0.0, at_least=0.0)  # strength (Hinton's program: 0.03)
+    peer_momentum: float = _limit(0.9, at_least=0.0, below=1.0)  # of the running mean activity of each unit
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """The optimiser and its schedule: constant until `decay_start` of the steps, then linear to zero."""
+
+    name: str = _limit("adam", choices=("adam", "adamw", "sgd"))
+    learning_rate: float = _limit(6e-3, above=0.0)
+    weight_decay: float = _limit(0.0, at_least=0.0)
+    momentum: float = _limit(0.9, at_least=0.0, below=1.0)  # sgd only
+    decay_start: float = _limit(0.5, at_least=0.0, at_most=1.0)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The activation cache."""
+
+    tier: str = _limit("auto", choices=("auto", "device", "host", "disk"))
+    dtype: str = _limit("bf16", choices=("bf16", "fp16", "fp32"))
+    shard_samples: int = _limit(4096, at_least=1)  # samples a shard; also the block of the block shuffle
+
+
+@dataclass(frozen=True)
+class ReadoutConfig:
+    """The softmax readout on the normalised activities of all but the first layer."""
+
+    epochs: int = _limit(5, at_least=1)  # a layer
+    batch: int = _limit(256, at_least=1)
+    learning_rate: float = _limit(1e-3, above=0.0)
+    weight_decay: float = _limit(0.003, at_least=0.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run does.
+
+    `Config(layers=40, width=500, data="mnist")` is complete: the sections come from the recipe. A single nested
+    setting is changed with `config.override({"objective.scale": 10.0})`.
+
+    Raises ConfigError for a value of the wrong type or out of range.
+    """
+
+    recipe: str = "inject"
+    data: str = "digits"  # a registered source, a folder of images by class, a .safetensors or a .npz file
+    data_root: str = ""  # where torchvision's archives lie; "" is $FFSTREAM_DATA or the user's cache folder
+    validation_fraction: float = _limit(1 / 12, at_least=0.0, below=1.0)  # of the training data
+    layers: int = _limit(4, at_least=1)
+    width: int = _limit(500, at_least=1)  # units a layer
+    epochs: int = _limit(20, at_least=1)  # a layer
+    batch: int | str = _limit(_FROM_RECIPE, at_least=1, word="auto")
+    seed: int = _limit(0, at_least=0)
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    precision: str = _limit("auto", choices=("auto", "bf16", "fp32"))  # of the matrix products; weights stay fp32
+    network: NetworkConfig = _FROM_RECIPE
+    labels: LabelsConfig = _FROM_RECIPE
+    negatives: NegativesConfig = _FROM_RECIPE
+    objective: ObjectiveConfig = _FROM_RECIPE
+    optimiser: OptimiserConfig = _FROM_RECIPE
+    cache: CacheConfig = _FROM_RECIPE
+    readout: ReadoutConfig = _FROM_RECIPE
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ConfigError(f"config recipe: unknown recipe {self.recipe!r}; {nearest(self.recipe, RECIPES)}")
+        recipe = RECIPES[self.recipe]
+        if self.batch is None:
+            object.__setattr__(self, "batch", recipe.get("batch", "auto"))
+        for name, section in _SECTIONS.items():
+            if getattr(self, name) is None:
+                settings = {key.partition(".")[2]: v for key, v in recipe.items() if key.startswith(f"{name}.")}
+                object.__setattr__(self, name, section(**settings))
+            _check_fields(getattr(self, name), prefix=f"{name}.")
+        _check_fields(self, prefix="")
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> Config:
+        """Make a Config from nested settings, as a TOML file holds them. Raises ConfigError."""
+        flat = _flatten(settings)
+        base = cls(recipe=flat["recipe"]) if isinstance(flat.get("recipe"), str) else cls()
+        return base.override(flat)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Config:
+        """Read a TOML file. Raises ConfigError when it is absent, unreadable or holds an unknown setting."""
+        return cls.from_mapping(read_toml(path))
+
+    def override(self, settings: Mapping[str, Any]) -> Config:
+        """A copy with dotted settings replaced, such as {"objective.scale": 10.0}. Raises ConfigError."""
+        known = self.to_flat()
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"config {key}: unknown setting; {nearest(key, known)}")
+        top = {key: value for key, value in settings.items() if "." not in key}
+        for name in _SECTIONS:
+            part = {key.partition(".")[2]: v for key, v in settings.items() if key.startswith(f"{name}.")}
+            if part:
+                top[name] = dataclasses.replace(getattr(self, name), **part)
+        return dataclasses.replace(self, **top)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Nested plain settings, the inverse of `from_mapping`."""
+        return dataclasses.asdict(self)
+
+    def to_flat(self) -> dict[str, Any]:
+        """Settings by dotted path."""
+        return _flatten(self.to_mapping())
+
+    def to_toml(self) -> str:
+        """The TOML text that `from_toml` reads back to an equal Config."""
+        lines, sections = [], []
+        for name, value in self.to_mapping().items():
+            if isinstance(value, dict):
+                rows = [f"{key} = {json.dumps(entry)}" for key, entry in value.items()]
+                sections.append("\n".join([f"[{name}]", *rows]))
+            else:
+                lines.append(f"{name} = {json.dumps(value)}")
+        return "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what a layer learns: two runs that agree on them share their layers."""
+        return {
+            key: value
+            for key, value in self.to_flat().items()
+            if key not in _FREE_SETTINGS and key.partition(".")[0] not in _FREE_SECTIONS
+        }
+
+    def fingerprint(self) -> str:
+        """Digest of `identity`."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: Config) -> list[str]:
+        """Lines "key: mine, theirs" for the settings of `identity` in which the two differ."""
+        mine, theirs = self.identity(), other.identity()
+        return [f"{key}: {mine[key]!r}, {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+
+
+_SECTIONS: dict[str, Any] = {
+    "network": NetworkConfig,
+    "labels": LabelsConfig,
+    "negatives": NegativesConfig,
+    "objective": ObjectiveConfig,
+    "optimiser": OptimiserConfig,
+    "cache": CacheConfig,
+    "readout": ReadoutConfig,
+}
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Nested settings of a TOML file. Raises ConfigError when it is absent or does not parse."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path}: cannot be read ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config file {path}: not valid TOML ({error})") from error
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `section.key=value` into the dotted key and a TOML value; a bare word is a string. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: found no '=', allowed section.key=value, for example objective.scale=10")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and name in _SECTIONS:
+            flat.update({f"{name}.{key}": entry for key, entry in value.items()})
+        elif isinstance(value, Mapping):
+            raise ConfigError(f"config [{name}]: unknown section; {nearest(name, _SECTIONS)}")
+        elif name in _SECTIONS:
+            raise ConfigError(f"config {name}: found {value!r}, allowed a section of settings, [{name}]")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _check_fields(section: Any, prefix: str) -> None:
+    hints = get_type_hints(type(section))
+    for item in dataclasses.fields(section):
+        if item.name in _SECTIONS:
+            continue
+        value = getattr(section, item.name)
+        problem = _problem(value, str(hints[item.name]), item.metadata)
+        if problem:
+            raise ConfigError(f"config {prefix}{item.name}: found {value!r}, allowed {problem}")
+        if isinstance(value, int) and not isinstance(value, bool) and "float" in str(hints[item.name]):
+            object.__setattr__(section, item.name, float(value))  # so that 1 and 1.0 have one fingerprint
+
+
+def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
+    """What would have been allowed, or "" when the value is."""
+    word = rules.get("word")
+    if word is not None and value == word:
+        return ""
+    if "bool" in hint:
+        return "" if isinstance(value, bool) else "true or false"
+    if "int" in hint or "float" in hint:
+        kind, types = ("a number", (int, float)) if "float" in hint else ("an integer", (int,))
+        signs = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
+        bounds = " and ".join(f"{sign} {rules[rule]:g}" for rule, sign in signs.items() if rule in rules)
+        allowed = f"{kind} {bounds}".rstrip() + (f", or {word!r}" if word is not None else "")
+        if isinstance(value, bool) or not isinstance(value, types) or not math.isfinite(value):
+            return allowed
+        inside = (
+            value >= rules.get("at_least", value)
+            and value <= rules.get("at_most", value)
+            and not ("above" in rules and value <= rules["above"])
+            and not ("below" in rules and value >= rules["below"])
+        )
+        return "" if inside else allowed
+    if not isinstance(value, str):
+        return "a string"
+    if "choices" in rules and value not in rules["choices"]:
+        return nearest(value, rules["choices"]).removeprefix("allowed: ")
+    return ""

@@ -1,0 +1,28 @@
+"""Data sets: by name, from a folder of images, or from a file of arrays."""
+
+from pathlib import Path
+
+from ffstream.data.dataset import Dataset, Split, split_validation
+from ffstream.data.standard import SOURCES, default_data_root
+from ffstream.errors import DataError, nearest
+
+__all__ = ["SOURCES", "Dataset", "Split", "load_dataset", "split_validation"]
+
+
+def load_dataset(source: str, data_root: str = "") -> Dataset:
+    """Load the data set that `--data` names. Raises DataError when it is unknown, absent or unreadable."""
+    if source in SOURCES:
+        return SOURCES[source](Path(data_root).expanduser() if data_root else default_data_root())
+    path = Path(source).expanduser()
+    if path.suffix in (".safetensors", ".npz"):
+        from ffstream.data.arrays import load_arrays
+
+        return load_arrays(path)
+    if path.is_dir():
+        from ffstream.data.folder import load_folder
+
+        return load_folder(path)
+    raise DataError(
+        f"data {source}: neither a known data set, a folder of images by class, nor a .safetensors or .npz file; "
+        f"{nearest(source, SOURCES)}"
+    )

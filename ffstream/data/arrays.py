@@ -1,0 +1,61 @@
+"""Arrays in a .safetensors or .npz file: train.images, train.labels and, optionally, test.images, test.labels."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ffstream.data.dataset import Dataset, Split, check_dataset
+from ffstream.errors import DataError
+
+# The same arrays under the names that people use: ours, with underscores, and those of keras.
+_NAMES = {
+    "train.images": ("train.images", "train_images", "x_train"),
+    "train.labels": ("train.labels", "train_labels", "y_train"),
+    "test.images": ("test.images", "test_images", "x_test"),
+    "test.labels": ("test.labels", "test_labels", "y_test"),
+}
+
+
+def load_arrays(path: Path, name: str | None = None) -> Dataset:
+    """Read a file of arrays. Raises DataError when it is absent, unreadable or lacks an array. Never unpickles."""
+    name = name or str(path)
+    if not path.is_file():
+        raise DataError(f"data {name}: no such file")
+    try:
+        arrays = load_file(path) if path.suffix == ".safetensors" else _load_npz(path)
+    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+        raise DataError(f"data {name}: cannot be read as {path.suffix} ({error})") from error
+    train = _find_split(arrays, "train", name)
+    if train is None:
+        raise DataError(f"data {name}: found arrays {sorted(arrays)}, needs train.images and train.labels")
+    return check_dataset(name, train, _find_split(arrays, "test", name))
+
+
+def _load_npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: torch.from_numpy(np.ascontiguousarray(file[key])) for key in file.files}
+
+
+def _find_split(arrays: dict[str, Tensor], part: str, name: str) -> Split | None:
+    found = [
+        next((arrays[alias] for alias in _NAMES[f"{part}.{what}"] if alias in arrays), None)
+        for what in ("images", "labels")
+    ]
+    images, labels = found
+    if images is None or labels is None:
+        if images is None and labels is None:
+            return None
+        missing = "labels" if labels is None else "images"
+        raise DataError(f"data {name}: found one of {part}.images and {part}.labels, {part}.{missing} is missing")
+    if images.is_complex() or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(
+            f"data {name}: {part} images are {images.dtype} and labels {labels.dtype}, allowed numbers and integers"
+        )
+    return Split(images, labels.to(torch.int64))

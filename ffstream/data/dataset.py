@@ -1,0 +1,111 @@
+"""What a data set is, wherever it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ffstream import seeding
+from ffstream.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (n, *shape) in any number type and labels (n,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training data, test data where the source has any, and the names of the classes."""
+
+    name: str
+    train: Split
+    test: Split | None
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def num_features(self) -> int:
+        return self.train.images[0].numel()
+
+    def digest(self) -> str:
+        """Digest of the training data: a run refuses to go on with other data."""
+        digest = hashlib.sha256(str((self.train.images.dtype, self.train.images.shape)).encode())
+        for tensor in (self.train.images, self.train.labels):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def scale(self) -> float:
+        """The largest magnitude among the training images; images are divided by it."""
+        largest = max(abs(float(self.train.images.max())), abs(float(self.train.images.min())))
+        return largest or 1.0
+
+
+def check_dataset(name: str, train: Split, test: Split | None, class_names: tuple[str, ...] | None = None) -> Dataset:
+    """Make a Dataset from what a source read. Raises DataError when shapes, types or values do not fit."""
+    for part, split in (("train", train), ("test", test)):
+        if split is not None:
+            _check_split(name, part, split)
+    if test is not None and test.images.shape[1:] != train.images.shape[1:]:
+        raise DataError(
+            f"data {name}: test images have shape {tuple(test.images.shape[1:])}, training images "
+            f"{tuple(train.images.shape[1:])}; both must be the same"
+        )
+    num_classes = len(class_names) if class_names else int(train.labels.max()) + 1
+    if num_classes < 2:
+        raise DataError(f"data {name}: found one class only, allowed 2 or more; Forward-Forward needs wrong labels")
+    for part, split in (("train", train), ("test", test)):
+        if split is not None and int(split.labels.max()) >= num_classes:
+            raise DataError(
+                f"data {name}: {part} labels go up to {int(split.labels.max())}, allowed 0 to {num_classes - 1}, "
+                "the classes of the training data"
+            )
+    return Dataset(name, train, test, class_names or tuple(str(label) for label in range(num_classes)))
+
+
+def _check_split(name: str, part: str, split: Split) -> None:
+    images, labels = split.images, split.labels
+    if images.dim() < 2 or len(images) == 0 or images[0].numel() == 0:
+        raise DataError(f"data {name}: {part} images have shape {tuple(images.shape)}, allowed (n, ...) with n > 0")
+    if labels.dim() != 1 or len(labels) != len(images):
+        raise DataError(
+            f"data {name}: {part} labels have shape {tuple(labels.shape)}, allowed ({len(images)},), one an image"
+        )
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        row = int((~torch.isfinite(images.flatten(1)).all(dim=1)).nonzero()[0])
+        raise DataError(f"data {name}: {part} image {row} holds a value that is not finite; remove it or mend the file")
+    if int(labels.min()) < 0:
+        raise DataError(f"data {name}: {part} labels go down to {int(labels.min())}, allowed integers from 0")
+
+
+def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Cut the training data into what is trained on and a validation split, both in one seeded order.
+
+    This order is the one permutation of the whole data that a run makes. Raises DataError when a part would be empty.
+    """
+    train = dataset.train
+    num_validation = round(len(train) * fraction)
+    if num_validation >= len(train) or (fraction > 0 and num_validation == 0):
+        raise DataError(
+            f"data {dataset.name}: validation_fraction {fraction:g} of {len(train)} samples leaves one part empty; "
+            "choose another fraction, or 0 for no validation"
+        )
+    order = torch.randperm(len(train), generator=seeding.generator(seed, 0, 0, "split"))
+    held_out, kept = order[:num_validation], order[num_validation:]
+    return Split(train.images[kept], train.labels[kept]), Split(train.images[held_out], train.labels[held_out])

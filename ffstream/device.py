@@ -1,0 +1,51 @@
+"""Which device and which precision a run uses."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from ffstream.errors import DeviceError
+
+_PROBE_SIZE = (256, 1024)
+_PROBE_REPEATS = 5
+_WORTHWHILE_SPEEDUP = 1.5
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto", "cpu", "cuda" or "cuda:N" to a device that is there. Raises DeviceError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+        raise DeviceError(f"device {name!r}: unknown; allowed: auto, cpu, cuda, cuda:N")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(f"device {name!r}: torch {torch.__version__} finds no CUDA device here; use --device cpu")
+        count = torch.cuda.device_count()
+        if int(number or 0) >= count:
+            raise DeviceError(f"device {name!r}: found {count} CUDA devices, allowed cuda:0 to cuda:{count - 1}")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """ "auto" to "bf16" where the device multiplies it faster than fp32, else "fp32". On a CPU this is measured."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    best_s = {torch.bfloat16: float("inf"), torch.float32: float("inf")}
+    for _ in range(_PROBE_REPEATS):  # in turn, and the best of each: another program may be running
+        for dtype in best_s:
+            best_s[dtype] = min(best_s[dtype], _time_product(dtype))
+    return "bf16" if best_s[torch.bfloat16] * _WORTHWHILE_SPEEDUP < best_s[torch.float32] else "fp32"
+
+
+def _time_product(dtype: torch.dtype) -> float:
+    rows, width = _PROBE_SIZE
+    left, right = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+    torch.nn.functional.linear(left, right)
+    start_s = time.perf_counter()
+    torch.nn.functional.linear(left, right)
+    return time.perf_counter() - start_s

@@ -1,0 +1,73 @@
+"""What can go wrong for a user, as one tree of exceptions.
+
+    FFStreamError            every error a user can meet; its text is one line
+    ├── ConfigError          a setting that is unknown, of the wrong type or out of range
+    ├── DataError            a data set that is absent, unreadable or of the wrong shape
+    ├── DeviceError          a device that is unknown or absent
+    ├── DivergedError        a loss that is no longer finite
+    ├── StorageError         a disk that is full or refuses to be written
+    └── RunError             a run directory that cannot be used as asked
+        ├── RunMismatchError it belongs to another configuration or to other data
+        ├── RunLockedError   another live process is using it
+        └── CorruptFileError a file in it is truncated or altered
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FFStreamError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ConfigError(FFStreamError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class DataError(FFStreamError):
+    """A data set is absent, unreadable or of the wrong shape."""
+
+
+class DeviceError(FFStreamError):
+    """A device is unknown or absent."""
+
+
+class DivergedError(FFStreamError):
+    """A loss is no longer finite."""
+
+
+class StorageError(FFStreamError):
+    """A disk is full or refuses to be written."""
+
+
+class RunError(FFStreamError):
+    """A run directory cannot be used as asked."""
+
+
+class RunMismatchError(RunError):
+    """A run directory belongs to another configuration or to other data."""
+
+
+class RunLockedError(RunError):
+    """Another live process is using the run directory."""
+
+
+class CorruptFileError(RunError):
+    """A file of a run is truncated or altered."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Name the nearest allowed word, or all of them when none is near: the tail of an error about an unknown name."""
+    words = sorted(allowed)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    if close and len(words) > _LONG_LIST:
+        return f"did you mean {close[0]!r}?"
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed: {', '.join(words)}"
+
+
+_LONG_LIST = 10

@@ -1,0 +1,124 @@
+"""Durable files: temporary file in the same folder, flush, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ffstream.errors import CorruptFileError, StorageError
+
+_TEMPORARY = ".tmp-"
+_UMASK = os.umask(0)  # can only be read by setting it; once, before there are threads
+os.umask(_UMASK)
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full, failing or forbidden disk into a StorageError that names the file and what to do.
+
+    Some libraries wrap the system's error in their own type and keep only its text, so the text is read as well.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _STORAGE_ERRORS:
+            raise
+        raise StorageError(_storage_message(path, str(error.strerror))) from error
+    except Exception as error:
+        if "os error" not in str(error) or type(error).__name__ != "SafetensorError":
+            raise
+        raise StorageError(_storage_message(path, str(error))) from error
+
+
+def _storage_message(path: Path, reason: str) -> str:
+    return (
+        f"cannot write {path}: {reason}; free space or mend permissions there, then resume: "
+        "nothing that was committed is lost"
+    )
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path`, durably; on any failure it is removed."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            descriptor = os.open(temporary, os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.chmod(0o666 & ~_UMASK)  # mkstemp and safetensors leave 0600
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` durably, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` durable."""
+    if os.name == "nt":  # directories cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left half-written anywhere below `folder`."""
+    for path in folder.rglob(f"{_TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file. Raises OSError when it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON manifest that carries the digest of its own content, durably."""
+    sealed = {**content, "manifest_sha256": _content_digest(content)}
+    write_atomic(path, (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest and check its digest. Raises CorruptFileError; FileNotFoundError when there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+        digest = content.pop("manifest_sha256")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CorruptFileError(f"manifest {path}: not a manifest of ffstream ({error}); {_RESTORE}") from error
+    if digest != _content_digest(content):
+        raise CorruptFileError(f"manifest {path}: altered since it was written (its digest differs); {_RESTORE}")
+    return dict(content)
+
+
+_RESTORE = "restore it from a copy, or delete its folder to have it made again"
+
+
+def _content_digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,62 @@
+"""Goodness: one number a sample that says how much a layer likes it (Hinton 2022, section 2).
+
+A goodness is a function of a layer's activities h = relu(preactivation), shape (n, num_units). Those here are sums over
+units, so that a layer can be cut into groups of units.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ffstream.registry import Registry
+
+
+class Goodness:
+    """A differentiable goodness. A subclass needs `value`; `gradient_` may be overridden by a closed form."""
+
+    def value(self, activities: Tensor) -> Tensor:
+        """Goodness of each row: (n, num_units) -> (n,)."""
+        raise NotImplementedError
+
+    def gradient_(self, activities: Tensor, upstream: Tensor) -> Tensor:
+        """Gradient with respect to the preactivations, through the ReLU: (n, num_units), (n,) -> (n, num_units).
+
+        `upstream` is dL/dgoodness. The result may reuse the memory of `activities`.
+        """
+        with torch.enable_grad():
+            leaf = activities.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.value(leaf), leaf, upstream)
+        return gradient.mul_(activities > 0)
+
+    def default_threshold(self, num_units: int) -> float:
+        """The threshold theta for `threshold = "auto"`: the goodness of a row of unit RMS."""
+        return float(self.value(torch.ones(1, num_units)))
+
+
+class SquaredGoodness(Goodness):
+    """sign * sum(h^2), or its mean over units. A negative sign makes positive samples quiet (Hinton 2022, sec. 2)."""
+
+    def __init__(self, *, mean: bool, sign: int) -> None:
+        self._mean = mean
+        self._sign = sign
+
+    def value(self, activities: Tensor) -> Tensor:
+        """Goodness of each row: (n, num_units) -> (n,)."""
+        # vector_norm reads the rows once and writes no squared copy of them.
+        length: Tensor = torch.linalg.vector_norm(activities, dim=1)
+        return length.square() * self._factor(activities)
+
+    def gradient_(self, activities: Tensor, upstream: Tensor) -> Tensor:
+        """2 h * upstream, in place; the ReLU's mask is implied, as h is zero where it closes."""
+        return activities.mul_((upstream * (2 * self._factor(activities))).unsqueeze(1))
+
+    def _factor(self, activities: Tensor) -> float:
+        return self._sign / (activities.shape[1] if self._mean else 1)
+
+
+GOODNESSES: Registry[Goodness] = Registry("goodness")
+GOODNESSES.register("sum_squares", SquaredGoodness(mean=False, sign=1))
+GOODNESSES.register("mean_squares", SquaredGoodness(mean=True, sign=1))
+GOODNESSES.register("neg_sum_squares", SquaredGoodness(mean=False, sign=-1))
+GOODNESSES.register("neg_mean_squares", SquaredGoodness(mean=True, sign=-1))

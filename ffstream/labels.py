@@ -1,0 +1,219 @@
+"""How the label reaches a layer: by overlay on the input, or by injection into every layer.
+
+A label method decides which rows the cache holds for a sample, which of them a step reads, and how the goodness of all
+C labels is read off. Rows have shape (samples, rows a sample, features).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ffstream.config import Config
+from ffstream.errors import ConfigError
+from ffstream.goodness import Goodness
+from ffstream.layers import Layer
+from ffstream.negatives import NEGATIVE_SAMPLERS, NegativeSampler, distinct_offsets
+from ffstream.normalisation import length_normalise
+
+
+class LabelMethod(ABC):
+    """How the label reaches a layer. `images` are (n, features), scaled to at most 1; `labels` are (n,) int64."""
+
+    uses_embedding: bool
+    num_training_rows: int  # a sample, in the training cache
+    num_sweep_rows: int  # a sample, in a cache that all labels are read off
+
+    @abstractmethod
+    def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows of the first training cache: (n, num_training_rows, features)."""
+
+    @abstractmethod
+    def sweep_rows(self, images: Tensor) -> Tensor:
+        """Rows of the first cache of a label sweep: (n, num_sweep_rows, features)."""
+
+    @abstractmethod
+    def neutral_rows(self, images: Tensor) -> Tensor:
+        """Rows that favour no label, for the softmax readout: (n, 1, features)."""
+
+    @abstractmethod
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The positive and K negatives of each sample, as this method counts them: (n, 1 + K) int64."""
+
+    @abstractmethod
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
+        """The rows that a step multiplies by the weights: (m, features), for the samples `index` of a block."""
+
+    @abstractmethod
+    def activities(self, layer: Layer, preactivations: Tensor, candidates: Tensor) -> list[Tensor]:
+        """Activities of each candidate, 1 + K tensors (n, num_units). May reuse the memory of `preactivations`."""
+
+    @abstractmethod
+    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor) -> Tensor:
+        """dL/dpreactivations from that of each candidate; sets the gradient of the label embedding."""
+
+    @abstractmethod
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
+        """Goodness of all labels, (n, num_classes), from the preactivations of n samples' sweep rows."""
+
+
+class LabelInjection(LabelMethod):
+    """h = relu(W x + b + U[label]) at every layer: one label-free row a sample, candidates are labels."""
+
+    uses_embedding = True
+    num_training_rows = 1
+    num_sweep_rows = 1
+
+    def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int) -> None:
+        self._num_classes = num_classes
+        self._sampler = sampler
+        self._num_negatives = num_negatives
+
+    def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The normalised image: (n, 1, features)."""
+        return self.sweep_rows(images)
+
+    def sweep_rows(self, images: Tensor) -> Tensor:
+        """The normalised image: (n, 1, features)."""
+        return length_normalise(images).unsqueeze(1)
+
+    def neutral_rows(self, images: Tensor) -> Tensor:
+        """The normalised image: (n, 1, features)."""
+        return self.sweep_rows(images)
+
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Labels, the true one first: (n, 1 + K)."""
+        wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
+        return torch.cat([labels.unsqueeze(1), wrong], dim=1)
+
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
+        """One row a sample: (n, features), shared by all candidates."""
+        return block.flatten(0, 1).index_select(0, index)
+
+    def activities(self, layer: Layer, preactivations: Tensor, candidates: Tensor) -> list[Tensor]:
+        """relu(z + U[label]) for each candidate label."""
+        embedding = _embedding(layer)
+        return [embedding.index_select(0, column).add_(preactivations).relu_() for column in candidates.unbind(1)]
+
+    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor) -> Tensor:
+        """dz is the sum over candidates; dU[c] the sum over the samples with candidate c."""
+        assert layer.label_embedding is not None
+        if layer.label_embedding.grad is None:
+            layer.label_embedding.grad = torch.empty_like(layer.label_embedding)
+        layer.label_embedding.grad.zero_()
+        for column, gradient in zip(candidates.unbind(1), gradients, strict=True):
+            layer.label_embedding.grad.index_add_(0, column, gradient)
+        total = gradients[0]
+        for gradient in gradients[1:]:
+            total.add_(gradient)
+        return total
+
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
+        """Every label's goodness from one matrix product: z + U[c] for every c."""
+        return torch.stack([goodness.value((preactivations + u).relu_()) for u in _embedding(layer)], dim=1)
+
+
+class LabelOverlay(LabelMethod):
+    """The label replaces the first C features of the image (Hinton 2022, section 3.3); candidates are cached rows.
+
+    With all wrong labels cached, row c of a sample carries label c; with R of them, row 0 carries the true label.
+    """
+
+    uses_embedding = False
+
+    def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int, num_cached: int) -> None:
+        self._num_classes = num_classes
+        self._sampler = sampler
+        self._num_negatives = num_negatives
+        self._num_cached = num_cached
+        self.num_training_rows = 1 + num_cached
+        self.num_sweep_rows = num_classes
+
+    @property
+    def _caches_all(self) -> bool:
+        return self._num_cached == self._num_classes - 1
+
+    def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """(n, 1 + R, features)."""
+        if self._caches_all:
+            return self.sweep_rows(images)
+        wrong = self._sampler(labels, self._num_classes, self._num_cached, generator)
+        shown = torch.cat([labels.unsqueeze(1), wrong], dim=1)
+        return self._overlay(images, torch.nn.functional.one_hot(shown, self._num_classes).to(images.dtype))
+
+    def sweep_rows(self, images: Tensor) -> Tensor:
+        """(n, num_classes, features)."""
+        codes = torch.eye(self._num_classes, dtype=images.dtype)
+        return self._overlay(images, codes.expand(len(images), -1, -1))
+
+    def neutral_rows(self, images: Tensor) -> Tensor:
+        """(n, 1, features), every label pixel at 1/C (the neutral label of the paper)."""
+        codes = torch.full((len(images), 1, self._num_classes), 1 / self._num_classes, dtype=images.dtype)
+        return self._overlay(images, codes)
+
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows of the sample, the positive one first: (n, 1 + K)."""
+        if self._caches_all:
+            positive = labels.unsqueeze(1)
+            wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
+        else:
+            positive = torch.zeros(len(labels), 1, dtype=torch.int64)
+            wrong = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)
+        return torch.cat([positive, wrong], dim=1)
+
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
+        """((1 + K) n, features): all positives, then all first negatives, and so on."""
+        rows = (index.unsqueeze(1) * block.shape[1] + candidates).t().reshape(-1)
+        return block.flatten(0, 1).index_select(0, rows)
+
+    def activities(self, layer: Layer, preactivations: Tensor, candidates: Tensor) -> list[Tensor]:
+        """relu(z), in place, cut into candidates."""
+        return list(preactivations.relu_().chunk(candidates.shape[1]))
+
+    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor) -> Tensor:
+        """The candidates' gradients one above the other, as the rows were."""
+        return torch.cat(gradients)
+
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
+        """Row c of a sample carries label c."""
+        return goodness.value(torch.relu(preactivations)).view(-1, self._num_classes)
+
+    def _overlay(self, images: Tensor, codes: Tensor) -> Tensor:
+        rows = images.unsqueeze(1).repeat(1, codes.shape[1], 1)
+        rows[:, :, : self._num_classes] = codes
+        return length_normalise(rows)
+
+
+def make_label_method(config: Config, num_classes: int, num_features: int) -> LabelMethod:
+    """The label method of a configuration. Raises ConfigError when it does not fit the data."""
+    sampler = NEGATIVE_SAMPLERS[config.negatives.sampler]
+    num_wrong = num_classes - 1
+    num_negatives = config.negatives.per_step
+    if num_negatives > num_wrong:
+        raise ConfigError(
+            f"config negatives.per_step: found {num_negatives}, allowed at most {num_wrong}, "
+            f"the wrong labels of {num_classes} classes"
+        )
+    if config.labels.method == "injection":
+        return LabelInjection(num_classes, sampler, num_negatives)
+    if num_classes > num_features:
+        raise ConfigError(
+            f"config labels.method: overlay needs a feature for each of the {num_classes} classes, found "
+            f"{num_features} features; use labels.method=injection"
+        )
+    per_sample = config.negatives.per_sample
+    num_cached = num_wrong if isinstance(per_sample, str) else per_sample
+    if not num_negatives <= num_cached <= num_wrong:
+        raise ConfigError(
+            f"config negatives.per_sample: found {num_cached}, allowed {num_negatives} (negatives.per_step) to "
+            f"{num_wrong} (the wrong labels of {num_classes} classes), or 'all'"
+        )
+    return LabelOverlay(num_classes, sampler, num_negatives, num_cached)
+
+
+def _embedding(layer: Layer) -> Tensor:
+    if layer.label_embedding is None:
+        raise ConfigError(f"label injection needs a layer with a label embedding, found {type(layer).__name__} without")
+    return layer.label_embedding.detach()

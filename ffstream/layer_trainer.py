@@ -1,0 +1,174 @@
+"""Training of one layer on its cached input: the only optimiser loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream import seeding
+from ffstream.cache import ActivationCache, compute_batches, compute_shard_order
+from ffstream.config import Config
+from ffstream.errors import DivergedError
+from ffstream.goodness import GOODNESSES
+from ffstream.labels import LabelMethod
+from ffstream.layers import Layer
+from ffstream.objectives import OBJECTIVES
+from ffstream.transfer import BlockStream
+
+_TICK_S = 0.2  # between two reports within an epoch; each one makes the host wait for the device
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """Means over the samples of an epoch so far, measured on the batches as they were trained on."""
+
+    loss: float
+    goodness_positive: float
+    goodness_negative: float
+    separation: float  # P(g_pos > g_neg)
+    num_samples: int
+    elapsed_s: float
+
+
+def learning_rate_factor(progress: float, decay_start: float) -> float:
+    """1 until `decay_start` of the steps, then linear to 0. `progress` is the share of steps taken, in [0, 1)."""
+    return 1.0 if progress < decay_start else (1.0 - progress) / max(1.0 - decay_start, 1e-12)
+
+
+def drop_features(rows: Tensor, rate: float, num_candidates: int, generator: torch.Generator) -> Tensor:
+    """Dropout on rows (num_candidates * n, features): one mask a sample, so that candidates differ by label alone.
+
+    The rate is rounded to a 256th: a byte of randomness a feature, drawn eight at a time, costs a tenth of
+    `Tensor.bernoulli_` on a CPU.
+    """
+    threshold = round(rate * 256)
+    num_samples = len(rows) // num_candidates
+    num_bytes = num_samples * rows.shape[1]
+    words = torch.empty((num_bytes + 7) // 8, dtype=torch.int64, device=rows.device)
+    words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
+    kept = words.view(torch.uint8)[:num_bytes].view(num_samples, -1) >= threshold
+    mask = kept.to(rows.dtype).mul_(256 / (256 - threshold))
+    return (rows.view(num_candidates, num_samples, -1) * mask).view(rows.shape)
+
+
+class LayerTrainer:
+    """Trains one layer; its state between epochs is that of the layer and of the optimiser."""
+
+    def __init__(
+        self, layer: Layer, layer_index: int, config: Config, method: LabelMethod, device: torch.device
+    ) -> None:
+        self.layer = layer.to(device)
+        self.optimiser = _make_optimiser(layer, config)
+        self._index = layer_index
+        self._config = config
+        self._method = method
+        self._device = device
+        self._goodness = GOODNESSES[config.objective.goodness]
+        self._objective = OBJECTIVES[config.objective.name]
+        threshold = config.objective.threshold
+        self._threshold = self._goodness.default_threshold(layer.num_units) if isinstance(threshold, str) else threshold
+        assert isinstance(config.batch, int), "batch is resolved before training"
+        self._batch = config.batch
+
+    def train_epoch(
+        self,
+        stream: BlockStream,
+        cache: ActivationCache,
+        labels: Tensor,
+        epoch: int,
+        on_tick: Callable[[EpochFigures], None] | None = None,
+    ) -> EpochFigures:
+        """Visit every sample once, in the order that (seed, layer, epoch) decides.
+
+        `stream` reads `cache`; `labels` (num_samples,) are those of its samples. Raises DivergedError when the loss is
+        no longer finite.
+        """
+        start_s = last_tick_s = time.perf_counter()
+        totals = torch.zeros(4, device=self._device)
+        num_samples = 0
+        seed, dropout = self._config.seed, self._config.network.dropout
+        host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
+        dropout_generator = seeding.generator(seed, self._index, epoch, "dropout", self._device) if dropout else None
+        for shard, block in stream.blocks(compute_shard_order(cache.layout, seed, self._index, epoch)):
+            batches = compute_batches(len(block), self._batch, host_generator)
+            shard_labels = labels[cache.layout.shard_range(shard)]
+            candidates = self._method.draw_candidates(shard_labels, host_generator).to(self._device)
+            for index in batches:
+                self._set_learning_rate(epoch + num_samples / len(labels))
+                index = index.to(self._device)
+                totals += self._step(block, index, candidates.index_select(0, index), dropout_generator)
+                num_samples += len(index)
+                now_s = time.perf_counter()
+                if on_tick is not None and now_s - last_tick_s >= _TICK_S:
+                    last_tick_s = now_s
+                    on_tick(_figures(totals, num_samples, now_s - start_s))
+        figures = _figures(totals, num_samples, time.perf_counter() - start_s)
+        if not torch.isfinite(totals).all():
+            raise DivergedError(
+                f"layer {self._index + 1}, epoch {epoch + 1}: the loss is {figures.loss}, allowed a finite number; "
+                f"lower optimiser.learning_rate (found {self._config.optimiser.learning_rate:g}) or objective.scale "
+                f"(found {self._config.objective.scale:g}); finished layers are kept"
+            )
+        return figures
+
+    @torch.no_grad()
+    def _step(
+        self, block: Tensor, index: Tensor, candidates: Tensor, dropout_generator: torch.Generator | None
+    ) -> Tensor:
+        """One update from the samples `index` of a block. Returns summed loss, goodness (positive, negative), wins."""
+        num_candidates, num_samples = candidates.shape[1], len(index)
+        scale = self._config.objective.scale
+        rows = self._method.select(block, index, candidates)
+        if dropout_generator is not None:
+            shared = num_candidates if len(rows) != num_samples else 1
+            rows = drop_features(rows, self._config.network.dropout, shared, dropout_generator)
+        preactivations = self.layer.preactivations(rows)
+        activities = self._method.activities(self.layer, preactivations, candidates)
+        goodness = torch.stack([self._goodness.value(h) for h in activities], dim=1)
+        loss, gradient = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
+        peer_gradient = self._peer_gradient(activities[0]) if self._config.objective.peer_normalisation else None
+        gradient = gradient * (scale / num_samples)  # of the mean loss with respect to the goodness
+        gradients = [self._goodness.gradient_(h, g) for h, g in zip(activities, gradient.unbind(1), strict=True)]
+        if peer_gradient is not None:
+            gradients[0] += peer_gradient / num_samples
+        self.layer.backpropagate(rows, self._method.collect(self.layer, gradients, candidates))
+        self.optimiser.step()
+        positive, negatives = goodness[:, 0], goodness[:, 1:]
+        wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
+        return torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
+
+    def _peer_gradient(self, positive_activities: Tensor) -> Tensor:
+        """Pull of each unit's running mean activity towards that of its peers: (num_units,).
+
+        On the positive pass only and not gated by the ReLU, so that it revives dead units (as in Hinton's program).
+        """
+        objective, mean = self._config.objective, self.layer.mean_activity
+        mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum)
+        return (mean - mean.mean()) * objective.peer_normalisation
+
+    def _set_learning_rate(self, epochs_taken: float) -> None:
+        settings = self._config.optimiser
+        factor = learning_rate_factor(epochs_taken / self._config.epochs, settings.decay_start)
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.learning_rate * factor
+
+
+def _make_optimiser(layer: Layer, config: Config) -> torch.optim.Optimizer:
+    """Fused: one pass over parameter, gradient and state, and no extra copy of the parameters."""
+    settings = config.optimiser
+    shared: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
+    if settings.name == "adam":
+        return torch.optim.Adam(layer.parameters(), **shared)
+    if settings.name == "adamw":
+        return torch.optim.AdamW(layer.parameters(), **shared)
+    return torch.optim.SGD(layer.parameters(), momentum=settings.momentum, **shared)
+
+
+def _figures(totals: Tensor, num_samples: int, elapsed_s: float) -> EpochFigures:
+    loss, positive, negative, wins = (totals / num_samples).tolist()
+    return EpochFigures(loss, positive, negative, wins, num_samples, elapsed_s)

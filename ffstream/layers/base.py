@@ -1,0 +1,58 @@
+"""What every layer kind is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Layer(nn.Module):
+    """One layer: rows (n, in_features) in, preactivations (n, num_units) out, in float32.
+
+    A subclass makes its parameters in `initialise` and computes `preactivations` from them; with that alone it trains,
+    `backpropagate` being autograd through this one layer. `label_embedding` (num_classes, num_units) is there when
+    labels are injected: the activities under label c are relu(preactivations + label_embedding[c]).
+    """
+
+    label_embedding: nn.Parameter | None
+
+    def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.num_units = num_units
+        self.compute_dtype = compute_dtype
+        self.register_parameter("label_embedding", None)
+        # Running mean activity of each unit, for peer normalisation; Hinton's program starts it at 0.5.
+        self.mean_activity: Tensor
+        self.register_buffer("mean_activity", torch.full((num_units,), 0.5))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fill the parameters from `generator`, on the CPU."""
+        raise NotImplementedError
+
+    def add_label_embedding(self, num_classes: int, std: float, generator: torch.Generator) -> None:
+        """Add U ~ N(0, std^2), one row a class."""
+        self.label_embedding = nn.Parameter(torch.randn(num_classes, self.num_units, generator=generator) * std)
+
+    def preactivations(self, rows: Tensor) -> Tensor:
+        """(n, in_features) in any floating type -> (n, num_units) float32."""
+        raise NotImplementedError
+
+    def backpropagate(self, rows: Tensor, gradient: Tensor) -> None:
+        """Set `.grad` of the parameters, given dL/dpreactivations (n, num_units). Nothing flows into `rows`.
+
+        The gradient of `label_embedding` is not touched: it does not depend on the rows.
+        """
+        parameters = [p for name, p in self.named_parameters() if name != "label_embedding"]
+        with torch.enable_grad():
+            preactivations = self.preactivations(rows.detach())
+            gradients = torch.autograd.grad(preactivations, parameters, gradient)
+        for parameter, value in zip(parameters, gradients, strict=True):
+            parameter.grad = value
+
+    def forward(self, rows: Tensor, label: int | None = None) -> Tensor:
+        """Activities (n, num_units), under `label` when labels are injected and one is given."""
+        preactivations = self.preactivations(rows)
+        if label is not None and self.label_embedding is not None:
+            preactivations = preactivations + self.label_embedding[label]
+        return torch.relu(preactivations)

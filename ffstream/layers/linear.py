@@ -1,0 +1,38 @@
+"""The dense layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ffstream.layers.base import Layer
+
+
+class Linear(Layer):
+    """preactivations = x W^T + b, with W (num_units, in_features) ~ N(0, 1/in_features) and b zero.
+
+    The two matrix products of a step run in `compute_dtype`; weights and their gradient are float32.
+    """
+
+    def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(in_features, num_units, compute_dtype)
+        self.weight = nn.Parameter(torch.empty(num_units, in_features))
+        self.bias = nn.Parameter(torch.zeros(num_units))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """W ~ N(0, 1/in_features), as in Hinton's program."""
+        with torch.no_grad():
+            self.weight.normal_(0.0, self.in_features**-0.5, generator=generator)
+
+    def preactivations(self, rows: Tensor) -> Tensor:
+        """(n, in_features) -> (n, num_units) float32."""
+        return F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype)).float() + self.bias
+
+    def backpropagate(self, rows: Tensor, gradient: Tensor) -> None:
+        """dW = gradient^T x and db = sum(gradient): one matrix product, no graph, into buffers that are kept."""
+        if self.weight.grad is None or self.bias.grad is None:
+            self.weight.grad = torch.empty_like(self.weight)
+            self.bias.grad = torch.empty_like(self.bias)
+        self.weight.grad.copy_(gradient.to(self.compute_dtype).t() @ rows.to(self.compute_dtype))
+        torch.sum(gradient, dim=0, out=self.bias.grad)

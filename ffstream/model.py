@@ -1,0 +1,126 @@
+"""A finished network as a plain torch module, from a run directory or from one exported file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ffstream.cache import DTYPES
+from ffstream.checkpoint import RunDirectory
+from ffstream.config import Config
+from ffstream.errors import CorruptFileError, RunError
+from ffstream.files import atomic_path
+from ffstream.frozen import scale_images
+from ffstream.goodness import GOODNESSES
+from ffstream.labels import make_label_method
+from ffstream.layers import Layer
+from ffstream.network import build_layer, compute_layer_specs, hand_on
+
+_FORMAT = "ffstream-1"
+
+
+class FFNetwork(nn.Module):
+    """All layers of a run, resident, for inference.
+
+    `forward` maps images (n, *image_shape), in the units of the training data, to the goodness of every label summed
+    over all but the first layer, (n, num_classes). `class_names` names the columns.
+    """
+
+    def __init__(self, config: Config, data: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.image_shape: tuple[int, ...] = tuple(data["image_shape"])
+        self.class_names: tuple[str, ...] = tuple(data["class_names"])
+        self._data = data
+        self._specs = compute_layer_specs(config, data["num_features"])
+        self._method = make_label_method(config, data["num_classes"], data["num_features"])
+        self._goodness = GOODNESSES[config.objective.goodness]
+        self.layers = nn.ModuleList(build_layer(config, spec, data["num_classes"]) for spec in self._specs)
+
+    def goodness_by_layer(self, images: Tensor) -> list[Tensor]:
+        """Goodness of every label in each layer: one (n, num_classes) a layer."""
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(f"images have shape {tuple(images.shape)}, this network reads (n, *{self.image_shape})")
+        # Rows are made on the host and rounded to the cache's type, as they were for training.
+        dtype = DTYPES[self.config.cache.dtype]
+        rows = self._method.sweep_rows(scale_images(images.cpu(), self._data["scale"])).flatten(0, 1)
+        rows = rows.to(dtype).to(images.device)
+        found = []
+        for spec, module in zip(self._specs, self.layers, strict=True):
+            layer = cast(Layer, module)
+            preactivations = layer.preactivations(rows)
+            found.append(self._method.sweep(layer, self._goodness, preactivations))
+            rows = hand_on(spec, rows, preactivations).to(dtype)
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, *image_shape) -> (n, num_classes)."""
+        by_layer = self.goodness_by_layer(images)
+        return torch.stack(by_layer[1:] or by_layer).sum(dim=0)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """The label of each image: (n, *image_shape) -> (n,) int64."""
+        return self.forward(images).argmax(dim=1)
+
+
+def load_network(path: str | Path) -> FFNetwork:
+    """Load a run directory (its finished layers) or a file written by `export_network`, on the CPU.
+
+    Raises RunError when there is nothing to load, CorruptFileError when a file is truncated or altered.
+    """
+    path = Path(path)
+    return _load_run(RunDirectory(path)) if path.is_dir() else _load_file(path)
+
+
+def export_network(directory: RunDirectory, path: Path) -> int:
+    """Write the finished layers of a run to one safetensors file that `load_network` reads. Returns their number."""
+    network = _load_run(directory)
+    metadata = {
+        "format": _FORMAT,
+        "config": json.dumps(network.config.to_mapping()),
+        "data": json.dumps(directory.read_data()),
+    }
+    with atomic_path(path) as temporary:
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary, metadata)
+    return len(network.layers)
+
+
+def _load_run(directory: RunDirectory) -> FFNetwork:
+    if not directory.exists():
+        raise RunError(f"run {directory.path}: no run there")
+    num_layers = directory.count_layers()
+    if num_layers == 0:
+        raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
+    config = Config.from_toml(directory.path / "config.toml").override({"layers": num_layers})
+    network = FFNetwork(config, directory.read_data())
+    for index, layer in enumerate(network.layers):
+        directory.load_layer(index, cast(Layer, layer))
+    return network.eval()
+
+
+def _load_file(path: Path) -> FFNetwork:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"file {path}: cannot be read as a safetensors file ({error})") from error
+    if metadata.get("format") != _FORMAT:
+        raise RunError(
+            f"file {path}: not exported by ffstream (format {metadata.get('format')!r}, allowed {_FORMAT!r})"
+        )
+    try:
+        network = FFNetwork(Config.from_mapping(json.loads(metadata["config"])), json.loads(metadata["data"]))
+        network.load_state_dict(tensors)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CorruptFileError(
+            f"file {path}: its tensors do not fit its configuration ({error}); export it again"
+        ) from error
+    return network.eval()

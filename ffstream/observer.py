@@ -1,0 +1,56 @@
+"""What a run tells while it goes on. `reporting.py` shows it; a library user gets silence by default."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ffstream.layer_trainer import EpochFigures
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """What is known of a finished layer. Errors are shares in [0, 1], on the validation split; None without one."""
+
+    layer: int  # from 1
+    loss: float
+    goodness_positive: float
+    goodness_negative: float
+    separation: float
+    validation_error: float | None  # of this layer's goodness alone
+    validation_error_to_here: float | None  # of the goodness summed over the layers so far, the first one left out
+    samples_per_s: float
+    elapsed_s: float
+    peak_memory_bytes: int
+    cache_tier: str
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, for metrics and manifests."""
+        return asdict(self)
+
+
+class Observer:
+    """Told of a run's course. Every method does nothing; override those of interest."""
+
+    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int) -> None:
+        """A run starts or goes on with `num_done` of `num_layers` layers committed."""
+
+    def on_step(self, description: str) -> None:
+        """A step of the schedule begins."""
+
+    def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
+        """An epoch goes on. Layers and epochs count from 1."""
+
+    def on_epoch(
+        self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
+    ) -> None:
+        """An epoch is over and its progress is saved."""
+
+    def on_layer(self, figures: LayerFigures) -> None:
+        """A layer is committed."""
+
+    def on_finish(self, layers: list[LayerFigures]) -> None:
+        """All layers are committed."""
+
+    def on_stop(self) -> None:
+        """The run ends early, by an error or by the user."""

@@ -1,0 +1,133 @@
+"""The softmax readout: a linear classifier on the normalised, label-free activities of all but the first layer.
+
+Streamed: the weights of layer k are fitted on its cached activities with the logits of the layers below held fixed, so
+that no more than one layer's activities are read at a time. Nothing flows into the layers (Hinton 2022, section 3.3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ffstream import seeding
+from ffstream.cache import ActivationCache, CacheLayout, compute_batches, compute_shard_order
+from ffstream.checkpoint import RunDirectory
+from ffstream.config import Config
+from ffstream.data import Split
+from ffstream.errors import RunError
+from ffstream.evaluate import Evaluation, error_rate
+from ffstream.frozen import RowsOf, scale_images, stream_committed_layers
+from ffstream.labels import LabelMethod, make_label_method
+from ffstream.layer_trainer import learning_rate_factor
+from ffstream.network import LayerSpec, compute_layer_specs
+from ffstream.transfer import BlockStream
+
+
+def evaluate_softmax(
+    directory: RunDirectory,
+    config: Config,
+    split_name: str,
+    split: Split,
+    train: Split,
+    data: dict[str, Any],
+    device: torch.device,
+    first_layer: int = 2,
+) -> Evaluation:
+    """Classify `split` by the softmax readout, fitting it on `train` first unless the run holds a fitted one."""
+    num_layers = directory.count_layers()
+    if num_layers < first_layer:
+        raise RunError(
+            f"run {directory.path}: the softmax readout reads layers {first_layer} and above, found {num_layers}; "
+            "train more layers, lower --first-layer, or use --method goodness"
+        )
+    method = make_label_method(config, data["num_classes"], data["num_features"])
+    specs = compute_layer_specs(config, data["num_features"])[:num_layers]
+    identity = _identity(directory, config, num_layers, first_layer)
+    saved = directory.load_readout(identity)
+    parts = [split] if saved else [split, train]
+    sources = [(_layout(config, part, data), _neutral_rows(method, part, data["scale"])) for part in parts]
+    logits = torch.zeros(len(split), data["num_classes"])
+    train_logits = torch.zeros(len(train), data["num_classes"])
+    tensors: dict[str, Tensor] = dict(saved or {})
+    errors: list[float] = []
+    stages = stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, with_outputs=True)
+    for stage in stages:
+        index = stage.spec.index
+        if index + 1 < first_layer:
+            continue
+        if saved is None:
+            weight, bias = _fit(stage.outputs[1], stage.spec, train.labels, train_logits, config, device)
+            train_logits += _logits(stage.outputs[1], stage.spec, weight, bias, device)
+            tensors[f"{index:03d}.weight"], tensors[f"{index:03d}.bias"] = weight.cpu(), bias.cpu()
+        weight, bias = tensors[f"{index:03d}.weight"].to(device), tensors[f"{index:03d}.bias"].to(device)
+        logits += _logits(stage.outputs[0], stage.spec, weight, bias, device)
+        errors.append(error_rate(logits, split.labels))
+    if saved is None:
+        directory.commit_readout(tensors, identity)
+    return Evaluation("softmax", split_name, len(split), errors[-1], errors, [])
+
+
+def _identity(directory: RunDirectory, config: Config, num_layers: int, first_layer: int) -> dict[str, Any]:
+    """What a fitted readout depends on."""
+    return {
+        "readout": config.to_mapping()["readout"],
+        "first_layer": first_layer,
+        "layers": [directory.read_layer_manifest(index)["digests"]["weights"] for index in range(num_layers)],
+    }
+
+
+def _layout(config: Config, part: Split, data: dict[str, Any]) -> CacheLayout:
+    return CacheLayout(len(part), 1, data["num_features"], config.cache.dtype, config.cache.shard_samples)
+
+
+def _neutral_rows(method: LabelMethod, part: Split, scale: float) -> RowsOf:
+    return lambda samples: method.neutral_rows(scale_images(part.images[samples], scale))
+
+
+def _fit(
+    cache: ActivationCache, spec: LayerSpec, labels: Tensor, logits: Tensor, config: Config, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Weights (C, num_units) and biases (C,) of one layer, by cross-entropy on top of `logits` (n, C) from below."""
+    settings = config.readout
+    weight = torch.zeros(logits.shape[1], spec.num_units, device=device)
+    bias = torch.zeros(logits.shape[1], device=device)
+    weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
+    optimiser = torch.optim.AdamW(
+        [weight, bias], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    labels, logits = labels.to(device), logits.to(device)
+    with torch.no_grad(), BlockStream(cache, device) as stream:
+        for epoch in range(settings.epochs):
+            num_seen = 0
+            generator = seeding.generator(config.seed, spec.index, epoch, "readout")
+            for shard, block in stream.blocks(compute_shard_order(cache.layout, config.seed, spec.index, epoch)):
+                samples = cache.layout.shard_range(shard)
+                shard_labels, shard_logits = labels[samples], logits[samples]
+                for index in compute_batches(len(block), settings.batch, generator):
+                    index = index.to(device)
+                    rows = block[:, 0, : spec.num_units].index_select(0, index).float()
+                    scores = shard_logits.index_select(0, index) + F.linear(rows, weight, bias)
+                    gradient = torch.softmax(scores, dim=1)
+                    gradient -= F.one_hot(shard_labels.index_select(0, index), logits.shape[1])
+                    gradient /= len(index)
+                    torch.mm(gradient.t(), rows, out=weight.grad)
+                    torch.sum(gradient, dim=0, out=bias.grad)
+                    progress = (epoch + num_seen / len(labels)) / settings.epochs
+                    optimiser.param_groups[0]["lr"] = settings.learning_rate * learning_rate_factor(progress, 0.0)
+                    optimiser.step()
+                    num_seen += len(index)
+    return weight, bias
+
+
+@torch.no_grad()
+def _logits(cache: ActivationCache, spec: LayerSpec, weight: Tensor, bias: Tensor, device: torch.device) -> Tensor:
+    with BlockStream(cache, device) as stream:
+        return torch.cat(
+            [
+                F.linear(block[:, 0, : spec.num_units].float(), weight, bias).cpu()
+                for _, block in stream.blocks(range(cache.layout.num_shards))
+            ]
+        )

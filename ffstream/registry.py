@@ -1,0 +1,35 @@
+"""A named collection: goodnesses, objectives, negative samplers, layer kinds, data sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from ffstream.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps names to parts. `register(name, part)` adds one, `registry[name]` finds it."""
+
+    def __init__(self, noun: str) -> None:
+        self._noun = noun
+        self._parts: dict[str, T] = {}
+
+    def register(self, name: str, part: T) -> T:
+        """Make `part` known as `name`, replacing an earlier one."""
+        self._parts[name] = part
+        return part
+
+    def __getitem__(self, name: str) -> T:
+        """Raises ConfigError, naming the nearest known name, when `name` is unknown."""
+        if name not in self._parts:
+            raise ConfigError(f"unknown {self._noun} {name!r}; {nearest(name, self._parts)}")
+        return self._parts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)

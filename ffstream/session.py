@@ -1,0 +1,133 @@
+"""Starting a run and going on with one: resolves the configuration, takes the lock, refuses what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from ffstream.checkpoint import RunDirectory
+from ffstream.config import Config
+from ffstream.data import load_dataset
+from ffstream.device import resolve_device, resolve_precision
+from ffstream.errors import RunError, RunMismatchError
+from ffstream.files import remove_temporaries, storage_errors
+from ffstream.goodness import GOODNESSES
+from ffstream.labels import make_label_method
+from ffstream.layers import LAYER_KINDS
+from ffstream.lock import RunLock
+from ffstream.objectives import OBJECTIVES
+from ffstream.observer import Observer
+from ffstream.registry import Registry
+from ffstream.run import Run, check_same_data, describe_data, make_splits
+from ffstream.runner import Runner
+
+_MIN_BATCH, _MAX_BATCH = 64, 512
+_UPDATES_AN_EPOCH = 64  # aimed at by batch = "auto"
+
+
+def train(
+    config: Config,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> Run:
+    """Train a network layer by layer into `run_dir` (runs/<data>-<layers>x<width>-<time> by default).
+
+    With `resume`, a run that is there already is gone on with, provided that it has this configuration; more layers
+    than it has are added. Raises an FFStreamError; nothing that was committed is lost.
+    """
+    path = Path(run_dir) if run_dir is not None else default_run_dir(config)
+    directory = RunDirectory(path)
+    if directory.exists():
+        if not resume:
+            raise RunError(
+                f"run {path}: exists already ({directory.count_layers()} layers done); go on with "
+                f"ffstream resume {path}, or choose another --run-dir"
+            )
+        config = _merge_with_saved(config, Run(path).config, path)
+    return _execute(directory, config, observer or Observer())
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    layers: int | None = None,
+    device: str | None = None,
+    cache: str | None = None,
+    data_root: str | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Go on with a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError."""
+    run = Run(Path(run_dir))
+    given = {"layers": layers, "device": device, "cache.tier": cache, "data_root": data_root}
+    config = run.config.override({key: value for key, value in given.items() if value is not None})
+    return _execute(run.directory, config, observer or Observer())
+
+
+def default_run_dir(config: Config) -> Path:
+    """runs/<data>-<layers>x<width>-<time>."""
+    name = Path(config.data).stem or "data"
+    return Path("runs") / f"{name}-{config.layers}x{config.width}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def resolve_batch(batch: int | str, num_samples: int) -> int:
+    """ "auto" to the power of two that gives about 64 updates an epoch, within 64 and 512."""
+    if not isinstance(batch, str):
+        return batch
+    wanted = max(num_samples // _UPDATES_AN_EPOCH, 1)
+    return min(max(1 << (wanted.bit_length() - 1), _MIN_BATCH), _MAX_BATCH)
+
+
+def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
+    """The asked configuration with "auto" filled in from the saved one. Raises RunMismatchError when they differ."""
+    for name in ("batch", "precision", "device"):
+        if getattr(asked, name) == "auto":
+            asked = dataclasses.replace(asked, **{name: getattr(saved, name)})
+    different = asked.differences(saved)
+    if different:
+        raise RunMismatchError(
+            f"run {path}: belongs to another configuration; asked and found differ in {'; '.join(different)}; "
+            "ask for the same, or choose another --run-dir"
+        )
+    return asked
+
+
+def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run:
+    """Everything that can be refused is refused before anything is written."""
+    parts: tuple[tuple[Registry[Any], str], ...] = (
+        (LAYER_KINDS, config.network.kind),
+        (OBJECTIVES, config.objective.name),
+        (GOODNESSES, config.objective.goodness),
+    )
+    for registry, name in parts:
+        registry[name]  # raises ConfigError when nothing is registered under it
+    num_done = directory.count_layers()
+    if config.layers < num_done:
+        raise RunMismatchError(
+            f"run {directory.path}: has {num_done} finished layers, asked for {config.layers}; allowed {num_done} or "
+            "more (a new --run-dir starts a shallower one)"
+        )
+    device = resolve_device(config.device)
+    dataset = load_dataset(config.data, config.data_root)
+    make_label_method(config, dataset.num_classes, dataset.num_features)
+    splits = make_splits(dataset, config)
+    config = dataclasses.replace(
+        config,
+        device=str(device),
+        precision=resolve_precision(config.precision, device),
+        batch=resolve_batch(config.batch, len(splits["train"])),
+    )
+    with storage_errors(directory.path):
+        directory.path.mkdir(parents=True, exist_ok=True)
+    with RunLock(directory.path):
+        remove_temporaries(directory.path)
+        if not directory.exists():
+            directory.create(config.to_toml(), describe_data(dataset))
+        check_same_data(directory.path, directory.read_data(), dataset)
+        if Run(directory.path).config != config:
+            directory.write_config(config.to_toml())
+        Runner(directory, config, dataset, splits, device, observer).run()
+    return Run(directory.path)
