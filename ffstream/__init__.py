@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ffstream.config import Config as Config
     from ffstream.data import SOURCES as SOURCES
     from ffstream.data import Dataset as Dataset
+    from ffstream.data import Split as Split
     from ffstream.errors import ConfigError as ConfigError
     from ffstream.errors import CorruptFileError as CorruptFileError
     from ffstream.errors import DataError as DataError
@@ -53,7 +54,7 @@ _PUBLIC = {
     "ConfigError": ("errors", "ConfigError"),
     "CorruptFileError": ("errors", "CorruptFileError"),
     "DataError": ("errors", "DataError"),
-    "Dataset": ("data.dataset", "Dataset"),
+    "Dataset": ("data", "Dataset"),
     "DeviceError": ("errors", "DeviceError"),
     "DivergedError": ("errors", "DivergedError"),
     "Evaluation": ("evaluate", "Evaluation"),
@@ -73,6 +74,7 @@ _PUBLIC = {
     "RunLockedError": ("errors", "RunLockedError"),
     "RunMismatchError": ("errors", "RunMismatchError"),
     "SOURCES": ("data", "SOURCES"),
+    "Split": ("data", "Split"),
     "StorageError": ("errors", "StorageError"),
     "load": ("model", "load_network"),
     "register_recipe": ("recipes", "register_recipe"),

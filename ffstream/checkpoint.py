@@ -82,21 +82,26 @@ class RunDirectory:
         if goodness is not None:
             tensors["validation"] = {"goodness": goodness}
         digests = {name: _save_tensors(folder / f"{name}.safetensors", part) for name, part in tensors.items()}
-        below = self.read_layer_manifest(index - 1)["digests"]["weights"] if index else ""
+        below = self._read_numbered_manifest(index - 1)["digests"]["weights"] if index else ""
         manifest = {"layer": index, "digests": digests, "digest_below": below, "figures": figures}
         write_manifest(folder / _MANIFEST, manifest)
 
     def read_layer_manifest(self, index: int) -> dict[str, Any]:
         """The manifest of a committed layer, checked to belong where it stands. Raises CorruptFileError."""
-        path = self.layer_folder(index) / _MANIFEST
-        manifest = read_manifest(path)
-        if manifest.get("layer") != index:
-            raise CorruptFileError(f"manifest {path}: belongs to layer {manifest.get('layer')}, found at layer {index}")
-        if index and manifest["digest_below"] != self.read_layer_manifest(index - 1)["digests"]["weights"]:
+        manifest, path = self._read_numbered_manifest(index), self.layer_folder(index) / _MANIFEST
+        if index and manifest["digest_below"] != self._read_numbered_manifest(index - 1)["digests"]["weights"]:
             raise CorruptFileError(
                 f"manifest {path}: trained on another layer {index} than the one in {self.layer_folder(index - 1)}; "
                 "restore both from one copy"
             )
+        return manifest
+
+    def _read_numbered_manifest(self, index: int) -> dict[str, Any]:
+        path = self.layer_folder(index) / _MANIFEST
+        manifest = read_manifest(path)
+        if manifest.get("layer") != index:
+            found = manifest.get("layer")
+            raise CorruptFileError(f"manifest {path}: belongs to layer index {found}, found at {index}; {_RESTORE}")
         return manifest
 
     def load_layer(self, index: int, layer: Layer) -> None:

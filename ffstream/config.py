@@ -27,8 +27,9 @@ else:
 # A section left out is filled in by the recipe when the Config is made; typed Any so that the field keeps its own type.
 _FROM_RECIPE: Any = None
 
-# Settings that may change between two sessions of one run without changing what a layer learns.
-_FREE_SETTINGS = ("layers", "device", "data_root", "cache.tier")
+# Settings that may change between two sessions of one run without changing what a layer learns. The data are known by
+# their digest and not by where they lie.
+_FREE_SETTINGS = ("layers", "device", "data", "data_root", "cache.tier")
 _FREE_SECTIONS = ("readout",)
 
 
@@ -101,7 +102,7 @@ class ReadoutConfig:
 
     epochs: int = _limit(5, at_least=1)  # a layer
     batch: int = _limit(256, at_least=1)
-    learning_rate: float = _limit(1e-3, above=0.0)
+    learning_rate: float = _limit(0.01, above=0.0)
     weight_decay: float = _limit(0.003, at_least=0.0)
 
 

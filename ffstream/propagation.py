@@ -12,9 +12,9 @@ from ffstream.layers import Layer
 from ffstream.network import LayerSpec, hand_on
 from ffstream.transfer import BlockStream
 
-# Rows in one matrix product. Fixed, because the last bit of a product may depend on the number of rows, and a cache
-# that is computed again must equal the one that was lost.
-_CHUNK_ROWS = 4096
+# Rows in one matrix product. Few, so that the activities under each label stay in a CPU's own cache; fixed, because the
+# last bit of a product may depend on the number of rows, and a cache that is computed again must equal the lost one.
+_CHUNK_ROWS = 1024
 
 
 @torch.no_grad()

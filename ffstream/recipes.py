@@ -24,7 +24,7 @@ RECIPES: dict[str, Mapping[str, Setting]] = {
         "objective.goodness": "sum_squares",
         "objective.scale": 1.0,
         "objective.peer_normalisation": 0.03,
-        "optimiser.learning_rate": 1e-3,
+        "optimiser.learning_rate": 2e-3,
     },
 }
 

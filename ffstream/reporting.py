@@ -125,7 +125,6 @@ class BarObserver(Observer):
         """One more layer, and its errors beside the bar."""
         note = f"error {format_share(figures.validation_error_to_here)}  peak {format_bytes(figures.peak_memory_bytes)}"
         self._progress.update(self._layers, completed=figures.layer, note=note)
-        self._progress.update(self._epochs, completed=0)
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """The closing table."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
-from ffstream.data import load_dataset
+from ffstream.data import SOURCES, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.errors import RunError, RunMismatchError
 from ffstream.files import remove_temporaries, storage_errors
@@ -39,6 +39,7 @@ def train(
     With `resume`, a run that is there already is gone on with, provided that it has this configuration; more layers
     than it has are added. Raises an FFStreamError; nothing that was committed is lost.
     """
+    config = _with_absolute_paths(config)
     path = Path(run_dir) if run_dir is not None else default_run_dir(config)
     directory = RunDirectory(path)
     if directory.exists():
@@ -62,6 +63,8 @@ def resume(
 ) -> Run:
     """Go on with a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError."""
     run = Run(Path(run_dir))
+    if data_root is not None:
+        data_root = str(Path(data_root).expanduser().absolute())
     given = {"layers": layers, "device": device, "cache.tier": cache, "data_root": data_root}
     config = run.config.override({key: value for key, value in given.items() if value is not None})
     return _execute(run.directory, config, observer or Observer())
@@ -79,6 +82,14 @@ def resolve_batch(batch: int | str, num_samples: int) -> int:
         return batch
     wanted = max(num_samples // _UPDATES_AN_EPOCH, 1)
     return min(max(1 << (wanted.bit_length() - 1), _MIN_BATCH), _MAX_BATCH)
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """So that a run can be resumed from another folder."""
+    path = Path(config.data).expanduser()
+    data = str(path.absolute()) if config.data not in SOURCES and path.exists() else config.data
+    data_root = str(Path(config.data_root).expanduser().absolute()) if config.data_root else ""
+    return dataclasses.replace(config, data=data, data_root=data_root)
 
 
 def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:

@@ -1,0 +1,1 @@
+"""The figures that ffstream must reach, each run by `make bench`."""

@@ -1,0 +1,45 @@
+"""What stands beside every figure: machine, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ffstream
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Processor or GPU, core count, versions and commit."""
+    return {
+        "device": device_name(device),
+        "num_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ffstream": ffstream.__version__,
+        "commit": _commit(),
+    }
+
+
+def device_name(device: str) -> str:
+    """The name of the GPU, or of the processor and what it multiplies bf16 with."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = found.get("flags", "").split()
+    units = [name for name in ("amx_bf16", "avx512_bf16", "avx2") if name in flags][:1]
+    return " ".join([found.get("model name", platform.machine()), *units])
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"

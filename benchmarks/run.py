@@ -1,0 +1,59 @@
+"""Run the benchmarks: `python -m benchmarks.run [NAME ...] --data-root DIR [--device cuda]`.
+
+Each result goes into benchmarks/results/<device>.json as soon as it is there, with config, machine and commit. A
+benchmark that was interrupted goes on from the runs it has finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy import measure_depth, measure_recipe
+from benchmarks.machine import describe_machine, device_name
+from benchmarks.memory import measure_memory
+from benchmarks.tiers import measure_tiers
+
+RESULTS = Path(__file__).parent / "results"
+
+BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
+    "inject": lambda *where: measure_recipe("inject", *where),
+    "hinton": lambda *where: measure_recipe("hinton", *where),
+    "depth": measure_depth,
+    "memory": measure_memory,
+    "tiers": measure_tiers,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--data-root", default="", help="the folder that holds MNIST/raw; downloaded there if absent")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scratch", type=Path, default=Path("scratch/bench"), help="where runs are kept meanwhile")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(options.device).lower()).strip("-")
+    path = RESULTS / f"{slug}.json"
+    path.parent.mkdir(exist_ok=True)
+    for name in options.names or BENCHMARKS:
+        machine, start_s = describe_machine(options.device), time.perf_counter()
+        found = BENCHMARKS[name](options.data_root, options.device, options.scratch / name)
+        shutil.rmtree(options.scratch / name, ignore_errors=True)
+        results = json.loads(path.read_text()) if path.is_file() else {}
+        results[name] = {"machine": machine, "wall_s": time.perf_counter() - start_s, **found}
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        shown = {key: value for key, value in found.items() if isinstance(value, (int, float))}
+        print(name, json.dumps(shown), flush=True)
+
+
+if __name__ == "__main__":
+    main()

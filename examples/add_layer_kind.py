@@ -1,0 +1,35 @@
+"""Add a layer kind: a dense layer of low rank. Parameters and `preactivations` are enough to train it."""
+
+import torch
+from torch import Tensor, nn
+
+import ffstream as ff
+
+RANK = 16
+
+
+class LowRank(ff.Layer):
+    """preactivations = x A B + b, with A (in_features, rank) and B (rank, num_units)."""
+
+    def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(in_features, num_units, compute_dtype)
+        self.down = nn.Parameter(torch.empty(in_features, RANK))
+        self.up = nn.Parameter(torch.empty(RANK, num_units))
+        self.bias = nn.Parameter(torch.zeros(num_units))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fill the parameters so that preactivations start with unit variance."""
+        with torch.no_grad():
+            self.down.normal_(0, self.in_features**-0.5, generator=generator)
+            self.up.normal_(0, RANK**-0.5, generator=generator)
+
+    def preactivations(self, rows: Tensor) -> Tensor:
+        """(n, in_features) -> (n, num_units) float32."""
+        return rows.float() @ self.down @ self.up + self.bias
+
+
+ff.LAYER_KINDS.register("low_rank", LowRank)
+
+config = ff.Config(layers=2, width=100, epochs=3).override({"network.kind": "low_rank"})
+run = ff.train(config, "runs/add-layer-kind", resume=True)
+print(f"test error: {100 * run.evaluate().error:.2f} %")

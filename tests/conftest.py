@@ -1,0 +1,57 @@
+"""What the tests share: a small data set of real digits, and small configurations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ffstream as ff
+from ffstream.data import load_dataset
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory, digits):
+    """A file of 300 training and 100 test digits."""
+    path = tmp_path_factory.mktemp("data") / "small.safetensors"
+    save_file(
+        {
+            "train.images": digits.train.images[:300].clone(),
+            "train.labels": digits.train.labels[:300].clone(),
+            "test.images": digits.test.images[:100].clone(),
+            "test.labels": digits.test.labels[:100].clone(),
+        },
+        path,
+    )
+    return path
+
+
+@pytest.fixture
+def small_config(small_data):
+    """Three layers of 24 units, three epochs, four shards: everything a large run has, in a tenth of a second."""
+
+    def make(recipe="inject", **settings):
+        base = {
+            "data": str(small_data),
+            "layers": 3,
+            "width": 24,
+            "epochs": 3,
+            "batch": 32,
+            "device": "cpu",
+            "precision": "fp32",
+            "cache.shard_samples": 80,
+        }
+        return ff.Config(recipe=recipe).override(base | {key.replace("__", "."): v for key, v in settings.items()})
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    """The same number of threads in every test, so that results do not depend on which tests ran before."""
+    torch.set_num_threads(2)

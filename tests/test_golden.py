@@ -1,0 +1,52 @@
+"""Loss curves that a change which should not touch numerics leaves as they are.
+
+`python -m tests.test_golden` writes them anew: only with a change that means to touch numerics, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import ffstream as ff
+
+PATH = Path(__file__).with_name("golden.json")
+# Another processor adds in another order; a change of what is computed shows far above this.
+TOLERANCE = 2e-3
+CASES = {
+    "inject": {},
+    "inject skip": {"network.input_skip": True},
+    "hinton": {"recipe": "hinton"},
+    "hinton three negatives": {"recipe": "hinton", "negatives.per_sample": 3},
+    "pairwise sgd": {"objective.name": "pairwise", "optimiser.name": "sgd", "optimiser.learning_rate": 0.05},
+    "quiet positives": {"objective.goodness": "neg_mean_squares"},
+}
+
+
+def compute_curve(settings, folder):
+    """Loss and separation of each epoch of two small layers on the digits, in fp32."""
+    shape = {"layers": 2, "width": 40, "epochs": 3, "batch": 64, "device": "cpu", "precision": "fp32", "seed": 3}
+    config = ff.Config(recipe=settings.get("recipe", "inject")).override(shape | settings)
+    run = ff.train(config, folder)
+    records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    return {name: [record[name] for record in epochs] for name in ("loss", "separation")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_curve_is_the_golden_one(name, tmp_path):
+    found, golden = compute_curve(CASES[name], tmp_path / "run"), json.loads(PATH.read_text())[name]
+    for key, values in golden.items():
+        assert found[key] == pytest.approx(values, rel=TOLERANCE), key
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as folder:
+        curves = {name: compute_curve(settings, Path(folder) / name) for name, settings in CASES.items()}
+    PATH.write_text(json.dumps(curves, indent=1) + "\n")

@@ -1,0 +1,73 @@
+"""What only a CUDA device can show. Each is marked gpu and skips without one; `make test-gpu` runs them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ffstream as ff
+from ffstream.cache import CacheLayout, MemoryCache
+from ffstream.transfer import BlockStream
+from tests.helpers import InterruptAt, layer_digests
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+def test_every_tier_trains_the_same_network(recipe, small_config, tmp_path):
+    found = {}
+    for tier in ("device", "host", "disk"):
+        config = small_config(recipe, device="cuda", cache__tier=tier)
+        found[tier] = layer_digests(ff.train(config, tmp_path / tier).path)
+    assert found["device"] == found["host"] == found["disk"]
+
+
+@pytest.mark.parametrize("tier", ["device", "host", "disk"])
+def test_an_interrupted_run_resumes_bitwise(tier, small_config, tmp_path):
+    config = small_config(device="cuda", cache__tier=tier)
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    whole = ff.train(config, tmp_path / "whole")
+    assert layer_digests(ff.resume(tmp_path / "run").path) == layer_digests(whole.path)
+
+
+def test_staged_blocks_are_those_of_the_cache_while_the_device_is_busy():
+    device = torch.device("cuda")
+    layout = CacheLayout(64 * 37, 2, 512, "bf16", 64)
+    rows = torch.randn(layout.num_samples, 2, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
+    cache = MemoryCache(layout, torch.device("cpu"))
+    for shard in range(layout.num_shards):
+        cache.write(shard, rows[layout.shard_range(shard)])
+    order = torch.randperm(layout.num_shards, generator=torch.Generator().manual_seed(1)).tolist() * 5
+    big = torch.randn(4096, 4096, device=device)
+    sums = []
+    with BlockStream(cache, device) as stream:
+        for _, block in stream.blocks(order):
+            big = torch.mm(big, big).clamp_(-1, 1)  # keeps the device behind the host, so that slots are contended
+            sums.append(block.double().sum() + big[0, 0].double() * 0)
+    for shard, found in zip(order, sums, strict=True):
+        assert float(found) == pytest.approx(float(rows[layout.shard_range(shard)].double().sum()), rel=1e-9)
+
+
+def test_device_memory_is_flat_in_depth(small_config, tmp_path):
+    peaks = {}
+    for depth in (3, 12):
+        torch.cuda.reset_peak_memory_stats()
+        ff.train(small_config(device="cuda", layers=depth, width=512, cache__tier="disk"), tmp_path / str(depth))
+        peaks[depth] = torch.cuda.max_memory_allocated()
+    assert peaks[12] <= 1.02 * peaks[3]
+
+
+def test_a_run_from_the_gpu_goes_on_and_evaluates_on_the_cpu(small_config, tmp_path):
+    run = ff.train(small_config(device="cuda"), tmp_path / "run")
+    on_gpu, on_cpu = run.evaluate(device="cuda"), run.evaluate(device="cpu")
+    assert abs(on_gpu.error - on_cpu.error) <= 0.02
+    assert ff.resume(run.path, device="cpu", layers=4).num_layers_done == 4
+
+
+def test_softmax_readout_runs_on_the_gpu(small_config, tmp_path):
+    run = ff.train(small_config(device="cuda", epochs=6), tmp_path / "run")
+    assert run.evaluate("softmax", device="cuda").error < 0.5

@@ -1,0 +1,177 @@
+"""Streaming changes nothing: not the tier, not an interruption, not whether the network is resident."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import ffstream as ff
+from ffstream import seeding
+from ffstream.cache import CacheLayout
+from ffstream.data import load_dataset
+from ffstream.frozen import scale_images
+from ffstream.labels import make_label_method
+from ffstream.layer_trainer import LayerTrainer
+from ffstream.network import build_layer, compute_layer_specs, hand_on
+from ffstream.run import make_splits
+from tests.helpers import InterruptAt, layer_digests, metrics_without_times
+
+RECIPES = {
+    "inject": {},
+    "inject skip": {"network__input_skip": True},
+    "hinton": {"recipe": "hinton"},
+    "hinton two negatives": {"recipe": "hinton", "negatives__per_sample": 3, "negatives__per_step": 2},
+}
+
+
+class ResidentRows:
+    """Stands where the stream does and hands out slices of one tensor that holds the whole cache."""
+
+    def __init__(self, rows, layout):
+        self._rows, self.layout = rows, layout
+
+    def blocks(self, order):
+        for shard in order:
+            yield shard, self._rows[self.layout.shard_range(shard)]
+
+
+def train_resident(config):
+    """Every layer and every activation in memory at once: no cache, no stream, no checkpoint."""
+    dataset = load_dataset(config.data)
+    train = make_splits(dataset, config)["train"]
+    method = make_label_method(config, dataset.num_classes, dataset.num_features)
+    specs = compute_layer_specs(config, dataset.num_features)
+    layers = [build_layer(config, spec, dataset.num_classes) for spec in specs]
+    images = scale_images(train.images, dataset.scale())
+    rows = method.training_rows(images, train.labels, seeding.generator(config.seed, 0, 0, "cached negatives"))
+    rows = rows.to(torch.bfloat16)
+    for spec, layer in zip(specs, layers, strict=True):
+        layout = CacheLayout(len(rows), rows.shape[1], rows.shape[2], "bf16", config.cache.shard_samples)
+        resident = ResidentRows(rows, layout)
+        trainer = LayerTrainer(layer, spec.index, config, method, torch.device("cpu"))
+        for epoch in range(config.epochs):
+            trainer.train_epoch(resident, resident, train.labels, epoch)
+        with torch.no_grad():
+            # In products of as many rows as the stream's, or the last bit could differ.
+            parts = [rows[layout.shard_range(shard)] for shard in range(layout.num_shards)]
+            flat = [hand_on(spec, p.flatten(0, 1), layer.preactivations(p.flatten(0, 1))) for p in parts]
+            rows = torch.cat(flat).to(torch.bfloat16).view(len(rows), -1, spec.out_features)
+    return layers
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_streamed_equals_resident_bitwise(name, small_config, tmp_path):
+    config = small_config(**RECIPES[name], cache__tier="disk")
+    run = ff.train(config, tmp_path / "run")
+    for streamed, resident in zip(run.load().layers, train_resident(config), strict=True):
+        for (key, mine), theirs in zip(streamed.state_dict().items(), resident.state_dict().values(), strict=True):
+            assert torch.equal(mine, theirs), key
+
+
+@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_tier_trains_the_same_network(recipe, precision, small_config, tmp_path):
+    found = {}
+    for tier in ("device", "host", "disk"):
+        config = small_config(recipe, cache__tier=tier, precision=precision)
+        found[tier] = layer_digests(ff.train(config, tmp_path / tier).path)
+    assert len(found["disk"]) == 3
+    assert found["device"] == found["host"] == found["disk"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, small_data):
+    runs = {}
+
+    def get(config):
+        key = config.fingerprint()
+        if key not in runs:
+            runs[key] = ff.train(config, tmp_path_factory.mktemp("whole") / "run").path
+        return runs[key]
+
+    return get
+
+
+def check_resumed_equals(whole, resumed):
+    assert layer_digests(resumed) == layer_digests(whole)
+    assert metrics_without_times(resumed) == metrics_without_times(whole)
+    assert not (resumed / "cache").exists()
+    assert not (resumed / "progress").exists()
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+@pytest.mark.parametrize("step", range(6))  # write input, train 1, propagate, train 2, propagate, train 3
+def test_interrupted_before_any_step_resumes_bitwise(tier, step, small_config, uninterrupted, tmp_path):
+    config = small_config(cache__tier=tier)
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, tmp_path / "run", observer=InterruptAt("on_step", step))
+    run = ff.resume(tmp_path / "run")
+    check_resumed_equals(uninterrupted(config), run.path)
+
+
+@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+@pytest.mark.parametrize("epoch", range(9))
+def test_interrupted_after_any_epoch_resumes_bitwise(recipe, epoch, small_config, uninterrupted, tmp_path):
+    config = small_config(recipe, cache__tier="disk")
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", epoch))
+    run = ff.train(config, tmp_path / "run", resume=True)
+    check_resumed_equals(uninterrupted(config), run.path)
+
+
+def test_interrupted_twice_within_one_layer_and_once_in_resume(small_config, uninterrupted, tmp_path):
+    config = small_config(cache__tier="disk")
+    for method, nth in (("on_epoch", 3), ("on_epoch", 0), ("on_step", 0), ("on_layer", 0)):
+        with pytest.raises(KeyboardInterrupt):
+            ff.train(config, tmp_path / "run", resume=True, observer=InterruptAt(method, nth))
+    check_resumed_equals(uninterrupted(config), ff.resume(tmp_path / "run").path)
+
+
+def test_an_interruption_loses_no_finished_epoch(small_config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_epoch", 1))
+    assert ff.Run(tmp_path / "run").directory.read_progress() == (0, 2)
+
+
+def test_growing_a_finished_run_equals_training_it_deep_at_once(small_config, uninterrupted, tmp_path):
+    run = ff.train(small_config(layers=1), tmp_path / "run")
+    grown = ff.resume(run.path, layers=3)
+    check_resumed_equals(uninterrupted(small_config()), grown.path)
+
+
+def test_training_a_layer_leaves_every_earlier_layer_untouched(small_config, tmp_path):
+    run = ff.train(small_config(layers=2), tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.path.glob("layers/*/*")}
+    ff.resume(run.path, layers=4)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_cached_rows_carry_no_graph_and_no_gradient_reaches_them(small_config, digits):
+    config = dataclasses.replace(small_config(), batch=8)
+    method = make_label_method(config, 10, 64)
+    layer = build_layer(config, compute_layer_specs(config, 64)[0], 10)
+    trainer = LayerTrainer(layer, 0, config, method, torch.device("cpu"))
+    rows = method.sweep_rows(scale_images(digits.train.images[:80], 16.0)).requires_grad_()
+    resident = ResidentRows(rows, CacheLayout(80, 1, 64, "fp32", 80))
+    trainer.train_epoch(resident, resident, digits.train.labels[:80], 0)
+    assert rows.grad is None
+
+
+def test_the_seed_decides_everything(small_config, tmp_path):
+    first, second, other = (
+        layer_digests(ff.train(small_config(seed=seed), tmp_path / name).path)
+        for name, seed in (("first", 5), ("second", 5), ("other", 6))
+    )
+    assert first == second
+    assert all(mine != theirs for mine, theirs in zip(first, other, strict=True))
+
+
+def test_global_generators_are_neither_read_nor_written(small_config, uninterrupted, tmp_path):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    run = ff.train(small_config(), tmp_path / "run")
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert layer_digests(run.path) == layer_digests(uninterrupted(small_config()))
