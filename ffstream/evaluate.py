@@ -11,9 +11,9 @@ from torch import Tensor
 from ffstream.cache import CacheLayout
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
-from ffstream.data import Split
+from ffstream.data import Split, scale_images
 from ffstream.errors import RunError
-from ffstream.frozen import scale_images, stream_committed_layers
+from ffstream.frozen import stream_committed_layers
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.network import compute_layer_specs

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ffstream.cache import ActivationCache, CacheLayout, DiskCache, MemoryCache
 from ffstream.checkpoint import RunDirectory
@@ -16,10 +15,7 @@ from ffstream.config import Config
 from ffstream.layers import Layer
 from ffstream.memory import choose_tier, device_free_bytes, host_free_bytes
 from ffstream.network import LayerSpec, build_layer
-from ffstream.propagation import propagate
-
-# Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
-RowsOf = Callable[[slice], Tensor]
+from ffstream.propagation import RowsOf, propagate, write_rows
 
 
 @dataclass(frozen=True)
@@ -30,19 +26,6 @@ class Stage:
     layer: Layer
     inputs: list[ActivationCache]
     outputs: list[ActivationCache]  # empty when none was asked for
-
-
-def scale_images(images: Tensor, scale: float) -> Tensor:
-    """(n, *shape) in any type to (n, features) float32, of magnitude at most 1 on the training data."""
-    return images.flatten(1).float() / scale
-
-
-def write_rows(cache: ActivationCache, rows_of: RowsOf, device: torch.device) -> None:
-    """Fill a cache from a function that makes rows, a shard at a time, and commit it."""
-    layout = cache.layout
-    for shard in range(layout.num_shards):
-        cache.write(shard, rows_of(layout.shard_range(shard)).to(layout.dtype).to(device))
-    cache.commit()
 
 
 def stream_committed_layers(

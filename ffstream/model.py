@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ffstream.cache import DTYPES
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
+from ffstream.data import scale_images
 from ffstream.errors import CorruptFileError, RunError
 from ffstream.files import atomic_path
-from ffstream.frozen import scale_images
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layers import Layer

@@ -1,6 +1,8 @@
-"""One pass of a cache through one frozen layer: the goodness of all labels, the cache of the next layer, or both."""
+"""Filling caches: the first from the data, each further one by a pass through a frozen layer; and reading goodness off."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +17,17 @@ from ffstream.transfer import BlockStream
 # Rows in one matrix product. Few, so that the activities under each label stay in a CPU's own cache; fixed, because the
 # last bit of a product may depend on the number of rows, and a cache that is computed again must equal the lost one.
 _CHUNK_ROWS = 1024
+
+# Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
+RowsOf = Callable[[slice], Tensor]
+
+
+def write_rows(cache: ActivationCache, rows_of: RowsOf, device: torch.device) -> None:
+    """Fill a cache from a function that makes rows, a shard at a time, and commit it."""
+    layout = cache.layout
+    for shard in range(layout.num_shards):
+        cache.write(shard, rows_of(layout.shard_range(shard)).to(layout.dtype).to(device))
+    cache.commit()
 
 
 @torch.no_grad()

@@ -16,13 +16,14 @@ from ffstream import seeding
 from ffstream.cache import ActivationCache, CacheLayout, compute_batches, compute_shard_order
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
-from ffstream.data import Split
+from ffstream.data import Split, scale_images
 from ffstream.errors import RunError
 from ffstream.evaluate import Evaluation, error_rate
-from ffstream.frozen import RowsOf, scale_images, stream_committed_layers
+from ffstream.frozen import stream_committed_layers
 from ffstream.labels import LabelMethod, make_label_method
 from ffstream.layer_trainer import learning_rate_factor
 from ffstream.network import LayerSpec, compute_layer_specs
+from ffstream.propagation import RowsOf
 from ffstream.transfer import BlockStream
 
 

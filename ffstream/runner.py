@@ -14,10 +14,9 @@ from ffstream import seeding
 from ffstream.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
-from ffstream.data import Dataset, Split
+from ffstream.data import Dataset, Split, scale_images
 from ffstream.errors import CorruptFileError
 from ffstream.evaluate import LabelSweep
-from ffstream.frozen import scale_images, write_rows
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import EpochFigures, LayerTrainer
@@ -26,7 +25,7 @@ from ffstream.memory import peak_memory_bytes
 from ffstream.metrics import MetricsFile
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs
 from ffstream.observer import LayerFigures, Observer
-from ffstream.propagation import measure_goodness, propagate
+from ffstream.propagation import measure_goodness, propagate, write_rows
 from ffstream.run import read_layer_figures
 from ffstream.schedule import Action, Step, remaining_steps
 from ffstream.transfer import BlockStream

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from ffstream import seeding
 from ffstream.cache import CacheLayout, compute_batches, compute_shard_order
+from ffstream.data import scale_images
 from ffstream.errors import DivergedError
-from ffstream.frozen import scale_images
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer, drop_features, learning_rate_factor

@@ -10,8 +10,7 @@ import torch
 import ffstream as ff
 from ffstream import seeding
 from ffstream.cache import CacheLayout
-from ffstream.data import load_dataset
-from ffstream.frozen import scale_images
+from ffstream.data import load_dataset, scale_images
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.network import build_layer, compute_layer_specs, hand_on

@@ -109,3 +109,8 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Spli
     order = torch.randperm(len(train), generator=seeding.generator(seed, 0, 0, "split"))
     held_out, kept = order[:num_validation], order[num_validation:]
     return Split(train.images[kept], train.labels[kept]), Split(train.images[held_out], train.labels[held_out])
+
+
+def scale_images(images: Tensor, scale: float) -> Tensor:
+    """(n, *shape) in any type to (n, features) float32, of magnitude at most 1 on the training data."""
+    return images.flatten(1).float() / scale
