@@ -138,7 +138,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
         return
-    for depth, error in enumerate(found.errors_by_depth, (len(found.layer_errors) and 1) or first_layer):
+    for depth, error in enumerate(found.errors_by_depth, found.first_depth):
         alone = f", {format_share(found.layer_errors[depth - 1])} alone" if found.layer_errors else ""
         typer.echo(f"layer {depth}: {format_share(error)} to here{alone}")
     typer.echo(f"{split} error {format_share(found.error)} on {found.num_samples} samples, by {method}")

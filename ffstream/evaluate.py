@@ -28,7 +28,8 @@ class Evaluation:
     split: str
     num_samples: int
     error: float
-    errors_by_depth: list[float]  # of the readout over layers 1..k, for each k
+    first_depth: int  # of errors_by_depth, from 1
+    errors_by_depth: list[float]  # of the readout over the layers up to each depth
     layer_errors: list[float]  # of each layer's own goodness; empty for softmax
 
     def to_mapping(self) -> dict[str, Any]:
@@ -99,4 +100,7 @@ def evaluate_goodness(
             with_outputs=False,
         )
     ]
-    return Evaluation("goodness", split_name, len(split), errors[-1][1], [e[1] for e in errors], [e[0] for e in errors])
+    errors_by_depth = [to_here for _, to_here in errors]
+    return Evaluation(
+        "goodness", split_name, len(split), errors_by_depth[-1], 1, errors_by_depth, [alone for alone, _ in errors]
+    )

@@ -1,4 +1,4 @@
-"""Filling caches: the first from the data, each further one by a pass through a frozen layer; and reading goodness off."""
+"""Filling caches: the first from the data, each further one by a pass through a frozen layer; reading goodness off."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ that no more than one layer's activities are read at a time. Nothing flows into 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ffstream.cache import ActivationCache, CacheLayout, compute_batches, comput
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
 from ffstream.data import Split, scale_images
-from ffstream.errors import RunError
+from ffstream.errors import RunError, StorageError
 from ffstream.evaluate import Evaluation, error_rate
 from ffstream.frozen import stream_committed_layers
 from ffstream.labels import LabelMethod, make_label_method
@@ -67,8 +68,9 @@ def evaluate_softmax(
         logits += _logits(stage.outputs[0], stage.spec, weight, bias, device)
         errors.append(error_rate(logits, split.labels))
     if saved is None:
-        directory.commit_readout(tensors, identity)
-    return Evaluation("softmax", split_name, len(split), errors[-1], errors, [])
+        with contextlib.suppress(StorageError):  # a read-only run can be evaluated too; it is fitted again next time
+            directory.commit_readout(tensors, identity)
+    return Evaluation("softmax", split_name, len(split), errors[-1], first_layer, errors, [])
 
 
 def _identity(directory: RunDirectory, config: Config, num_layers: int, first_layer: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def load_arrays(path: Path, name: str | None = None) -> Dataset:
         raise DataError(f"data {name}: no such file")
     try:
         arrays = load_file(path) if path.suffix == ".safetensors" else _load_npz(path)
-    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
         raise DataError(f"data {name}: cannot be read as {path.suffix} ({error})") from error
     train = _find_split(arrays, "train", name)
     if train is None:
@@ -58,4 +58,6 @@ def _find_split(arrays: dict[str, Tensor], part: str, name: str) -> Split | None
         raise DataError(
             f"data {name}: {part} images are {images.dtype} and labels {labels.dtype}, allowed numbers and integers"
         )
+    if images.dtype != torch.uint8:  # torch computes little on the other unsigned types, and half of float64 is enough
+        images = images.to(torch.float32)
     return Split(images, labels.to(torch.int64))
