@@ -70,8 +70,8 @@ def check_dataset(name: str, train: Split, test: Split | None, class_names: tupl
     num_classes = len(class_names) if class_names else int(train.labels.max()) + 1
     if num_classes > len(train):
         raise DataError(
-            f"data {name}: labels go up to {num_classes - 1} with {len(train)} training samples, allowed 0 to C - 1 for C "
-            "classes; number the classes without gaps"
+            f"data {name}: labels go up to {num_classes - 1} with {len(train)} training samples, allowed 0 to C - 1 "
+            "for C classes; number them without gaps"
         )
     if num_classes < 2:
         raise DataError(f"data {name}: found one class only, allowed 2 or more; Forward-Forward needs wrong labels")
