@@ -136,6 +136,8 @@ class Config:
     readout: ReadoutConfig = _FROM_RECIPE
 
     def __post_init__(self) -> None:
+        if not isinstance(self.recipe, str):
+            raise ConfigError(f"config recipe: found {self.recipe!r}, allowed {', '.join(sorted(RECIPES))}")
         if self.recipe not in RECIPES:
             raise ConfigError(f"config recipe: unknown recipe {self.recipe!r}; {nearest(self.recipe, RECIPES)}")
         recipe = RECIPES[self.recipe]
@@ -186,10 +188,10 @@ class Config:
         lines, sections = [], []
         for name, value in self.to_mapping().items():
             if isinstance(value, dict):
-                rows = [f"{key} = {json.dumps(entry)}" for key, entry in value.items()]
+                rows = [f"{key} = {_toml_value(entry)}" for key, entry in value.items()]
                 sections.append("\n".join([f"[{name}]", *rows]))
             else:
-                lines.append(f"{name} = {json.dumps(value)}")
+                lines.append(f"{name} = {_toml_value(value)}")
         return "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
 
     def identity(self) -> dict[str, Any]:
@@ -240,6 +242,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+
+
+def _toml_value(value: Any) -> str:
+    """JSON is TOML for our types, but for characters that JSON writes as surrogates and DEL, which TOML escapes."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""The activation cache: shards, order, tiers, damage, and the stream that reads it."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ffstream as ff
+from ffstream.cache import DTYPES, CacheLayout, DiskCache, MemoryCache, compute_batches, compute_shard_order
+from ffstream.transfer import BlockStream
+
+CPU = torch.device("cpu")
+LAYOUT = CacheLayout(num_samples=50, num_rows=2, num_features=6, dtype_name="bf16", shard_samples=16)
+
+
+def draw(layout, seed=0):
+    shape = (layout.num_samples, layout.num_rows, layout.num_features)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(layout.dtype)
+
+
+def fill(cache, rows):
+    for shard in range(cache.layout.num_shards):
+        cache.write(shard, rows[cache.layout.shard_range(shard)].clone())
+    cache.commit()
+    return cache
+
+
+def read(cache):
+    with BlockStream(cache, CPU) as stream:
+        return torch.cat([block.clone() for _, block in stream.blocks(range(cache.layout.num_shards))])
+
+
+@given(num_samples=st.integers(1, 3000), shard_samples=st.integers(1, 500))
+def test_shards_cover_every_sample_once(num_samples, shard_samples):
+    layout = CacheLayout(num_samples, 3, 5, "fp32", shard_samples)
+    covered = [i for shard in range(layout.num_shards) for i in range(num_samples)[layout.shard_range(shard)]]
+    assert covered == list(range(num_samples))
+    assert sum(layout.shard_shape(shard)[0] for shard in range(layout.num_shards)) == num_samples
+    assert layout.num_bytes == num_samples * 3 * 5 * 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(num_samples=st.integers(1, 2000), batch=st.integers(1, 600), seed=st.integers(0, 99))
+def test_batches_cover_every_sample_once_in_nearly_equal_parts(num_samples, batch, seed):
+    batches = compute_batches(num_samples, batch, torch.Generator().manual_seed(seed))
+    sizes = [len(part) for part in batches]
+    assert sorted(torch.cat(list(batches)).tolist()) == list(range(num_samples))
+    assert max(sizes) <= batch
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_order_of_shards_is_a_function_of_seed_layer_and_epoch():
+    layout = CacheLayout(1000, 1, 1, "bf16", 20)
+    orders = {key: tuple(compute_shard_order(layout, *key)) for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}
+    assert orders[0, 0, 0] == tuple(compute_shard_order(layout, 0, 0, 0))
+    assert len(set(orders.values())) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders.values())
+
+
+@pytest.mark.parametrize("dtype_name", DTYPES)
+def test_every_tier_gives_back_what_was_written(dtype_name, tmp_path):
+    layout = CacheLayout(50, 2, 6, dtype_name, 16)
+    rows = draw(layout)
+    fill(DiskCache(layout, tmp_path), rows)
+    for cache in (fill(MemoryCache(layout, CPU), rows), DiskCache.open(layout, tmp_path)):
+        assert torch.equal(read(cache), rows)
+
+
+def test_a_stream_follows_any_order_and_can_be_used_again(tmp_path):
+    rows = draw(LAYOUT)
+    cache = fill(DiskCache(LAYOUT, tmp_path), rows)
+    with BlockStream(cache, CPU) as stream:
+        for order in ([3, 0, 2, 1], [1, 1, 3], [], [0]):
+            found = [(shard, block.clone()) for shard, block in stream.blocks(order)]
+            assert [shard for shard, _ in found] == order
+            assert all(torch.equal(block, rows[LAYOUT.shard_range(shard)]) for shard, block in found)
+
+
+def test_leaving_a_stream_early_ends_its_thread(tmp_path):
+    cache = fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError), BlockStream(cache, CPU) as stream:
+        for _ in stream.blocks([0, 1, 2, 3]):
+            1 / 0  # noqa: B018
+    assert threading.active_count() == before
+
+
+def test_a_cache_without_its_manifest_is_none(tmp_path):
+    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        DiskCache.open(LAYOUT, tmp_path)
+
+
+def test_dropping_a_cache_leaves_nothing(tmp_path):
+    cache = fill(DiskCache(LAYOUT, tmp_path / "cache"), draw(LAYOUT))
+    cache.drop()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_of_another_layout_is_refused(tmp_path):
+    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    with pytest.raises(ff.CorruptFileError, match="its manifest describes"):
+        DiskCache.open(CacheLayout(50, 2, 6, "fp16", 16), tmp_path)
+
+
+def flip(position):
+    return lambda data: data[:position] + bytes([data[position] ^ 4]) + data[position:][1:]
+
+
+def header(change):
+    """Replace the header of a safetensors file."""
+
+    def damage(data):
+        length = int.from_bytes(data[:8], "little")
+        fields = json.loads(data[8 : 8 + length])
+        change(fields["rows"])
+        text = json.dumps(fields).encode()
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+    return damage
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "half a length": lambda data: data[:4],
+    "half a header": lambda data: data[:30],
+    "no rows": lambda data: data[: 8 + int.from_bytes(data[:8], "little")],
+    "one byte short": lambda data: data[:-1],
+    "first bit of the rows": flip(-384),
+    "last bit of the rows": flip(-1),
+    "a huge header": lambda data: (2**63 - 1).to_bytes(8, "little") + data[8:],
+    "a header of zeros": lambda data: data[:8] + bytes(len(data) - 8),
+    "another type": header(lambda rows: rows.update(dtype="F16")),
+    "another shape": header(lambda rows: rows.update(shape=[16, 6, 2])),
+    "other offsets": header(lambda rows: rows.update(data_offsets=[8, 392])),
+    "a deep header": lambda data: (60_000).to_bytes(8, "little") + b"[" * 60_000,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_shard_is_named_and_not_read(name, tmp_path):
+    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    path = tmp_path / "shard-00001.safetensors"
+    path.write_bytes(DAMAGE[name](path.read_bytes()))
+    with pytest.raises(ff.CorruptFileError, match=r"shard-00001.*delete .* and resume"):
+        read(DiskCache.open(LAYOUT, tmp_path))
+
+
+def test_swapped_and_missing_shards_are_detected(tmp_path):
+    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    first, second = (tmp_path / f"shard-0000{number}.safetensors" for number in (0, 1))
+    first.rename(tmp_path / "x")
+    with pytest.raises(ff.CorruptFileError, match="shard-00000.* is missing"):
+        read(DiskCache.open(LAYOUT, tmp_path))
+    second.rename(first)
+    (tmp_path / "x").rename(second)
+    with pytest.raises(ff.CorruptFileError, match="shard-00000.*altered"):
+        read(DiskCache.open(LAYOUT, tmp_path))
+
+
+def test_a_failing_writer_is_heard_at_the_latest_when_committing(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    cache = DiskCache(LAYOUT, tmp_path / "cache")
+    with pytest.raises(OSError, match="cache"):
+        fill(cache, draw(LAYOUT))
+    cache.close()
+    assert not (tmp_path / "cache" / "manifest.json").exists()

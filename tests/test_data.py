@@ -1,0 +1,224 @@
+"""Data sets: what each source gives, and a clear refusal for everything else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import ffstream as ff
+from ffstream.data import Dataset, Split, load_dataset, split_validation
+
+
+def arrays(num_samples=30, **changes):
+    generator = np.random.default_rng(0)
+    made = {
+        "train.images": generator.integers(0, 256, (num_samples, 4, 4), dtype=np.uint8),
+        "train.labels": np.arange(num_samples) % 3,
+        "test.images": generator.integers(0, 256, (6, 4, 4), dtype=np.uint8),
+        "test.labels": np.arange(6) % 3,
+    }
+    return {key: value for key, value in (made | changes).items() if value is not None}
+
+
+def save(path, content):
+    np.savez(path, **content)
+    return str(path)
+
+
+def test_embedded_digits_are_the_official_split(digits):
+    assert digits.train.images.shape == (3823, 8, 8)
+    assert digits.test.images.shape == (1797, 8, 8)
+    assert digits.num_classes == 10
+    assert digits.scale() == 16
+    assert int(digits.train.images.min()) == 0
+    assert digits.train.labels.bincount().tolist() == [376, 389, 380, 389, 387, 376, 377, 387, 380, 382]
+
+
+@pytest.mark.parametrize("names", ["{}.images {}.labels", "{}_images {}_labels", "x_{} y_{}"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_arrays_are_found_under_the_names_in_use(names, suffix, tmp_path):
+    content = arrays()
+    renamed = {}
+    for part in ("train", "test"):
+        for name, what in zip(names.format(part, part).split(), ("images", "labels"), strict=True):
+            renamed[name] = content[f"{part}.{what}"]
+    path = tmp_path / f"data{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **renamed)
+    else:
+        save_file({key: torch.from_numpy(value) for key, value in renamed.items()}, path)
+    dataset = load_dataset(str(path))
+    assert np.array_equal(dataset.train.images.numpy(), content["train.images"])
+    assert dataset.test.labels.tolist() == content["test.labels"].tolist()
+    assert dataset.num_classes == 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float16, np.float64, np.bool_])
+def test_images_of_any_number_type_train(dtype, tmp_path):
+    content = {key: value.astype(dtype) if "images" in key else value for key, value in arrays().items()}
+    config = ff.Config(data=save(tmp_path / "data.npz", content), layers=1, width=8, epochs=1, device="cpu")
+    run = ff.train(config.override({"negatives.per_step": 2}), tmp_path / "run")
+    assert run.evaluate().num_samples == 6
+
+
+def spoilt(array, value):
+    changed = array.astype(np.float32)
+    changed[2, 1, 1] = value
+    return changed
+
+
+BAD_ARRAYS = {
+    "nan": ({"train.images": spoilt(arrays()["train.images"], np.nan)}, "train image 2 holds a value that is not fin"),
+    "inf in test": ({"test.images": spoilt(arrays()["test.images"], np.inf)}, "test image 2 holds"),
+    "float labels": ({"train.labels": np.zeros(30)}, "labels torch.float64, allowed numbers and integers"),
+    "negative labels": ({"train.labels": np.arange(30) - 1}, "train labels go down to -1"),
+    "one class": ({"train.labels": np.zeros(30, int)}, "one class only"),
+    "labels with gaps": ({"train.labels": np.arange(30) * 10**9}, "number them without gaps"),
+    "test label beyond": ({"test.labels": np.full(6, 3)}, "test labels go up to 3, allowed 0 to 2"),
+    "too few labels": ({"train.labels": np.arange(29) % 3}, r"labels have shape \(29,\), allowed \(30,\)"),
+    "no images": (
+        {"train.images": np.zeros((0, 4, 4)), "train.labels": np.zeros(0, int)},
+        r"shape \(0, 4, 4\), allowed",
+    ),
+    "no pixels": ({"train.images": np.zeros((30, 0))}, "images have shape"),
+    "scalars": ({"train.images": np.zeros(30)}, "images have shape"),
+    "test of another shape": ({"test.images": np.zeros((6, 5, 4))}, "both must be the same"),
+    "labels missing": ({"train.labels": None}, "train.labels is missing"),
+    "nothing known": (dict.fromkeys(arrays()) | {"a": np.zeros(3)}, "needs train.images and train.labels"),
+    "objects": ({"train.images": np.array([{}] * 30)}, "cannot be read as .npz"),
+    "strings": ({"train.labels": np.array(["a"] * 30)}, "cannot be read as .npz"),
+    "complex": ({"train.images": np.zeros((30, 4), complex)}, "allowed numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_bad_arrays_are_refused_saying_what_and_where(name, tmp_path):
+    changes, message = BAD_ARRAYS[name]
+    path = save(tmp_path / "data.npz", arrays(**changes))
+    with pytest.raises(ff.DataError, match=message) as caught:
+        load_dataset(path)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_truncated_and_foreign_files_are_refused(suffix, tmp_path):
+    path = tmp_path / f"data{suffix}"
+    good = tmp_path / f"good{suffix}"
+    if suffix == ".npz":
+        np.savez(good, **arrays())
+    else:
+        save_file({key: torch.from_numpy(value) for key, value in arrays().items()}, good)
+    for data in (b"", b"hello", good.read_bytes()[:-100], good.read_bytes()[:40]):
+        path.write_bytes(data)
+        with pytest.raises(ff.DataError, match="cannot be read"):
+            load_dataset(str(path))
+
+
+def write_images(folder, mode="L", size=(6, 5), classes=("cat", "dog"), num_images=4):
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(num_images):
+            Image.new(mode, size, (40 * number + index) if mode == "L" else (index, number, 7)).save(
+                folder / name / f"{index}.png"
+            )
+
+
+@pytest.mark.parametrize(("mode", "shape"), [("L", (5, 6)), ("RGB", (5, 6, 3))])
+def test_a_folder_of_images_by_class(mode, shape, tmp_path):
+    write_images(tmp_path / "train", mode)
+    write_images(tmp_path / "test", mode, num_images=2)
+    dataset = load_dataset(str(tmp_path))
+    assert dataset.image_shape == shape
+    assert dataset.class_names == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.test)) == (8, 4)
+    assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_folder_without_a_train_folder_has_no_test_split(tmp_path):
+    write_images(tmp_path / "data", num_images=20)
+    config = ff.Config(data=str(tmp_path / "data"), layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
+    run = ff.train(config, tmp_path / "run")
+    assert run.evaluate(split="validation").num_samples == 3
+    with pytest.raises(ff.DataError, match="has no test split; found train, validation"):
+        run.evaluate()
+
+
+def test_bad_image_folders_are_refused_naming_the_file(tmp_path):
+    write_images(tmp_path / "sizes")
+    Image.new("L", (3, 3)).save(tmp_path / "sizes" / "dog" / "small.png")
+    write_images(tmp_path / "corrupt")
+    (tmp_path / "corrupt" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n????")
+    write_images(tmp_path / "hollow")
+    (tmp_path / "hollow" / "empty").mkdir()
+    (tmp_path / "none").mkdir()
+    for name, message in (
+        ("sizes", r"small\.png.*resize all"),
+        ("corrupt", r"1\.png.*cannot be read as an image"),
+        ("hollow", "empty"),
+        ("none", "needs one folder of images a class"),
+    ):
+        with pytest.raises(ff.DataError, match=message) as caught:
+            load_dataset(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_validation_is_disjoint_covers_all_and_follows_the_seed(digits):
+    train, validation = split_validation(digits, 0.1, seed=0)
+    assert (len(train), len(validation)) == (3441, 382)
+    together = torch.cat([train.images, validation.images]).flatten(1)
+    rows = sorted(map(bytes, together.numpy()))
+    assert rows == sorted(map(bytes, digits.train.images.flatten(1).numpy()))
+    assert torch.equal(train.labels, split_validation(digits, 0.1, seed=0)[0].labels)
+    assert not torch.equal(train.labels, split_validation(digits, 0.1, seed=1)[0].labels)
+
+
+def test_no_validation_trains_without_one_and_a_part_left_empty_is_refused(tmp_path, small_config):
+    run = ff.train(small_config(validation_fraction=0.0), tmp_path / "run")
+    assert run.layers[-1].validation_error is None
+    assert run.evaluate().num_samples == 100
+    tiny = Dataset("tiny", Split(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])), None, ("a", "b"))
+    with pytest.raises(ff.DataError, match="leaves one part empty"):
+        split_validation(tiny, 0.01, 0)
+
+
+def test_the_digest_knows_images_labels_and_shape(digits):
+    altered = digits.train.labels.clone()
+    altered[0] += 1
+    others = [
+        Dataset("d", Split(digits.train.images, altered), None, digits.class_names),
+        Dataset("d", Split(digits.train.images.flatten(1), digits.train.labels), None, digits.class_names),
+    ]
+    assert len({digits.digest(), *(other.digest() for other in others)}) == 3
+
+
+def test_without_network_and_files_the_error_says_which_files_go_where(tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    with pytest.raises(ff.DataError) as caught:
+        load_dataset("mnist", str(tmp_path))
+    for expected in ("train-images-idx3-ubyte.gz", "MNIST/raw", str(tmp_path), "--data digits"):
+        assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif("FFSTREAM_TEST_MNIST" not in os.environ, reason="FFSTREAM_TEST_MNIST names no MNIST archives")
+def test_mnist_from_its_official_archives_trains(tmp_path):
+    source = Path(os.environ["FFSTREAM_TEST_MNIST"]) / "MNIST" / "raw"
+    assert source.is_dir(), "FFSTREAM_TEST_MNIST names a folder that holds MNIST/raw"
+    shutil.copytree(source, tmp_path / "MNIST" / "raw", copy_function=shutil.copyfile)
+    dataset = load_dataset("mnist", str(tmp_path))
+    assert dataset.train.images.shape == (60000, 28, 28)
+    assert len(dataset.test) == 10000
+    config = ff.Config(data="mnist", data_root=str(tmp_path), layers=2, width=128, epochs=1, device="cpu")
+    assert ff.train(config, tmp_path / "run").evaluate().error < 0.12

@@ -1,0 +1,126 @@
+"""Label injection and label overlay: which rows, which candidates, which gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ffstream as ff
+from ffstream.goodness import GOODNESSES
+from ffstream.labels import make_label_method
+from ffstream.network import build_layer, compute_layer_specs
+
+NUM_CLASSES, NUM_FEATURES, NUM_SAMPLES = 5, 12, 8
+METHODS = {
+    "injection": {},
+    "overlay": {"labels.method": "overlay"},
+    "overlay of two": {"labels.method": "overlay", "negatives.per_sample": 2, "negatives.per_step": 2},
+}
+
+
+def make(name, **settings):
+    shape = {"width": 7, "precision": "fp32", "negatives.per_step": 2}
+    config = ff.Config().override(shape | METHODS[name] | settings)
+    method = make_label_method(config, NUM_CLASSES, NUM_FEATURES)
+    layer = build_layer(config, compute_layer_specs(config, NUM_FEATURES)[0], NUM_CLASSES)
+    return method, layer
+
+
+def draw(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(NUM_SAMPLES, NUM_FEATURES, generator=generator)
+    return images, torch.randint(0, NUM_CLASSES, (NUM_SAMPLES,), generator=generator), generator
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_have_the_promised_number_and_unit_rms(name):
+    method, _ = make(name)
+    images, labels, generator = draw()
+    made = {
+        method.num_training_rows: method.training_rows(images, labels, generator),
+        method.num_sweep_rows: method.sweep_rows(images),
+        1: method.neutral_rows(images),
+    }
+    for num_rows, rows in made.items():
+        assert rows.shape == (NUM_SAMPLES, num_rows, NUM_FEATURES)
+        torch.testing.assert_close(rows.square().mean(-1), torch.ones(NUM_SAMPLES, num_rows), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["overlay", "overlay of two"])
+def test_overlay_candidates_show_the_true_label_first_and_then_wrong_ones(name):
+    method, _ = make(name)
+    images, labels, generator = draw()
+    rows = method.training_rows(images, labels, generator)
+    candidates = method.draw_candidates(labels, generator)
+    index = torch.tensor([5, 0, 3])
+    chosen = method.select(rows, index, candidates[index]).view(3, len(index), NUM_FEATURES)
+    shown = chosen[:, :, :NUM_CLASSES]
+    assert ((shown > 0).sum(-1) == 1).all()
+    shown_labels = shown.argmax(-1)
+    assert torch.equal(shown_labels[0], labels[index])
+    assert (shown_labels[1:] != labels[index]).all()
+    assert (shown_labels[1] != shown_labels[2]).all()
+
+
+def test_overlay_leaves_the_other_features_in_proportion():
+    method, _ = make("overlay")
+    images, _, _ = draw()
+    rest = method.sweep_rows(images)[:, :, NUM_CLASSES:]
+    ratio = rest / images[:, None, NUM_CLASSES:]
+    torch.testing.assert_close(ratio, ratio[:, :, :1].expand_as(ratio))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_collected_gradient_equals_autograd(name):
+    method, layer = make(name)
+    images, labels, generator = draw()
+    block = method.training_rows(images, labels, generator)
+    candidates = method.draw_candidates(labels, generator)
+    index = torch.arange(NUM_SAMPLES)
+    rows = method.select(block, index, candidates)
+    upstream = torch.randn(NUM_SAMPLES, 3, generator=generator)
+    goodness = GOODNESSES["sum_squares"]
+
+    leaf = layer.preactivations(rows).detach().requires_grad_()
+    if layer.label_embedding is not None:
+        hidden = [torch.relu(leaf + layer.label_embedding[column]) for column in candidates.unbind(1)]
+    else:
+        hidden = [torch.relu(part) for part in leaf.chunk(3)]
+    total = sum((goodness.value(h) * u).sum() for h, u in zip(hidden, upstream.unbind(1), strict=True))
+    total.backward()
+
+    with torch.no_grad():
+        embedding_gradient = None if layer.label_embedding is None else layer.label_embedding.grad.clone()
+        activities = method.activities(layer, leaf.detach().clone(), candidates)
+        gradients = [goodness.gradient_(h, u) for h, u in zip(activities, upstream.unbind(1), strict=True)]
+        torch.testing.assert_close(method.collect(layer, gradients, candidates), leaf.grad)
+    if embedding_gradient is not None:
+        torch.testing.assert_close(layer.label_embedding.grad, embedding_gradient)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sweep_equals_one_label_at_a_time(name):
+    method, layer = make(name)
+    images, _, _ = draw()
+    rows = method.sweep_rows(images)
+    goodness = GOODNESSES["mean_squares"]
+    with torch.no_grad():
+        found = method.sweep(layer, goodness, layer.preactivations(rows.flatten(0, 1)))
+        for label in range(NUM_CLASSES):
+            row = rows[:, 0] if method.num_sweep_rows == 1 else rows[:, label]
+            expected = goodness.value(layer(row, label if method.uses_embedding else None))
+            torch.testing.assert_close(found[:, label], expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_features", "message"),
+    [
+        ({"negatives.per_step": 5}, 12, "per_step: found 5, allowed at most 4"),
+        ({"labels.method": "overlay"}, 4, "overlay needs a feature for each of the 5 classes, found 4"),
+        ({"labels.method": "overlay", "negatives.per_sample": 1}, 12, r"per_sample: found 1, allowed 3"),
+        ({"labels.method": "overlay", "negatives.per_sample": 9}, 12, r"per_sample: found 9"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused(settings, num_features, message):
+    with pytest.raises(ff.ConfigError, match=message):
+        make_label_method(ff.Config().override(settings), NUM_CLASSES, num_features)

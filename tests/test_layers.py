@@ -1,0 +1,98 @@
+"""Layers: shapes, start, gradient, and what they hand on."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import ffstream as ff
+from ffstream.layers import Layer, Linear
+from ffstream.network import build_layer, compute_layer_specs, hand_on
+from ffstream.normalisation import length_normalise
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Squared(Layer):
+    """A layer kind that leaves its gradient to the base class."""
+
+    def __init__(self, in_features, num_units, compute_dtype=torch.float32):
+        super().__init__(in_features, num_units, compute_dtype)
+        self.weight = torch.nn.Parameter(draw(num_units, in_features))
+
+    def preactivations(self, rows):
+        return rows @ self.weight.square().t()
+
+
+@pytest.mark.parametrize("kind", [Linear, Squared])
+def test_backpropagate_equals_autograd(kind):
+    layer, rows, gradient = kind(6, 4), draw(9, 6, seed=1), draw(9, 4, seed=2)
+    if kind is Linear:
+        layer.initialise(torch.Generator().manual_seed(3))
+    layer.preactivations(rows).backward(gradient)
+    expected = {name: p.grad.clone() for name, p in layer.named_parameters()}
+    for _ in range(2):  # set, not accumulated
+        with torch.no_grad():
+            layer.backpropagate(rows, gradient)
+        for name, parameter in layer.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_bf16_products_stay_close_to_fp32():
+    exact, rounded = Linear(256, 64), Linear(256, 64, torch.bfloat16)
+    for layer in (exact, rounded):
+        layer.initialise(torch.Generator().manual_seed(0))
+    rows = length_normalise(draw(100, 256))
+    difference = (exact.preactivations(rows) - rounded.preactivations(rows)).norm()
+    assert difference / exact.preactivations(rows).norm() < 1e-2
+    assert rounded.weight.dtype == torch.float32
+    assert rounded.preactivations(rows).dtype == torch.float32
+
+
+def test_weights_start_with_variance_one_over_fan_in_and_biases_at_zero():
+    layer = Linear(400, 300)
+    layer.initialise(torch.Generator().manual_seed(0))
+    weight = layer.weight.detach()
+    assert float(weight.std()) == pytest.approx(400**-0.5, rel=0.02)
+    assert abs(float(weight.mean())) < 1e-3
+    assert not layer.bias.any()
+
+
+def test_a_built_layer_is_a_function_of_seed_and_index():
+    config = ff.Config(layers=3, width=8)
+    specs = compute_layer_specs(config, 8)
+
+    def weight(config, index):
+        return build_layer(config, specs[index], 10).weight
+
+    assert torch.equal(weight(config, 1), weight(config, 1))
+    assert not torch.equal(weight(config, 1), weight(config, 2))
+    assert not torch.equal(weight(config, 1), weight(ff.Config(layers=3, width=8, seed=1), 1))
+
+
+def test_specs_chain_with_and_without_an_input_skip():
+    for skip, width_in in ((False, 30), (True, 94)):
+        specs = compute_layer_specs(ff.Config(layers=4, width=30).override({"network.input_skip": skip}), 64)
+        assert [spec.in_features for spec in specs] == [64, width_in, width_in, width_in]
+        assert all(spec.out_features == after.in_features for spec, after in itertools.pairwise(specs))
+
+
+def test_what_is_handed_on_is_normalised_and_keeps_the_image():
+    config = ff.Config(layers=2, width=30).override({"network.input_skip": True})
+    specs = compute_layer_specs(config, 64)
+    image = length_normalise(draw(5, 64))
+    first = hand_on(specs[0], image, draw(5, 30))
+    second = hand_on(specs[1], first, draw(5, 30, seed=9))
+    for rows in (first, second):
+        torch.testing.assert_close(rows[:, 30:], image)
+        torch.testing.assert_close(rows[:, :30].square().mean(1), torch.ones(5), rtol=1e-3, atol=1e-3)
+
+
+def test_length_normalisation_ignores_length_and_keeps_zero():
+    rows = draw(4, 50)
+    torch.testing.assert_close(length_normalise(1000 * rows), length_normalise(rows), rtol=1e-3, atol=1e-4)
+    assert not length_normalise(torch.zeros(2, 3)).any()

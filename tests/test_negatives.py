@@ -1,0 +1,44 @@
+"""Negative samplers never draw the true label."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffstream.negatives import NEGATIVE_SAMPLERS, distinct_offsets, uniform
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", list(NEGATIVE_SAMPLERS))
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), num_classes=st.integers(2, 12), seed=st.integers(0, 10**6))
+def test_draws_are_wrong_distinct_labels(name, data, num_classes, seed):
+    num_negatives = data.draw(st.integers(1, num_classes - 1))
+    labels = torch.randint(0, num_classes, (50,), generator=generator(seed))
+    drawn = NEGATIVE_SAMPLERS[name](labels, num_classes, num_negatives, generator(seed))
+    assert drawn.shape == (50, num_negatives)
+    assert drawn.dtype == torch.int64
+    assert ((drawn >= 0) & (drawn < num_classes)).all()
+    assert (drawn != labels.unsqueeze(1)).all()
+    assert all(len(set(row)) == num_negatives for row in drawn.tolist())
+
+
+@pytest.mark.parametrize("num_negatives", [1, 3])
+def test_uniform_draws_every_wrong_label_equally_often(num_negatives):
+    labels = torch.full((9000,), 4)
+    counts = uniform(labels, 10, num_negatives, generator()).flatten().bincount(minlength=10)
+    expected = 1000 * num_negatives
+    assert counts[4] == 0
+    others = counts[torch.arange(10) != 4].double()
+    assert float(((others - expected) ** 2 / expected).sum()) < 26.1  # chi-square, 8 degrees, p = 0.001
+
+
+def test_draws_are_a_function_of_the_generator():
+    first, again, other = (distinct_offsets(40, 9, 3, generator(seed)) for seed in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -1,0 +1,58 @@
+"""The plan: every step finds what it needs, and nothing is done twice."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ffstream.schedule import Action, Step, compute_schedule, remaining_steps
+
+
+def execute(steps, num_done, cached):
+    """What is there after the steps; fails when one lacks what it needs."""
+    done, available = num_done, set(cached)
+    for step in steps:
+        if step.action is Action.WRITE_INPUT:
+            available = {0}
+        elif step.action is Action.TRAIN:
+            assert step.layer in available
+            assert step.layer == done
+            done += 1
+        else:
+            assert step.layer in available
+            assert step.layer < done
+            available = {step.layer + 1}
+    return done, available
+
+
+def test_three_layers_spelt_out():
+    assert compute_schedule(3) == (
+        Step(Action.WRITE_INPUT, 0),
+        Step(Action.TRAIN, 0),
+        Step(Action.PROPAGATE, 0),
+        Step(Action.TRAIN, 1),
+        Step(Action.PROPAGATE, 1),
+        Step(Action.TRAIN, 2),
+    )
+
+
+@given(num_layers=st.integers(1, 40), data=st.data())
+def test_an_interruption_anywhere_leaves_a_plan_that_finishes(num_layers, data):
+    schedule = compute_schedule(num_layers)
+    cut = data.draw(st.integers(0, len(schedule)))
+    done, available = execute(schedule[:cut], 0, ())
+    cached = data.draw(st.sampled_from([available, set()]))  # the disk tier keeps its caches, memory does not
+    assert execute(remaining_steps(num_layers, done, cached), done, cached)[0] == num_layers
+
+
+@given(num_layers=st.integers(1, 30), data=st.data())
+def test_no_committed_layer_is_trained_again(num_layers, data):
+    num_done = data.draw(st.integers(0, num_layers))
+    cached = data.draw(st.sets(st.integers(0, num_layers)))
+    trained = [s.layer for s in remaining_steps(num_layers, num_done, cached) if s.action is Action.TRAIN]
+    assert trained == list(range(num_done, num_layers))
+
+
+@given(num_layers=st.integers(0, 30), extra=st.integers(0, 5))
+def test_a_finished_run_has_nothing_left(num_layers, extra):
+    assert remaining_steps(num_layers, num_layers + extra, ()) == ()
