@@ -17,6 +17,7 @@ from ffstream.goodness import Goodness
 from ffstream.layers import Layer
 from ffstream.negatives import NEGATIVE_SAMPLERS, NegativeSampler, distinct_offsets
 from ffstream.normalisation import length_normalise
+from ffstream.workspace import Workspace
 
 
 class LabelMethod(ABC):
@@ -43,15 +44,17 @@ class LabelMethod(ABC):
         """The positive and K negatives of each sample, as this method counts them: (n, 1 + K) int64."""
 
     @abstractmethod
-    def select(self, block: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
-        """The rows that a step multiplies by the weights: (m, features), for the samples `index` of a block."""
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
+        """A copy of the rows that a step multiplies by the weights: (m, features), for the samples `index`."""
 
     @abstractmethod
-    def activities(self, layer: Layer, preactivations: Tensor, candidates: Tensor) -> list[Tensor]:
+    def activities(
+        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
+    ) -> list[Tensor]:
         """Activities of each candidate, 1 + K tensors (n, num_units). May reuse the memory of `preactivations`."""
 
     @abstractmethod
-    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor) -> Tensor:
+    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor, workspace: Workspace) -> Tensor:
         """dL/dpreactivations from that of each candidate; sets the gradient of the label embedding."""
 
     @abstractmethod
@@ -88,16 +91,22 @@ class LabelInjection(LabelMethod):
         wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
         return torch.cat([labels.unsqueeze(1), wrong], dim=1)
 
-    def select(self, block: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
         """One row a sample: (n, features), shared by all candidates."""
-        return block.flatten(0, 1).index_select(0, index)
+        return _take_rows(block, index, workspace)
 
-    def activities(self, layer: Layer, preactivations: Tensor, candidates: Tensor) -> list[Tensor]:
+    def activities(
+        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
+    ) -> list[Tensor]:
         """relu(z + U[label]) for each candidate label."""
         embedding = _embedding(layer)
-        return [embedding.index_select(0, column).add_(preactivations).relu_() for column in candidates.unbind(1)]
+        shape = (candidates.shape[1], *preactivations.shape)
+        activities = list(workspace.take("activities", shape, embedding.dtype).unbind(0))
+        for activity, column in zip(activities, candidates.unbind(1), strict=True):
+            torch.index_select(embedding, 0, column, out=activity).add_(preactivations).relu_()
+        return activities
 
-    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor) -> Tensor:
+    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor, workspace: Workspace) -> Tensor:
         """dz is the sum over candidates; dU[c] the sum over the samples with candidate c."""
         assert layer.label_embedding is not None
         if layer.label_embedding.grad is None:
@@ -163,18 +172,20 @@ class LabelOverlay(LabelMethod):
             wrong = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)
         return torch.cat([positive, wrong], dim=1)
 
-    def select(self, block: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
         """((1 + K) n, features): all positives, then all first negatives, and so on."""
-        rows = (index.unsqueeze(1) * block.shape[1] + candidates).t().reshape(-1)
-        return block.flatten(0, 1).index_select(0, rows)
+        return _take_rows(block, (index.unsqueeze(1) * block.shape[1] + candidates).t().reshape(-1), workspace)
 
-    def activities(self, layer: Layer, preactivations: Tensor, candidates: Tensor) -> list[Tensor]:
+    def activities(
+        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
+    ) -> list[Tensor]:
         """relu(z), in place, cut into candidates."""
         return list(preactivations.relu_().chunk(candidates.shape[1]))
 
-    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor) -> Tensor:
+    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor, workspace: Workspace) -> Tensor:
         """The candidates' gradients one above the other, as the rows were."""
-        return torch.cat(gradients)
+        shape = (sum(len(gradient) for gradient in gradients), gradients[0].shape[1])
+        return torch.cat(gradients, out=workspace.take("gradient", shape, gradients[0].dtype))
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
         """Row c of a sample carries label c."""
@@ -211,6 +222,11 @@ def make_label_method(config: Config, num_classes: int, num_features: int) -> La
             f"{num_wrong} (the wrong labels of {num_classes} classes), or 'all'"
         )
     return LabelOverlay(num_classes, sampler, num_negatives, num_cached)
+
+
+def _take_rows(block: Tensor, rows: Tensor, workspace: Workspace) -> Tensor:
+    taken = workspace.take("rows", (len(rows), block.shape[2]), block.dtype)
+    return torch.index_select(block.flatten(0, 1), 0, rows, out=taken)
 
 
 def _embedding(layer: Layer) -> Tensor:

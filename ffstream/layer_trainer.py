@@ -19,6 +19,7 @@ from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
 from ffstream.objectives import OBJECTIVES
 from ffstream.transfer import BlockStream
+from ffstream.workspace import Workspace
 
 _TICK_S = 0.2  # between two reports within an epoch; each one makes the host wait for the device
 
@@ -40,20 +41,23 @@ def learning_rate_factor(progress: float, decay_start: float) -> float:
     return 1.0 if progress < decay_start else (1.0 - progress) / max(1.0 - decay_start, 1e-12)
 
 
-def drop_features(rows: Tensor, rate: float, num_candidates: int, generator: torch.Generator) -> Tensor:
-    """Dropout on rows (num_candidates * n, features): one mask a sample, so that candidates differ by label alone.
+def drop_features_(
+    rows: Tensor, rate: float, num_candidates: int, generator: torch.Generator, workspace: Workspace
+) -> Tensor:
+    """Dropout in place on rows (num_candidates * n, features): one mask a sample, so that candidates differ by label.
 
     The rate is rounded to a 256th: a byte of randomness a feature, drawn eight at a time, costs a tenth of
     `Tensor.bernoulli_` on a CPU.
     """
     threshold = round(rate * 256)
-    num_samples = len(rows) // num_candidates
-    num_bytes = num_samples * rows.shape[1]
-    words = torch.empty((num_bytes + 7) // 8, dtype=torch.int64, device=rows.device)
+    shape = (len(rows) // num_candidates, rows.shape[1])
+    num_bytes = shape[0] * shape[1]
+    words = workspace.take("dropout words", ((num_bytes + 7) // 8,), torch.int64)
     words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-    kept = words.view(torch.uint8)[:num_bytes].view(num_samples, -1) >= threshold
-    mask = kept.to(rows.dtype).mul_(256 / (256 - threshold))
-    return (rows.view(num_candidates, num_samples, -1) * mask).view(rows.shape)
+    mask = workspace.take("dropout mask", shape, rows.dtype)
+    torch.ge(words.view(torch.uint8)[:num_bytes].view(shape), threshold, out=mask).mul_(256 / (256 - threshold))
+    rows.view(num_candidates, *shape).mul_(mask)
+    return rows
 
 
 class LayerTrainer:
@@ -68,6 +72,7 @@ class LayerTrainer:
         self._config = config
         self._method = method
         self._device = device
+        self._workspace = Workspace(device)
         self._goodness = GOODNESSES[config.objective.goodness]
         self._objective = OBJECTIVES[config.objective.name]
         threshold = config.objective.threshold
@@ -123,12 +128,12 @@ class LayerTrainer:
         """One update from the samples `index` of a block. Returns summed loss, goodness (positive, negative), wins."""
         num_candidates, num_samples = candidates.shape[1], len(index)
         scale = self._config.objective.scale
-        rows = self._method.select(block, index, candidates)
+        rows = self._method.select(block, index, candidates, self._workspace)
         if dropout_generator is not None:
             shared = num_candidates if len(rows) != num_samples else 1
-            rows = drop_features(rows, self._config.network.dropout, shared, dropout_generator)
+            drop_features_(rows, self._config.network.dropout, shared, dropout_generator, self._workspace)
         preactivations = self.layer.preactivations(rows)
-        activities = self._method.activities(self.layer, preactivations, candidates)
+        activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
         goodness = torch.stack([self._goodness.value(h) for h in activities], dim=1)
         loss, gradient = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
         peer_gradient = self._peer_gradient(activities[0]) if self._config.objective.peer_normalisation else None
@@ -136,7 +141,7 @@ class LayerTrainer:
         gradients = [self._goodness.gradient_(h, g) for h, g in zip(activities, gradient.unbind(1), strict=True)]
         if peer_gradient is not None:
             gradients[0] += peer_gradient / num_samples
-        self.layer.backpropagate(rows, self._method.collect(self.layer, gradients, candidates))
+        self.layer.backpropagate(rows, self._method.collect(self.layer, gradients, candidates, self._workspace))
         self.optimiser.step()
         positive, negatives = goodness[:, 0], goodness[:, 1:]
         wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)

@@ -15,7 +15,7 @@ PACKAGE = Path(ffstream.__file__).parent
 
 # From the ground up; a module may import from those before it only. A package counts as one floor.
 ORDER = """
-errors recipes seeding schedule normalisation
+errors recipes seeding schedule normalisation workspace
 config registry files device
 lock metrics goodness objectives negatives layers data cache
 labels network transfer checkpoint

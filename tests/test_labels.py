@@ -9,6 +9,7 @@ import ffstream as ff
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.network import build_layer, compute_layer_specs
+from ffstream.workspace import Workspace
 
 NUM_CLASSES, NUM_FEATURES, NUM_SAMPLES = 5, 12, 8
 METHODS = {
@@ -16,6 +17,10 @@ METHODS = {
     "overlay": {"labels.method": "overlay"},
     "overlay of two": {"labels.method": "overlay", "negatives.per_sample": 2, "negatives.per_step": 2},
 }
+
+
+def workspace():
+    return Workspace(torch.device("cpu"))
 
 
 def make(name, **settings):
@@ -53,7 +58,7 @@ def test_overlay_candidates_show_the_true_label_first_and_then_wrong_ones(name):
     rows = method.training_rows(images, labels, generator)
     candidates = method.draw_candidates(labels, generator)
     index = torch.tensor([5, 0, 3])
-    chosen = method.select(rows, index, candidates[index]).view(3, len(index), NUM_FEATURES)
+    chosen = method.select(rows, index, candidates[index], workspace()).view(3, len(index), NUM_FEATURES)
     shown = chosen[:, :, :NUM_CLASSES]
     assert ((shown > 0).sum(-1) == 1).all()
     shown_labels = shown.argmax(-1)
@@ -77,7 +82,7 @@ def test_collected_gradient_equals_autograd(name):
     block = method.training_rows(images, labels, generator)
     candidates = method.draw_candidates(labels, generator)
     index = torch.arange(NUM_SAMPLES)
-    rows = method.select(block, index, candidates)
+    rows = method.select(block, index, candidates, workspace())
     upstream = torch.randn(NUM_SAMPLES, 3, generator=generator)
     goodness = GOODNESSES["sum_squares"]
 
@@ -91,9 +96,9 @@ def test_collected_gradient_equals_autograd(name):
 
     with torch.no_grad():
         embedding_gradient = None if layer.label_embedding is None else layer.label_embedding.grad.clone()
-        activities = method.activities(layer, leaf.detach().clone(), candidates)
+        activities = method.activities(layer, leaf.detach().clone(), candidates, workspace())
         gradients = [goodness.gradient_(h, u) for h, u in zip(activities, upstream.unbind(1), strict=True)]
-        torch.testing.assert_close(method.collect(layer, gradients, candidates), leaf.grad)
+        torch.testing.assert_close(method.collect(layer, gradients, candidates, workspace()), leaf.grad)
     if embedding_gradient is not None:
         torch.testing.assert_close(layer.label_embedding.grad, embedding_gradient)
 

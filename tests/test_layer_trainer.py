@@ -14,9 +14,10 @@ from ffstream.data import scale_images
 from ffstream.errors import DivergedError
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
-from ffstream.layer_trainer import LayerTrainer, drop_features, learning_rate_factor
+from ffstream.layer_trainer import LayerTrainer, drop_features_, learning_rate_factor
 from ffstream.network import build_layer, compute_layer_specs
 from ffstream.objectives import OBJECTIVES
+from ffstream.workspace import Workspace
 
 NUM_SAMPLES = 96
 
@@ -137,7 +138,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_what_to_lower(small_config, di
 
 def test_dropout_keeps_the_mean_shares_its_mask_and_drops_its_rate():
     rows = torch.ones(3 * 200, 50)
-    dropped = drop_features(rows, 0.25, 3, torch.Generator().manual_seed(0))
+    dropped = drop_features_(rows, 0.25, 3, torch.Generator().manual_seed(0), Workspace(torch.device("cpu")))
     first, second, third = dropped.chunk(3)
     assert torch.equal(first, second)
     assert torch.equal(first, third)

@@ -19,6 +19,7 @@ class Linear(Layer):
         super().__init__(in_features, num_units, compute_dtype)
         self.weight = nn.Parameter(torch.empty(num_units, in_features))
         self.bias = nn.Parameter(torch.zeros(num_units))
+        self._product: Tensor | None = None  # dW in `compute_dtype`
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/in_features), as in Hinton's program."""
@@ -27,12 +28,16 @@ class Linear(Layer):
 
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) float32."""
-        return F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype)).float() + self.bias
+        products = F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype))
+        return products.float().add_(self.bias)
 
     def backpropagate(self, rows: Tensor, gradient: Tensor) -> None:
         """dW = gradient^T x and db = sum(gradient): one matrix product, no graph, into buffers that are kept."""
         if self.weight.grad is None or self.bias.grad is None:
             self.weight.grad = torch.empty_like(self.weight)
             self.bias.grad = torch.empty_like(self.bias)
-        self.weight.grad.copy_(gradient.to(self.compute_dtype).t() @ rows.to(self.compute_dtype))
+        left, right = gradient.to(self.compute_dtype).t(), rows.to(self.compute_dtype)
+        if self._product is None:
+            self._product = torch.empty_like(self.weight, dtype=self.compute_dtype, requires_grad=False)
+        self.weight.grad.copy_(torch.mm(left, right, out=self._product))
         torch.sum(gradient, dim=0, out=self.bias.grad)
