@@ -40,6 +40,14 @@ def device_name(device: str) -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    """The commit, marked when anything but the results differs from it."""
+    here = Path(__file__).parent
+    revision = _git("rev-parse", "--short", "HEAD", cwd=here)
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results", cwd=here
+    )
+    return (revision or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=False).stdout.strip()
