@@ -40,5 +40,8 @@ check: lint types test
 bench: $(VENV)/dev.stamp  ## every figure of benchmarks/README.md; MNIST=folder holding MNIST/raw
 	$(BIN)/python -m benchmarks.run --data-root "$(MNIST)"
 
+bench-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.run --device cuda --data-root "$(MNIST)"
+
 clean:
 	rm -rf runs/demo

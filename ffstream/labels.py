@@ -107,13 +107,17 @@ class LabelInjection(LabelMethod):
         return activities
 
     def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor, workspace: Workspace) -> Tensor:
-        """dz is the sum over candidates; dU[c] the sum over the samples with candidate c."""
+        """dz is the sum over candidates; dU[c] the sum over the samples with candidate c.
+
+        dU is a product with one-hot rows: index_add_ would add in an order of its own on CUDA.
+        """
         assert layer.label_embedding is not None
         if layer.label_embedding.grad is None:
             layer.label_embedding.grad = torch.empty_like(layer.label_embedding)
         layer.label_embedding.grad.zero_()
         for column, gradient in zip(candidates.unbind(1), gradients, strict=True):
-            layer.label_embedding.grad.index_add_(0, column, gradient)
+            shown = torch.nn.functional.one_hot(column, self._num_classes).to(gradient.dtype)
+            layer.label_embedding.grad.addmm_(shown.t(), gradient)
         total = gradients[0]
         for gradient in gradients[1:]:
             total.add_(gradient)
