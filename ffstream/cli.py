@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from ffstream import __version__
-from ffstream.errors import FFStreamError
+from ffstream.errors import ConfigError, FFStreamError
 
 if TYPE_CHECKING:
     from ffstream.observer import Observer
@@ -73,6 +73,9 @@ def train(
     Settings: the recipe's, then --config, then --set, then the options here.
     """
     from ffstream.config import Config, parse_assignment, read_toml
+
+    if resume and run_dir is None:
+        raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")
 
     options = {
         "data": data,
@@ -147,7 +150,7 @@ def evaluate(
 @app.command()
 def inspect(
     run: RunDir,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every digest.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every digest of the finished layers.")] = False,
     as_json: Json = False,
 ) -> None:
     """What is done in a run, the figures of each layer, and whether its files are whole."""
@@ -181,7 +184,7 @@ def inspect(
     if layers:
         Console().print(layer_table(layers))
     if verify:
-        typer.echo("every digest is right")
+        typer.echo("every digest of the finished layers is right")
     if len(layers) < config.layers:
         typer.echo(f"go on with: ffstream resume {run}")
 

@@ -44,7 +44,7 @@ class NetworkConfig:
 
     kind: str = "linear"  # a registered layer kind
     input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
-    dropout: float = _limit(0.25, at_least=0.0, below=1.0)  # on the rows that a layer reads, while it trains
+    dropout: float = _limit(0.25, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,13 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device or the host has no memory left; torch has no one type for both."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def format_bytes(num_bytes: float) -> str:
     """3221225472 -> "3.0 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):

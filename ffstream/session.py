@@ -11,12 +11,13 @@ from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
 from ffstream.data import SOURCES, load_dataset
 from ffstream.device import resolve_device, resolve_precision
-from ffstream.errors import RunError, RunMismatchError
+from ffstream.errors import DeviceError, RunError, RunMismatchError
 from ffstream.files import remove_temporaries, storage_errors
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layers import LAYER_KINDS
 from ffstream.lock import RunLock
+from ffstream.memory import is_out_of_memory
 from ffstream.objectives import OBJECTIVES
 from ffstream.observer import Observer
 from ffstream.registry import Registry
@@ -140,5 +141,13 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
         check_same_data(directory.path, directory.read_data(), dataset)
         if Run(directory.path).config != config:
             directory.write_config(config.to_toml())
-        Runner(directory, config, dataset, splits, device, observer).run()
+        try:
+            Runner(directory, config, dataset, splits, device, observer).run()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceError(
+                f"device {device}: out of memory ({str(error).splitlines()[0]}); free some, lower --batch or --width, "
+                f"or use --cache disk; what is committed is kept, go on with ffstream resume {directory.path}"
+            ) from error
     return Run(directory.path)

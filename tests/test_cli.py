@@ -96,7 +96,7 @@ def test_inspect_reports_layers_and_digests(finished):
     assert found["num_layers_done"] == 2
     assert found["verified"]
     assert [layer["layer"] for layer in found["layers"]] == [1, 2]
-    assert "every digest is right" in run_cli("inspect", finished, "--verify")[1]
+    assert "every digest of the finished layers is right" in run_cli("inspect", finished, "--verify")[1]
 
 
 def test_export_loads_as_a_plain_module_with_the_same_predictions(finished, tmp_path, digits):
@@ -129,6 +129,10 @@ def test_config_file_then_set_then_options(tmp_path):
     )  # fmt: skip
     config = ff.Run(tmp_path / "run").config
     assert (config.layers, config.width, config.objective.scale) == (1, 16, 7.0)
+
+
+def test_resume_without_a_run_dir_says_what_is_missing():
+    assert "found no --run-dir" in str(run_cli("train", "--resume")[2])
 
 
 def test_every_command_is_described():
@@ -304,6 +308,16 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert not list(interrupted.rglob(".tmp-*"))
     whole = ff.train(small_config(cache__tier="disk"), tmp_path / "whole")
     assert layer_digests(ff.resume(interrupted).path) == layer_digests(whole.path)
+
+
+def test_a_layer_larger_than_memory_is_one_line(tmp_path):
+    code, _, error = run_cli(
+        "train", "--width", 10**12, "--cache", "host", "--run-dir", tmp_path / "run", "--device", "cpu"
+    )
+    assert code != 0
+    assert isinstance(error, ff.DeviceError)
+    assert "out of memory" in str(error)
+    assert "\n" not in str(error)
 
 
 def test_no_file_of_a_run_can_hold_a_pickle(interrupted):

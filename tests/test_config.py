@@ -47,7 +47,7 @@ BAD = {
     "seed": [-1],
     "precision": ["fp8"],
     "validation_fraction": [1.0, -0.1],
-    "network.dropout": [1.0, -0.1, "none"],
+    "network.dropout": [1.0, 0.999, -0.1, "none"],
     "network.input_skip": [1, "yes"],
     "labels.method": ["inject"],
     "labels.embedding_std": [0.0],
