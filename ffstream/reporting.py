@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from rich.console import Console
@@ -26,12 +27,12 @@ class _Clock:
     def __init__(self, num_layers: int, num_done: int) -> None:
         self._start_s = time.perf_counter()
         self._num_layers, self._first_layer = num_layers, num_done
-        self._first_epochs: float | None = None
+        self._first_epochs: int | None = None
 
     def eta_s(self, layer: int, epochs_taken: float, num_epochs: int) -> float | None:
         """Seconds left when layer `layer` (from 1) has taken `epochs_taken` of its epochs; None while unknown."""
         if self._first_epochs is None:  # a resumed layer does not start at its first epoch
-            self._first_epochs = float(int(epochs_taken)) if epochs_taken != int(epochs_taken) else epochs_taken - 1
+            self._first_epochs = math.ceil(epochs_taken) - 1
         taken = (layer - 1 - self._first_layer) * num_epochs + epochs_taken - self._first_epochs
         left = (self._num_layers - layer + 1) * num_epochs - epochs_taken
         return (time.perf_counter() - self._start_s) * left / taken if taken > 0 else None
