@@ -212,6 +212,30 @@ def test_without_network_and_files_the_error_says_which_files_go_where(tmp_path,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "class_name", "shape"),
+    [("fashion-mnist", "FashionMNIST", (28, 28)), ("kmnist", "KMNIST", (28, 28)), ("cifar10", "CIFAR10", (32, 32, 3))],
+)
+def test_torchvision_sets_are_read_as_torchvision_gives_them(name, class_name, shape, tmp_path, monkeypatch):
+    class Archive:
+        """The attributes that torchvision's classes have: tensors for the MNIST family, an array and a list else."""
+
+        classes = tuple(f"class {number}" for number in range(10))
+
+        def __init__(self, root, train, download):
+            assert download
+            images = np.arange(np.prod((20, *shape)), dtype=np.int64).reshape(20, *shape).astype(np.uint8)
+            labels = [number % 10 for number in range(20)]
+            self.data = images if class_name == "CIFAR10" else torch.from_numpy(images)
+            self.targets = labels if class_name == "CIFAR10" else torch.tensor(labels)
+
+    monkeypatch.setattr(f"torchvision.datasets.{class_name}", Archive)
+    dataset = load_dataset(name, str(tmp_path))
+    assert dataset.image_shape == shape
+    assert dataset.train.labels.tolist()[:3] == [0, 1, 2]
+    assert dataset.class_names[3] == "class 3"
+
+
 @pytest.mark.skipif("FFSTREAM_TEST_MNIST" not in os.environ, reason="FFSTREAM_TEST_MNIST names no MNIST archives")
 def test_mnist_from_its_official_archives_trains(tmp_path):
     source = Path(os.environ["FFSTREAM_TEST_MNIST"]) / "MNIST" / "raw"
