@@ -39,9 +39,11 @@ check: lint types test
 
 bench: $(VENV)/dev.stamp  ## every figure of benchmarks/README.md; MNIST=folder holding MNIST/raw
 	$(BIN)/python -m benchmarks.run --data-root "$(MNIST)"
+	$(BIN)/python -m benchmarks.report
 
 bench-gpu: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run --device cuda --data-root "$(MNIST)"
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf runs/demo

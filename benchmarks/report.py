@@ -1,0 +1,97 @@
+"""Write the figures of benchmarks/results into README.md and benchmarks/README.md: `python -m benchmarks.report`.
+
+Each table stands between two marks, so that no figure is copied by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.run import RESULTS
+
+ROOT = Path(__file__).parent.parent
+
+
+def main() -> None:
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    insert(ROOT / "README.md", "\n\n".join(short_table(found) for found in results.values()))
+    insert(ROOT / "benchmarks" / "README.md", "\n\n".join(long_table(name, found) for name, found in results.items()))
+
+
+def insert(path: Path, table: str) -> None:
+    """Replace what stands between the marks of a file."""
+    before, rest = path.read_text().split("<!-- figures -->\n", 1)
+    _, after = rest.split("<!-- end of figures -->", 1)
+    path.write_text(f"{before}<!-- figures -->\n{table}\n<!-- end of figures -->{after}")
+
+
+def short_table(found: dict[str, Any]) -> str:
+    """The rows that say what ffstream is for."""
+    rows = [("what was run", "measured")]
+    if "inject" in found:
+        rows.append(("MNIST, 4 x 1000 units, 20 epochs a layer, 3 seeds", _accuracy(found["inject"])))
+    if "hinton" in found:
+        rows.append(("the same, the paper's recipe (`--recipe hinton`)", _accuracy(found["hinton"])))
+    if "depth" in found:
+        rows.append(("MNIST, 40 x 500 units, 8 epochs a layer", _depth(found["depth"])))
+    if "memory" in found:
+        rows.append(("peak memory of 40 layers against 4, 1000 units", _memory(found["memory"])))
+    if "tiers" in found:
+        ratio = found["tiers"]["disk_over_device_median"]
+        rows.append(("time with the cache on disk against in memory", f"x {ratio:.2f}"))
+    machine = next(iter(found.values()))["machine"]
+    return f"{_table(rows)}\n\n{machine['device']}, {machine['num_cores']} cores, torch {machine['torch']}."
+
+
+def long_table(name: str, found: dict[str, Any]) -> str:
+    """Every benchmark with its figures, time and commit."""
+    rows = [("name", "figures", "commit", "took")]
+    for key, value in found.items():
+        figures = {"inject": _accuracy, "hinton": _accuracy, "depth": _depth, "memory": _memory, "tiers": _tiers}[key]
+        rows.append((f"`{key}`", figures(value), value["machine"]["commit"], f"{value['wall_s']:.0f} s"))
+    machine = next(iter(found.values()))["machine"]
+    return "\n\n".join(
+        [
+            f"### {machine['device']}, {machine['num_cores']} cores",
+            f"Python {machine['python']}, torch {machine['torch']}; "
+            f"configurations in [results/{name}.json](results/{name}.json).",
+            _table(rows),
+        ]
+    )
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    softmax = sum(row["test_error_softmax"] for row in found["seeds"]) / len(found["seeds"])
+    return (
+        f"{100 * found['mean_test_error']:.2f} % test error (spread {100 * found['spread_test_error']:.2f}; "
+        f"softmax readout {100 * softmax:.2f} %), {found['mean_training_s']:.0f} s a run"
+    )
+
+
+def _depth(found: dict[str, Any]) -> str:
+    return (
+        f"{100 * found['test_error_at_40']:.2f} % test error at layer 40, {100 * found['test_error_there']:.2f} % at "
+        f"layer {found['best_shallower_depth_by_validation']} (the best on validation), {found['training_s']:.0f} s"
+    )
+
+
+def _memory(found: dict[str, Any]) -> str:
+    shallow, deep = (int(value) / 2**20 for value in found["peak_bytes"].values())
+    return f"{deep:.0f} MiB against {shallow:.0f} MiB ({100 * found['growth']:+.1f} %)"
+
+
+def _tiers(found: dict[str, Any]) -> str:
+    ratios = found["disk_over_device"]
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    return f"x {found['disk_over_device_median']:.3f} (median of {len(ratios)} pairs, {spread})"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
+
+
+if __name__ == "__main__":
+    main()
