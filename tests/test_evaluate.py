@@ -1,0 +1,132 @@
+"""Reading out: the label sweep, the softmax readout, and the resident module, one against another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ffstream as ff
+from ffstream.evaluate import LabelSweep, error_rate
+from tests.helpers import InterruptAt
+
+LABELS = torch.tensor([0, 1, 1])
+RIGHT = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+WRONG = -RIGHT
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_data):
+    config = ff.Config(data=str(small_data), layers=3, width=48, epochs=8, batch=32, device="cpu", precision="fp32")
+    return ff.train(config, tmp_path_factory.mktemp("evaluate") / "run")
+
+
+def test_error_rate_is_the_share_of_wrong_labels():
+    assert error_rate(RIGHT, LABELS) == 0
+    assert error_rate(WRONG, LABELS) == 1
+    assert error_rate(torch.cat([RIGHT[:2], WRONG[2:]]), LABELS) == pytest.approx(1 / 3)
+
+
+def test_the_sweep_leaves_out_the_first_layer_and_sums_the_rest():
+    sweep = LabelSweep(LABELS)
+    assert sweep.add(10 * WRONG) == (1, 1)  # nothing else is there yet
+    assert sweep.add(RIGHT) == (0, 0)
+    assert sweep.add(3 * WRONG) == (1, 1)
+    assert sweep.add(3 * RIGHT) == (0, 0)
+
+
+def test_the_first_counted_layer_can_be_chosen():
+    sweep = LabelSweep(LABELS, first_layer=1)
+    assert sweep.add(10 * WRONG) == (1, 1)
+    assert sweep.add(RIGHT) == (0, 1)
+
+
+def test_streamed_evaluation_equals_the_resident_module(run, small_data):
+    arrays = load_file(small_data)
+    images, labels = arrays["test.images"], arrays["test.labels"]
+    with torch.no_grad():
+        by_layer = run.load().goodness_by_layer(images)
+    found = run.evaluate()
+    assert found.layer_errors == pytest.approx([error_rate(goodness, labels) for goodness in by_layer])
+    sums = [by_layer[0], by_layer[1], by_layer[1] + by_layer[2]]
+    assert found.errors_by_depth == pytest.approx([error_rate(total, labels) for total in sums])
+    assert found.error == found.errors_by_depth[-1] < 0.4
+
+
+def test_validation_error_is_the_one_recorded_while_training(run):
+    found = run.evaluate(split="validation")
+    assert found.errors_by_depth == pytest.approx([layer.validation_error_to_here for layer in run.layers])
+    assert found.layer_errors == pytest.approx([layer.validation_error for layer in run.layers])
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_evaluation_does_not_depend_on_the_tier_and_leaves_the_run_as_it_is(tier, small_config, tmp_path):
+    run = ff.train(small_config("hinton", cache__tier=tier), tmp_path / "run")
+    before = sorted(path for path in run.path.rglob("*"))
+    assert run.evaluate() == ff.train(small_config("hinton"), tmp_path / "other").evaluate()
+    assert sorted(path for path in run.path.rglob("*")) == before
+
+
+def test_the_softmax_readout_learns_and_counts_the_layers_it_reads(run):
+    found = run.evaluate("softmax")
+    assert found.first_depth == 2
+    assert len(found.errors_by_depth) == 2
+    assert found.error < 0.4
+    assert run.evaluate("softmax", first_layer=3).first_depth == 3
+
+
+def test_a_readout_of_other_layers_is_fitted_anew(small_config, tmp_path):
+    run = ff.train(small_config(layers=2), tmp_path / "run")
+    run.evaluate("softmax")
+    before = (run.path / "readout/manifest.json").read_text()
+    ff.resume(run.path, layers=3).evaluate("softmax")
+    assert (run.path / "readout/manifest.json").read_text() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "goodnes"}, ff.ConfigError, "did you mean 'goodness'"),
+        ({"split": "tset"}, ff.ConfigError, "did you mean 'test'"),
+        ({"first_layer": 0}, ff.ConfigError, "first layer 0: allowed an integer >= 1"),
+        ({"first_layer": 9}, ff.RunError, "has 3 layers, allowed first layer 1 to 3"),
+        ({"method": "softmax", "first_layer": 9}, ff.RunError, "reads layers 9 and above, found 3"),
+        ({"device": "tpu"}, ff.DeviceError, "allowed: auto, cpu, cuda"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(run, arguments, error, message):
+    with pytest.raises(error, match=message):
+        run.evaluate(**arguments)
+
+
+def test_a_run_without_a_finished_layer_is_refused(small_config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_epoch", 0))
+    for use in (lambda run: run.evaluate(), lambda run: run.load(), lambda run: run.export(tmp_path / "x")):
+        with pytest.raises(ff.RunError, match="no layer is finished yet"):
+            use(ff.Run(tmp_path / "run"))
+
+
+def test_an_unfinished_run_can_be_evaluated_and_loaded_as_far_as_it_is(small_config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_layer", 1))
+    run = ff.Run(tmp_path / "run")
+    assert len(run.evaluate().errors_by_depth) == 2
+    assert len(run.load().layers) == 2
+
+
+def test_a_module_refuses_images_of_another_shape(run):
+    with pytest.raises(ValueError, match=r"images have shape .*this network reads"):
+        run.load()(torch.zeros(3, 28, 28))
+
+
+def test_files_that_were_not_exported_are_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    for name, message in (
+        ("foreign", "not exported by ffstream"),
+        ("text", "cannot be read"),
+        ("no", "cannot be read"),
+    ):
+        with pytest.raises(ff.RunError, match=message):
+            ff.load(tmp_path / f"{name}.safetensors")
