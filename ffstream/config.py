@@ -44,7 +44,7 @@ class NetworkConfig:
 
     kind: str = "linear"  # a registered layer kind
     input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
-    dropout: float = _limit(0.35, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains
+    dropout: float = _limit(0.4, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class OptimiserConfig:
     """The optimiser and its schedule: constant until `decay_start` of the steps, then linear to zero."""
 
     name: str = _limit("adam", choices=("adam", "adamw", "sgd"))
-    learning_rate: float = _limit(3e-3, above=0.0)
+    learning_rate: float = _limit(2e-3, above=0.0)
     weight_decay: float = _limit(0.0, at_least=0.0)
     momentum: float = _limit(0.9, at_least=0.0, below=1.0)  # sgd only
     decay_start: float = _limit(0.5, at_least=0.0, at_most=1.0)

@@ -207,7 +207,7 @@ def test_a_run_that_exists_is_not_overwritten(copy):
 
 def test_another_configuration_is_refused_naming_the_fields(copy):
     message = refused(copy, "train", *SMALL, "--lr", "0.5", "--run-dir", copy, "--resume")
-    assert "optimiser.learning_rate: 0.5, 0.003" in message
+    assert "optimiser.learning_rate: 0.5, 0.002" in message
     assert "width" not in message
 
 
