@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +30,9 @@ _FROM_RECIPE: Any = None
 # their digest and not by where they lie.
 _FREE_SETTINGS = ("layers", "device", "data", "data_root", "cache.tier")
 _FREE_SECTIONS = ("readout",)
+
+
+_TOO_LARGE = 2.0**63  # for an integer of 64 bits; refuses nan and infinity as well
 
 
 def _limit(default: Any, **rules: Any) -> Any:
@@ -147,6 +149,11 @@ class Config:
             if getattr(self, name) is None:
                 settings = {key.partition(".")[2]: v for key, v in recipe.items() if key.startswith(f"{name}.")}
                 object.__setattr__(self, name, section(**settings))
+            if not isinstance(getattr(self, name), section):
+                raise ConfigError(
+                    f"config {name}: found {getattr(self, name)!r}, allowed a {section.__name__}; a single setting is "
+                    f'changed with Config(...).override({{"{name}.key": value}})'
+                )
             _check_fields(getattr(self, name), prefix=f"{name}.")
         _check_fields(self, prefix="")
 
@@ -168,6 +175,11 @@ class Config:
         for key in settings:
             if key not in known:
                 raise ConfigError(f"config {key}: unknown setting; {nearest(key, known)}")
+        recipe = settings.get("recipe", self.recipe)
+        if isinstance(recipe, str) and recipe in RECIPES and recipe != self.recipe:
+            raise ConfigError(
+                f"config recipe: found {recipe!r}, allowed when the Config is made: Config(recipe={recipe!r})"
+            )
         top = {key: value for key, value in settings.items() if "." not in key}
         for name in _SECTIONS:
             part = {key.partition(".")[2]: v for key, v in settings.items() if key.startswith(f"{name}.")}
@@ -238,6 +250,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: found no '=', allowed section.key=value, for example objective.scale=10")
+    if "\n" in value:
+        raise ConfigError(f"--set {key.strip()}: found several lines, allowed section.key=value")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -274,6 +288,8 @@ def _check_fields(section: Any, prefix: str) -> None:
             raise ConfigError(f"config {prefix}{item.name}: found {value!r}, allowed {problem}")
         if isinstance(value, int) and not isinstance(value, bool) and "float" in str(hints[item.name]):
             object.__setattr__(section, item.name, float(value))  # so that 1 and 1.0 have one fingerprint
+        elif isinstance(value, float):
+            object.__setattr__(section, item.name, value + 0.0)  # and -0.0 that of 0.0
 
 
 def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
@@ -288,7 +304,7 @@ def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
         signs = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
         bounds = " and ".join(f"{sign} {rules[rule]:g}" for rule, sign in signs.items() if rule in rules)
         allowed = f"{kind} {bounds}".rstrip() + (f", or {word!r}" if word is not None else "")
-        if isinstance(value, bool) or not isinstance(value, types) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, types) or not abs(value) < _TOO_LARGE:
             return allowed
         inside = (
             value >= rules.get("at_least", value)
@@ -299,6 +315,8 @@ def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
         return "" if inside else allowed
     if not isinstance(value, str):
         return "a string"
+    if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
+        return "a string of whole characters (a path in another encoding cannot be written to config.toml; rename it)"
     if "choices" in rules and value not in rules["choices"]:
         return nearest(value, rules["choices"]).removeprefix("allowed: ")
     return ""

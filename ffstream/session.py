@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -88,7 +89,10 @@ def resolve_batch(batch: int | str, num_samples: int) -> int:
 def _with_absolute_paths(config: Config) -> Config:
     """So that a run can be resumed from another folder."""
     path = Path(config.data).expanduser()
-    data = str(path.absolute()) if config.data not in SOURCES and path.exists() else config.data
+    data = config.data
+    with contextlib.suppress(OSError):  # a name that no file can have; loading it says so
+        if config.data not in SOURCES and path.exists():
+            data = str(path.absolute())
     data_root = str(Path(config.data_root).expanduser().absolute()) if config.data_root else ""
     return dataclasses.replace(config, data=data, data_root=data_root)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,69 @@ def test_public_names_are_these_and_each_is_there():
         assert getattr(ffstream, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ffstream.nothing
+
+
+def dotted_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_between_files():
+    """For each file but the root's, the files of ours that it imports."""
+    names = {dotted_name(path): path for path in files()}
+    graph = {}
+    for name, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        graph[name] = (found & set(names)) - {name, "ffstream"}
+    return {name: found for name, found in graph.items() if name != "ffstream"}
+
+
+def test_no_file_imports_itself_by_a_detour():
+    graphlib.TopologicalSorter(imports_between_files()).prepare()  # raises CycleError
+
+
+def test_imports_are_absolute():
+    for path in files():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not [node for node in nodes if node.level], path.name
+
+
+@pytest.mark.parametrize("name", ["config", "errors", "recipes", "cli", "__init__", "__main__"])
+def test_what_is_read_before_a_run_imports_no_torch_at_module_level(name):
+    heavy = {"torch", "torchvision", "numpy", "safetensors", "matplotlib"}
+    for node in ast.parse((PACKAGE / f"{name}.py").read_text()).body:
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+        assert not heavy & {module.split(".")[0] for module in modules}
+
+
+@pytest.mark.parametrize(
+    "module", ["ffstream", "ffstream.config", "ffstream.errors", "ffstream.recipes", "ffstream.cli"]
+)
+def test_importing_what_is_read_before_a_run_loads_no_torch(module):
+    code = f"import {module}, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_unpickles_or_reads_a_global_generator():
+    forbidden = (
+        "import pickle",
+        "torch.load(",
+        "allow_pickle=True",
+        "manual_seed_all",
+        "torch.manual_seed",
+        "np.random.",
+    )
+    for path in files():
+        assert not [word for word in forbidden if word in path.read_text()], path.name
+
+
+def test_what_type_checkers_see_is_what_is_public():
+    block = next(node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If))
+    seen = {a.asname or a.name for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert (seen - {"load_network"}) | {"load", "__version__"} == set(PUBLIC)
+    assert set(dir(ffstream)) == set(PUBLIC)

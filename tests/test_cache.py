@@ -171,3 +171,137 @@ def test_a_failing_writer_is_heard_at_the_latest_when_committing(tmp_path):
         fill(cache, draw(LAYOUT))
     cache.close()
     assert not (tmp_path / "cache" / "manifest.json").exists()
+
+
+@settings(max_examples=50, deadline=None)
+@given(num_samples=st.integers(1, 500), shard_samples=st.integers(1, 60), key=st.tuples(*[st.integers(0, 9)] * 3))
+def test_an_order_of_shards_is_a_pure_permutation(num_samples, shard_samples, key):
+    layout = CacheLayout(num_samples, 1, 1, "fp32", shard_samples)
+    before = torch.get_rng_state()
+    order = list(compute_shard_order(layout, *key))
+    assert sorted(order) == list(range(layout.num_shards))
+    assert order == list(compute_shard_order(layout, *key))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_are_a_function_of_their_generator():
+    first, again, other = (
+        torch.cat(list(compute_batches(100, 7, torch.Generator().manual_seed(seed)))) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.lists(st.integers(0, 3), max_size=9), dtype_name=st.sampled_from(sorted(DTYPES)))
+def test_memory_and_disk_stream_the_same_blocks_in_any_order(tmp_path_factory, order, dtype_name):
+    layout = CacheLayout(50, 2, 6, dtype_name, 16)
+    rows = draw(layout)
+    disk = fill(DiskCache(layout, tmp_path_factory.mktemp("cache")), rows)
+    memory = fill(MemoryCache(layout, CPU), rows)
+    for cache in (disk, memory):
+        with BlockStream(cache, CPU) as stream:
+            found = [(shard, block.clone()) for shard, block in stream.blocks(order)]
+        assert [shard for shard, _ in found] == order
+        assert all(torch.equal(block, rows[layout.shard_range(shard)]) for shard, block in found)
+
+
+@pytest.mark.parametrize("shard", [0, 3])
+def test_a_shard_is_copied_into_the_readers_slot(shard, tmp_path):
+    rows = draw(LAYOUT)
+    for cache in (fill(MemoryCache(LAYOUT, CPU), rows), fill(DiskCache(LAYOUT, tmp_path), rows)):
+        slot = torch.empty(LAYOUT.shard_shape(shard), dtype=LAYOUT.dtype)
+        cache.read_into(shard, slot)
+        assert torch.equal(slot, rows[LAYOUT.shard_range(shard)])
+        slot.zero_()
+        assert torch.equal(read(cache), rows)
+
+
+def test_a_stream_left_in_the_middle_of_an_epoch_starts_the_next_one_clean(tmp_path):
+    rows = draw(LAYOUT)
+    with BlockStream(fill(DiskCache(LAYOUT, tmp_path), rows), CPU) as stream:
+        for leave_after in (1, 2, 3):
+            for position, _ in enumerate(stream.blocks([3, 2, 1, 0]), start=1):
+                if position == leave_after:
+                    break
+            found = torch.cat([block.clone() for _, block in stream.blocks(range(4))])
+            assert torch.equal(found, rows)
+
+
+def test_a_corrupt_shard_is_heard_at_its_turn_and_ends_the_thread(tmp_path):
+    rows = draw(LAYOUT)
+    fill(DiskCache(LAYOUT, tmp_path), rows)
+    (tmp_path / "shard-00002.safetensors").unlink()
+    before, seen = threading.active_count(), []
+    with (
+        pytest.raises(ff.CorruptFileError, match="shard-00002"),
+        BlockStream(DiskCache.open(LAYOUT, tmp_path), CPU) as stream,
+    ):
+        for shard, block in stream.blocks([3, 0, 2, 1]):
+            assert torch.equal(block, rows[LAYOUT.shard_range(shard)])
+            seen.append(shard)
+    assert seen == [3, 0]
+    assert threading.active_count() == before
+
+
+def test_no_altered_byte_of_a_shard_changes_a_row_unheard(tmp_path):
+    rows, shard = draw(LAYOUT), 3  # the short one, so that every byte can be tried
+    fill(DiskCache(LAYOUT, tmp_path), rows)
+    path = tmp_path / "shard-00003.safetensors"
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    for position in range(len(data)):
+        for mask in (1, 128):
+            path.write_bytes(data[:position] + bytes([data[position] ^ mask]) + data[position + 1 :])
+            slot = torch.zeros(LAYOUT.shard_shape(shard), dtype=LAYOUT.dtype)
+            message = ""
+            try:
+                DiskCache.open(LAYOUT, tmp_path).read_into(shard, slot)
+            except ff.CorruptFileError as error:
+                message = str(error)
+            if message:
+                assert path.name in message
+            else:  # a byte of the header that says nothing of the rows, such as its padding
+                assert 8 <= position < start
+                assert torch.equal(slot, rows[LAYOUT.shard_range(shard)])
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 60, -385, -384, -200, -1])
+def test_a_shard_truncated_anywhere_is_named(keep, tmp_path):
+    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    path = tmp_path / "shard-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ff.CorruptFileError, match="shard-00002"):
+        read(DiskCache.open(LAYOUT, tmp_path))
+
+
+@pytest.mark.parametrize(("source", "target"), [(0, 2), (3, 1), (1, 3)])
+def test_a_shard_replaced_by_another_ones_file_is_named(source, target, tmp_path):
+    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    paths = [tmp_path / f"shard-0000{number}.safetensors" for number in range(4)]
+    paths[target].write_bytes(paths[source].read_bytes())
+    with pytest.raises(ff.CorruptFileError, match=paths[target].name):
+        read(DiskCache.open(LAYOUT, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_samples": 49}, {"num_rows": 3}, {"num_features": 7}, {"dtype_name": "fp32"}, {"shard_samples": 8}]
+)
+def test_a_layout_that_differs_in_anything_is_refused(changes, tmp_path):
+    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    with pytest.raises(ff.CorruptFileError, match="its manifest describes"):
+        DiskCache.open(CacheLayout(**(LAYOUT.to_mapping() | changes)), tmp_path)
+
+
+def test_a_cache_that_was_not_committed_is_none(tmp_path):
+    cache = DiskCache(LAYOUT, tmp_path)
+    cache.write(0, draw(LAYOUT)[LAYOUT.shard_range(0)].clone())
+    cache.close()
+    with pytest.raises(FileNotFoundError):
+        DiskCache.open(LAYOUT, tmp_path)
+
+
+def test_committing_ends_the_writing_thread(tmp_path):
+    before = threading.active_count()
+    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    assert threading.active_count() == before

@@ -152,3 +152,121 @@ def test_an_integer_where_a_number_stands_is_the_same_number():
 )
 def test_assignments_are_toml_values_or_bare_words(text, expected):
     assert parse_assignment(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("layers", 0, "an integer >= 1"),
+        ("layers", True, "an integer >= 1"),
+        ("seed", -1, "an integer >= 0"),
+        ("batch", "many", "an integer >= 1, or 'auto'"),
+        ("validation_fraction", 1.0, "a number >= 0 and < 1"),
+        ("network.dropout", 1, "a number >= 0 and <= 0.99"),
+        ("network.input_skip", 1, "true or false"),
+        ("labels.embedding_std", 0, "a number > 0"),
+        ("negatives.per_sample", "some", "an integer >= 1, or 'all'"),
+        ("objective.threshold", float("inf"), "a number, or 'auto'"),
+        ("objective.scale", float("nan"), "a number > 0"),
+        ("optimiser.learning_rate", float("-inf"), "a number > 0"),
+        ("optimiser.name", "adamm", "did you mean 'adam'? allowed: adam, adamw, sgd"),
+        ("cache.tier", "dsk", "did you mean 'disk'? allowed: auto, device, disk, host"),
+        ("data", None, "a string"),
+        ("network.kind", 7, "a string"),
+    ],
+)
+def test_a_refusal_says_what_is_allowed(key, value, allowed):
+    with pytest.raises(ff.ConfigError) as caught:
+        ff.Config().override({key: value})
+    assert str(caught.value).startswith(f"config {key}: found {value!r}, allowed ")
+    assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize("section", [3, "auto", {"scale": 3.0}, ff.Config().network])
+def test_a_section_that_is_no_section_of_its_kind_is_refused(section):
+    with pytest.raises(ff.ConfigError, match="objective"):
+        ff.Config(objective=section)
+
+
+@pytest.mark.parametrize("key", ["seed", "layers", "objective.scale", "objective.threshold"])
+def test_an_integer_beyond_every_float_is_kept_or_refused(key):
+    try:
+        found = ff.Config().override({key: 10**400}).to_flat()[key]
+    except ff.ConfigError:
+        return
+    assert found == 10**400
+
+
+def test_equal_configurations_have_one_fingerprint():
+    plus, minus = (ff.Config().override({"network.dropout": zero}) for zero in (0.0, -0.0))
+    assert (plus == minus) == (plus.fingerprint() == minus.fingerprint())
+
+
+def test_a_path_that_is_no_text_survives_the_round_trip_or_is_refused(tmp_path):
+    try:  # a file name in another encoding, as the command line hands it over
+        config = ff.Config(data="caf\udce9.npz")
+    except ff.ConfigError:
+        return
+    (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert ff.Config.from_toml(tmp_path / "config.toml") == config
+
+
+def test_an_override_leaves_the_original_and_other_settings_alone():
+    base = ff.Config(recipe="hinton", width=9)
+    changed = base.override({"objective.scale": 7.0, "width": 8})
+    assert base == ff.Config(recipe="hinton", width=9)
+    both = base.to_flat().items() ^ changed.to_flat().items()
+    assert {key for key, _ in both} == {"objective.scale", "width"}
+
+
+def test_a_recipe_lies_over_the_defaults_and_under_what_is_given():
+    default, recipe, given = (
+        ff.Config.from_mapping(mapping).override({}).objective.scale
+        for mapping in ({}, {"recipe": "hinton"}, {"recipe": "hinton", "objective": {"scale": 5}})
+    )
+    assert (default, recipe, given) == (10.0, 1.0, 5.0)
+    config = ff.Config.from_mapping({"objective": {"scale": 5}, "recipe": "hinton"}).override({"objective.scale": 6})
+    assert config.objective.scale == 6.0
+    assert config.to_flat().items() >= {**RECIPES["hinton"], "objective.scale": 6.0}.items()
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest():
+    for make in (lambda: ff.Config(recipe="hintn"), lambda: ff.Config.from_mapping({"recipe": "hintn"})):
+        with pytest.raises(ff.ConfigError, match="recipe: unknown recipe 'hintn'; did you mean 'hinton'"):
+            make()
+
+
+@settings(max_examples=50, deadline=None)
+@given(given_settings=SETTINGS)
+def test_identities_differ_just_where_differences_says(given_settings):
+    mine, theirs = ff.Config().override(given_settings), ff.Config()
+    named = {line.partition(":")[0] for line in mine.differences(theirs)}
+    assert named == {key for key, value in mine.identity().items() if value != theirs.identity()[key]}
+    assert (mine.fingerprint() == theirs.fingerprint()) == (not named)
+    free = {"layers", "device", "data", "data_root", "cache.tier"}
+    assert not [key for key in mine.identity() if key in free or key.startswith("readout.")]
+
+
+@pytest.mark.parametrize("text", ["layers", "", "=3", " = 3"])
+def test_an_assignment_without_key_or_sign_is_refused_with_an_example(text):
+    with pytest.raises(ff.ConfigError, match=r"allowed section\.key=value"):
+        parse_assignment(text)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "+nan"])
+def test_a_number_that_is_not_finite_is_refused_from_toml_too(value, tmp_path):
+    (tmp_path / "a.toml").write_text(f"[objective]\nscale = {value}\n")
+    with pytest.raises(ff.ConfigError, match=r"objective\.scale"):
+        ff.Config.from_toml(tmp_path / "a.toml")
+    with pytest.raises(ff.ConfigError, match=r"objective\.scale"):
+        ff.Config().override(dict([parse_assignment(f"objective.scale={value}")]))
+
+
+def test_a_recipe_is_chosen_when_the_configuration_is_made():
+    with pytest.raises(ff.ConfigError, match=r"allowed when the Config is made: Config\(recipe='hinton'\)"):
+        ff.Config().override({"recipe": "hinton"})
+
+
+def test_an_assignment_of_several_lines_is_refused():
+    with pytest.raises(ff.ConfigError, match="several lines"):
+        parse_assignment("layers=3\nwidth=4")

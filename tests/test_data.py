@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import urllib.error
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -240,9 +244,134 @@ def test_torchvision_sets_are_read_as_torchvision_gives_them(name, class_name, s
 def test_mnist_from_its_official_archives_trains(tmp_path):
     source = Path(os.environ["FFSTREAM_TEST_MNIST"]) / "MNIST" / "raw"
     assert source.is_dir(), "FFSTREAM_TEST_MNIST names a folder that holds MNIST/raw"
+    assert len(list(source.glob("*-ubyte.gz"))) == 4, "the four archives lie in MNIST/raw"
     shutil.copytree(source, tmp_path / "MNIST" / "raw", copy_function=shutil.copyfile)
     dataset = load_dataset("mnist", str(tmp_path))
     assert dataset.train.images.shape == (60000, 28, 28)
     assert len(dataset.test) == 10000
     config = ff.Config(data="mnist", data_root=str(tmp_path), layers=2, width=128, epochs=1, device="cpu")
     assert ff.train(config, tmp_path / "run").evaluate().error < 0.12
+
+
+def test_what_is_not_there_is_refused_naming_it(tmp_path):
+    for name in ("absent.npz", "absent.safetensors"):
+        with pytest.raises(ff.DataError, match=f"{name}: no such file"):
+            load_dataset(str(tmp_path / name))
+    with pytest.raises(ff.DataError, match="neither a known data set.*did you mean 'digits'"):
+        load_dataset("digit")
+
+
+def test_a_name_longer_than_any_file_name_may_be_is_refused():
+    with pytest.raises(ff.DataError, match="neither a known data set"):
+        load_dataset("x" * 300)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    (tmp_path / "a.npz").write_bytes(pickle.dumps(Trap()))
+    save(tmp_path / "b.npz", arrays() | {"train.images": np.array([Trap()] * 30, dtype=object)})
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(ff.DataError, match="cannot be read as .npz"):
+            load_dataset(str(tmp_path / name))
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("kind", ["stored.npz", "compressed.npz", "data.safetensors"])
+def test_a_file_with_any_byte_altered_is_read_or_refused_and_nothing_else(kind, tmp_path):
+    content = arrays(num_samples=6, **{"test.images": None, "test.labels": None})
+    path = tmp_path / kind
+    if path.suffix == ".safetensors":
+        save_file({key: torch.from_numpy(value) for key, value in content.items()}, path)
+    else:
+        (np.savez_compressed if kind == "compressed.npz" else np.savez)(path, **content)
+    data, escaped = path.read_bytes(), {}
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0x81]) + data[position + 1 :])
+        try:
+            load_dataset(str(path))
+        except ff.DataError:
+            pass
+        except Exception as error:
+            escaped.setdefault(type(error).__name__, (position, str(error)))
+    assert not escaped
+
+
+def test_an_array_that_claims_more_than_all_memory_is_refused(tmp_path):
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000, 4), }\n"
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as file:
+        member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        file.writestr("train.images.npy", member)
+        file.writestr("train.labels.npy", member)
+    with pytest.raises(ff.DataError, match="cannot be read as .npz"):
+        load_dataset(str(tmp_path / "data.npz"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_values_that_are_not_finite_are_refused_in_safetensors_too(value, dtype, tmp_path):
+    content = {key: torch.from_numpy(array) for key, array in arrays().items()}
+    content["train.images"] = content["train.images"].to(dtype)
+    content["train.images"][7, 3, 0] = value
+    save_file(content, tmp_path / "data.safetensors")
+    with pytest.raises(ff.DataError, match="train image 7 holds a value that is not finite"):
+        load_dataset(str(tmp_path / "data.safetensors"))
+
+
+def test_a_file_without_a_test_split_has_none(tmp_path):
+    dataset = load_dataset(save(tmp_path / "data.npz", arrays(**{"test.images": None, "test.labels": None})))
+    assert dataset.test is None
+
+
+def test_images_of_sixteen_bits_keep_their_shades_or_are_refused(tmp_path):
+    shades = (np.arange(20, dtype=np.uint16) * 3000).reshape(4, 5)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(shades).save(tmp_path / name / "0.png")
+        Image.fromarray(shades[::-1].copy()).save(tmp_path / name / "1.png")
+    try:
+        image = load_dataset(str(tmp_path)).train.images[0].flatten()
+    except ff.DataError:
+        return
+    assert len(image.unique()) > 2
+
+
+def test_truncated_images_are_refused_naming_the_file(tmp_path):
+    write_images(tmp_path, size=(40, 40))
+    path = tmp_path / "cat" / "2.png"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    data = path.read_bytes()
+    for keep in (0, 20, len(data) // 2, len(data) - 200):
+        path.write_bytes(data[:keep])
+        with pytest.raises(ff.DataError, match=r"cat/2\.png: cannot be read as an image"):
+            load_dataset(str(tmp_path))
+
+
+def test_one_class_of_images_and_classes_that_differ_are_refused(tmp_path):
+    write_images(tmp_path / "one", classes=("cat",))
+    with pytest.raises(ff.DataError, match="one class only"):
+        load_dataset(str(tmp_path / "one"))
+    write_images(tmp_path / "two" / "train")
+    write_images(tmp_path / "two" / "test", classes=("cat", "fish"))
+    with pytest.raises(ff.DataError, match="differ"):
+        load_dataset(str(tmp_path / "two"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(num_samples=st.integers(1, 200), fraction=st.floats(0, 0.999), seed=st.integers(0, 99))
+def test_any_fraction_covers_all_once_or_is_refused(num_samples, fraction, seed):
+    numbers = torch.arange(num_samples)
+    dataset = Dataset("d", Split(numbers.float().unsqueeze(1), numbers), None, ("a", "b"))
+    try:
+        train, validation = split_validation(dataset, fraction, seed)
+    except ff.DataError:
+        assert fraction > 0
+        assert round(num_samples * fraction) in (0, num_samples)
+        return
+    assert sorted([*train.labels.tolist(), *validation.labels.tolist()]) == numbers.tolist()
+    assert len(validation) == round(num_samples * fraction)
+    for part in (train, validation):  # each image keeps its label
+        assert torch.equal(part.images[:, 0], part.labels.float())

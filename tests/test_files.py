@@ -148,3 +148,75 @@ def test_metrics_rewind_to_a_cursor_and_leave_out_a_torn_line(tmp_path):
         ("epoch", 2, 1),
         ("epoch", 2, 2),
     ]
+
+
+@pytest.mark.parametrize("call", ["fsync", "mkstemp", "write_bytes", "replace"])
+def test_a_disk_that_fails_at_any_step_leaves_the_old_file_and_no_other(call, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def fail(*_args, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = {"fsync": "os.fsync", "mkstemp": "tempfile.mkstemp"}.get(call, f"pathlib.Path.{call}")
+    monkeypatch.setattr(target, fail)
+    with pytest.raises(ff.StorageError, match=f"cannot write {path}: No space left on device"):
+        write_atomic(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_mode_of_a_file_follows_the_umask_of_the_process(umask, mode, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from ffstream.files import write_atomic as w; w(Path(sys.argv[1]), b'')"
+    )
+    path = tmp_path / "folder" / "file"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, umask=umask)
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_importing_the_package_leaves_the_umask_as_it_was():
+    code = "import os; os.umask(0o027); import ffstream.files; assert os.umask(0) == 0o027"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_manifest_with_content_taken_out_or_put_in_is_refused(tmp_path):
+    path = tmp_path / "manifest.json"
+    write_manifest(path, {"layer": 3, "list": [1, 2]})
+    sealed = json.loads(path.read_bytes())
+    for changed in (sealed | {"more": 1}, {k: v for k, v in sealed.items() if k != "list"}, sealed | {"list": [2, 1]}):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ff.CorruptFileError, match="altered"):
+            read_manifest(path)
+
+
+@pytest.mark.parametrize("depth", [10, 400, 900, 990, 2_000, 50_000])
+def test_a_manifest_nested_to_any_depth_is_refused_and_not_a_crash(depth, tmp_path):
+    text = '{"manifest_sha256": "x", "a": ' + "[" * depth + "]" * depth + "}"
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ff.CorruptFileError):
+        read_manifest(tmp_path / "manifest.json")
+
+
+def test_an_absent_manifest_is_told_from_a_corrupt_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_manifest(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize("holder_file", [None, "", "[]", '{"pid": 3}', "\u00ff"])
+def test_a_held_lock_is_refused_even_when_its_holder_cannot_be_read(holder_file, holder, tmp_path):
+    (tmp_path / "lock.json").unlink()
+    if holder_file is not None:
+        (tmp_path / "lock.json").write_text(holder_file, encoding="latin-1")
+    with pytest.raises(ff.RunLockedError, match="in use by another process"), RunLock(tmp_path):
+        pass
+
+
+def test_a_lock_is_freed_when_its_holder_raises(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunLock(tmp_path):
+        1 / 0  # noqa: B018
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lock.json").exists()

@@ -47,3 +47,50 @@ def test_value_and_gradient_are_those_of_the_definition(name, seed, num_rows, nu
 )
 def test_automatic_threshold_is_the_width_for_sums_and_one_for_means(name, threshold):
     assert GOODNESSES[name].default_threshold(70) == pytest.approx(threshold)
+
+
+def test_no_goodness_of_the_package_lacks_a_reference_here():
+    ours = {name for name in GOODNESSES if type(GOODNESSES[name]).__module__ == "ffstream.goodness"}
+    assert ours == set(REFERENCES)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.integers(1, 6).flatmap(
+        lambda width: st.lists(
+            st.lists(st.floats(-1e4, 1e4, width=32), min_size=width, max_size=width), min_size=1, max_size=5
+        )
+    )
+)
+def test_any_single_precision_values_agree_with_double_precision(name, rows):
+    preactivations = torch.tensor(rows, dtype=torch.float32)
+    leaf = preactivations.double().requires_grad_()
+    expected = REFERENCES[name](torch.relu(leaf))
+    expected.sum().backward()
+    activities = torch.relu(preactivations)
+    torch.testing.assert_close(GOODNESSES[name].value(activities).double(), expected.detach(), rtol=1e-5, atol=1e-30)
+    gradient = GOODNESSES[name].gradient_(activities, torch.ones(len(rows)))
+    torch.testing.assert_close(gradient.double(), leaf.grad, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_silent_row_has_no_gradient(name):
+    for gradient_ in (GOODNESSES[name].gradient_, lambda *a: Goodness.gradient_(GOODNESSES[name], *a)):
+        assert not gradient_(torch.zeros(2, 5), torch.ones(2)).any()
+
+
+class FourthPowers(Goodness):
+    """Not a sum of squares, and its slope is not zero where the ReLU closes."""
+
+    def value(self, activities):
+        return (activities + 1).pow(4).sum(1)
+
+
+def test_the_default_gradient_of_a_users_goodness_goes_through_the_relu():
+    preactivations, upstream = draw(3, 7, 11)
+    leaf = preactivations.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(FourthPowers().value(torch.relu(leaf)), leaf, upstream)
+    with torch.no_grad():
+        torch.testing.assert_close(FourthPowers().gradient_(torch.relu(preactivations), upstream), expected)
+    assert FourthPowers().default_threshold(3) == pytest.approx(48.0)

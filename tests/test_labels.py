@@ -129,3 +129,110 @@ def test_sweep_equals_one_label_at_a_time(name):
 def test_what_does_not_fit_the_data_is_refused(settings, num_features, message):
     with pytest.raises(ff.ConfigError, match=message):
         make_label_method(ff.Config().override(settings), NUM_CLASSES, num_features)
+
+
+def test_injection_candidates_are_the_true_label_and_distinct_wrong_ones():
+    method, _ = make("injection")
+    _, labels, generator = draw()
+    candidates = method.draw_candidates(labels, generator)
+    assert candidates.shape == (NUM_SAMPLES, 3)
+    assert torch.equal(candidates[:, 0], labels)
+    assert (candidates[:, 1:] != labels.unsqueeze(1)).all()
+    assert (candidates[:, 1] != candidates[:, 2]).all()
+
+
+def test_all_cached_overlays_stand_in_the_order_of_their_labels():
+    method, _ = make("overlay")
+    images, labels, generator = draw()
+    rows = method.training_rows(images, labels, generator)
+    assert torch.equal(rows, method.sweep_rows(images))
+    assert torch.equal(rows[:, :, :NUM_CLASSES].argmax(-1), torch.arange(NUM_CLASSES).expand(NUM_SAMPLES, -1))
+    assert torch.equal(method.draw_candidates(labels, generator)[:, 0], labels)
+
+
+def test_some_cached_overlays_hold_the_true_label_in_row_zero_only():
+    method, _ = make("overlay of two")
+    images, labels, generator = draw()
+    shown = method.training_rows(images, labels, generator)[:, :, :NUM_CLASSES].argmax(-1)
+    assert torch.equal(shown[:, 0], labels)
+    assert (shown[:, 1:] != labels.unsqueeze(1)).all()
+    candidates = method.draw_candidates(labels, generator)
+    assert not candidates[:, 0].any()
+    assert ((candidates[:, 1:] >= 1) & (candidates[:, 1:] <= 2)).all()
+
+
+def test_the_neutral_overlay_favours_no_label():
+    method, _ = make("overlay")
+    images, _, _ = draw()
+    shown = method.neutral_rows(images)[:, 0, :NUM_CLASSES]
+    torch.testing.assert_close(shown, shown[:, :1].expand_as(shown))
+    expected = torch.cat([torch.full((NUM_SAMPLES, NUM_CLASSES), 1 / NUM_CLASSES), images[:, NUM_CLASSES:]], dim=1)
+    cosine = torch.nn.functional.cosine_similarity(method.neutral_rows(images)[:, 0], expected)
+    torch.testing.assert_close(cosine, torch.ones(NUM_SAMPLES))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_images_are_left_alone(name):
+    method, _ = make(name)
+    images, labels, generator = draw()
+    kept = images.clone()
+    method.training_rows(images, labels, generator)
+    method.sweep_rows(images)
+    method.neutral_rows(images)
+    assert torch.equal(images, kept)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_select_takes_each_candidates_row_and_leaves_the_block_alone(name):
+    method, _ = make(name)
+    images, labels, generator = draw()
+    block = method.training_rows(images, labels, generator)
+    kept = block.clone()
+    index = torch.tensor([6, 1, 1, 4])
+    candidates = method.draw_candidates(labels, generator)[index]
+    rows = method.select(block, index, candidates, workspace())
+    if method.uses_embedding:
+        assert torch.equal(rows, block[index, 0])
+    else:
+        assert torch.equal(rows, torch.cat([block[index, column] for column in candidates.unbind(1)]))
+    rows.zero_()
+    assert torch.equal(block, kept)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_through_a_used_workspace_equals_one_through_a_fresh_one(name):
+    method, layer = make(name)
+    images, labels, generator = draw()
+    block = method.training_rows(images, labels, generator)
+    candidates = method.draw_candidates(labels, generator)
+
+    def step(num_samples, room):
+        index, drawn = torch.arange(num_samples), candidates[:num_samples]
+        with torch.no_grad():
+            rows = method.select(block, index, drawn, room)
+            activities = method.activities(layer, layer.preactivations(rows), drawn, room)
+            total = method.collect(layer, [2 * h for h in activities], drawn, room).clone()
+        return total, None if layer.label_embedding is None else layer.label_embedding.grad.clone()
+
+    used = workspace()
+    step(NUM_SAMPLES, used)
+    for found, expected in zip(step(3, used), step(3, workspace()), strict=True):
+        assert found is expected is None or torch.equal(found, expected)
+
+
+def test_injection_without_an_embedding_is_refused_naming_the_layer():
+    method, _ = make("injection")
+    _, layer = make("overlay")
+    with pytest.raises(ff.ConfigError, match="label embedding, found Linear without"):
+        method.sweep(layer, GOODNESSES["mean_squares"], torch.zeros(2, 7))
+
+
+def test_an_unknown_sampler_is_refused_with_the_nearest():
+    with pytest.raises(ff.ConfigError, match="unknown negative sampler 'unifrom'; did you mean 'uniform'"):
+        make_label_method(ff.Config().override({"negatives.sampler": "unifrom"}), NUM_CLASSES, NUM_FEATURES)
+
+
+def test_the_limits_themselves_are_allowed():
+    settings = {"labels.method": "overlay", "negatives.per_step": 4, "negatives.per_sample": 4}
+    method = make_label_method(ff.Config().override(settings), NUM_CLASSES, NUM_CLASSES)
+    assert (method.num_training_rows, method.num_sweep_rows) == (5, 5)

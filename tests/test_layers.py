@@ -96,3 +96,71 @@ def test_length_normalisation_ignores_length_and_keeps_zero():
     rows = draw(4, 50)
     torch.testing.assert_close(length_normalise(1000 * rows), length_normalise(rows), rtol=1e-3, atol=1e-4)
     assert not length_normalise(torch.zeros(2, 3)).any()
+
+
+def test_bf16_gradients_stay_close_to_fp32():
+    rows, gradient = length_normalise(draw(100, 256)), draw(100, 64, seed=4)
+    exact, rounded = Linear(256, 64), Linear(256, 64, torch.bfloat16)
+    for layer in (exact, rounded):
+        layer.backpropagate(rows, gradient)
+    for ours, theirs in ((rounded.weight, exact.weight), (rounded.bias, exact.bias)):
+        assert ours.grad.dtype == torch.float32
+        assert (ours.grad - theirs.grad).norm() / theirs.grad.norm() < 1e-2
+
+
+@pytest.mark.parametrize("kind", [Linear, Squared])
+def test_backpropagate_leaves_the_embedding_the_rows_and_the_gradient_alone(kind):
+    layer, rows, gradient = kind(6, 4), draw(9, 6, seed=1), draw(9, 4, seed=2)
+    layer.add_label_embedding(3, 1.0, torch.Generator().manual_seed(0))
+    kept_rows, kept_gradient = rows.clone(), gradient.clone()
+    layer.backpropagate(rows, gradient)
+    assert layer.label_embedding.grad is None
+    assert torch.equal(rows, kept_rows)
+    assert torch.equal(gradient, kept_gradient)
+    assert rows.grad is None
+
+
+def test_a_short_last_batch_leaves_no_trace_of_the_one_before():
+    layer = Linear(6, 4)
+    layer.initialise(torch.Generator().manual_seed(3))
+    layer.backpropagate(draw(9, 6), draw(9, 4, seed=2))
+    rows, gradient = draw(2, 6, seed=5), draw(2, 4, seed=6)
+    layer.backpropagate(rows, gradient)
+    torch.testing.assert_close(layer.weight.grad, gradient.t() @ rows)
+    torch.testing.assert_close(layer.bias.grad, gradient.sum(0))
+
+
+def test_label_embeddings_start_with_the_given_deviation():
+    config = ff.Config(layers=1, width=3000).override({"labels.embedding_std": 0.3})
+    layer = build_layer(config, compute_layer_specs(config, 8)[0], 10)
+    assert layer.label_embedding.shape == (10, 3000)
+    assert float(layer.label_embedding.detach().std()) == pytest.approx(0.3, rel=0.02)
+    overlay = config.override({"labels.method": "overlay"})
+    assert build_layer(overlay, compute_layer_specs(overlay, 8)[0], 10).label_embedding is None
+
+
+def test_building_a_layer_reads_no_global_generator():
+    config = ff.Config(layers=1, width=8)
+    spec = compute_layer_specs(config, 8)[0]
+    before = torch.get_rng_state()
+    layer = build_layer(config, spec, 10)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    again = build_layer(config, spec, 10)
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), again.parameters(), strict=True))
+
+
+def test_forward_adds_the_label_before_the_relu():
+    config = ff.Config(layers=1, width=8)
+    layer, rows = build_layer(config, compute_layer_specs(config, 6)[0], 10), draw(5, 6)
+    with torch.no_grad():
+        z = rows @ layer.weight.t() + layer.bias
+        torch.testing.assert_close(layer(rows), z.clamp(min=0))
+        torch.testing.assert_close(layer(rows, 7), (z + layer.label_embedding[7]).clamp(min=0))
+
+
+def test_without_an_input_skip_only_activities_are_handed_on():
+    spec = compute_layer_specs(ff.Config(layers=2, width=30), 64)[0]
+    handed = hand_on(spec, draw(5, 64), draw(5, 30, seed=9))
+    assert handed.shape == (5, 30)
+    torch.testing.assert_close(handed, length_normalise(draw(5, 30, seed=9).clamp(min=0)))

@@ -42,3 +42,39 @@ def test_draws_are_a_function_of_the_generator():
     first, again, other = (distinct_offsets(40, 9, 3, generator(seed)) for seed in (7, 7, 8))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", list(NEGATIVE_SAMPLERS))
+def test_a_sampler_reads_its_own_generator_and_no_global_one(name):
+    labels = torch.arange(60) % 6
+    before = torch.get_rng_state()
+    torch.manual_seed(1)
+    first = NEGATIVE_SAMPLERS[name](labels, 6, 2, generator(3))
+    torch.manual_seed(2)
+    untouched = torch.get_rng_state()
+    again = NEGATIVE_SAMPLERS[name](labels, 6, 2, generator(3))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), untouched)
+    torch.set_rng_state(before)
+
+
+@pytest.mark.parametrize("num_negatives", [1, 3])
+def test_each_column_is_uniform_for_each_true_label(num_negatives):
+    labels = torch.arange(10).repeat_interleave(4500)
+    drawn = uniform(labels, 10, num_negatives, generator(11))
+    for label in range(10):
+        for column in drawn[labels == label].unbind(1):
+            counts = column.bincount(minlength=10).double()
+            others = counts[torch.arange(10) != label]
+            assert counts[label] == 0
+            assert float(((others - 500) ** 2 / 500).sum()) < 35  # chi-square, 8 degrees, p = 3e-5
+
+
+def test_two_classes_leave_one_wrong_label():
+    labels = torch.tensor([0, 1, 1, 0])
+    assert torch.equal(uniform(labels, 2, 1, generator()).squeeze(1), 1 - labels)
+
+
+def test_as_many_negatives_as_wrong_labels_are_all_of_them():
+    drawn = uniform(torch.full((20,), 3), 5, 4, generator())
+    assert all(sorted(row) == [0, 1, 2, 4] for row in drawn.tolist())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,3 +56,52 @@ def test_a_better_positive_is_never_worse(name):
     logits[:, 0] = torch.arange(5.0)
     loss = OBJECTIVES[name].loss(logits)
     assert (loss[1:] < loss[:-1]).all()
+
+
+def test_no_objective_of_the_package_lacks_a_reference_here():
+    ours = {name for name in OBJECTIVES if type(OBJECTIVES[name]).__module__ == "ffstream.objectives"}
+    assert ours == set(REFERENCES)
+
+
+def softplus(x):
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+SCALARS = {
+    "logistic": lambda p, ns: softplus(-p) + sum(softplus(n) for n in ns) / len(ns),
+    "pairwise": lambda p, ns: sum(softplus(n - p) for n in ns) / len(ns),
+    "cross_entropy": lambda p, ns: max(p, *ns) - p + math.log(sum(math.exp(x - max(p, *ns)) for x in [p, *ns])),
+}
+
+
+@pytest.mark.parametrize("name", SCALARS)
+@pytest.mark.parametrize("num_negatives", range(1, 10))
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_extreme_logits_agree_with_stable_arithmetic_in_both_forms(name, num_negatives, data):
+    extreme = st.sampled_from([-1e4, -100.0, -1.0, 0.0, 1.0, 100.0, 1e4])
+    row = data.draw(st.lists(extreme, min_size=1 + num_negatives, max_size=1 + num_negatives))
+    expected = torch.tensor([SCALARS[name](row[0], row[1:])])
+    closed = OBJECTIVES[name].loss_and_gradient(torch.tensor([row]))
+    default = Objective.loss_and_gradient(OBJECTIVES[name], torch.tensor([row]))
+    for loss, gradient in (closed, default):
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+        assert torch.isfinite(gradient).all()
+        assert gradient[0, 0] <= 0
+        assert (gradient[0, 1:] >= 0).all()
+    torch.testing.assert_close(closed[1], default[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_callers_logits_are_left_alone(name):
+    logits = torch.tensor([[1.0, 2.0, -3.0]])
+    OBJECTIVES[name].loss_and_gradient(logits)
+    assert logits.tolist() == [[1.0, 2.0, -3.0]]
+    assert not logits.requires_grad
+
+
+@pytest.mark.parametrize("name", ["pairwise", "cross_entropy"])
+def test_only_differences_count_where_there_is_no_threshold(name):
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(OBJECTIVES[name].loss(logits), OBJECTIVES[name].loss(logits + 7))
+    torch.testing.assert_close(OBJECTIVES[name].loss_and_gradient(logits)[1].sum(1), torch.zeros(6).double())

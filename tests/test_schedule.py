@@ -56,3 +56,35 @@ def test_no_committed_layer_is_trained_again(num_layers, data):
 @given(num_layers=st.integers(0, 30), extra=st.integers(0, 5))
 def test_a_finished_run_has_nothing_left(num_layers, extra):
     assert remaining_steps(num_layers, num_layers + extra, ()) == ()
+
+
+@given(num_layers=st.integers(1, 30), data=st.data())
+def test_a_plan_finds_its_inputs_whatever_caches_are_left(num_layers, data):
+    num_done = data.draw(st.integers(0, num_layers - 1))
+    cached = data.draw(st.sets(st.integers(0, num_layers)))
+    done, _ = execute(remaining_steps(num_layers, num_done, cached), num_done, cached)
+    assert done == num_layers
+
+
+@given(num_layers=st.integers(1, 30), data=st.data())
+def test_a_crash_between_writing_a_cache_and_dropping_the_last_repeats_nothing(num_layers, data):
+    num_done = data.draw(st.integers(0, num_layers - 1))
+    steps = remaining_steps(num_layers, num_done, {num_done, max(num_done - 1, 0)})
+    assert steps[0] == Step(Action.TRAIN, num_done)
+
+
+@given(num_layers=st.integers(1, 30), data=st.data())
+def test_what_is_gone_is_written_from_the_nearest_cache_that_is_left(num_layers, data):
+    num_done = data.draw(st.integers(0, num_layers - 1))
+    cached = data.draw(st.sets(st.integers(0, num_done), min_size=1))
+    steps = remaining_steps(num_layers, num_done, cached)
+    assert Step(Action.WRITE_INPUT, 0) not in steps
+    propagated = [step.layer for step in steps if step.action is Action.PROPAGATE]
+    assert propagated == list(range(max(cached), num_layers - 1))
+
+
+@given(num_layers=st.integers(1, 60))
+def test_a_run_from_scratch_takes_two_steps_a_layer_and_propagates_none_in_vain(num_layers):
+    steps = compute_schedule(num_layers)
+    assert len(steps) == len(set(steps)) == 2 * num_layers
+    assert steps[-1] == Step(Action.TRAIN, num_layers - 1)

@@ -9,11 +9,16 @@ from ffstream.errors import DataError, nearest
 __all__ = ["SOURCES", "Dataset", "Split", "load_dataset", "scale_images", "split_validation"]
 
 
+_MAX_NAME = 255
+
+
 def load_dataset(source: str, data_root: str = "") -> Dataset:
     """Load the data set that `--data` names. Raises DataError when it is unknown, absent or unreadable."""
     if source in SOURCES:
         return SOURCES[source](Path(data_root).expanduser() if data_root else default_data_root())
     path = Path(source).expanduser()
+    if len(path.name) > _MAX_NAME:  # the system would refuse to look for it
+        raise DataError(f"data {source[:40]}…: neither a known data set, nor a name that a file can have")
     if path.suffix in (".safetensors", ".npz"):
         from ffstream.data.arrays import load_arrays
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ _NAMES = {
 }
 
 
+# What numpy and zipfile raise for damaged members: an encrypted flag, an unknown compression, a shape beyond memory.
+_NUMPY_ERRORS = (OSError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError, MemoryError, KeyError)
+
+
 def load_arrays(path: Path, name: str | None = None) -> Dataset:
     """Read a file of arrays. Raises DataError when it is absent, unreadable or lacks an array. Never unpickles."""
     name = name or str(path)
@@ -30,7 +35,7 @@ def load_arrays(path: Path, name: str | None = None) -> Dataset:
         raise DataError(f"data {name}: no such file")
     try:
         arrays = load_file(path) if path.suffix == ".safetensors" else _load_npz(path)
-    except (OSError, ValueError, TypeError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, *_NUMPY_ERRORS) as error:
         raise DataError(f"data {name}: cannot be read as {path.suffix} ({error})") from error
     train = _find_split(arrays, "train", name)
     if train is None:

@@ -38,6 +38,8 @@ def _load_part(path: Path) -> tuple[Split, tuple[str, ...]]:
     for name, _ in folder.samples:
         try:
             with Image.open(name) as image:
+                if image.mode.startswith(("I", "F")):  # Pillow clips them at 255 when it converts
+                    raise ValueError(f"mode {image.mode}, more than 8 bits a channel; convert it to 8 bits")
                 mode = mode or ("L" if image.mode in ("1", "L") else "RGB")
                 images.append(np.array(image.convert(mode), dtype=np.uint8))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
