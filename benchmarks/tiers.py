@@ -10,8 +10,8 @@ from typing import Any
 
 import ffstream as ff
 
-NUM_PAIRS = 5
-EPOCHS = 8
+NUM_PAIRS = 3
+EPOCHS = 4
 
 
 def measure_tiers(data_root: str, device: str, folder: Path) -> dict[str, Any]:
