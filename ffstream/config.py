@@ -32,7 +32,8 @@ _FREE_SETTINGS = ("layers", "device", "data", "data_root", "cache.tier")
 _FREE_SECTIONS = ("readout",)
 
 
-_TOO_LARGE = 2.0**63  # for an integer of 64 bits; refuses nan and infinity as well
+# Magnitudes allowed: what 64 bits hold. Comparing with them refuses nan and infinity as well.
+_LARGEST_INTEGER, _LARGEST_NUMBER = 2**63 - 1, sys.float_info.max
 
 
 def _limit(default: Any, **rules: Any) -> Any:
@@ -301,10 +302,11 @@ def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
         return "" if isinstance(value, bool) else "true or false"
     if "int" in hint or "float" in hint:
         kind, types = ("a number", (int, float)) if "float" in hint else ("an integer", (int,))
+        largest = _LARGEST_NUMBER if "float" in hint else _LARGEST_INTEGER
         signs = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
         bounds = " and ".join(f"{sign} {rules[rule]:g}" for rule, sign in signs.items() if rule in rules)
         allowed = f"{kind} {bounds}".rstrip() + (f", or {word!r}" if word is not None else "")
-        if isinstance(value, bool) or not isinstance(value, types) or not abs(value) < _TOO_LARGE:
+        if isinstance(value, bool) or not isinstance(value, types) or not abs(value) <= largest:
             return allowed
         inside = (
             value >= rules.get("at_least", value)

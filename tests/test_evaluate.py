@@ -17,7 +17,7 @@ WRONG = -RIGHT
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, small_data):
-    config = ff.Config(data=str(small_data), layers=3, width=48, epochs=8, batch=32, device="cpu", precision="fp32")
+    config = ff.Config(data=str(small_data), layers=3, width=48, epochs=16, batch=32, device="cpu", precision="fp32")
     return ff.train(config, tmp_path_factory.mktemp("evaluate") / "run")
 
 
