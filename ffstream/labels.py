@@ -59,7 +59,10 @@ class LabelMethod(ABC):
 
     @abstractmethod
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
-        """Goodness of all labels, (n, num_classes), from the preactivations of n samples' sweep rows."""
+        """Goodness of all labels, (n, num_classes), from the preactivations of n samples' sweep rows.
+
+        With a workspace of the layer's, `preactivations` may be overwritten by their activities.
+        """
 
 
 class LabelInjection(LabelMethod):
@@ -125,7 +128,11 @@ class LabelInjection(LabelMethod):
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
         """Every label's goodness from one matrix product: z + U[c] for every c."""
-        return torch.stack([goodness.value((preactivations + u).relu_()) for u in _embedding(layer)], dim=1)
+        room = None
+        if layer.workspace is not None:
+            room = layer.workspace.take("activities", tuple(preactivations.shape), preactivations.dtype)
+        activities = (torch.add(preactivations, u, out=room).relu_() for u in _embedding(layer))
+        return torch.stack([goodness.value(h) for h in activities], dim=1)
 
 
 class LabelOverlay(LabelMethod):
@@ -193,7 +200,8 @@ class LabelOverlay(LabelMethod):
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
         """Row c of a sample carries label c."""
-        return goodness.value(torch.relu(preactivations)).view(-1, self._num_classes)
+        activities = torch.relu(preactivations) if layer.workspace is None else preactivations.relu_()
+        return goodness.value(activities).view(-1, self._num_classes)
 
     def _overlay(self, images: Tensor, codes: Tensor) -> Tensor:
         rows = images.unsqueeze(1).repeat(1, codes.shape[1], 1)

@@ -10,7 +10,8 @@ from torch import Tensor
 from ffstream import seeding
 from ffstream.config import Config
 from ffstream.layers import LAYER_KINDS, Layer
-from ffstream.normalisation import length_normalise
+from ffstream.normalisation import length_normalise, length_normalise_
+from ffstream.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,16 @@ def build_layer(config: Config, spec: LayerSpec, num_classes: int) -> Layer:
     return layer
 
 
-def hand_on(spec: LayerSpec, rows: Tensor, preactivations: Tensor) -> Tensor:
+def hand_on(spec: LayerSpec, rows: Tensor, preactivations: Tensor, workspace: Workspace | None = None) -> Tensor:
     """What the next layer reads: (n, in_features), (n, num_units) -> (n, out_features).
 
-    The normalised, label-free activities and, with an input skip, the normalised image that `rows` ends in.
+    The normalised, label-free activities and, with an input skip, the normalised image that `rows` ends in. With a
+    `workspace`, `preactivations` is overwritten.
     """
-    activities = length_normalise(torch.relu(preactivations))
+    if workspace is None:
+        activities = length_normalise(torch.relu(preactivations))
+    else:
+        activities = length_normalise_(preactivations.relu_(), workspace)
     if spec.num_skip_features == 0:
         return activities
     return torch.cat([activities, rows[:, -spec.num_skip_features :].to(activities.dtype)], dim=1)

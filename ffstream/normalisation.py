@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from ffstream.workspace import Workspace
 
 _EPSILON = 1e-5
 
@@ -13,3 +16,9 @@ def length_normalise(rows: Tensor) -> Tensor:
     A row of zeros stays zero.
     """
     return rows / (rows.square().mean(dim=-1, keepdim=True).sqrt() + _EPSILON)
+
+
+def length_normalise_(rows: Tensor, workspace: Workspace) -> Tensor:
+    """`length_normalise` in place, to the same bits, for rows (n, features)."""
+    squares = torch.square(rows, out=workspace.take("activities", tuple(rows.shape), rows.dtype))
+    return rows.div_(squares.mean(dim=-1, keepdim=True).sqrt_().add_(_EPSILON))

@@ -16,7 +16,8 @@ PACKAGE = Path(ffstream.__file__).parent
 
 # From the ground up; a module may import from those before it only. A package counts as one floor.
 ORDER = """
-errors recipes seeding schedule normalisation workspace
+errors recipes seeding schedule workspace
+normalisation
 config registry files device
 lock metrics goodness objectives negatives layers data cache
 labels network transfer checkpoint

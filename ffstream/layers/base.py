@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ffstream.workspace import Workspace
+
 
 class Layer(nn.Module):
     """One layer: rows (n, in_features) in, preactivations (n, num_units) out, in float32.
@@ -15,6 +17,9 @@ class Layer(nn.Module):
     """
 
     label_embedding: nn.Parameter | None
+
+    # Buffers for a loop that is done with each result before it asks for the next; without, results are fresh.
+    workspace: Workspace | None = None
 
     def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

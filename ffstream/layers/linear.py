@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffstream.layers.base import Layer
+from ffstream.workspace import Workspace
 
 
 class Linear(Layer):
@@ -19,7 +20,6 @@ class Linear(Layer):
         super().__init__(in_features, num_units, compute_dtype)
         self.weight = nn.Parameter(torch.empty(num_units, in_features))
         self.bias = nn.Parameter(torch.zeros(num_units))
-        self._product: Tensor | None = None  # dW in `compute_dtype`
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/in_features), as in Hinton's program."""
@@ -28,16 +28,32 @@ class Linear(Layer):
 
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) float32."""
-        products = F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype))
-        return products.float().add_(self.bias)
+        if self.workspace is None:
+            products = F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype))
+            return products.float().add_(self.bias)
+        left, right = self._cast("cast rows", rows, self.workspace), self._cast("weight", self.weight, self.workspace)
+        shape = (len(rows), self.num_units)
+        products = torch.mm(left, right.t(), out=self.workspace.take("products", shape, self.compute_dtype))
+        if self.compute_dtype != torch.float32:
+            products = self.workspace.take("preactivations", shape, torch.float32).copy_(products)
+        return products.add_(self.bias)
 
     def backpropagate(self, rows: Tensor, gradient: Tensor) -> None:
         """dW = gradient^T x and db = sum(gradient): one matrix product, no graph, into buffers that are kept."""
         if self.weight.grad is None or self.bias.grad is None:
             self.weight.grad = torch.empty_like(self.weight)
             self.bias.grad = torch.empty_like(self.bias)
-        left, right = gradient.to(self.compute_dtype).t(), rows.to(self.compute_dtype)
-        if self._product is None:
-            self._product = torch.empty_like(self.weight, dtype=self.compute_dtype, requires_grad=False)
-        self.weight.grad.copy_(torch.mm(left, right, out=self._product))
+        room = self.workspace or Workspace(gradient.device)
+        left, right = self._cast("cast gradient", gradient, room), self._cast("cast rows", rows, room)
+        if self.compute_dtype == torch.float32:
+            torch.mm(left.t(), right, out=self.weight.grad)
+        else:
+            product = room.take("weight", tuple(self.weight.shape), self.compute_dtype)  # the weights' turn is over
+            self.weight.grad.copy_(torch.mm(left.t(), right, out=product))
         torch.sum(gradient, dim=0, out=self.bias.grad)
+
+    def _cast(self, name: str, tensor: Tensor, room: Workspace) -> Tensor:
+        tensor = tensor.detach()
+        if tensor.dtype == self.compute_dtype:
+            return tensor
+        return room.take(name, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
