@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ class CacheSet:
         specs: list[LayerSpec],
         method: LabelMethod,
         num_samples: dict[str, int],
-        num_classes: int,
+        data: dict[str, Any],
         device: torch.device,
     ) -> None:
         self.current: dict[str, ActivationCache] = {}
@@ -36,48 +37,43 @@ class CacheSet:
         self._num_rows = {TRAIN: method.num_training_rows, VALIDATION: method.num_sweep_rows}
         self._num_samples = num_samples
         self._device = device
-        self.tier = self._choose_tier(num_classes)
+        self._identity = f"{config.fingerprint()} {data['digest']}"
+        self.tier, self.max_unsynced = self._choose_tier(data["num_classes"])
 
     def make(self, index: int, name: str) -> ActivationCache:
-        """An empty cache for what layer `index` reads of a split."""
+        """A cache for what layer `index` reads of a split, with the shards that an earlier process left there."""
         layout = self._layout(index, name)
         if self.tier == "disk":
-            return DiskCache(layout, self._directory.cache_folder(index, name))
+            return DiskCache(layout, self._directory.cache_folder(index, name), f"{self._identity} {index} {name}")
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
 
     def open_committed(self, num_done: int) -> list[int]:
         """Make the newest useful caches on disk current, delete the others, and say which layer reads them.
 
-        Raises CorruptFileError.
+        A cache is useful when each of its shards is there, or has moved on to the next layer's cache already.
         """
-        found: list[int] = []
-        for index in range(num_done, -1, -1):
-            folders = {name: self._directory.cache_folder(index, name) for name in self._num_samples}
-            if self.tier == "disk" and all((folder / "manifest.json").is_file() for folder in folders.values()):
-                self.current = {name: DiskCache.open(self._layout(index, name), f) for name, f in folders.items()}
-                found = [index]
+        useful: list[int] = []
+        for index in range(num_done, -1, -1) if self.tier == "disk" else ():
+            caches = {name: self.make(index, name) for name in self._num_samples}
+            if all(self._has_all(cache, index, name, num_done) for name, cache in caches.items()):
+                self.current, useful = caches, [index]
                 break
-        kept = {self._directory.cache_folder(index, name) for index in found for name in self._num_samples}
+        kept = {self._directory.cache_folder(k, name) for i in useful for k in (i, i + 1) for name in self._num_samples}
         root = self._directory.cache_root
         for folder in root.iterdir() if root.is_dir() else ():
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
-        return found
+        return useful
 
-    def replace(self, following: dict[str, ActivationCache]) -> None:
-        """The next layer's caches are committed: drop those of the layer below."""
-        below, self.current = self.current, following
-        for cache in below.values():
-            cache.drop()
-
-    def close(self) -> None:
-        """End background work, keeping what is on disk."""
-        for cache in self.current.values():
-            cache.close()
+    def _has_all(self, cache: ActivationCache, index: int, name: str, num_done: int) -> bool:
+        missing = set(cache.missing())
+        return not missing or (index < num_done and missing.isdisjoint(self.make(index + 1, name).missing()))
 
     def drop_all(self) -> None:
         """No layer will read any more."""
-        self.replace({})
+        for cache in self.current.values():
+            cache.drop()
+        self.current = {}
         shutil.rmtree(self._directory.cache_root, ignore_errors=True)
 
     def _layout(self, index: int, name: str) -> CacheLayout:
@@ -87,14 +83,19 @@ class CacheSet:
             self._num_samples[name], self._num_rows[name], num_features, settings.dtype, settings.shard_samples
         )
 
-    def _choose_tier(self, num_classes: int) -> str:
-        """One tier for the whole run, so that memory is as flat in depth as the network is."""
+    def _choose_tier(self, num_classes: int) -> tuple[str, int | None]:
+        """One tier for the whole run, so that memory is as flat in depth as the network is; and how many shards may
+        wait to be durable, None for any number."""
         first, rest = self._specs[0], self._specs[-1]
-        sizes = [sum(self._layout(spec.index, name).num_bytes for name in self._num_samples) for spec in (first, rest)]
-        cache_bytes = max(sizes[0] + sizes[1], 2 * sizes[1])  # a layer's input and its output
+        layouts = [[self._layout(spec.index, name) for name in self._num_samples] for spec in (first, rest)]
+        sizes = [sum(layout.num_bytes for layout in part) for part in layouts]
+        shard_bytes = max(layout.shard_bytes for part in layouts for layout in part)
+        cache_bytes = max(sizes) + shard_bytes  # a layer's input becomes its output a shard at a time
         layer_bytes = max(layer_footprint_bytes(self._config, spec, num_classes) for spec in (first, rest))
         free_bytes = max(device_free_bytes(self._device) - layer_bytes, 0)
         tier = choose_tier(self._config.cache.tier, self._device.type, cache_bytes, free_bytes, host_free_bytes())
-        if tier == "disk":
-            check_disk(self._directory.path, cache_bytes, shutil.disk_usage(self._directory.path).free)
-        return tier
+        if tier != "disk":
+            return tier, None
+        disk_free_bytes = shutil.disk_usage(self._directory.path).free
+        check_disk(self._directory.path, cache_bytes, disk_free_bytes)
+        return tier, None if disk_free_bytes >= 2 * cache_bytes else 1

@@ -14,6 +14,7 @@ RUN/metrics.jsonl                      a line an epoch and a line a layer
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ffstream.errors import CorruptFileError, RunError
-from ffstream.files import atomic_path, read_manifest, sha256_file, write_atomic, write_manifest
+from ffstream.files import (
+    make_temporary,
+    publish,
+    read_manifest,
+    removed_on_error,
+    sha256_file,
+    storage_errors,
+    write_atomic,
+    write_manifest,
+)
 from ffstream.layers import Layer
 
 _MANIFEST = "manifest.json"
@@ -75,16 +85,23 @@ class RunDirectory:
         """Where layer `index`, counted from 0, lives."""
         return self.path / "layers" / f"{index:03d}"
 
-    def commit_layer(self, index: int, layer: Layer, goodness: Tensor | None, figures: dict[str, Any]) -> None:
-        """Write a finished layer: weights, validation goodness (n, C), and last the manifest."""
+    def write_layer(
+        self, index: int, layer: Layer, goodness: Tensor | None, figures: dict[str, Any]
+    ) -> Callable[[], None]:
+        """Write down a finished layer and its validation goodness (n, C). The action that is returned commits it."""
         folder = self.layer_folder(index)
         tensors = {"weights": _host_state(layer)}
         if goodness is not None:
             tensors["validation"] = {"goodness": goodness}
-        digests = {name: _save_tensors(folder / f"{name}.safetensors", part) for name, part in tensors.items()}
-        below = self._read_numbered_manifest(index - 1)["digests"]["weights"] if index else ""
-        manifest = {"layer": index, "digests": digests, "digest_below": below, "figures": figures}
-        write_manifest(folder / _MANIFEST, manifest)
+        written = {name: _write_tensors(folder / f"{name}.safetensors", part) for name, part in tensors.items()}
+
+        def commit() -> None:
+            digests = {name: publish_file() for name, publish_file in written.items()}
+            below = self._read_numbered_manifest(index - 1)["digests"]["weights"] if index else ""
+            manifest = {"layer": index, "digests": digests, "digest_below": below, "figures": figures}
+            write_manifest(folder / _MANIFEST, manifest)
+
+        return commit
 
     def read_layer_manifest(self, index: int) -> dict[str, Any]:
         """The manifest of a committed layer, checked to belong where it stands. Raises CorruptFileError."""
@@ -124,20 +141,29 @@ class RunDirectory:
 
     # --- the layer being trained
 
-    def commit_progress(self, index: int, num_epochs: int, layer: Layer, optimiser: torch.optim.Optimizer) -> None:
-        """Save the layer being trained after `num_epochs` epochs. The one before is kept until this is committed."""
+    def write_progress(
+        self, index: int, num_epochs: int, layer: Layer, optimiser: torch.optim.Optimizer
+    ) -> Callable[[], None]:
+        """Write down the layer being trained after `num_epochs` epochs; it may change as soon as this returns.
+
+        The action that is returned makes it durable. The progress before is kept until then.
+        """
         folder = self.path / "progress"
         name = f"layer-{index:03d}-epoch-{num_epochs:04d}.safetensors"
         tensors = {f"layer.{key}": value for key, value in _host_state(layer).items()}
         for number, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{key}": value.cpu() for key, value in state.items() if value is not None}
-        digest = _save_tensors(folder / name, tensors)
-        write_manifest(
-            folder / _MANIFEST, {"layer": index, "num_epochs": num_epochs, "file": name, "digest_file": digest}
-        )
-        for old in folder.glob("layer-*.safetensors"):
-            if old.name != name:
-                old.unlink()
+        publish_file = _write_tensors(folder / name, tensors)
+
+        def commit() -> None:
+            digest = publish_file()
+            content = {"layer": index, "num_epochs": num_epochs, "file": name, "digest_file": digest}
+            write_manifest(folder / _MANIFEST, content)
+            for old in folder.glob("layer-*.safetensors"):
+                if old.name != name:
+                    old.unlink()
+
+        return commit
 
     def read_progress(self) -> tuple[int, int] | None:
         """(layer, epochs taken) of the saved progress, or None. Raises CorruptFileError."""
@@ -171,7 +197,7 @@ class RunDirectory:
 
     def commit_readout(self, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
         """Save the readout; `identity` says what it was trained on."""
-        digest = _save_tensors(self.path / "readout" / "weights.safetensors", tensors)
+        digest = _write_tensors(self.path / "readout" / "weights.safetensors", tensors)()
         write_manifest(self.path / "readout" / _MANIFEST, {"identity": identity, "digest_file": digest})
 
     def load_readout(self, identity: dict[str, Any]) -> dict[str, Tensor] | None:
@@ -198,10 +224,20 @@ def _host_state(layer: Layer) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in layer.state_dict().items()}
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
-        return sha256_file(temporary)
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> Callable[[], str]:
+    """Write tensors under a temporary name. The action that is returned makes the file durable and tells its digest."""
+    with storage_errors(path):
+        temporary = make_temporary(path)
+        with removed_on_error(temporary):
+            save_file(tensors, temporary)
+
+    def publish_file() -> str:
+        with storage_errors(path), removed_on_error(temporary):
+            digest = sha256_file(temporary)
+            publish(temporary, path)
+        return digest
+
+    return publish_file
 
 
 def _load_tensors(path: Path, digest: str) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ def evaluate_goodness(
     sweep = LabelSweep(split.labels, first_layer)
     goodness = GOODNESSES[config.objective.goodness]
     errors = [
-        sweep.add(measure_goodness(stage.layer, stage.inputs[0], method, goodness, device))
+        sweep.add(measure_goodness(stage.transfer, stage.layer, stage.caches[0], method, goodness))
         for stage in stream_committed_layers(
             directory,
             config,
@@ -97,7 +97,7 @@ def evaluate_goodness(
             num_classes,
             [(layout, lambda part: method.sweep_rows(scale_images(split.images[part], data["scale"])))],
             device,
-            with_outputs=False,
+            outputs=False,
         )
     ]
     errors_by_depth = [to_here for _, to_here in errors]

@@ -14,7 +14,7 @@ from typing import Any
 
 from ffstream.errors import CorruptFileError, StorageError
 
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"  # what a file is called until it is whole and durable
 _UMASK = os.umask(0)  # can only be read by setting it; once, before there are threads
 os.umask(_UMASK)
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
@@ -49,22 +49,40 @@ def _storage_message(path: Path, reason: str) -> str:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, durably; on any failure it is removed."""
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        temporary = make_temporary(path)
+        with removed_on_error(temporary):
             yield temporary
-            descriptor = os.open(temporary, os.O_RDWR)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            temporary.chmod(0o666 & ~_UMASK)  # mkstemp and safetensors leave 0600
-            temporary.replace(path)
-            sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+            publish(temporary, path)
+
+
+def make_temporary(path: Path) -> Path:
+    """An empty file in the same folder, which is made when it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+@contextlib.contextmanager
+def removed_on_error(temporary: Path) -> Iterator[None]:
+    """Remove a half-written file when what is done with it fails."""
+    try:
+        yield
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Write a whole file through to the disk, then give it its name, durably."""
+    temporary.chmod(0o666 & ~_UMASK)  # mkstemp and safetensors leave 0600
+    descriptor = os.open(temporary, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -86,7 +104,7 @@ def sync_folder(folder: Path) -> None:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what a killed process left half-written anywhere below `folder`."""
-    for path in folder.rglob(f"{_TEMPORARY}*"):
+    for path in folder.rglob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 

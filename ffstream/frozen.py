@@ -16,16 +16,18 @@ from ffstream.layers import Layer
 from ffstream.memory import choose_tier, device_free_bytes, host_free_bytes
 from ffstream.network import LayerSpec, build_layer
 from ffstream.propagation import RowsOf, propagate, write_rows
+from ffstream.transfer import Transfer
+from ffstream.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One committed layer on the device, with the caches of what it reads and of what it hands on."""
+    """One committed layer on the device, with a cache for each source of what it reads, or of what it hands on."""
 
     spec: LayerSpec
     layer: Layer
-    inputs: list[ActivationCache]
-    outputs: list[ActivationCache]  # empty when none was asked for
+    caches: list[ActivationCache]
+    transfer: Transfer
 
 
 def stream_committed_layers(
@@ -36,43 +38,48 @@ def stream_committed_layers(
     sources: list[tuple[CacheLayout, RowsOf]],
     device: torch.device,
     *,
-    with_outputs: bool,
+    outputs: bool,
 ) -> Iterator[Stage]:
-    """Yield each committed layer with the caches around it; each is dropped as soon as the next one is asked for.
+    """Yield each committed layer with the caches of what it reads or, with `outputs`, of what it hands on.
 
-    Caches go to a temporary folder outside the run when memory does not hold them, so that a run may be read-only.
+    A stage is valid until the next one is asked for: its caches are moved through the layer, a shard at a time. They
+    lie in a temporary folder outside the run when memory does not hold them, so that a run may be read-only.
     """
-    largest = max(_with_features(layout, spec.out_features).num_bytes for layout, _ in sources for spec in specs)
-    largest = max([largest, *(layout.num_bytes for layout, _ in sources)])
-    cache_bytes = 2 * len(sources) * largest
+    layouts = [layout for layout, _ in sources]
+    cache_bytes = max(
+        sum(layout.num_bytes for layout in layouts),
+        *(sum(_with_features(layout, spec.out_features).num_bytes for layout in layouts) for spec in specs),
+    )
     tier = choose_tier(config.cache.tier, device.type, cache_bytes, device_free_bytes(device), host_free_bytes())
-    with tempfile.TemporaryDirectory(prefix="ffstream-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="ffstream-", ignore_cleanup_errors=True) as folder, Transfer(device) as way:
 
-        def make_cache(layout: CacheLayout, index: int, number: int) -> ActivationCache:
+        def make_cache(layout: CacheLayout, name: str) -> ActivationCache:
             if tier == "disk":
-                return DiskCache(layout, Path(folder) / f"{index:03d}-{number}")
+                return DiskCache(layout, Path(folder) / name, durable=False)
             return MemoryCache(layout, device if tier == "device" else torch.device("cpu"))
 
-        inputs = []
+        def move(layer: Layer, spec: LayerSpec, caches: list[ActivationCache]) -> list[ActivationCache]:
+            moved = []
+            for number, source in enumerate(caches):
+                layout = _with_features(source.layout, spec.out_features)
+                moved.append(make_cache(layout, f"{spec.index + 1:03d}-{number}"))
+                propagate(way, layer, spec, source, moved[-1], move=True)
+            return moved
+
+        workspace = Workspace(device)
+        caches = []
         for number, (layout, rows_of) in enumerate(sources):
-            inputs.append(make_cache(layout, 0, number))
-            write_rows(inputs[-1], rows_of, device)
+            caches.append(make_cache(layout, f"000-{number}"))
+            write_rows(way, caches[-1], rows_of)
         for spec in specs:
             layer = build_layer(config, spec, num_classes)
             directory.load_layer(spec.index, layer)
-            layer.to(device)
-            outputs: list[ActivationCache] = []
-            if with_outputs or spec is not specs[-1]:
-                for number, source in enumerate(inputs):
-                    target = make_cache(_with_features(source.layout, spec.out_features), spec.index + 1, number)
-                    propagate(layer, spec, source, target, device)
-                    outputs.append(target)
-            yield Stage(spec, layer, inputs, outputs)
-            for cache in inputs:
-                cache.drop()
-            inputs = outputs
-        for cache in inputs:
-            cache.drop()
+            layer.to(device).workspace = workspace
+            if outputs:
+                caches = move(layer, spec, caches)
+            yield Stage(spec, layer, caches, way)
+            if not outputs and spec is not specs[-1]:
+                caches = move(layer, spec, caches)
 
 
 def _with_features(layout: CacheLayout, num_features: int) -> CacheLayout:

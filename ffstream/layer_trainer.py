@@ -18,7 +18,7 @@ from ffstream.goodness import GOODNESSES
 from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
 from ffstream.objectives import OBJECTIVES
-from ffstream.transfer import BlockStream
+from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
 _TICK_S = 0.2  # between two reports within an epoch; each one makes the host wait for the device
@@ -72,7 +72,7 @@ class LayerTrainer:
         self._config = config
         self._method = method
         self._device = device
-        self._workspace = Workspace(device)
+        self._workspace = layer.workspace = layer.workspace or Workspace(device)
         self._goodness = GOODNESSES[config.objective.goodness]
         self._objective = OBJECTIVES[config.objective.name]
         threshold = config.objective.threshold
@@ -82,7 +82,7 @@ class LayerTrainer:
 
     def train_epoch(
         self,
-        stream: BlockStream,
+        transfer: Transfer,
         cache: ActivationCache,
         labels: Tensor,
         epoch: int,
@@ -90,7 +90,7 @@ class LayerTrainer:
     ) -> EpochFigures:
         """Visit every sample once, in the order that (seed, layer, epoch) decides.
 
-        `stream` reads `cache`; `labels` (num_samples,) are those of its samples. Raises DivergedError when the loss is
+        `labels` (num_samples,) are those of the samples of `cache`. Raises DivergedError when the loss is
         no longer finite.
         """
         start_s = last_tick_s = time.perf_counter()
@@ -99,7 +99,7 @@ class LayerTrainer:
         seed, dropout = self._config.seed, self._config.network.dropout
         host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
         dropout_generator = seeding.generator(seed, self._index, epoch, "dropout", self._device) if dropout else None
-        for shard, block in stream.blocks(compute_shard_order(cache.layout, seed, self._index, epoch)):
+        for shard, block in transfer.blocks(cache, compute_shard_order(cache.layout, seed, self._index, epoch)):
             batches = compute_batches(len(block), self._batch, host_generator)
             shard_labels = labels[cache.layout.shard_range(shard)]
             candidates = self._method.draw_candidates(shard_labels, host_generator).to(self._device)

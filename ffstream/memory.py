@@ -41,7 +41,7 @@ def choose_tier(
 ) -> str:
     """The tier of the activation cache: "device", "host" or "disk".
 
-    `cache_bytes` is that of the input and the output of a layer together, `device_free_bytes` what the layer leaves.
+    `cache_bytes` is the largest that the cache becomes, `device_free_bytes` what the layer leaves.
     On a CPU the device's memory is the host's.
     """
     if requested != "auto":

@@ -44,10 +44,10 @@ class Observer:
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
-        """An epoch is over and its progress is saved."""
+        """An epoch is over; its progress is on its way to the disk, behind the next epoch's first steps."""
 
     def on_layer(self, figures: LayerFigures) -> None:
-        """A layer is committed."""
+        """A layer is finished and on its way to the disk."""
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """All layers are committed."""

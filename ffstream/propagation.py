@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ffstream.goodness import Goodness
 from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
 from ffstream.network import LayerSpec, hand_on
-from ffstream.transfer import BlockStream
+from ffstream.transfer import Transfer
 
 # Rows in one matrix product. Few, so that the activities under each label stay in a CPU's own cache; fixed, because the
 # last bit of a product may depend on the number of rows, and a cache that is computed again must equal the lost one.
@@ -22,39 +23,47 @@ _CHUNK_ROWS = 1024
 RowsOf = Callable[[slice], Tensor]
 
 
-def write_rows(cache: ActivationCache, rows_of: RowsOf, device: torch.device) -> None:
-    """Fill a cache from a function that makes rows, a shard at a time, and commit it."""
+def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf) -> None:
+    """Fill a cache from a function that makes rows, asked for few samples at a time, in order."""
     layout = cache.layout
+    step = _chunk_samples(cache)
     for shard in range(layout.num_shards):
-        cache.write(shard, rows_of(layout.shard_range(shard)).to(layout.dtype).to(device))
-    cache.commit()
+        samples = layout.shard_range(shard)
+        with transfer.storing(cache, shard) as output:
+            for written, start in zip(output.split(step), range(samples.start, samples.stop, step), strict=True):
+                written.copy_(rows_of(slice(start, start + len(written))))
+    transfer.flush()
 
 
 @torch.no_grad()
 def measure_goodness(
-    layer: Layer, cache: ActivationCache, method: LabelMethod, goodness: Goodness, device: torch.device
+    transfer: Transfer, layer: Layer, cache: ActivationCache, method: LabelMethod, goodness: Goodness
 ) -> Tensor:
     """Goodness of all labels for each sample of a cache of sweep rows: (num_samples, num_classes), on the host."""
     parts = []
-    samples_a_chunk = max(1, _CHUNK_ROWS // cache.layout.num_rows)
-    with BlockStream(cache, device) as stream:
-        for _, rows in stream.blocks(range(cache.layout.num_shards)):
-            for chunk in rows.split(samples_a_chunk):
-                parts.append(method.sweep(layer, goodness, layer.preactivations(chunk.flatten(0, 1))).cpu())
+    for _, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
+        for chunk in rows.split(_chunk_samples(cache)):
+            parts.append(method.sweep(layer, goodness, layer.preactivations(chunk.flatten(0, 1))).cpu())
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def propagate(
-    layer: Layer, spec: LayerSpec, source: ActivationCache, target: ActivationCache, device: torch.device
+    transfer: Transfer, layer: Layer, spec: LayerSpec, source: ActivationCache, target: ActivationCache, *, move: bool
 ) -> None:
-    """Write into `target` what `layer` hands on for every row of `source`, and commit it."""
-    samples_a_chunk = max(1, _CHUNK_ROWS // source.layout.num_rows)
-    with BlockStream(source, device) as stream:
-        for shard, rows in stream.blocks(range(source.layout.num_shards)):
-            output = torch.empty(target.layout.shard_shape(shard), dtype=target.layout.dtype, device=device)
-            for chunk, written in zip(rows.split(samples_a_chunk), output.split(samples_a_chunk), strict=True):
+    """Store in `target` what `layer` hands on for every row of `source`, as far as it is missing there.
+
+    With `move`, a shard of `source` is freed as soon as that of `target` is durable, so that the two together are
+    little more than one.
+    """
+    step = _chunk_samples(source)
+    for shard, rows in transfer.blocks(source, target.missing()):
+        with transfer.storing(target, shard, partial(source.free, shard) if move else None) as output:
+            for chunk, written in zip(rows.split(step), output.split(step), strict=True):
                 flat = chunk.flatten(0, 1)
-                written.flatten(0, 1).copy_(hand_on(spec, flat, layer.preactivations(flat)))
-            target.write(shard, output)
-    target.commit()
+                written.flatten(0, 1).copy_(hand_on(spec, flat, layer.preactivations(flat), layer.workspace))
+    transfer.flush()
+
+
+def _chunk_samples(cache: ActivationCache) -> int:
+    return max(1, _CHUNK_ROWS // cache.layout.num_rows)

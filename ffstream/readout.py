@@ -25,7 +25,7 @@ from ffstream.labels import LabelMethod, make_label_method
 from ffstream.layer_trainer import learning_rate_factor
 from ffstream.network import LayerSpec, compute_layer_specs
 from ffstream.propagation import RowsOf
-from ffstream.transfer import BlockStream
+from ffstream.transfer import Transfer
 
 
 def evaluate_softmax(
@@ -55,17 +55,17 @@ def evaluate_softmax(
     train_logits = torch.zeros(len(train), data["num_classes"])
     tensors: dict[str, Tensor] = dict(saved or {})
     errors: list[float] = []
-    stages = stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, with_outputs=True)
+    stages = stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True)
     for stage in stages:
         index = stage.spec.index
         if index + 1 < first_layer:
             continue
         if saved is None:
-            weight, bias = _fit(stage.outputs[1], stage.spec, train.labels, train_logits, config, device)
-            train_logits += _logits(stage.outputs[1], stage.spec, weight, bias, device)
+            weight, bias = _fit(stage.transfer, stage.caches[1], stage.spec, train.labels, train_logits, config)
+            train_logits += _logits(stage.transfer, stage.caches[1], stage.spec, weight, bias)
             tensors[f"{index:03d}.weight"], tensors[f"{index:03d}.bias"] = weight.cpu(), bias.cpu()
         weight, bias = tensors[f"{index:03d}.weight"].to(device), tensors[f"{index:03d}.bias"].to(device)
-        logits += _logits(stage.outputs[0], stage.spec, weight, bias, device)
+        logits += _logits(stage.transfer, stage.caches[0], stage.spec, weight, bias)
         errors.append(error_rate(logits, split.labels))
     if saved is None:
         with contextlib.suppress(StorageError):  # a read-only run can be evaluated too; it is fitted again next time
@@ -90,11 +90,12 @@ def _neutral_rows(method: LabelMethod, part: Split, scale: float) -> RowsOf:
     return lambda samples: method.neutral_rows(scale_images(part.images[samples], scale))
 
 
+@torch.no_grad()
 def _fit(
-    cache: ActivationCache, spec: LayerSpec, labels: Tensor, logits: Tensor, config: Config, device: torch.device
+    transfer: Transfer, cache: ActivationCache, spec: LayerSpec, labels: Tensor, logits: Tensor, config: Config
 ) -> tuple[Tensor, Tensor]:
     """Weights (C, num_units) and biases (C,) of one layer, by cross-entropy on top of `logits` (n, C) from below."""
-    settings = config.readout
+    settings, device = config.readout, transfer.device
     weight = torch.zeros(logits.shape[1], spec.num_units, device=device)
     bias = torch.zeros(logits.shape[1], device=device)
     weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
@@ -102,35 +103,29 @@ def _fit(
         [weight, bias], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     labels, logits = labels.to(device), logits.to(device)
-    with torch.no_grad(), BlockStream(cache, device) as stream:
-        for epoch in range(settings.epochs):
-            num_seen = 0
-            generator = seeding.generator(config.seed, spec.index, epoch, "readout")
-            for shard, block in stream.blocks(compute_shard_order(cache.layout, config.seed, spec.index, epoch)):
-                samples = cache.layout.shard_range(shard)
-                shard_labels, shard_logits = labels[samples], logits[samples]
-                for index in compute_batches(len(block), settings.batch, generator):
-                    index = index.to(device)
-                    rows = block[:, 0, : spec.num_units].index_select(0, index).float()
-                    scores = shard_logits.index_select(0, index) + F.linear(rows, weight, bias)
-                    gradient = torch.softmax(scores, dim=1)
-                    gradient -= F.one_hot(shard_labels.index_select(0, index), logits.shape[1])
-                    gradient /= len(index)
-                    torch.mm(gradient.t(), rows, out=weight.grad)
-                    torch.sum(gradient, dim=0, out=bias.grad)
-                    progress = (epoch + num_seen / len(labels)) / settings.epochs
-                    optimiser.param_groups[0]["lr"] = settings.learning_rate * learning_rate_factor(progress, 0.0)
-                    optimiser.step()
-                    num_seen += len(index)
+    for epoch in range(settings.epochs):
+        num_seen = 0
+        generator = seeding.generator(config.seed, spec.index, epoch, "readout")
+        for shard, block in transfer.blocks(cache, compute_shard_order(cache.layout, config.seed, spec.index, epoch)):
+            samples = cache.layout.shard_range(shard)
+            shard_labels, shard_logits = labels[samples], logits[samples]
+            for index in compute_batches(len(block), settings.batch, generator):
+                index = index.to(device)
+                rows = block[:, 0, : spec.num_units].index_select(0, index).float()
+                scores = shard_logits.index_select(0, index) + F.linear(rows, weight, bias)
+                gradient = torch.softmax(scores, dim=1)
+                gradient -= F.one_hot(shard_labels.index_select(0, index), logits.shape[1])
+                gradient /= len(index)
+                torch.mm(gradient.t(), rows, out=weight.grad)
+                torch.sum(gradient, dim=0, out=bias.grad)
+                progress = (epoch + num_seen / len(labels)) / settings.epochs
+                optimiser.param_groups[0]["lr"] = settings.learning_rate * learning_rate_factor(progress, 0.0)
+                optimiser.step()
+                num_seen += len(index)
     return weight, bias
 
 
 @torch.no_grad()
-def _logits(cache: ActivationCache, spec: LayerSpec, weight: Tensor, bias: Tensor, device: torch.device) -> Tensor:
-    with BlockStream(cache, device) as stream:
-        return torch.cat(
-            [
-                F.linear(block[:, 0, : spec.num_units].float(), weight, bias).cpu()
-                for _, block in stream.blocks(range(cache.layout.num_shards))
-            ]
-        )
+def _logits(transfer: Transfer, cache: ActivationCache, spec: LayerSpec, weight: Tensor, bias: Tensor) -> Tensor:
+    blocks = transfer.blocks(cache, range(cache.layout.num_shards))
+    return torch.cat([F.linear(block[:, 0, : spec.num_units].float(), weight, bias).cpu() for _, block in blocks])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ffstream import seeding
 from ffstream.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
-from ffstream.data import Dataset, Split, scale_images
+from ffstream.data import Split, scale_images
 from ffstream.errors import CorruptFileError
 from ffstream.evaluate import LabelSweep
 from ffstream.goodness import GOODNESSES
@@ -28,7 +28,8 @@ from ffstream.observer import LayerFigures, Observer
 from ffstream.propagation import measure_goodness, propagate, write_rows
 from ffstream.run import read_layer_figures
 from ffstream.schedule import Action, Step, remaining_steps
-from ffstream.transfer import BlockStream
+from ffstream.transfer import Transfer
+from ffstream.workspace import Workspace
 
 
 class Runner:
@@ -38,25 +39,30 @@ class Runner:
         self,
         directory: RunDirectory,
         config: Config,
-        dataset: Dataset,
+        data: dict[str, Any],
         splits: dict[str, Split],
         device: torch.device,
         observer: Observer,
     ) -> None:
         self._directory = directory
         self._config = config
-        self._splits = {name: splits[name] for name in (TRAIN, VALIDATION) if name in splits}
-        self._scale = dataset.scale()
-        self._num_classes = dataset.num_classes
+        names = [name for name in (TRAIN, VALIDATION) if name in splits]
+        self._images = {name: splits[name].images for name in names}  # until the first cache is there
+        self._labels = {name: splits[name].labels for name in names}
+        self._scale = data["scale"]
+        self._num_classes = data["num_classes"]
         self._device = device
         self._observer = observer
-        self._method = make_label_method(config, dataset.num_classes, dataset.num_features)
-        self._specs = compute_layer_specs(config, dataset.num_features)
+        self._method = make_label_method(config, self._num_classes, data["num_features"])
+        self._specs = compute_layer_specs(config, data["num_features"])
         self._goodness = GOODNESSES[config.objective.goodness]
         self._metrics = MetricsFile(directory.path / "metrics.jsonl")
-        num_samples = {name: len(split) for name, split in self._splits.items()}
-        self._caches = CacheSet(directory, config, self._specs, self._method, num_samples, dataset.num_classes, device)
+        num_samples = {name: len(labels) for name, labels in self._labels.items()}
+        self._caches = CacheSet(directory, config, self._specs, self._method, num_samples, data, device)
+        self._transfer = Transfer(device, self._caches.max_unsynced)
+        self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
         self._resident: tuple[int, Layer] | None = None  # at most one layer
+        self._epochs_taken: dict[int, int] = {}  # of the layer whose progress an earlier process left
         self._sweep = LabelSweep(torch.empty(0))
 
     def run(self) -> None:
@@ -65,19 +71,20 @@ class Runner:
         self._rewind(num_done)
         self._replay_sweep(num_done)
         cached_inputs = self._caches.open_committed(num_done)
-        self._observer.on_start(str(self._directory.path), len(self._specs), num_done, len(self._splits[TRAIN]))
+        self._observer.on_start(str(self._directory.path), len(self._specs), num_done, len(self._labels[TRAIN]))
         actions: dict[Action, Callable[[LayerSpec], None]] = {
             Action.WRITE_INPUT: self._write_input,
             Action.TRAIN: self._train,
             Action.PROPAGATE: self._propagate,
         }
-        try:
+        with self._transfer:  # on leaving, by an error too, what was handed over to it is committed
             for step in remaining_steps(len(self._specs), num_done, cached_inputs):
+                if step.action is not Action.WRITE_INPUT:
+                    self._images.clear()
                 self._observer.on_step(_describe(step))
                 actions[step.action](self._specs[step.layer])
-        finally:
-            self._caches.close()
         self._caches.drop_all()
+        self._directory.drop_progress()
         self._observer.on_finish(read_layer_figures(self._directory))
 
     # --- the three actions
@@ -85,33 +92,29 @@ class Runner:
     def _write_input(self, spec: LayerSpec) -> None:
         """Order, overlay and scale are decided here, once; no later cache reads the data set."""
         generator = seeding.generator(self._config.seed, 0, 0, "cached negatives")
-        train = self._splits[TRAIN]
 
         def training_rows(part: slice) -> Tensor:
-            return self._method.training_rows(
-                scale_images(train.images[part], self._scale), train.labels[part], generator
-            )
+            images = scale_images(self._images[TRAIN][part], self._scale)
+            return self._method.training_rows(images, self._labels[TRAIN][part], generator)
 
         def sweep_rows(part: slice) -> Tensor:
-            return self._method.sweep_rows(scale_images(self._splits[VALIDATION].images[part], self._scale))
+            return self._method.sweep_rows(scale_images(self._images[VALIDATION][part], self._scale))
 
         rows_of = {TRAIN: training_rows, VALIDATION: sweep_rows}
-        made = {name: self._caches.make(spec.index, name) for name in self._splits}
-        for name, cache in made.items():
-            with contextlib.closing(cache):  # ends its writing thread; what is written stays
-                write_rows(cache, rows_of[name], self._device)
-        self._caches.replace(made)
+        for name in self._labels:
+            self._caches.current[name] = self._caches.make(spec.index, name)
+            write_rows(self._transfer, self._caches.current[name], rows_of[name])
 
     def _train(self, spec: LayerSpec) -> None:
         """Train, measure, commit. An earlier process's epochs are taken from its progress."""
         self._resident = None
         start_s = time.perf_counter()
-        layer = build_layer(self._config, spec, self._num_classes)
+        layer = self._build(spec)
         trainer = LayerTrainer(layer, spec.index, self._config, self._method, self._device)
-        progress = self._directory.read_progress()
-        if progress is not None:
+        start_epoch = self._epochs_taken.pop(spec.index, 0)
+        if start_epoch:
             self._directory.load_progress(layer, trainer.optimiser)
-        figures, goodness, samples_per_s = self._take_epochs(spec, trainer, progress[1] if progress else 0)
+        figures, goodness, samples_per_s = self._take_epochs(spec, trainer, start_epoch)
         error, error_to_here = self._sweep.add(goodness) if goodness is not None else (None, None)
         summary = LayerFigures(
             layer=spec.index + 1,
@@ -127,8 +130,8 @@ class Runner:
             cache_tier=self._caches.tier,
         )
         self._metrics.append({"kind": "layer"} | summary.to_mapping())
-        self._directory.commit_layer(spec.index, layer, goodness, summary.to_mapping())
-        self._directory.drop_progress()
+        self._transfer.finish()  # what the layer depends on
+        self._transfer.commit(self._directory.write_layer(spec.index, layer, goodness, summary.to_mapping()))
         layer.zero_grad(set_to_none=True)
         self._resident = (spec.index, layer)
         self._observer.on_layer(summary)
@@ -137,33 +140,33 @@ class Runner:
         self, spec: LayerSpec, trainer: LayerTrainer, start_epoch: int
     ) -> tuple[EpochFigures, Tensor | None, float]:
         """The last epoch's figures, the validation goodness after it, and samples a second over all taken here."""
-        cache, labels = self._caches.current[TRAIN], self._splits[TRAIN].labels
+        cache, labels = self._caches.current[TRAIN], self._labels[TRAIN]
         number, num_epochs = spec.index + 1, self._config.epochs
         num_samples, training_s = 0, 0.0
-        with BlockStream(cache, self._device) as stream:
-            for epoch in range(start_epoch, num_epochs):
+        for epoch in range(start_epoch, num_epochs):
 
-                def on_tick(figures: EpochFigures, epoch: int = epoch) -> None:
-                    self._observer.on_tick(number, epoch + 1, num_epochs, figures)
+            def on_tick(figures: EpochFigures, epoch: int = epoch) -> None:
+                self._observer.on_tick(number, epoch + 1, num_epochs, figures)
 
-                figures = trainer.train_epoch(stream, cache, labels, epoch, on_tick)
-                num_samples, training_s = num_samples + figures.num_samples, training_s + figures.elapsed_s
-                goodness, error = self._validate(trainer.layer)
-                record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
-                self._metrics.append(record | dataclasses.asdict(figures))
-                if epoch + 1 < num_epochs:  # after the last one the layer itself is committed
-                    self._directory.commit_progress(spec.index, epoch + 1, trainer.layer, trainer.optimiser)
-                self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
+            figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick)
+            num_samples, training_s = num_samples + figures.num_samples, training_s + figures.elapsed_s
+            goodness, error = self._validate(trainer.layer)
+            record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
+            self._metrics.append(record | dataclasses.asdict(figures))
+            if epoch + 1 < num_epochs:  # after the last one the layer itself is committed
+                save = self._directory.write_progress(spec.index, epoch + 1, trainer.layer, trainer.optimiser)
+                self._transfer.commit(save)
+            self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
         return figures, goodness, num_samples / training_s
 
     def _propagate(self, spec: LayerSpec) -> None:
-        """Write the next layer's input. The one of this layer is dropped only when that and the layer are committed."""
+        """Move the caches through the layer: what the next layer reads takes the place of what this one read."""
         layer = self._take_layer(spec)
-        following = {name: self._caches.make(spec.index + 1, name) for name in self._splits}
-        for name, cache in following.items():
-            with contextlib.closing(cache):  # ends its writing thread; what is written stays
-                propagate(layer, spec, self._caches.current[name], cache, self._device)
-        self._caches.replace(following)
+        for name, source in list(self._caches.current.items()):
+            target = self._caches.make(spec.index + 1, name)
+            propagate(self._transfer, layer, spec, source, target, move=True)
+            self._transfer.commit(source.drop)
+            self._caches.current[name] = target
 
     # --- what they share
 
@@ -171,24 +174,29 @@ class Runner:
         """The layer on the device if it is this one, else the committed one."""
         if self._resident is None or self._resident[0] != spec.index:
             self._resident = None
-            layer = build_layer(self._config, spec, self._num_classes)
+            layer = self._build(spec)
             self._directory.load_layer(spec.index, layer)
             self._resident = (spec.index, layer.to(self._device))
         return self._resident[1]
 
+    def _build(self, spec: LayerSpec) -> Layer:
+        layer = build_layer(self._config, spec, self._num_classes)
+        layer.workspace = self._workspace
+        return layer
+
     def _validate(self, layer: Layer) -> tuple[Tensor | None, float | None]:
         """Goodness of all labels on the validation split and the layer's own error there."""
-        if VALIDATION not in self._splits:
+        if VALIDATION not in self._labels:
             return None, None
         cache = self._caches.current[VALIDATION]
-        goodness = measure_goodness(layer, cache, self._method, self._goodness, self._device)
-        return goodness, LabelSweep(self._splits[VALIDATION].labels).add(goodness)[0]
+        goodness = measure_goodness(self._transfer, layer, cache, self._method, self._goodness)
+        return goodness, LabelSweep(self._labels[VALIDATION]).add(goodness)[0]
 
     def _replay_sweep(self, num_done: int) -> None:
         """Sum the goodness of the committed layers."""
-        if VALIDATION not in self._splits:
+        if VALIDATION not in self._labels:
             return
-        self._sweep = LabelSweep(self._splits[VALIDATION].labels)
+        self._sweep = LabelSweep(self._labels[VALIDATION])
         for index in range(num_done):
             goodness = self._directory.load_validation_goodness(index)
             assert goodness is not None, "a validation split is part of a run's identity"
@@ -205,7 +213,8 @@ class Runner:
         if progress is not None and progress[0] < num_done:  # killed between the layer's commit and its clean-up
             self._directory.drop_progress()
             progress = None
-        self._metrics.rewind(num_done, progress[1] if progress else 0)
+        self._epochs_taken = {progress[0]: progress[1]} if progress else {}
+        self._metrics.rewind(num_done, self._epochs_taken.get(num_done, 0))
 
 
 def _describe(step: Step) -> str:

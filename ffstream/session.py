@@ -142,11 +142,14 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
         remove_temporaries(directory.path)
         if not directory.exists():
             directory.create(config.to_toml(), describe_data(dataset))
-        check_same_data(directory.path, directory.read_data(), dataset)
+        data = directory.read_data()
+        check_same_data(directory.path, data, dataset)
         if Run(directory.path).config != config:
             directory.write_config(config.to_toml())
         try:
-            Runner(directory, config, dataset, splits, device, observer).run()
+            runner = Runner(directory, config, data, splits, device, observer)
+            del dataset, splits  # the runner lets the images go when the first cache is there
+            runner.run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -154,4 +157,6 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
                 f"device {device}: out of memory ({str(error).splitlines()[0]}); free some, lower --batch or --width, "
                 f"or use --cache disk; what is committed is kept, go on with ffstream resume {directory.path}"
             ) from error
+        finally:
+            remove_temporaries(directory.path)
     return Run(directory.path)

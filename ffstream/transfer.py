@@ -1,16 +1,24 @@
-"""Bringing shards to the device, one ahead of the computation. The only file that knows streams and pinned memory.
+"""Moving shards between caches and the device while it computes. The only file that knows streams and pinned memory.
 
-Two slots a side are allocated once and used in turn. On another thread a shard is read into a host slot and, on CUDA,
-copied from there (pinned) into a device slot on a side stream. Events order the two uses of a slot:
+Two slots each way are kept and used in turn, and three threads work beside the computation, each in order:
 
-    copied[i]    the copy into device slot i has ended: the computation may start, the host slot may be refilled
-    consumed[i]  the computation on device slot i has ended: the slot may be overwritten
+    reader     loads the next shard into a slot on the host and, on CUDA, copies it to the device on a side stream
+    writer     stores what was computed, one shard behind
+    committer  makes durable, one after another, what was stored and whatever else it is given
+
+Events order the uses of a slot on CUDA:
+
+    copied     the last copy between its host and its device memory has ended: the source may be overwritten
+    consumed   the computation on its device memory has ended: a copy may overwrite it
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
 import torch
@@ -21,100 +29,203 @@ from ffstream.cache import ActivationCache
 _NUM_SLOTS = 2
 
 
-class BlockStream:
-    """Iterates over the shards of one cache on `device`. A context manager: leaving it ends the reading thread."""
+class Transfer:
+    """The way between caches and one device. A context manager: leaving it ends its threads.
 
-    def __init__(self, cache: ActivationCache, device: torch.device) -> None:
-        self._cache = cache
-        self._device = device
-        self._reader: ThreadPoolExecutor | None = None
-        self._slots: list[_Slot] = []
+    At most `max_unsynced` shards are stored but not yet durable; with 1, a shard more than the cache itself.
+    """
 
-    def __enter__(self) -> BlockStream:
+    def __init__(self, device: torch.device, max_unsynced: int | None = None) -> None:
+        self.device = device
+        self._max_unsynced = max_unsynced
+        self._read_slots = [_Slot(device) for _ in range(_NUM_SLOTS)]
+        self._write_slots = [_Slot(device) for _ in range(_NUM_SLOTS)]
+        self._writes: deque[Future[None]] = deque()  # not more than there are slots
+        self._commits: deque[Future[None]] = deque()
+        self._failed = False
+        names = ("reader", "writer", "committer")  # a thread starts when it is first given work
+        self._reader, self._writer, self._committer = (
+            ThreadPoolExecutor(1, thread_name_prefix=f"ffstream-{name}") for name in names
+        )
+
+    def __enter__(self) -> Transfer:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._reader is not None:
-            self._reader.shutdown(wait=True)
+        for executor in (self._reader, self._writer, self._committer):
+            executor.shutdown(wait=True)  # what was handed over is carried out
+        if kind is None:
+            self.finish()
 
-    def blocks(self, order: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield (shard, rows) in the given order. `rows` is valid until the next one is asked for."""
-        if order and self._cache.resident(order[0], self._device) is not None:
+    # --- to the device
+
+    def blocks(self, cache: ActivationCache, order: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (shard, rows on the device) in the given order. `rows` is valid until the next one is asked for."""
+        if order and cache.resident(order[0], self.device) is not None:
             for shard in order:
-                rows = self._cache.resident(shard, self._device)
+                rows = cache.resident(shard, self.device)
                 assert rows is not None
                 yield shard, rows
-            return
-        yield from self._staged_blocks(order)
+        else:
+            yield from self._staged_blocks(cache, order)
 
-    def _staged_blocks(self, order: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        if self._reader is None:
-            self._reader = ThreadPoolExecutor(1, thread_name_prefix="ffstream-cache-reader")
-            self._slots = [_Slot(self._cache, self._device) for _ in range(_NUM_SLOTS)]
-        reader, slots = self._reader, self._slots
-        pending: Future[Tensor] | None = reader.submit(slots[0].fill, order[0]) if order else None
-        for position, shard in enumerate(order):
-            assert pending is not None
-            slot = slots[position % _NUM_SLOTS]
-            rows = pending.result()
-            pending = None
-            if position + 1 < len(order):
-                following = slots[(position + 1) % _NUM_SLOTS]
-                pending = reader.submit(following.fill, order[position + 1])
-            slot.await_copy()
-            yield shard, rows
-            slot.release()
+    def _staged_blocks(self, cache: ActivationCache, order: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        slots = self._read_slots
+        pending = self._reader.submit(slots[0].fill, cache, order[0]) if order else None
+        try:
+            for position, shard in enumerate(order):
+                assert pending is not None
+                slot = slots[position % _NUM_SLOTS]
+                rows, pending = pending.result(), None
+                if position + 1 < len(order):
+                    following = slots[(position + 1) % _NUM_SLOTS]
+                    pending = self._reader.submit(following.fill, cache, order[position + 1])
+                slot.await_copy()
+                yield shard, rows
+                slot.release()
+        finally:
+            if pending is not None:  # left early: the slots must be free for the next one
+                wait([pending])
+
+    # --- from the device
+
+    @contextlib.contextmanager
+    def storing(self, cache: ActivationCache, shard: int, then: Callable[[], None] | None = None) -> Iterator[Tensor]:
+        """Yield memory on the device in which to compute a shard; on leaving, it is on its way into the cache.
+
+        `then` is called, perhaps later and on another thread, once the shard is durable.
+        """
+        rows = cache.allocate(shard, self.device)
+        if rows is not None:
+            yield rows
+            if then is not None:
+                then()
+            return
+        if len(self._writes) == _NUM_SLOTS:
+            self._writes.popleft().result()
+        slot = self._write_slots[0]
+        yield slot.take(cache.layout.shard_shape(shard), cache.layout.dtype)
+        while self._max_unsynced is not None and len(self._commits) >= self._max_unsynced:
+            self._commits.popleft().result()
+        slot.send()
+        self._write_slots.append(self._write_slots.pop(0))
+        stored = self._writer.submit(slot.drain, cache, shard)
+        self._writes.append(stored)
+
+        def commit() -> None:
+            stored.result()
+            cache.sync(shard)
+            if then is not None:
+                then()
+
+        self.commit(commit)
+
+    def flush(self) -> None:
+        """Wait until every shard handed over can be read back. Raises what went wrong."""
+        while self._writes:
+            self._writes.popleft().result()
+
+    # --- durable
+
+    def commit(self, action: Callable[[], None]) -> None:
+        """Carry out `action` after everything that was handed over before it, and only if all of that succeeded.
+
+        Raises what went wrong until now.
+        """
+        while self._commits and self._commits[0].done():
+            self._commits.popleft().result()
+        self._commits.append(self._committer.submit(self._carry_out, action))
+
+    def finish(self) -> None:
+        """Wait until all that was handed over is durable. Raises what went wrong."""
+        self.flush()
+        while self._commits:
+            self._commits.popleft().result()
+
+    def _carry_out(self, action: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        action()
+        self._failed = False
 
 
 class _Slot:
-    """Room for one shard on the host and, when that is elsewhere, on the device."""
+    """Room for one shard on the host and, when that is elsewhere, on the device. It grows with what it is asked for."""
 
-    def __init__(self, cache: ActivationCache, device: torch.device) -> None:
-        self._cache = cache
-        shape, dtype = cache.layout.shard_shape(0), cache.layout.dtype
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
-        self._host = _allocate_host(shape, dtype, pinned=self._cuda)
+        self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
+        self._host = self._rows = self._host_bytes
         if self._cuda:
-            self._device_rows = torch.empty(shape, dtype=dtype, device=device)
             self._stream = torch.cuda.Stream(device)
-            self._copied = torch.cuda.Event()
-            self._consumed = torch.cuda.Event()
-            # What the caching allocator hands out may still be in use on the stream that computes.
-            self._consumed.record(torch.cuda.current_stream(device))
+            self._copied, self._consumed = torch.cuda.Event(), torch.cuda.Event()
 
-    def fill(self, shard: int) -> Tensor:
-        """Read a shard and, on CUDA, start its copy. Called on the reading thread."""
-        num_samples = self._cache.layout.shard_shape(shard)[0]
-        host = self._host[:num_samples]
-        if not self._cuda:
-            self._cache.read_into(shard, host)
-            return host
-        self._copied.synchronize()  # the host slot may still be the source of the last copy
-        self._cache.read_into(shard, host)
-        rows = self._device_rows[:num_samples]
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(self._consumed)
-            rows.copy_(host, non_blocking=True)
-            self._copied.record(self._stream)
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory on the device for `shape`; what the slot held before is given up."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if len(self._host_bytes) < num_bytes:
+            self._grow(num_bytes)
+        self._host = self._host_bytes[:num_bytes].view(dtype).view(shape)
+        self._rows = self._device_bytes[:num_bytes].view(dtype).view(shape) if self._cuda else self._host
+        return self._rows
+
+    def fill(self, cache: ActivationCache, shard: int) -> Tensor:
+        """Load a shard and, on CUDA, start its copy to the device. Called on the reading thread."""
+        if self._cuda:
+            self._copied.synchronize()  # the host's memory may still be the source of the last copy
+        rows = self.take(cache.layout.shard_shape(shard), cache.layout.dtype)
+        cache.load(shard, self._host)
+        if self._cuda:
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(self._consumed)
+                rows.copy_(self._host, non_blocking=True)
+                self._copied.record(self._stream)
         return rows
 
     def await_copy(self) -> None:
-        """Make the stream that computes wait for the copy; the host does not wait."""
+        """Make the stream that computes wait for the copy to the device; the host does not wait."""
         if self._cuda:
-            torch.cuda.current_stream(self._device_rows.device).wait_event(self._copied)
+            torch.cuda.current_stream(self._device).wait_event(self._copied)
 
     def release(self) -> None:
         """The computation on this slot is queued: later copies into it wait for its end."""
         if self._cuda:
-            self._consumed.record(torch.cuda.current_stream(self._device_rows.device))
+            self._consumed.record(torch.cuda.current_stream(self._device))
+
+    def send(self) -> None:
+        """On CUDA, start the copy of what was computed to the host."""
+        if self._cuda:
+            self._consumed.record(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(self._consumed)
+                self._host.copy_(self._rows, non_blocking=True)
+                self._copied.record(self._stream)
+
+    def drain(self, cache: ActivationCache, shard: int) -> None:
+        """Store what was sent. Called on the writing thread."""
+        if self._cuda:
+            self._copied.synchronize()
+        cache.store(shard, self._host)
+
+    def _grow(self, num_bytes: int) -> None:
+        self._host = self._rows = self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
+        if self._cuda:
+            self._copied.synchronize()
+            self._consumed.synchronize()
+            self._device_bytes = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+            # What the caching allocator hands out may still be in use on the stream that computes.
+            self._consumed.record(torch.cuda.current_stream(self._device))
+        self._host_bytes = _allocate_host(num_bytes, pinned=self._cuda)
 
 
-def _allocate_host(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> Tensor:
+def _allocate_host(num_bytes: int, *, pinned: bool) -> Tensor:
     if pinned:
         try:
-            return torch.empty(shape, dtype=dtype, pin_memory=True)
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:  # the limit on locked memory; pageable memory copies more slowly but as correctly
             pass
-    return torch.empty(shape, dtype=dtype)
+    return torch.empty(num_bytes, dtype=torch.uint8)

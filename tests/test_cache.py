@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import ffstream as ff
 from ffstream.cache import DTYPES, CacheLayout, DiskCache, MemoryCache, compute_batches, compute_shard_order
-from ffstream.transfer import BlockStream
+from ffstream.transfer import Transfer
 
 CPU = torch.device("cpu")
 LAYOUT = CacheLayout(num_samples=50, num_rows=2, num_features=6, dtype_name="bf16", shard_samples=16)
@@ -24,15 +26,16 @@ def draw(layout, seed=0):
 
 
 def fill(cache, rows):
-    for shard in range(cache.layout.num_shards):
-        cache.write(shard, rows[cache.layout.shard_range(shard)].clone())
-    cache.commit()
+    with Transfer(CPU) as transfer:
+        for shard in range(cache.layout.num_shards):
+            with transfer.storing(cache, shard) as room:
+                room.copy_(rows[cache.layout.shard_range(shard)])
     return cache
 
 
 def read(cache):
-    with BlockStream(cache, CPU) as stream:
-        return torch.cat([block.clone() for _, block in stream.blocks(range(cache.layout.num_shards))])
+    with Transfer(CPU) as transfer:
+        return torch.cat([block.clone() for _, block in transfer.blocks(cache, range(cache.layout.num_shards))])
 
 
 @given(num_samples=st.integers(1, 3000), shard_samples=st.integers(1, 500))
@@ -67,16 +70,16 @@ def test_every_tier_gives_back_what_was_written(dtype_name, tmp_path):
     layout = CacheLayout(50, 2, 6, dtype_name, 16)
     rows = draw(layout)
     fill(DiskCache(layout, tmp_path), rows)
-    for cache in (fill(MemoryCache(layout, CPU), rows), DiskCache.open(layout, tmp_path)):
+    for cache in (fill(MemoryCache(layout, CPU), rows), DiskCache(layout, tmp_path)):
         assert torch.equal(read(cache), rows)
 
 
 def test_a_stream_follows_any_order_and_can_be_used_again(tmp_path):
     rows = draw(LAYOUT)
     cache = fill(DiskCache(LAYOUT, tmp_path), rows)
-    with BlockStream(cache, CPU) as stream:
+    with Transfer(CPU) as transfer:
         for order in ([3, 0, 2, 1], [1, 1, 3], [], [0]):
-            found = [(shard, block.clone()) for shard, block in stream.blocks(order)]
+            found = [(shard, block.clone()) for shard, block in transfer.blocks(cache, order)]
             assert [shard for shard, _ in found] == order
             assert all(torch.equal(block, rows[LAYOUT.shard_range(shard)]) for shard, block in found)
 
@@ -84,29 +87,16 @@ def test_a_stream_follows_any_order_and_can_be_used_again(tmp_path):
 def test_leaving_a_stream_early_ends_its_thread(tmp_path):
     cache = fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
     before = threading.active_count()
-    with pytest.raises(ZeroDivisionError), BlockStream(cache, CPU) as stream:
-        for _ in stream.blocks([0, 1, 2, 3]):
+    with pytest.raises(ZeroDivisionError), Transfer(CPU) as transfer:
+        for _ in transfer.blocks(cache, [0, 1, 2, 3]):
             1 / 0  # noqa: B018
     assert threading.active_count() == before
-
-
-def test_a_cache_without_its_manifest_is_none(tmp_path):
-    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
-    (tmp_path / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError):
-        DiskCache.open(LAYOUT, tmp_path)
 
 
 def test_dropping_a_cache_leaves_nothing(tmp_path):
     cache = fill(DiskCache(LAYOUT, tmp_path / "cache"), draw(LAYOUT))
     cache.drop()
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_cache_of_another_layout_is_refused(tmp_path):
-    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
-    with pytest.raises(ff.CorruptFileError, match="its manifest describes"):
-        DiskCache.open(CacheLayout(50, 2, 6, "fp16", 16), tmp_path)
 
 
 def flip(position):
@@ -149,7 +139,7 @@ def test_a_damaged_shard_is_named_and_not_read(name, tmp_path):
     path = tmp_path / "shard-00001.safetensors"
     path.write_bytes(DAMAGE[name](path.read_bytes()))
     with pytest.raises(ff.CorruptFileError, match=r"shard-00001.*delete .* and resume"):
-        read(DiskCache.open(LAYOUT, tmp_path))
+        read(DiskCache(LAYOUT, tmp_path))
 
 
 def test_swapped_and_missing_shards_are_detected(tmp_path):
@@ -157,20 +147,11 @@ def test_swapped_and_missing_shards_are_detected(tmp_path):
     first, second = (tmp_path / f"shard-0000{number}.safetensors" for number in (0, 1))
     first.rename(tmp_path / "x")
     with pytest.raises(ff.CorruptFileError, match="shard-00000.* is missing"):
-        read(DiskCache.open(LAYOUT, tmp_path))
+        read(DiskCache(LAYOUT, tmp_path))
     second.rename(first)
     (tmp_path / "x").rename(second)
     with pytest.raises(ff.CorruptFileError, match="shard-00000.*altered"):
-        read(DiskCache.open(LAYOUT, tmp_path))
-
-
-def test_a_failing_writer_is_heard_at_the_latest_when_committing(tmp_path):
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    cache = DiskCache(LAYOUT, tmp_path / "cache")
-    with pytest.raises(OSError, match="cache"):
-        fill(cache, draw(LAYOUT))
-    cache.close()
-    assert not (tmp_path / "cache" / "manifest.json").exists()
+        read(DiskCache(LAYOUT, tmp_path))
 
 
 @settings(max_examples=50, deadline=None)
@@ -200,8 +181,8 @@ def test_memory_and_disk_stream_the_same_blocks_in_any_order(tmp_path_factory, o
     disk = fill(DiskCache(layout, tmp_path_factory.mktemp("cache")), rows)
     memory = fill(MemoryCache(layout, CPU), rows)
     for cache in (disk, memory):
-        with BlockStream(cache, CPU) as stream:
-            found = [(shard, block.clone()) for shard, block in stream.blocks(order)]
+        with Transfer(CPU) as transfer:
+            found = [(shard, block.clone()) for shard, block in transfer.blocks(cache, order)]
         assert [shard for shard, _ in found] == order
         assert all(torch.equal(block, rows[layout.shard_range(shard)]) for shard, block in found)
 
@@ -211,7 +192,7 @@ def test_a_shard_is_copied_into_the_readers_slot(shard, tmp_path):
     rows = draw(LAYOUT)
     for cache in (fill(MemoryCache(LAYOUT, CPU), rows), fill(DiskCache(LAYOUT, tmp_path), rows)):
         slot = torch.empty(LAYOUT.shard_shape(shard), dtype=LAYOUT.dtype)
-        cache.read_into(shard, slot)
+        cache.load(shard, slot)
         assert torch.equal(slot, rows[LAYOUT.shard_range(shard)])
         slot.zero_()
         assert torch.equal(read(cache), rows)
@@ -219,12 +200,13 @@ def test_a_shard_is_copied_into_the_readers_slot(shard, tmp_path):
 
 def test_a_stream_left_in_the_middle_of_an_epoch_starts_the_next_one_clean(tmp_path):
     rows = draw(LAYOUT)
-    with BlockStream(fill(DiskCache(LAYOUT, tmp_path), rows), CPU) as stream:
+    cache = fill(DiskCache(LAYOUT, tmp_path), rows)
+    with Transfer(CPU) as transfer:
         for leave_after in (1, 2, 3):
-            for position, _ in enumerate(stream.blocks([3, 2, 1, 0]), start=1):
+            for position, _ in enumerate(transfer.blocks(cache, [3, 2, 1, 0]), start=1):
                 if position == leave_after:
                     break
-            found = torch.cat([block.clone() for _, block in stream.blocks(range(4))])
+            found = torch.cat([block.clone() for _, block in transfer.blocks(cache, range(4))])
             assert torch.equal(found, rows)
 
 
@@ -233,11 +215,9 @@ def test_a_corrupt_shard_is_heard_at_its_turn_and_ends_the_thread(tmp_path):
     fill(DiskCache(LAYOUT, tmp_path), rows)
     (tmp_path / "shard-00002.safetensors").unlink()
     before, seen = threading.active_count(), []
-    with (
-        pytest.raises(ff.CorruptFileError, match="shard-00002"),
-        BlockStream(DiskCache.open(LAYOUT, tmp_path), CPU) as stream,
-    ):
-        for shard, block in stream.blocks([3, 0, 2, 1]):
+    cache = DiskCache(LAYOUT, tmp_path)
+    with pytest.raises(ff.CorruptFileError, match="shard-00002"), Transfer(CPU) as transfer:
+        for shard, block in transfer.blocks(cache, [3, 0, 2, 1]):
             assert torch.equal(block, rows[LAYOUT.shard_range(shard)])
             seen.append(shard)
     assert seen == [3, 0]
@@ -256,7 +236,7 @@ def test_no_altered_byte_of_a_shard_changes_a_row_unheard(tmp_path):
             slot = torch.zeros(LAYOUT.shard_shape(shard), dtype=LAYOUT.dtype)
             message = ""
             try:
-                DiskCache.open(LAYOUT, tmp_path).read_into(shard, slot)
+                DiskCache(LAYOUT, tmp_path).load(shard, slot)
             except ff.CorruptFileError as error:
                 message = str(error)
             if message:
@@ -272,7 +252,7 @@ def test_a_shard_truncated_anywhere_is_named(keep, tmp_path):
     path = tmp_path / "shard-00002.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ff.CorruptFileError, match="shard-00002"):
-        read(DiskCache.open(LAYOUT, tmp_path))
+        read(DiskCache(LAYOUT, tmp_path))
 
 
 @pytest.mark.parametrize(("source", "target"), [(0, 2), (3, 1), (1, 3)])
@@ -281,27 +261,90 @@ def test_a_shard_replaced_by_another_ones_file_is_named(source, target, tmp_path
     paths = [tmp_path / f"shard-0000{number}.safetensors" for number in range(4)]
     paths[target].write_bytes(paths[source].read_bytes())
     with pytest.raises(ff.CorruptFileError, match=paths[target].name):
-        read(DiskCache.open(LAYOUT, tmp_path))
+        read(DiskCache(LAYOUT, tmp_path))
 
 
 @pytest.mark.parametrize(
     "changes", [{"num_samples": 49}, {"num_rows": 3}, {"num_features": 7}, {"dtype_name": "fp32"}, {"shard_samples": 8}]
 )
-def test_a_layout_that_differs_in_anything_is_refused(changes, tmp_path):
+def test_shards_of_a_layout_that_differs_in_anything_are_refused(changes, tmp_path):
     fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
-    with pytest.raises(ff.CorruptFileError, match="its manifest describes"):
-        DiskCache.open(CacheLayout(**(LAYOUT.to_mapping() | changes)), tmp_path)
+    with pytest.raises(ff.CorruptFileError, match="shard-0000"):
+        read(DiskCache(CacheLayout(**(LAYOUT.to_mapping() | changes)), tmp_path))
 
 
-def test_a_cache_that_was_not_committed_is_none(tmp_path):
-    cache = DiskCache(LAYOUT, tmp_path)
-    cache.write(0, draw(LAYOUT)[LAYOUT.shard_range(0)].clone())
-    cache.close()
-    with pytest.raises(FileNotFoundError):
-        DiskCache.open(LAYOUT, tmp_path)
+def test_shards_computed_from_something_else_are_refused(tmp_path):
+    fill(DiskCache(LAYOUT, tmp_path, "run a, layer 1"), draw(LAYOUT))
+    with pytest.raises(ff.CorruptFileError, match=r"shard-00000.*altered since it was written, or another shard's"):
+        read(DiskCache(LAYOUT, tmp_path, "run a, layer 2"))
 
 
-def test_committing_ends_the_writing_thread(tmp_path):
+def test_a_shard_is_a_safetensors_file(tmp_path):
+    rows = draw(LAYOUT)
+    fill(DiskCache(LAYOUT, tmp_path), rows)
+    found = load_file(tmp_path / "shard-00001.safetensors")
+    assert torch.equal(found["rows"], rows[LAYOUT.shard_range(1)])
+
+
+def test_a_stored_shard_is_read_at_once_and_counts_once_it_is_synced(tmp_path):
+    rows = draw(LAYOUT)[LAYOUT.shard_range(2)].clone()
+    cache, slot = DiskCache(LAYOUT, tmp_path), torch.empty_like(rows)
+    cache.store(2, rows)
+    cache.load(2, slot)
+    assert torch.equal(slot, rows)
+    assert cache.missing() == [0, 1, 3]
+    assert DiskCache(LAYOUT, tmp_path).missing() == [0, 1, 2, 3]
+    cache.sync(2)
+    assert DiskCache(LAYOUT, tmp_path).missing() == [0, 1, 3]
+    cache.load(2, slot.zero_())
+    assert torch.equal(slot, rows)
+    cache.free(2)
+    assert DiskCache(LAYOUT, tmp_path).missing() == [0, 1, 2, 3]
+
+
+def test_a_shard_is_durable_before_what_depends_on_it_is_done(tmp_path):
+    cache, seen = DiskCache(LAYOUT, tmp_path), []
+    with Transfer(CPU) as transfer:
+        for shard in range(4):
+            with transfer.storing(cache, shard, lambda: seen.append(DiskCache(LAYOUT, tmp_path).missing())) as room:
+                room.zero_()
+        transfer.commit(lambda: seen.append("last"))
+    assert seen == [[1, 2, 3], [2, 3], [3], [], "last"]
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_no_more_shards_wait_to_be_durable_than_allowed(limit, tmp_path):
+    layout = CacheLayout(200, 1, 4, "fp32", 10)
+    cache, most = DiskCache(layout, tmp_path), 0
+    with Transfer(CPU, max_unsynced=limit) as transfer:
+        for shard in range(layout.num_shards):
+            with transfer.storing(cache, shard) as room:
+                room.zero_()
+            most = max(most, len(list(tmp_path.glob(".tmp-*"))))
+    assert most <= limit
+    assert cache.missing() == []
+
+
+def test_a_failing_disk_is_heard_and_ends_the_threads(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
     before = threading.active_count()
-    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    with pytest.raises(OSError, match="cache"):
+        fill(DiskCache(LAYOUT, tmp_path / "cache"), draw(LAYOUT))
     assert threading.active_count() == before
+
+
+def test_a_failed_commit_is_heard_by_whoever_commits_next():
+    def fail():
+        raise ff.StorageError("full")
+
+    with pytest.raises(ff.StorageError, match="full"), Transfer(CPU) as transfer:
+        transfer.commit(fail)
+        for _ in range(1000):
+            time.sleep(0.001)
+            transfer.commit(lambda: None)
+
+
+def test_a_cache_that_ends_with_the_process_waits_for_no_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda _: pytest.fail("waited for the disk"))
+    rows = draw(LAYOUT)
+    assert torch.equal(read(fill(DiskCache(LAYOUT, tmp_path, durable=False), rows)), rows)

@@ -276,7 +276,7 @@ def interrupted(small_config, tmp_path):
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
 @pytest.mark.parametrize(
     "pattern",
-    ["cache/001-train/shard-*", "cache/001-train/manifest.json", "progress/layer-*", "progress/manifest.json"],
+    ["cache/001-train/shard-*", "progress/layer-*", "progress/manifest.json"],
 )
 def test_damaged_progress_and_caches_are_refused_and_mended_as_the_message_says(
     pattern, damage, interrupted, small_config, tmp_path

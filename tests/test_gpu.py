@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream.cache import CacheLayout, MemoryCache
-from ffstream.transfer import BlockStream
+from ffstream.cache import CacheLayout, DiskCache, MemoryCache
+from ffstream.transfer import Transfer
 from tests.helpers import InterruptAt, layer_digests
 
 pytestmark = [
@@ -40,16 +40,34 @@ def test_staged_blocks_are_those_of_the_cache_while_the_device_is_busy():
     rows = torch.randn(layout.num_samples, 2, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
     cache = MemoryCache(layout, torch.device("cpu"))
     for shard in range(layout.num_shards):
-        cache.write(shard, rows[layout.shard_range(shard)])
+        cache.store(shard, rows[layout.shard_range(shard)])
     order = torch.randperm(layout.num_shards, generator=torch.Generator().manual_seed(1)).tolist() * 5
     big = torch.randn(4096, 4096, device=device)
     sums = []
-    with BlockStream(cache, device) as stream:
-        for _, block in stream.blocks(order):
+    with Transfer(device) as transfer:
+        for _, block in transfer.blocks(cache, order):
             big = torch.mm(big, big).clamp_(-1, 1)  # keeps the device behind the host, so that slots are contended
             sums.append(block.double().sum() + big[0, 0].double() * 0)
     for shard, found in zip(order, sums, strict=True):
         assert float(found) == pytest.approx(float(rows[layout.shard_range(shard)].double().sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_what_the_device_computes_is_what_is_stored_while_it_is_busy(tier, tmp_path):
+    device = torch.device("cuda")
+    layout = CacheLayout(64 * 37, 2, 512, "bf16", 64)
+    rows = torch.randn(layout.num_samples, 2, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
+    cache = DiskCache(layout, tmp_path) if tier == "disk" else MemoryCache(layout, torch.device("cpu"))
+    big = torch.randn(4096, 4096, device=device)
+    with Transfer(device) as transfer:
+        for shard in range(layout.num_shards):
+            part = rows[layout.shard_range(shard)].to(device)
+            with transfer.storing(cache, shard) as room:
+                big = torch.mm(big, big).clamp_(-1, 1)  # keeps the device behind the host
+                room.copy_(part + big[0, 0].to(part.dtype) * 0)
+        transfer.flush()
+        for shard, block in transfer.blocks(cache, range(layout.num_shards)):
+            assert torch.equal(block.cpu(), rows[layout.shard_range(shard)])
 
 
 def test_device_memory_is_flat_in_depth(small_config, tmp_path):

@@ -27,7 +27,7 @@ class Rows:
         self._rows = rows
         self.layout = CacheLayout(len(rows), rows.shape[1], rows.shape[2], "fp32", 48)
 
-    def blocks(self, order):
+    def blocks(self, _cache, order):
         for shard in order:
             yield shard, self._rows[self.layout.shard_range(shard)]
 

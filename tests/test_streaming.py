@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 
 import ffstream as ff
 from ffstream import seeding
-from ffstream.cache import CacheLayout
+from ffstream.cache import CacheLayout, DiskCache
 from ffstream.data import load_dataset, scale_images
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
@@ -26,12 +27,12 @@ RECIPES = {
 
 
 class ResidentRows:
-    """Stands where the stream does and hands out slices of one tensor that holds the whole cache."""
+    """Stands where cache and transfer do and hands out slices of one tensor that holds the whole cache."""
 
     def __init__(self, rows, layout):
         self._rows, self.layout = rows, layout
 
-    def blocks(self, order):
+    def blocks(self, _cache, order):
         for shard in order:
             yield shard, self._rows[self.layout.shard_range(shard)]
 
@@ -93,6 +94,14 @@ def uninterrupted(tmp_path_factory, small_data):
     return get
 
 
+class Steps(ff.Observer):
+    def __init__(self):
+        self.seen = []
+
+    def on_step(self, description):
+        self.seen.append(description)
+
+
 def check_resumed_equals(whole, resumed):
     assert layer_digests(resumed) == layer_digests(whole)
     assert metrics_without_times(resumed) == metrics_without_times(whole)
@@ -108,6 +117,50 @@ def test_interrupted_before_any_step_resumes_bitwise(tier, step, small_config, u
         ff.train(config, tmp_path / "run", observer=InterruptAt("on_step", step))
     run = ff.resume(tmp_path / "run")
     check_resumed_equals(uninterrupted(config), run.path)
+
+
+@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+@pytest.mark.parametrize("num_moved", range(6))  # of five training shards and one of the validation split
+def test_interrupted_while_shards_move_through_a_layer_resumes_bitwise(
+    recipe, num_moved, small_config, uninterrupted, tmp_path, monkeypatch
+):
+    config = small_config(recipe, cache__tier="disk", cache__shard_samples=64)
+    whole, store, stored = uninterrupted(config), DiskCache.store, []
+
+    def failing_store(cache, shard, rows):
+        if cache.layout.num_features == config.width:
+            stored.append(shard)
+        if len(stored) > num_moved:
+            raise ff.StorageError("disk full")
+        store(cache, shard, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(ff.StorageError, match="disk full"):
+        patch.setattr(DiskCache, "store", failing_store)
+        ff.train(config, tmp_path / "run")
+    places = [str(path.relative_to(tmp_path / "run/cache")) for path in (tmp_path / "run/cache").rglob("shard-*")]
+    assert len(places) == len({place[3:] for place in places}) == 6  # each shard is in one place
+    assert sum(place.startswith("001") for place in places) == num_moved
+    steps = Steps()
+    run = ff.resume(tmp_path / "run", observer=steps)
+    assert steps.seen[0] == "propagating through layer 1"  # and not from the data set again
+    check_resumed_equals(whole, run.path)
+
+
+def test_where_the_disk_is_tight_two_caches_take_no_more_than_one_and_a_shard(small_config, tmp_path, monkeypatch):
+    config = small_config(cache__tier="disk", cache__shard_samples=64, cache__dtype="fp32", width=64, layers=4)
+    usage, sync, found = shutil.disk_usage(tmp_path), DiskCache.sync, []
+    cache_bytes, shard_bytes = 300 * 64 * 4, 64 * 64 * 4
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=cache_bytes + shard_bytes))
+
+    def measuring_sync(cache, shard):
+        files = [path for path in (tmp_path / "run/cache").rglob("*") if path.is_file()]
+        found.append(sum(path.stat().st_size for path in files) - 256 * len(files))  # without headers
+        sync(cache, shard)
+
+    monkeypatch.setattr(DiskCache, "sync", measuring_sync)
+    ff.train(config, tmp_path / "run")
+    assert len(found) == 4 * 6
+    assert max(found) <= cache_bytes + shard_bytes
 
 
 @pytest.mark.parametrize("recipe", ["inject", "hinton"])

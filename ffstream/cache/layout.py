@@ -36,6 +36,11 @@ class CacheLayout:
     def num_bytes(self) -> int:
         return self.num_samples * self.num_rows * self.num_features * self.dtype.itemsize
 
+    @property
+    def shard_bytes(self) -> int:
+        """Of the largest shard."""
+        return min(self.shard_samples, self.num_samples) * self.num_rows * self.num_features * self.dtype.itemsize
+
     def shard_range(self, shard: int) -> slice:
         """The samples of a shard."""
         start = shard * self.shard_samples
