@@ -12,7 +12,7 @@ from typing import Any
 
 DEPTHS = (4, 40)
 WIDTH = 1000
-NUM_RUNS = 3  # the median: the resident set of one process varies by a percent or two
+NUM_RUNS = 5  # the median: what an allocator keeps of freed blocks differs from process to process
 
 # Imports first, so that the baseline is the interpreter with everything imported; then one run.
 _POINT = """

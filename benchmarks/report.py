@@ -39,8 +39,8 @@ def short_table(found: dict[str, Any]) -> str:
     if "memory" in found:
         rows.append(("peak memory of 40 layers against 4, 1000 units", _memory(found["memory"])))
     if "tiers" in found:
-        ratio = found["tiers"]["disk_over_device_median"]
-        rows.append(("time with the cache on disk against in memory", f"x {ratio:.2f}"))
+        ratio = found["tiers"]["by_epochs"]["20"]["median"]
+        rows.append(("time with the cache on disk against in memory, 20 epochs a layer", f"x {ratio:.2f}"))
     machine = next(iter(found.values()))["machine"]
     return f"{_table(rows)}\n\n{machine['device']}, {machine['num_cores']} cores, torch {machine['torch']}."
 
@@ -79,13 +79,18 @@ def _depth(found: dict[str, Any]) -> str:
 
 def _memory(found: dict[str, Any]) -> str:
     shallow, deep = (int(value) / 2**20 for value in found["peak_bytes"].values())
-    return f"{deep:.0f} MiB against {shallow:.0f} MiB ({100 * found['growth']:+.1f} %)"
+    num_runs = len(next(iter(found["peak_bytes_of_each_run"].values())))
+    growth = f"{100 * found['growth']:+.1f} %, medians of {num_runs} processes each"
+    return f"{deep:.1f} MiB against {shallow:.1f} MiB ({growth})"
 
 
 def _tiers(found: dict[str, Any]) -> str:
-    ratios = found["disk_over_device"]
-    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    return f"x {found['disk_over_device_median']:.3f} (median of {len(ratios)} pairs, {spread})"
+    parts = []
+    for epochs, part in found["by_epochs"].items():
+        ratios = part["ratios"]
+        spread = f"median of {len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f}"
+        parts.append(f"{epochs} epochs a layer: x {part['median']:.3f} ({spread})")
+    return "; ".join(parts)
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
