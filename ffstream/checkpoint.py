@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,6 +34,7 @@ from ffstream.files import (
     write_manifest,
 )
 from ffstream.layers import Layer
+from ffstream.optimiser import LayerOptimiser
 
 _MANIFEST = "manifest.json"
 
@@ -142,7 +142,7 @@ class RunDirectory:
     # --- the layer being trained
 
     def write_progress(
-        self, index: int, num_epochs: int, layer: Layer, optimiser: torch.optim.Optimizer
+        self, index: int, num_epochs: int, layer: Layer, optimiser: LayerOptimiser
     ) -> Callable[[], None]:
         """Write down the layer being trained after `num_epochs` epochs; it may change as soon as this returns.
 
@@ -151,8 +151,7 @@ class RunDirectory:
         folder = self.path / "progress"
         name = f"layer-{index:03d}-epoch-{num_epochs:04d}.safetensors"
         tensors = {f"layer.{key}": value for key, value in _host_state(layer).items()}
-        for number, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{key}": value.cpu() for key, value in state.items() if value is not None}
+        tensors |= {f"optimiser.{key}": value.cpu() for key, value in optimiser.state().items()}
         publish_file = _write_tensors(folder / name, tensors)
 
         def commit() -> None:
@@ -173,7 +172,7 @@ class RunDirectory:
             return None
         return int(manifest["layer"]), int(manifest["num_epochs"])
 
-    def load_progress(self, layer: Layer, optimiser: torch.optim.Optimizer) -> None:
+    def load_progress(self, layer: Layer, optimiser: LayerOptimiser) -> None:
         """Fill layer and optimiser from the saved progress. Raises CorruptFileError."""
         folder = self.path / "progress"
         manifest = read_manifest(folder / _MANIFEST)
@@ -181,12 +180,11 @@ class RunDirectory:
         tensors = _load_tensors(path, manifest["digest_file"])
         layer_part = {k.removeprefix("layer."): v for k, v in tensors.items() if k.startswith("layer.")}
         _load_state(layer, layer_part, path)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimiser."):
-                _, number, name = key.split(".")
-                state.setdefault(int(number), {})[name] = value
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        state = {k.removeprefix("optimiser."): v for k, v in tensors.items() if k.startswith("optimiser.")}
+        try:
+            optimiser.load_state(state)
+        except (KeyError, RuntimeError) as error:
+            raise CorruptFileError(f"file {path}: not this optimiser's state ({error}); {_RESTORE}") from error
 
     def drop_progress(self) -> None:
         """The layer is committed: its progress is no longer needed. Manifest first, so that half of it is none."""

@@ -54,8 +54,10 @@ class LabelMethod(ABC):
         """Activities of each candidate, 1 + K tensors (n, num_units). May reuse the memory of `preactivations`."""
 
     @abstractmethod
-    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor, workspace: Workspace) -> Tensor:
-        """dL/dpreactivations from that of each candidate; sets the gradient of the label embedding."""
+    def collect(
+        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
+        """dL/dpreactivations from that of each candidate, and that of the label embedding where there is one."""
 
     @abstractmethod
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
@@ -109,22 +111,22 @@ class LabelInjection(LabelMethod):
             torch.index_select(embedding, 0, column, out=activity).add_(preactivations).relu_()
         return activities
 
-    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor, workspace: Workspace) -> Tensor:
+    def collect(
+        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
         """dz is the sum over candidates; dU[c] the sum over the samples with candidate c.
 
         dU is a product with one-hot rows: index_add_ would add in an order of its own on CUDA.
         """
-        assert layer.label_embedding is not None
-        if layer.label_embedding.grad is None:
-            layer.label_embedding.grad = torch.empty_like(layer.label_embedding)
-        layer.label_embedding.grad.zero_()
+        shape, dtype = (self._num_classes, gradients[0].shape[1]), gradients[0].dtype
+        embedding_gradient = workspace.take("embedding gradient", shape, dtype).zero_()
         for column, gradient in zip(candidates.unbind(1), gradients, strict=True):
-            shown = torch.nn.functional.one_hot(column, self._num_classes).to(gradient.dtype)
-            layer.label_embedding.grad.addmm_(shown.t(), gradient)
+            shown = torch.nn.functional.one_hot(column, self._num_classes).to(dtype)
+            embedding_gradient.addmm_(shown.t(), gradient)
         total = gradients[0]
         for gradient in gradients[1:]:
             total.add_(gradient)
-        return total
+        return total, embedding_gradient
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
         """Every label's goodness from one matrix product: z + U[c] for every c."""
@@ -193,10 +195,12 @@ class LabelOverlay(LabelMethod):
         """relu(z), in place, cut into candidates."""
         return list(preactivations.relu_().chunk(candidates.shape[1]))
 
-    def collect(self, layer: Layer, gradients: list[Tensor], candidates: Tensor, workspace: Workspace) -> Tensor:
+    def collect(
+        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
         """The candidates' gradients one above the other, as the rows were."""
         shape = (sum(len(gradient) for gradient in gradients), gradients[0].shape[1])
-        return torch.cat(gradients, out=workspace.take("gradient", shape, gradients[0].dtype))
+        return torch.cat(gradients, out=workspace.take("gradient", shape, gradients[0].dtype)), None
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
         """Row c of a sample carries label c."""

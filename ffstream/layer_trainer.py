@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ffstream.goodness import GOODNESSES
 from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
 from ffstream.objectives import OBJECTIVES
+from ffstream.optimiser import LayerOptimiser
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
@@ -67,7 +67,7 @@ class LayerTrainer:
         self, layer: Layer, layer_index: int, config: Config, method: LabelMethod, device: torch.device
     ) -> None:
         self.layer = layer.to(device)
-        self.optimiser = _make_optimiser(layer, config)
+        self.optimiser = LayerOptimiser(layer, config.optimiser)
         self._index = layer_index
         self._config = config
         self._method = method
@@ -104,9 +104,10 @@ class LayerTrainer:
             shard_labels = labels[cache.layout.shard_range(shard)]
             candidates = self._method.draw_candidates(shard_labels, host_generator).to(self._device)
             for index in batches:
-                self._set_learning_rate(epoch + num_samples / len(labels))
+                progress = (epoch + num_samples / len(labels)) / self._config.epochs
+                factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
                 index = index.to(self._device)
-                totals += self._step(block, index, candidates.index_select(0, index), dropout_generator)
+                totals += self.step(block, index, candidates.index_select(0, index), factor, dropout_generator)
                 num_samples += len(index)
                 now_s = time.perf_counter()
                 if on_tick is not None and now_s - last_tick_s >= _TICK_S:
@@ -122,8 +123,13 @@ class LayerTrainer:
         return figures
 
     @torch.no_grad()
-    def _step(
-        self, block: Tensor, index: Tensor, candidates: Tensor, dropout_generator: torch.Generator | None
+    def step(
+        self,
+        block: Tensor,
+        index: Tensor,
+        candidates: Tensor,
+        factor: float,
+        dropout_generator: torch.Generator | None,
     ) -> Tensor:
         """One update from the samples `index` of a block. Returns summed loss, goodness (positive, negative), wins."""
         num_candidates, num_samples = candidates.shape[1], len(index)
@@ -135,14 +141,18 @@ class LayerTrainer:
         preactivations = self.layer.preactivations(rows)
         activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
         goodness = torch.stack([self._goodness.value(h) for h in activities], dim=1)
-        loss, gradient = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
+        loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
         peer_gradient = self._peer_gradient(activities[0]) if self._config.objective.peer_normalisation else None
-        gradient = gradient * (scale / num_samples)  # of the mean loss with respect to the goodness
-        gradients = [self._goodness.gradient_(h, g) for h, g in zip(activities, gradient.unbind(1), strict=True)]
+        upstream = upstream * (scale / num_samples)  # of the mean loss with respect to the goodness
+        gradients = [self._goodness.gradient_(h, g) for h, g in zip(activities, upstream.unbind(1), strict=True)]
         if peer_gradient is not None:
             gradients[0] += peer_gradient / num_samples
-        self.layer.backpropagate(rows, self._method.collect(self.layer, gradients, candidates, self._workspace))
-        self.optimiser.step()
+        gradient, embedding_gradient = self._method.collect(gradients, candidates, self._workspace)
+        self.optimiser.begin_step(factor)
+        for name, part, value in self.layer.gradients(rows, gradient):
+            self.optimiser.update(name, part, value)
+        if embedding_gradient is not None:
+            self.optimiser.update("label_embedding", slice(None), embedding_gradient)
         positive, negatives = goodness[:, 0], goodness[:, 1:]
         wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
         return torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
@@ -155,23 +165,6 @@ class LayerTrainer:
         objective, mean = self._config.objective, self.layer.mean_activity
         mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum)
         return (mean - mean.mean()) * objective.peer_normalisation
-
-    def _set_learning_rate(self, epochs_taken: float) -> None:
-        settings = self._config.optimiser
-        factor = learning_rate_factor(epochs_taken / self._config.epochs, settings.decay_start)
-        for group in self.optimiser.param_groups:
-            group["lr"] = settings.learning_rate * factor
-
-
-def _make_optimiser(layer: Layer, config: Config) -> torch.optim.Optimizer:
-    """Fused: one pass over parameter, gradient and state, and no extra copy of the parameters."""
-    settings = config.optimiser
-    shared: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
-    if settings.name == "adam":
-        return torch.optim.Adam(layer.parameters(), **shared)
-    if settings.name == "adamw":
-        return torch.optim.AdamW(layer.parameters(), **shared)
-    return torch.optim.SGD(layer.parameters(), momentum=settings.momentum, **shared)
 
 
 def _figures(totals: Tensor, num_samples: int, elapsed_s: float) -> EpochFigures:

@@ -132,7 +132,6 @@ class Runner:
         self._metrics.append({"kind": "layer"} | summary.to_mapping())
         self._transfer.finish()  # what the layer depends on
         self._transfer.commit(self._directory.write_layer(spec.index, layer, goodness, summary.to_mapping()))
-        layer.zero_grad(set_to_none=True)
         self._resident = (spec.index, layer)
         self._observer.on_layer(summary)
 

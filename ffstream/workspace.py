@@ -13,16 +13,17 @@ from torch import Tensor
 
 
 class Workspace:
-    """Named buffers on one device, each as large as the largest request so far."""
+    """Named buffers on one device, each as large as the largest request so far, in whatever type it was."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of undefined content, valid until `name` is taken again."""
-        size = math.prod(shape)
-        buffer = self._buffers.get((name, dtype))
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name, dtype] = torch.empty(size, dtype=dtype, device=self._device)
-        return buffer[:size].view(shape)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < num_bytes:
+            self._buffers.pop(name, None)  # before the larger one is there
+            buffer = self._buffers[name] = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        return buffer[:num_bytes].view(dtype).view(shape)

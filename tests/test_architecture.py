@@ -20,7 +20,8 @@ errors recipes seeding schedule workspace
 normalisation
 config registry files device
 lock metrics goodness objectives negatives layers data cache
-labels network transfer checkpoint
+labels network transfer optimiser
+checkpoint
 memory layer_trainer propagation
 observer cache_set frozen
 evaluate model

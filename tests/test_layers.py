@@ -9,8 +9,10 @@ import torch
 
 import ffstream as ff
 from ffstream.layers import Layer, Linear
+from ffstream.layers.linear import unit_tiles
 from ffstream.network import build_layer, compute_layer_specs, hand_on
 from ffstream.normalisation import length_normalise
+from ffstream.workspace import Workspace
 
 
 def draw(*shape, seed=0):
@@ -28,18 +30,35 @@ class Squared(Layer):
         return rows @ self.weight.square().t()
 
 
-@pytest.mark.parametrize("kind", [Linear, Squared])
-def test_backpropagate_equals_autograd(kind):
-    layer, rows, gradient = kind(6, 4), draw(9, 6, seed=1), draw(9, 4, seed=2)
+def whole_gradients(layer, rows, gradient):
+    """The parts that a layer yields, put together; every element must have come exactly once."""
+    found = {name: torch.full_like(p, torch.nan) for name, p in layer.named_parameters() if name != "label_embedding"}
+    for name, part, value in layer.gradients(rows, gradient):
+        assert found[name][part].shape == value.shape
+        assert found[name][part].isnan().all()
+        found[name][part] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "in_features", "num_units"), [(Linear, 6, 4), (Squared, 6, 4), (Linear, 7, 1500), (Linear, 3000, 3)]
+)
+def test_gradients_equal_autograd_over_the_whole_layer(kind, in_features, num_units):
+    layer = kind(in_features, num_units)
+    rows, gradient = draw(9, in_features, seed=1), draw(9, num_units, seed=2)
     if kind is Linear:
         layer.initialise(torch.Generator().manual_seed(3))
     layer.preactivations(rows).backward(gradient)
-    expected = {name: p.grad.clone() for name, p in layer.named_parameters()}
-    for _ in range(2):  # set, not accumulated
-        with torch.no_grad():
-            layer.backpropagate(rows, gradient)
-        for name, parameter in layer.named_parameters():
-            torch.testing.assert_close(parameter.grad, expected[name])
+    with torch.no_grad():
+        for name, value in whole_gradients(layer, rows, gradient).items():
+            torch.testing.assert_close(value, layer.get_parameter(name).grad)
+
+
+@pytest.mark.parametrize(("num_units", "tile_units"), [(1, 1), (1, 512), (512, 512), (513, 512), (2000, 512), (7, 2)])
+def test_tiles_cover_the_units_once_in_order(num_units, tile_units):
+    tiles = unit_tiles(num_units, tile_units)
+    assert [unit for tile in tiles for unit in range(num_units)[tile]] == list(range(num_units))
+    assert all(0 < tile.stop - tile.start <= tile_units for tile in tiles)
 
 
 def test_bf16_products_stay_close_to_fp32():
@@ -101,20 +120,18 @@ def test_length_normalisation_ignores_length_and_keeps_zero():
 def test_bf16_gradients_stay_close_to_fp32():
     rows, gradient = length_normalise(draw(100, 256)), draw(100, 64, seed=4)
     exact, rounded = Linear(256, 64), Linear(256, 64, torch.bfloat16)
-    for layer in (exact, rounded):
-        layer.backpropagate(rows, gradient)
-    for ours, theirs in ((rounded.weight, exact.weight), (rounded.bias, exact.bias)):
-        assert ours.grad.dtype == torch.float32
-        assert (ours.grad - theirs.grad).norm() / theirs.grad.norm() < 1e-2
+    ours, theirs = whole_gradients(rounded, rows, gradient), whole_gradients(exact, rows, gradient)
+    for name, value in ours.items():
+        assert value.dtype == torch.float32
+        assert (value - theirs[name]).norm() / theirs[name].norm() < 1e-2
 
 
 @pytest.mark.parametrize("kind", [Linear, Squared])
-def test_backpropagate_leaves_the_embedding_the_rows_and_the_gradient_alone(kind):
+def test_gradients_leave_the_embedding_the_rows_and_the_gradient_alone(kind):
     layer, rows, gradient = kind(6, 4), draw(9, 6, seed=1), draw(9, 4, seed=2)
     layer.add_label_embedding(3, 1.0, torch.Generator().manual_seed(0))
     kept_rows, kept_gradient = rows.clone(), gradient.clone()
-    layer.backpropagate(rows, gradient)
-    assert layer.label_embedding.grad is None
+    assert "label_embedding" not in [name for name, _, _ in layer.gradients(rows, gradient)]
     assert torch.equal(rows, kept_rows)
     assert torch.equal(gradient, kept_gradient)
     assert rows.grad is None
@@ -123,11 +140,12 @@ def test_backpropagate_leaves_the_embedding_the_rows_and_the_gradient_alone(kind
 def test_a_short_last_batch_leaves_no_trace_of_the_one_before():
     layer = Linear(6, 4)
     layer.initialise(torch.Generator().manual_seed(3))
-    layer.backpropagate(draw(9, 6), draw(9, 4, seed=2))
+    layer.workspace = Workspace(torch.device("cpu"))
+    whole_gradients(layer, draw(9, 6), draw(9, 4, seed=2))
     rows, gradient = draw(2, 6, seed=5), draw(2, 4, seed=6)
-    layer.backpropagate(rows, gradient)
-    torch.testing.assert_close(layer.weight.grad, gradient.t() @ rows)
-    torch.testing.assert_close(layer.bias.grad, gradient.sum(0))
+    found = whole_gradients(layer, rows, gradient)
+    torch.testing.assert_close(found["weight"], gradient.t() @ rows)
+    torch.testing.assert_close(found["bias"], gradient.sum(0))
 
 
 def test_label_embeddings_start_with_the_given_deviation():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ class Layer(nn.Module):
     """One layer: rows (n, in_features) in, preactivations (n, num_units) out, in float32.
 
     A subclass makes its parameters in `initialise` and computes `preactivations` from them; with that alone it trains,
-    `backpropagate` being autograd through this one layer. `label_embedding` (num_classes, num_units) is there when
+    `gradients` being autograd through this one layer. `label_embedding` (num_classes, num_units) is there when
     labels are injected: the activities under label c are relu(preactivations + label_embedding[c]).
     """
 
@@ -43,17 +45,19 @@ class Layer(nn.Module):
         """(n, in_features) in any floating type -> (n, num_units) float32."""
         raise NotImplementedError
 
-    def backpropagate(self, rows: Tensor, gradient: Tensor) -> None:
-        """Set `.grad` of the parameters, given dL/dpreactivations (n, num_units). Nothing flows into `rows`.
+    def gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
+        """Yield the gradient of every parameter, given dL/dpreactivations (n, num_units). Nothing flows into `rows`.
 
-        The gradient of `label_embedding` is not touched: it does not depend on the rows.
+        As (name, rows of the parameter, their gradient), the last valid until the next is asked for: a parameter may
+        come in parts, and each part may be updated at once. That of `label_embedding` is not among them, as it does not
+        depend on the rows.
         """
-        parameters = [p for name, p in self.named_parameters() if name != "label_embedding"]
+        names = [name for name, _ in self.named_parameters() if name != "label_embedding"]
         with torch.enable_grad():
             preactivations = self.preactivations(rows.detach())
-            gradients = torch.autograd.grad(preactivations, parameters, gradient)
-        for parameter, value in zip(parameters, gradients, strict=True):
-            parameter.grad = value
+            found = torch.autograd.grad(preactivations, [self.get_parameter(name) for name in names], gradient)
+        for name, value in zip(names, found, strict=True):
+            yield name, slice(None), value
 
     def forward(self, rows: Tensor, label: int | None = None) -> Tensor:
         """Activities (n, num_units), under `label` when labels are injected and one is given."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffstream.layers.base import Layer
 from ffstream.workspace import Workspace
+
+# Units whose weights are cast, or whose gradient exists, at once. Fewer make narrow products, which are slow: on a CPU
+# with AMX, a step of 1000 units takes 20 % longer with 256 in both, and no longer with these.
+_PRODUCT_UNITS = 1024
+_GRADIENT_UNITS = 512
 
 
 class Linear(Layer):
@@ -31,29 +38,41 @@ class Linear(Layer):
         if self.workspace is None:
             products = F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype))
             return products.float().add_(self.bias)
-        left, right = self._cast("cast rows", rows, self.workspace), self._cast("weight", self.weight, self.workspace)
-        shape = (len(rows), self.num_units)
-        products = torch.mm(left, right.t(), out=self.workspace.take("products", shape, self.compute_dtype))
-        if self.compute_dtype != torch.float32:
-            products = self.workspace.take("preactivations", shape, torch.float32).copy_(products)
-        return products.add_(self.bias)
-
-    def backpropagate(self, rows: Tensor, gradient: Tensor) -> None:
-        """dW = gradient^T x and db = sum(gradient): one matrix product, no graph, into buffers that are kept."""
-        if self.weight.grad is None or self.bias.grad is None:
-            self.weight.grad = torch.empty_like(self.weight)
-            self.bias.grad = torch.empty_like(self.bias)
-        room = self.workspace or Workspace(gradient.device)
-        left, right = self._cast("cast gradient", gradient, room), self._cast("cast rows", rows, room)
+        room, weight = self.workspace, self.weight.detach()
+        left = self._cast("cast rows", rows, room)
+        result = room.take("preactivations", (len(rows), self.num_units), torch.float32)
         if self.compute_dtype == torch.float32:
-            torch.mm(left.t(), right, out=self.weight.grad)
+            torch.mm(left, weight.t(), out=result)
         else:
-            product = room.take("weight", tuple(self.weight.shape), self.compute_dtype)  # the weights' turn is over
-            self.weight.grad.copy_(torch.mm(left.t(), right, out=product))
-        torch.sum(gradient, dim=0, out=self.bias.grad)
+            for units in unit_tiles(self.num_units, _PRODUCT_UNITS):
+                right = self._cast("tile", weight[units], room)
+                shape = (len(rows), len(right))
+                product = torch.mm(left, right.t(), out=room.take("product", shape, self.compute_dtype))
+                result[:, units].copy_(product)
+        return result.add_(self.bias)
+
+    def gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
+        """dW = gradient^T x, a tile of units at a time, and db = sum(gradient)."""
+        room = self.workspace or Workspace(gradient.device)
+        right = self._cast("cast rows", rows, room)
+        for units in unit_tiles(self.num_units, _GRADIENT_UNITS):
+            left = self._cast("product", gradient[:, units], room)
+            shape = (left.shape[1], self.in_features)
+            tile = room.take("tile", shape, torch.float32)  # the weights' turn is over
+            if self.compute_dtype == torch.float32:
+                torch.mm(left.t(), right, out=tile)
+            else:
+                tile.copy_(torch.mm(left.t(), right, out=room.take("tile product", shape, self.compute_dtype)))
+            yield "weight", units, tile
+        yield "bias", slice(None), gradient.sum(dim=0)
 
     def _cast(self, name: str, tensor: Tensor, room: Workspace) -> Tensor:
         tensor = tensor.detach()
         if tensor.dtype == self.compute_dtype:
             return tensor
         return room.take(name, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
+
+
+def unit_tiles(num_units: int, tile_units: int) -> list[slice]:
+    """The units cut into tiles of `tile_units`; the last may be short."""
+    return [slice(start, min(start + tile_units, num_units)) for start in range(0, num_units, tile_units)]

@@ -1,0 +1,104 @@
+"""The optimiser of a layer: torch's own arithmetic, a tile at a time, and state that can be saved at any step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ffstream as ff
+from ffstream.config import OptimiserConfig
+from ffstream.layers import Linear
+from ffstream.optimiser import LayerOptimiser
+
+FACTORS = (1.0, 1.0, 0.5, 0.25)  # of the learning rate, one a step
+SETTINGS = [
+    OptimiserConfig(name="adam"),
+    OptimiserConfig(name="adam", weight_decay=0.1),
+    OptimiserConfig(name="adamw", weight_decay=0.1),
+    OptimiserConfig(name="sgd", weight_decay=0.1),
+    OptimiserConfig(name="sgd", momentum=0.0),
+]
+WHOLE = (slice(None),)
+TILES = (slice(0, 3), slice(3, 4), slice(4, 9))
+
+
+def make_layer():
+    layer = Linear(5, 9)
+    layer.initialise(torch.Generator().manual_seed(0))
+    return layer
+
+
+def draw_gradients(step):
+    generator = torch.Generator().manual_seed(step + 1)
+    return {name: torch.randn(p.shape, generator=generator) for name, p in make_layer().named_parameters()}
+
+
+def take_steps(optimiser, steps, tiles=WHOLE):
+    for step in steps:
+        optimiser.begin_step(FACTORS[step])
+        for name, gradient in draw_gradients(step).items():
+            for tile in tiles:
+                optimiser.update(name, tile, gradient[tile])
+
+
+def same_bits(layer, other):
+    return all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
+
+
+def torchs_own(layer, settings):
+    shared = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.name == "sgd":
+        return torch.optim.SGD(layer.parameters(), momentum=settings.momentum, **shared)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name](layer.parameters(), **shared)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_steps_equal_those_of_torchs_optimiser(settings):
+    layer, reference = make_layer(), make_layer()
+    take_steps(LayerOptimiser(layer, settings), range(4))
+    optimiser = torchs_own(reference, settings)
+    for step, factor in enumerate(FACTORS):
+        for name, gradient in draw_gradients(step).items():
+            reference.get_parameter(name).grad = gradient
+        optimiser.param_groups[0]["lr"] = settings.learning_rate * factor
+        optimiser.step()
+    for ours, theirs in zip(layer.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_updates_by_tiles_equal_an_update_of_the_whole(settings):
+    whole, tiled = make_layer(), make_layer()
+    take_steps(LayerOptimiser(whole, settings), range(4))
+    take_steps(LayerOptimiser(tiled, settings), range(4), TILES)
+    for ours, theirs in zip(tiled.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("num_before", [0, 1, 2, 4])
+def test_going_on_from_saved_state_equals_never_having_stopped(settings, num_before):
+    unbroken, broken = make_layer(), make_layer()
+    take_steps(LayerOptimiser(unbroken, settings), range(4))
+    first = LayerOptimiser(broken, settings)
+    take_steps(first, range(num_before))
+    saved = {name: tensor.clone() for name, tensor in first.state().items()}
+    second = LayerOptimiser(broken, settings)
+    second.load_state(saved)
+    take_steps(second, range(num_before, 4))
+    assert same_bits(unbroken, broken)
+    assert int(second.state()["num_steps"]) == 4
+
+
+def test_the_state_of_another_layer_is_refused():
+    optimiser = LayerOptimiser(make_layer(), OptimiserConfig())
+    with pytest.raises((KeyError, RuntimeError)):
+        LayerOptimiser(Linear(4, 9), OptimiserConfig()).load_state(optimiser.state())
+    with pytest.raises(KeyError):
+        optimiser.load_state(LayerOptimiser(make_layer(), OptimiserConfig(name="sgd")).state())
+
+
+def test_every_allowed_optimiser_has_state():
+    for name in ("adam", "adamw", "sgd"):
+        settings = ff.Config().override({"optimiser.name": name}).optimiser
+        assert LayerOptimiser(make_layer(), settings).state()
