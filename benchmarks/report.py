@@ -49,8 +49,7 @@ def long_table(name: str, found: dict[str, Any]) -> str:
     """Every benchmark with its figures, time and commit."""
     rows = [("name", "figures", "commit", "took")]
     for key, value in found.items():
-        figures = {"inject": _accuracy, "hinton": _accuracy, "depth": _depth, "memory": _memory, "tiers": _tiers}[key]
-        rows.append((f"`{key}`", figures(value), value["machine"]["commit"], f"{value['wall_s']:.0f} s"))
+        rows.append((f"`{key}`", _FIGURES[key](value), value["machine"]["commit"], f"{value['wall_s']:.0f} s"))
     machine = next(iter(found.values()))["machine"]
     return "\n\n".join(
         [
@@ -91,6 +90,23 @@ def _tiers(found: dict[str, Any]) -> str:
         spread = f"median of {len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f}"
         parts.append(f"{epochs} epochs a layer: x {part['median']:.3f} ({spread})")
     return "; ".join(parts)
+
+
+def _footprint(found: dict[str, Any]) -> str:
+    return (
+        f"planned / measured over {len(found['configurations'])} configurations: {found['lowest_ratio']:.3f} to "
+        f"{found['highest_ratio']:.3f}, median {found['median_ratio']:.3f}"
+    )
+
+
+_FIGURES = {
+    "inject": _accuracy,
+    "hinton": _accuracy,
+    "depth": _depth,
+    "memory": _memory,
+    "tiers": _tiers,
+    "footprint": _footprint,
+}
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

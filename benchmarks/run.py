@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import measure_depth, measure_recipe
+from benchmarks.footprint import measure_footprint
 from benchmarks.machine import describe_machine, device_name
 from benchmarks.memory import measure_memory
 from benchmarks.tiers import measure_tiers
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "depth": measure_depth,
     "memory": measure_memory,
     "tiers": measure_tiers,
+    "footprint": lambda _, device, folder: measure_footprint(device, folder),
 }
 
 

@@ -54,8 +54,9 @@ def drop_features_(
     num_bytes = shape[0] * shape[1]
     words = workspace.take("dropout words", ((num_bytes + 7) // 8,), torch.int64)
     words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-    mask = workspace.take("dropout mask", shape, rows.dtype)
-    torch.ge(words.view(torch.uint8)[:num_bytes].view(shape), threshold, out=mask).mul_(256 / (256 - threshold))
+    drawn = words.view(torch.uint8)[:num_bytes].view(shape)
+    kept = torch.ge(drawn, threshold, out=drawn.view(torch.bool))
+    mask = workspace.take("dropout mask", shape, rows.dtype).copy_(kept).mul_(256 / (256 - threshold))
     rows.view(num_candidates, *shape).mul_(mask)
     return rows
 

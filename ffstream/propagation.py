@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ffstream.cache import ActivationCache
+from ffstream.cache import ActivationCache, CacheLayout
 from ffstream.goodness import Goodness
 from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
@@ -26,7 +26,7 @@ RowsOf = Callable[[slice], Tensor]
 def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf) -> None:
     """Fill a cache from a function that makes rows, asked for few samples at a time, in order."""
     layout = cache.layout
-    step = _chunk_samples(cache)
+    step = chunk_samples(layout)
     for shard in range(layout.num_shards):
         samples = layout.shard_range(shard)
         with transfer.storing(cache, shard) as output:
@@ -42,7 +42,7 @@ def measure_goodness(
     """Goodness of all labels for each sample of a cache of sweep rows: (num_samples, num_classes), on the host."""
     parts = []
     for _, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
-        for chunk in rows.split(_chunk_samples(cache)):
+        for chunk in rows.split(chunk_samples(cache.layout)):
             parts.append(method.sweep(layer, goodness, layer.preactivations(chunk.flatten(0, 1))).cpu())
     return torch.cat(parts)
 
@@ -56,7 +56,7 @@ def propagate(
     With `move`, a shard of `source` is freed as soon as that of `target` is durable, so that the two together are
     little more than one.
     """
-    step = _chunk_samples(source)
+    step = chunk_samples(source.layout)
     for shard, rows in transfer.blocks(source, target.missing()):
         with transfer.storing(target, shard, partial(source.free, shard) if move else None) as output:
             for chunk, written in zip(rows.split(step), output.split(step), strict=True):
@@ -65,5 +65,6 @@ def propagate(
     transfer.flush()
 
 
-def _chunk_samples(cache: ActivationCache) -> int:
-    return max(1, _CHUNK_ROWS // cache.layout.num_rows)
+def chunk_samples(layout: CacheLayout) -> int:
+    """Samples whose rows make up one matrix product of a pass."""
+    return max(1, _CHUNK_ROWS // layout.num_rows)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ffstream.cache import ActivationCache
 
-_NUM_SLOTS = 2
+NUM_SLOTS = 2  # each way
 
 
 class Transfer:
@@ -38,8 +38,8 @@ class Transfer:
     def __init__(self, device: torch.device, max_unsynced: int | None = None) -> None:
         self.device = device
         self._max_unsynced = max_unsynced
-        self._read_slots = [_Slot(device) for _ in range(_NUM_SLOTS)]
-        self._write_slots = [_Slot(device) for _ in range(_NUM_SLOTS)]
+        self._read_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
+        self._write_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._writes: deque[Future[None]] = deque()  # not more than there are slots
         self._commits: deque[Future[None]] = deque()
         self._failed = False
@@ -73,14 +73,16 @@ class Transfer:
 
     def _staged_blocks(self, cache: ActivationCache, order: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         slots = self._read_slots
+        for slot in slots[: len(order)]:
+            slot.reserve(cache.layout.shard_bytes)
         pending = self._reader.submit(slots[0].fill, cache, order[0]) if order else None
         try:
             for position, shard in enumerate(order):
                 assert pending is not None
-                slot = slots[position % _NUM_SLOTS]
+                slot = slots[position % NUM_SLOTS]
                 rows, pending = pending.result(), None
                 if position + 1 < len(order):
-                    following = slots[(position + 1) % _NUM_SLOTS]
+                    following = slots[(position + 1) % NUM_SLOTS]
                     pending = self._reader.submit(following.fill, cache, order[position + 1])
                 slot.await_copy()
                 yield shard, rows
@@ -103,9 +105,10 @@ class Transfer:
             if then is not None:
                 then()
             return
-        if len(self._writes) == _NUM_SLOTS:
+        if len(self._writes) == NUM_SLOTS:
             self._writes.popleft().result()
         slot = self._write_slots[0]
+        slot.reserve(cache.layout.shard_bytes)
         yield slot.take(cache.layout.shard_shape(shard), cache.layout.dtype)
         while self._max_unsynced is not None and len(self._commits) >= self._max_unsynced:
             self._commits.popleft().result()
@@ -123,9 +126,10 @@ class Transfer:
         self.commit(commit)
 
     def flush(self) -> None:
-        """Wait until every shard handed over can be read back. Raises what went wrong."""
+        """Wait until every shard handed over can be read back, and free the slots. Raises what went wrong."""
         while self._writes:
             self._writes.popleft().result()
+        self._write_slots = [_Slot(self.device) for _ in range(NUM_SLOTS)]
 
     # --- durable
 
@@ -153,7 +157,7 @@ class Transfer:
 
 
 class _Slot:
-    """Room for one shard on the host and, when that is elsewhere, on the device. It grows with what it is asked for."""
+    """Room for one shard on the host and, when that is elsewhere, on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -164,11 +168,22 @@ class _Slot:
             self._stream = torch.cuda.Stream(device)
             self._copied, self._consumed = torch.cuda.Event(), torch.cuda.Event()
 
+    def reserve(self, num_bytes: int) -> None:
+        """Make room for a shard of that size; what the slot held before may be given up."""
+        if len(self._host_bytes) >= num_bytes:
+            return
+        self._host = self._rows = self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
+        if self._cuda:
+            self._copied.synchronize()
+            self._consumed.synchronize()
+            self._device_bytes = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+            # What the caching allocator hands out may still be in use on the stream that computes.
+            self._consumed.record(torch.cuda.current_stream(self._device))
+        self._host_bytes = _allocate_host(num_bytes, pinned=self._cuda)
+
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory on the device for `shape`; what the slot held before is given up."""
+        """The reserved memory on the device, in the shape of a shard."""
         num_bytes = math.prod(shape) * dtype.itemsize
-        if len(self._host_bytes) < num_bytes:
-            self._grow(num_bytes)
         self._host = self._host_bytes[:num_bytes].view(dtype).view(shape)
         self._rows = self._device_bytes[:num_bytes].view(dtype).view(shape) if self._cuda else self._host
         return self._rows
@@ -210,16 +225,6 @@ class _Slot:
         if self._cuda:
             self._copied.synchronize()
         cache.store(shard, self._host)
-
-    def _grow(self, num_bytes: int) -> None:
-        self._host = self._rows = self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
-        if self._cuda:
-            self._copied.synchronize()
-            self._consumed.synchronize()
-            self._device_bytes = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-            # What the caching allocator hands out may still be in use on the stream that computes.
-            self._consumed.record(torch.cuda.current_stream(self._device))
-        self._host_bytes = _allocate_host(num_bytes, pinned=self._cuda)
 
 
 def _allocate_host(num_bytes: int, *, pinned: bool) -> Tensor:

@@ -7,6 +7,7 @@ half the time of a step of 1000 units.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ class Workspace:
         num_bytes = math.prod(shape) * dtype.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < num_bytes:
-            self._buffers.pop(name, None)  # before the larger one is there
+            buffer = self._buffers[name] = torch.empty(0)  # the old one is gone before the larger one is there
             buffer = self._buffers[name] = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         return buffer[:num_bytes].view(dtype).view(shape)
+
+    def num_bytes(self, names: Collection[str]) -> int:
+        """Of the buffers of these names."""
+        return sum(buffer.numel() for name, buffer in self._buffers.items() if name in names)

@@ -16,13 +16,15 @@ PACKAGE = Path(ffstream.__file__).parent
 
 # From the ground up; a module may import from those before it only. A package counts as one floor.
 ORDER = """
-errors recipes seeding schedule workspace
+errors recipes seeding schedule workspace ledger
 normalisation
 config registry files device
 lock metrics goodness objectives negatives layers data cache
 labels network transfer optimiser
 checkpoint
 memory layer_trainer propagation
+footprint
+probe
 observer cache_set frozen
 evaluate model
 readout

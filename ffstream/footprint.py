@@ -1,0 +1,200 @@
+"""How many bytes a layer needs on the device, before any of it exists: its work is done once on paper. Pure.
+
+No formula repeats what the code takes: the code itself runs, on tensors that have a shape and no memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ffstream.cache import CacheLayout, compute_batches
+from ffstream.config import Config
+from ffstream.goodness import GOODNESSES
+from ffstream.labels import LabelMethod
+from ffstream.layer_trainer import LayerTrainer
+from ffstream.ledger import PAPER, Ledger
+from ffstream.network import LayerSpec, build_layer, hand_on
+from ffstream.propagation import chunk_samples
+from ffstream.transfer import NUM_SLOTS
+from ffstream.workspace import Workspace
+
+# Layers that may differ: the first reads images, the second finds the buffers that the first one left, and every
+# further one is like the third.
+NUM_DISTINCT = 3
+
+_SMALL_BYTES = 8192  # figures of an epoch and the like
+
+# Which buffers of the workspace are named together.
+_BUFFERS = {
+    "rows": ("rows", "cast rows", "dropout words", "dropout mask"),
+    "activities": ("preactivations", "activities", "gradient"),
+    "tile": ("tile", "tile product", "product", "embedding gradient"),
+}
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What a plan must know of the data."""
+
+    num_features: int
+    num_classes: int
+    num_samples: Mapping[str, int]  # by split: train, and validation if there is one
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one layer on the device while it trains, by term, and the most that is alive while it hands on."""
+
+    weights: int  # parameters and buffers, float32
+    optimiser: int  # the optimiser's state
+    slots: int  # shards on their way between the cache and the device
+    rows: int  # what a step multiplies by the weights, and its mask
+    activities: int  # preactivations and activities of all candidates
+    tile: int  # weights, gradient and product of one tile of units
+    others: int  # numbers by sample (order, candidates, goodness), and what kernels take beside their operands
+    handing_on: int  # all that is alive while the output is written: the weights, and twice the slots
+
+    @property
+    def training(self) -> int:
+        """Bytes alive while the layer trains."""
+        return sum(value for name, value in dataclasses.asdict(self).items() if name != "handing_on")
+
+    @property
+    def peak(self) -> int:
+        """The most bytes alive at once."""
+        return max(self.training, self.handing_on)
+
+
+@dataclass(frozen=True)
+class KernelBytes:
+    """What the matrix products of a layer take on the device beside their operands; nothing where it is not known."""
+
+    in_steps: int = 0
+    in_passes: int = 0
+
+
+def cache_layouts(config: Config, method: LabelMethod, data: DataShape, num_features: int) -> dict[str, CacheLayout]:
+    """The layout of each split's cache of rows of `num_features` features."""
+    num_rows = {"train": method.num_training_rows, "validation": method.num_sweep_rows}
+    settings = config.cache
+    return {
+        split: CacheLayout(num_samples, num_rows[split], num_features, settings.dtype, settings.shard_samples)
+        for split, num_samples in data.num_samples.items()
+    }
+
+
+def compute_footprints(
+    config: Config,
+    specs: Sequence[LayerSpec],
+    method: LabelMethod,
+    data: DataShape,
+    *,
+    draws_on_device: bool,
+    staged: bool,
+    kernels: Sequence[KernelBytes] = (),
+) -> list[Footprint]:
+    """Of the first layers, `NUM_DISTINCT` at most.
+
+    `draws_on_device`: the device is the host, so that orders and candidates are drawn in its memory. `staged`: shards
+    pass through slots, as the cache does not lie on the device. `kernels`: what `probe` measured for each layer.
+    """
+    specs = specs[:NUM_DISTINCT]
+    work = _PaperWork(config, method, draws_on_device)
+    footprints: list[Footprint] = []
+    read: list[CacheLayout] = []
+    for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
+        layouts = cache_layouts(config, method, data, spec.in_features)
+        terms = work.on_layer(spec, layouts, data.num_classes, beside)
+        slots = write_slots = 0
+        if staged:
+            read += layouts.values()  # slots are kept and only grow
+            slots = _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
+            if spec.index + 1 < config.layers:
+                written = cache_layouts(config, method, data, spec.out_features).values()
+                write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
+        terms["handing_on"] += slots + write_slots
+        footprints.append(Footprint(slots=slots, **terms))
+    return footprints
+
+
+class _PaperWork:
+    """What the runner does with a layer, on paper: the first step of two shards, one chunk of each pass."""
+
+    def __init__(self, config: Config, method: LabelMethod, draws_on_device: bool) -> None:
+        self._config = config
+        self._method = method
+        self._draws_on_device = draws_on_device
+        self._workspace = Workspace(PAPER)
+        self._ledger = Ledger()
+
+    @torch.no_grad()
+    def on_layer(
+        self, spec: LayerSpec, layouts: dict[str, CacheLayout], num_classes: int, kernels: KernelBytes
+    ) -> dict[str, int]:
+        """The terms of a footprint but for slots."""
+        blocks = {  # not entered in the ledger: they are slots
+            name: torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
+            for name, layout in layouts.items()
+        }
+        chunks = {name: blocks[name][: chunk_samples(layout)].flatten(0, 1) for name, layout in layouts.items()}
+        labels = torch.empty(len(blocks["train"]), dtype=torch.int64, device=PAPER)
+        generator = torch.Generator() if self._config.network.dropout else None
+        goodness_bytes = 0
+        with self._ledger as ledger:
+            before = ledger.live_bytes
+            with PAPER:
+                layer = build_layer(self._config, spec, num_classes)
+            layer.workspace = self._workspace
+            weights = ledger.live_bytes - before
+            trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER)
+            optimiser = ledger.live_bytes - before - weights
+            peaks = []  # of moments that do not meet
+            totals = torch.zeros(4, device=PAPER)
+            for _ in range(2):
+                ledger.start_peak()
+                index, candidates = self._draw(labels)
+                peaks.append(ledger.peak_bytes)
+                ledger.start_peak()
+                totals += trainer.step(blocks["train"], index, candidates.index_select(0, index), 1.0, generator)
+                peaks.append(ledger.peak_bytes + kernels.in_steps)
+            if "validation" in chunks:
+                goodness = GOODNESSES[self._config.objective.goodness]
+                ledger.start_peak()
+                self._method.sweep(layer, goodness, layer.preactivations(chunks["validation"]))
+                peaks.append(ledger.peak_bytes + kernels.in_passes)
+                if self._draws_on_device:  # of all samples in parts, put together, and summed over layers
+                    goodness_bytes = 3 * layouts["validation"].num_samples * num_classes * 4
+            buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
+            del trainer, index, candidates, totals
+            ledger.start_peak()
+            if spec.index + 1 < self._config.layers:
+                for chunk in chunks.values():
+                    hand_on(spec, chunk, layer.preactivations(chunk), self._workspace)
+            handing_on = ledger.peak_bytes + kernels.in_passes
+        return buffers | {
+            "weights": weights,
+            "optimiser": optimiser,
+            "others": max(peaks) - weights - optimiser - sum(buffers.values()) + goodness_bytes + _SMALL_BYTES,
+            "handing_on": handing_on + goodness_bytes + _SMALL_BYTES,
+        }
+
+    def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The first batch of a shard's samples, a view of their order, and the candidates of all of them."""
+        assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
+        with PAPER:
+            if self._draws_on_device:
+                generator = torch.Generator()
+                index = compute_batches(len(labels), self._config.batch, generator)[0]
+                return index, self._method.draw_candidates(labels, generator)
+            size = min(len(labels), self._config.batch)
+            shape = (len(labels), 1 + self._config.negatives.per_step)
+            return torch.empty(size, dtype=torch.int64), torch.empty(shape, dtype=torch.int64)
+
+
+def _largest_shard(layouts: Iterable[CacheLayout]) -> int:
+    return max((layout.shard_bytes for layout in layouts), default=0)
