@@ -27,7 +27,7 @@ from ffstream.workspace import Workspace
 # further one is like the third.
 NUM_DISTINCT = 3
 
-_SMALL_BYTES = 8192  # figures of an epoch and the like
+_SMALL_BYTES = 4096  # figures of an epoch and the like
 
 # Which buffers of the workspace are named together.
 _BUFFERS = {
@@ -123,7 +123,7 @@ def compute_footprints(
 
 
 class _PaperWork:
-    """What the runner does with a layer, on paper: the first step of two shards, one chunk of each pass."""
+    """What the runner does with a layer, on paper: two epochs of two shards, the first step and chunk of each."""
 
     def __init__(self, config: Config, method: LabelMethod, draws_on_device: bool) -> None:
         self._config = config
@@ -155,20 +155,21 @@ class _PaperWork:
             optimiser = ledger.live_bytes - before - weights
             peaks = []  # of moments that do not meet
             totals = torch.zeros(4, device=PAPER)
-            for _ in range(2):
-                ledger.start_peak()
-                index, candidates = self._draw(labels)
-                peaks.append(ledger.peak_bytes)
-                ledger.start_peak()
-                totals += trainer.step(blocks["train"], index, candidates.index_select(0, index), 1.0, generator)
-                peaks.append(ledger.peak_bytes + kernels.in_steps)
-            if "validation" in chunks:
-                goodness = GOODNESSES[self._config.objective.goodness]
-                ledger.start_peak()
-                self._method.sweep(layer, goodness, layer.preactivations(chunks["validation"]))
-                peaks.append(ledger.peak_bytes + kernels.in_passes)
-                if self._draws_on_device:  # of all samples in parts, put together, and summed over layers
-                    goodness_bytes = 3 * layouts["validation"].num_samples * num_classes * 4
+            for _ in range(min(self._config.epochs, 2)):
+                for _ in range(2):
+                    ledger.start_peak()
+                    index, candidates = self._draw(labels)
+                    peaks.append(ledger.peak_bytes)
+                    ledger.start_peak()
+                    totals += trainer.step(blocks["train"], index, candidates.index_select(0, index), 1.0, generator)
+                    peaks.append(ledger.peak_bytes + kernels.in_steps)
+                if "validation" in chunks:
+                    goodness = GOODNESSES[self._config.objective.goodness]
+                    ledger.start_peak()
+                    self._method.sweep(layer, goodness, layer.preactivations(chunks["validation"]))
+                    peaks.append(ledger.peak_bytes + kernels.in_passes)
+                    if self._draws_on_device:  # of all samples in parts, put together, and summed over layers
+                        goodness_bytes = 3 * layouts["validation"].num_samples * num_classes * 4
             buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
             del trainer, index, candidates, totals
             ledger.start_peak()
