@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ffstream.data import SOURCES as SOURCES
     from ffstream.data import Dataset as Dataset
     from ffstream.data import Split as Split
+    from ffstream.errors import BudgetError as BudgetError
     from ffstream.errors import ConfigError as ConfigError
     from ffstream.errors import CorruptFileError as CorruptFileError
     from ffstream.errors import DataError as DataError
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
     from ffstream.objectives import Objective as Objective
     from ffstream.observer import LayerFigures as LayerFigures
     from ffstream.observer import Observer as Observer
+    from ffstream.plan import Plan as Plan
     from ffstream.recipes import register_recipe as register_recipe
     from ffstream.run import Run as Run
+    from ffstream.session import make_plan as make_plan
     from ffstream.session import resume as resume
     from ffstream.session import train as train
 
@@ -50,6 +53,7 @@ __version__ = "0.1.0"
 
 # Public name: (module, name there).
 _PUBLIC = {
+    "BudgetError": ("errors", "BudgetError"),
     "Config": ("config", "Config"),
     "ConfigError": ("errors", "ConfigError"),
     "CorruptFileError": ("errors", "CorruptFileError"),
@@ -69,6 +73,7 @@ _PUBLIC = {
     "OBJECTIVES": ("objectives", "OBJECTIVES"),
     "Objective": ("objectives", "Objective"),
     "Observer": ("observer", "Observer"),
+    "Plan": ("plan", "Plan"),
     "Run": ("run", "Run"),
     "RunError": ("errors", "RunError"),
     "RunLockedError": ("errors", "RunLockedError"),
@@ -78,6 +83,7 @@ _PUBLIC = {
     "StorageError": ("errors", "StorageError"),
     "load": ("model", "load_network"),
     "register_recipe": ("recipes", "register_recipe"),
+    "make_plan": ("session", "make_plan"),
     "resume": ("session", "resume"),
     "train": ("session", "train"),
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import inspect as inspect_module
 import json
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -17,6 +18,7 @@ from ffstream import __version__
 from ffstream.errors import ConfigError, FFStreamError
 
 if TYPE_CHECKING:
+    from ffstream.config import Config
     from ffstream.observer import Observer
     from ffstream.run import Run
 
@@ -32,9 +34,10 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory."
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Cache = Annotated[str | None, typer.Option("--cache", help="Cache tier: auto, device, host or disk.")]
+Budget = Annotated[str | None, typer.Option(help="Most device memory to take, such as 1GiB (most of what is free).")]
 DataRoot = Annotated[
     str | None,
-    typer.Option("--data-root", help="Where torchvision's archives lie [$FFSTREAM_DATA or the user's cache]."),
+    typer.Option("--data-root", help="Where torchvision's archives lie ($FFSTREAM_DATA or the user's cache)."),
 ]
 
 
@@ -43,67 +46,71 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, mnist, fashion-mnist, kmnist, cifar10, a folder by class, .safetensors, .npz [digits]."
+            help="digits, mnist, fashion-mnist, kmnist, cifar10, a folder by class, .safetensors, .npz (digits)."
         ),
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Number of layers [4].")] = None,
-    width: Annotated[int | None, typer.Option(help="Units a layer [500].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs a layer [20].")] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples a step [auto].")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate [of the recipe].")] = None,
-    recipe: Annotated[str | None, typer.Option(help="inject or hinton [inject].")] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of layers (4).")] = None,
+    width: Annotated[int | None, typer.Option(help="Units a layer (500).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs a layer (20).")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step (auto).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (of the recipe).")] = None,
+    recipe: Annotated[str | None, typer.Option(help="inject or hinton (inject).")] = None,
     negatives_per_sample: Annotated[
-        str | None, typer.Option(help="Overlay: wrong labels cached a sample, a number or all [all].")
+        str | None, typer.Option(help="Overlay: wrong labels cached a sample, a number or all (all).")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random [0].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random (0).")] = None,
     device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, bf16 or fp32 [auto].")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, bf16 or fp32 (auto).")] = None,
     cache: Cache = None,
-    cache_dtype: Annotated[str | None, typer.Option(help="Of cached rows: bf16, fp16 or fp32 [bf16].")] = None,
+    cache_dtype: Annotated[str | None, typer.Option(help="Of cached rows: bf16, fp16 or fp32 (bf16).")] = None,
     data_root: DataRoot = None,
+    budget: Budget = None,
+    host_budget: Annotated[str | None, typer.Option(help="Most host memory for this process.")] = None,
+    disk_budget: Annotated[str | None, typer.Option(help="Most disk space for the run.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="[runs/<data>-<layers>x<width>-<time>].")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="(runs/<data>-<layers>x<width>-<time>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --run-dir if it is there already.")] = False,
 ) -> None:
     """Train a network, layer by layer.
 
     Settings: the recipe's, then --config, then --set, then the options here.
     """
-    from ffstream.config import Config, parse_assignment, read_toml
-
-    if resume and run_dir is None:
-        raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")
-
-    options = {
-        "data": data,
-        "layers": layers,
-        "width": width,
-        "epochs": epochs,
-        "batch": batch,
-        "optimiser.learning_rate": lr,
-        "recipe": recipe,
-        "negatives.per_sample": _number_or_word(negatives_per_sample),
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-        "cache.tier": cache,
-        "cache.dtype": cache_dtype,
-        "data_root": data_root,
-    }
-    given = dict(parse_assignment(text) for text in set_ or []) | {k: v for k, v in options.items() if v is not None}
-    settings = read_toml(config) if config else {}
-    if "recipe" in given:  # the base that everything else is laid over
-        settings["recipe"] = given["recipe"]
-    resolved = Config.from_mapping(settings).override(given)
-
+    resolved = _resolve_settings(dict(locals()))
     from ffstream.session import default_run_dir
     from ffstream.session import train as start
 
     path = run_dir or default_run_dir(resolved)
     _train(path, lambda observer: start(resolved, path, resume=resume, observer=observer))
+
+
+def plan(**options: Any) -> None:
+    """Show what `train` with the same options would do and take; nothing is written."""
+    as_json = options.pop("as_json")
+    resolved = _resolve_settings(options)
+    from rich.console import Console
+
+    from ffstream.reporting import plan_report
+    from ffstream.session import make_plan
+
+    found = make_plan(resolved, options["run_dir"], resume=options["resume"])
+    if as_json:
+        typer.echo(json.dumps(found.to_mapping(), indent=1))
+        return
+    for part in plan_report(found):
+        Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+
+
+# The options of `plan` are those of `train`, by construction.
+_OPTIONS = inspect_module.signature(train, eval_str=True)
+_JSON_OPTION = inspect_module.Parameter(
+    "as_json", inspect_module.Parameter.KEYWORD_ONLY, default=False, annotation=Json
+)
+plan.__signature__ = _OPTIONS.replace(parameters=[*_OPTIONS.parameters.values(), _JSON_OPTION])  # type: ignore[attr-defined]
+plan.__annotations__ = {name: parameter.annotation for name, parameter in plan.__signature__.parameters.items()}  # type: ignore[attr-defined]
+app.command()(plan)
 
 
 @app.command()
@@ -112,6 +119,7 @@ def resume(
     layers: Annotated[int | None, typer.Option(help="Grow the network to this many layers.")] = None,
     device: Device = None,
     cache: Cache = None,
+    budget: Budget = None,
     data_root: DataRoot = None,
 ) -> None:
     """Go on with a run after any interruption, or grow a finished one."""
@@ -119,7 +127,9 @@ def resume(
 
     _train(
         run,
-        lambda observer: go_on(run, layers=layers, device=device, cache=cache, data_root=data_root, observer=observer),
+        lambda observer: go_on(
+            run, layers=layers, device=device, cache=cache, budget=budget, data_root=data_root, observer=observer
+        ),
     )
 
 
@@ -237,6 +247,35 @@ def _train(path: Path, start: Callable[[Observer], Run]) -> None:
         observer.on_stop()
         raise
     typer.echo(f"run {run.path}: done. Next: ffstream evaluate {run.path}")
+
+
+# The options of `train` that are settings of other names.
+_SETTINGS = {
+    "lr": "optimiser.learning_rate",
+    "negatives_per_sample": "negatives.per_sample",
+    "cache": "cache.tier",
+    "cache_dtype": "cache.dtype",
+    "budget": "memory.budget",
+    "host_budget": "memory.host_budget",
+    "disk_budget": "memory.disk_budget",
+}
+
+
+def _resolve_settings(options: dict[str, Any]) -> Config:
+    """The configuration that the options of `train` ask for."""
+    from ffstream.config import Config, parse_assignment, read_toml
+
+    if options["resume"] and options["run_dir"] is None:
+        raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")
+    options = options | {"negatives_per_sample": _number_or_word(options["negatives_per_sample"])}
+    given = dict(parse_assignment(text) for text in options["set_"] or [])
+    for name, value in options.items():
+        if value is not None and name not in ("config", "set_", "run_dir", "resume"):
+            given[_SETTINGS.get(name, name)] = value
+    settings = read_toml(options["config"]) if options["config"] else {}
+    if "recipe" in given:  # the base that everything else is laid over
+        settings["recipe"] = given["recipe"]
+    return Config.from_mapping(settings).override(given)
 
 
 def _number_or_word(text: str | None) -> int | str | None:

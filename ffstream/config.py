@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 from ffstream.errors import ConfigError, nearest
 from ffstream.recipes import RECIPES
+from ffstream.units import parse_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,7 +30,7 @@ _FROM_RECIPE: Any = None
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are known by
 # their digest and not by where they lie.
 _FREE_SETTINGS = ("layers", "device", "data", "data_root", "cache.tier")
-_FREE_SECTIONS = ("readout",)
+_FREE_SECTIONS = ("memory", "readout")
 
 
 # Magnitudes allowed: what 64 bits hold. Comparing with them refuses nan and infinity as well.
@@ -37,7 +38,7 @@ _LARGEST_INTEGER, _LARGEST_NUMBER = 2**63 - 1, sys.float_info.max
 
 
 def _limit(default: Any, **rules: Any) -> Any:
-    """A dataclass field whose value is checked: at_least, above, at_most, below, choices, word (a keyword allowed)."""
+    """A dataclass field whose value is checked: at_least, above, at_most, below, choices, word (allowed), size."""
     return field(default=default, metadata=rules)
 
 
@@ -96,7 +97,23 @@ class CacheConfig:
 
     tier: str = _limit("auto", choices=("auto", "device", "host", "disk"))
     dtype: str = _limit("bf16", choices=("bf16", "fp16", "fp32"))
-    shard_samples: int = _limit(4096, at_least=1)  # samples a shard; also the block of the block shuffle
+    # Samples a shard, also the block of the block shuffle. auto: 4096, or as many as the budget has room for.
+    shard_samples: int | str = _limit("auto", at_least=1, word="auto")
+
+    @property
+    def num_in_shard(self) -> int:
+        """`shard_samples` of a configuration that is resolved."""
+        assert isinstance(self.shard_samples, int), "the size of a shard is resolved when a run starts"
+        return self.shard_samples
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What a run may take: sizes such as "1.5GiB". auto: most of what is free when it starts."""
+
+    budget: str = _limit("auto", size=True)  # of the device; on a CPU, of a layer's work, cache and data left out
+    host_budget: str = _limit("auto", size=True)  # of this process, the interpreter included
+    disk_budget: str = _limit("auto", size=True)  # of the run directory
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,7 @@ class Config:
     objective: ObjectiveConfig = _FROM_RECIPE
     optimiser: OptimiserConfig = _FROM_RECIPE
     cache: CacheConfig = _FROM_RECIPE
+    memory: MemoryConfig = _FROM_RECIPE
     readout: ReadoutConfig = _FROM_RECIPE
 
     def __post_init__(self) -> None:
@@ -232,6 +250,7 @@ _SECTIONS: dict[str, Any] = {
     "objective": ObjectiveConfig,
     "optimiser": OptimiserConfig,
     "cache": CacheConfig,
+    "memory": MemoryConfig,
     "readout": ReadoutConfig,
 }
 
@@ -319,6 +338,12 @@ def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
         return "a string"
     if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
         return "a string of whole characters (a path in another encoding cannot be written to config.toml; rename it)"
+    if rules.get("size") and value != "auto":
+        try:
+            positive = parse_bytes(value) > 0
+        except ValueError:
+            positive = False
+        return "" if positive else "'auto', or a size such as 512MiB, 1.5GiB or 8GB"
     if "choices" in rules and value not in rules["choices"]:
         return nearest(value, rules["choices"]).removeprefix("allowed: ")
     return ""

@@ -3,6 +3,7 @@
     FFStreamError            every error a user can meet; its text is one line
     ├── ConfigError          a setting that is unknown, of the wrong type or out of range
     ├── DataError            a data set that is absent, unreadable or of the wrong shape
+    ├── BudgetError          a run that needs more memory or disk than it may take
     ├── DeviceError          a device that is unknown or absent
     ├── DivergedError        a loss that is no longer finite
     ├── StorageError         a disk that is full or refuses to be written
@@ -34,6 +35,10 @@ class DataError(FFStreamError):
 
 class DeviceError(FFStreamError):
     """A device is unknown or absent."""
+
+
+class BudgetError(FFStreamError):
+    """A run needs more memory or disk than it may take."""
 
 
 class DivergedError(FFStreamError):

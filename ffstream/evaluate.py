@@ -83,9 +83,7 @@ def evaluate_goodness(
     num_features, num_classes = data["num_features"], data["num_classes"]
     method = make_label_method(config, num_classes, num_features)
     specs = compute_layer_specs(config, num_features)[:num_layers]
-    layout = CacheLayout(
-        len(split), method.num_sweep_rows, num_features, config.cache.dtype, config.cache.shard_samples
-    )
+    layout = CacheLayout(len(split), method.num_sweep_rows, num_features, config.cache.dtype, config.cache.num_in_shard)
     sweep = LabelSweep(split.labels, first_layer)
     goodness = GOODNESSES[config.objective.goodness]
     errors = [

@@ -81,9 +81,8 @@ class KernelBytes:
 def cache_layouts(config: Config, method: LabelMethod, data: DataShape, num_features: int) -> dict[str, CacheLayout]:
     """The layout of each split's cache of rows of `num_features` features."""
     num_rows = {"train": method.num_training_rows, "validation": method.num_sweep_rows}
-    settings = config.cache
     return {
-        split: CacheLayout(num_samples, num_rows[split], num_features, settings.dtype, settings.shard_samples)
+        split: CacheLayout(num_samples, num_rows[split], num_features, config.cache.dtype, config.cache.num_in_shard)
         for split, num_samples in data.num_samples.items()
     }
 
@@ -142,7 +141,6 @@ class _PaperWork:
             for name, layout in layouts.items()
         }
         chunks = {name: blocks[name][: chunk_samples(layout)].flatten(0, 1) for name, layout in layouts.items()}
-        labels = torch.empty(len(blocks["train"]), dtype=torch.int64, device=PAPER)
         generator = torch.Generator() if self._config.network.dropout else None
         goodness_bytes = 0
         with self._ledger as ledger:
@@ -158,11 +156,11 @@ class _PaperWork:
             for _ in range(min(self._config.epochs, 2)):
                 for _ in range(2):
                     ledger.start_peak()
-                    index, candidates = self._draw(labels)
+                    index, candidates = self._draw(len(blocks["train"]))
                     peaks.append(ledger.peak_bytes)
-                    ledger.start_peak()
-                    totals += trainer.step(blocks["train"], index, candidates.index_select(0, index), 1.0, generator)
-                    peaks.append(ledger.peak_bytes + kernels.in_steps)
+                ledger.start_peak()
+                totals += trainer.step(blocks["train"], index, candidates.index_select(0, index), 1.0, generator)
+                peaks.append(ledger.peak_bytes + kernels.in_steps)
                 if "validation" in chunks:
                     goodness = GOODNESSES[self._config.objective.goodness]
                     ledger.start_peak()
@@ -184,17 +182,21 @@ class _PaperWork:
             "handing_on": handing_on + goodness_bytes + _SMALL_BYTES,
         }
 
-    def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """The first batch of a shard's samples, a view of their order, and the candidates of all of them."""
         assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
-        with PAPER:
-            if self._draws_on_device:
-                generator = torch.Generator()
-                index = compute_batches(len(labels), self._config.batch, generator)[0]
-                return index, self._method.draw_candidates(labels, generator)
-            size = min(len(labels), self._config.batch)
-            shape = (len(labels), 1 + self._config.negatives.per_step)
-            return torch.empty(size, dtype=torch.int64), torch.empty(shape, dtype=torch.int64)
+        if self._draws_on_device:  # in truth: on paper it would be slower
+            generator = torch.Generator()
+            first, *_ = compute_batches(num_samples, self._config.batch, generator)
+            size = len(first)
+            del first, _
+            self._method.draw_candidates(torch.zeros(num_samples, dtype=torch.int64), generator)
+            order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
+        else:
+            order = torch.empty(min(num_samples, self._config.batch), dtype=torch.int64, device=PAPER)
+            size = len(order)
+        shape = (num_samples, 1 + self._config.negatives.per_step)
+        return order[:size], torch.empty(shape, dtype=torch.int64, device=PAPER)
 
 
 def _largest_shard(layouts: Iterable[CacheLayout]) -> int:

@@ -13,8 +13,9 @@ from ffstream.cache import ActivationCache, CacheLayout, DiskCache, MemoryCache
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
 from ffstream.layers import Layer
-from ffstream.memory import choose_tier, device_free_bytes, host_free_bytes
+from ffstream.memory import device_free_bytes, host_free_bytes
 from ffstream.network import LayerSpec, build_layer
+from ffstream.plan import choose_tier
 from ffstream.propagation import RowsOf, propagate, write_rows
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace

@@ -6,6 +6,7 @@ What the code would need is known before it is run: the same lines run on paper 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,17 +14,43 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 PAPER = torch.device("meta")
 
 
+@dataclass(frozen=True)
+class Work:
+    """What operators did: arithmetic of matrix products, bytes that the others read and wrote, and their number."""
+
+    flops: int = 0
+    moved_bytes: int = 0
+    num_operators: int = 0
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(
+            self.flops - other.flops,
+            self.moved_bytes - other.moved_bytes,
+            self.num_operators - other.num_operators,
+        )
+
+
 class Ledger(TorchDispatchMode):
-    """While it is active, every storage that is made is entered, with its bytes, until it is freed."""
+    """While it is active, every storage that is made is entered, with its bytes, until it is freed.
+
+    `work` sums up what was done.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not to be wrapped for a compiler that is not used here: its import takes a second."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._entries: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak_bytes = 0
+        self.work = Work()
 
     @property
     def live_bytes(self) -> int:
@@ -39,15 +66,30 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator, enter what it made."""
-        if func.overloadpacket in _WITHOUT_META:
-            return None
+        if func.overloadpacket in _FILLING:
+            self._add_work(func, args, kwargs, args[0])
+            return None if func.overloadpacket is torch.ops.aten._fused_sgd_ else args[0]
         known = {storage._cdata for storage in _storages((args, kwargs))}
         found = func(*args, **(kwargs or {}))
-        for storage in _storages(found):
-            if storage._cdata not in known:  # neither a view nor written to
-                self._entries[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._add_work(func, args, kwargs, found)
+        made = [storage for storage in _storages(found) if storage._cdata not in known]  # no view, nor written to
+        if made:
+            self._entries |= {storage._cdata: (StorageWeakRef(storage), storage.nbytes()) for storage in made}
+            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         return found
+
+    def _add_work(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
+        if any(item.alias_info is not None and not item.alias_info.is_write for item in func._schema.returns):
+            return  # a view
+        work = self.work
+        flops = moved_bytes = 0
+        if func.overloadpacket in flop_registry:
+            flops = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=found)
+        elif func.overloadpacket is torch.ops.aten.index_select:  # reads no more than it writes
+            moved_bytes = 2 * _num_bytes(found)
+        else:
+            moved_bytes = _num_bytes(args) + _num_bytes(found)
+        self.work = Work(work.flops + flops, work.moved_bytes + moved_bytes, work.num_operators + 1)
 
     def _strike_out(self) -> None:
         for key in [key for key, (reference, _) in self._entries.items() if reference.expired()]:
@@ -58,5 +100,9 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-# In place, on memory that is there: nothing to enter, and torch has no version of it without memory.
-_WITHOUT_META = (torch.ops.aten._fused_sgd_,)
+def _num_bytes(tree: Any) -> int:
+    return sum(leaf.numel() * leaf.itemsize for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+# In place, on memory that is there: nothing to enter. On the meta device these are slow or not there.
+_FILLING = (torch.ops.aten.normal_, torch.ops.aten.uniform_, torch.ops.aten.random_, torch.ops.aten._fused_sgd_)

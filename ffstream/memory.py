@@ -1,4 +1,4 @@
-"""How much memory a layer needs, how much there is, and which tier the cache fits in. The choices are pure."""
+"""How much memory there is, and how much is taken."""
 
 from __future__ import annotations
 
@@ -10,57 +10,6 @@ from pathlib import Path
 
 import torch
 
-from ffstream.config import Config
-from ffstream.errors import StorageError
-from ffstream.network import LayerSpec
-
-# Of what is free, the share that an automatic choice takes: the rest is for the allocator and for other programs.
-_DEVICE_SHARE = 0.8
-_HOST_SHARE = 0.5
-
-_OPTIMISER_BYTES = {"adam": 8, "adamw": 8, "sgd": 4}  # of float32 state a parameter
-
-
-def layer_footprint_bytes(config: Config, spec: LayerSpec, num_classes: int) -> int:
-    """Device bytes that one layer takes while it trains: parameters, gradient, optimiser state, one batch."""
-    num_parameters = (spec.in_features + 1) * spec.num_units
-    num_candidates = 1 + config.negatives.per_step
-    batch = config.batch
-    assert isinstance(batch, int), "batch is resolved before it is planned for"
-    num_rows = batch
-    if config.labels.method == "injection":
-        num_parameters += num_classes * spec.num_units
-    else:
-        num_rows *= num_candidates
-    per_parameter = 4 + 4 + _OPTIMISER_BYTES[config.optimiser.name] + (4 if config.precision == "bf16" else 0)
-    rows = num_rows * spec.in_features * 4
-    activities = batch * num_candidates * spec.num_units * 4 + 2 * num_rows * spec.num_units * 4
-    return num_parameters * per_parameter + rows + activities
-
-
-def choose_tier(
-    requested: str, device_type: str, cache_bytes: int, device_free_bytes: int, host_free_bytes: int
-) -> str:
-    """The tier of the activation cache: "device", "host" or "disk".
-
-    `cache_bytes` is the largest that the cache becomes, `device_free_bytes` what the layer leaves.
-    On a CPU the device's memory is the host's.
-    """
-    if requested != "auto":
-        return "host" if requested == "device" and device_type == "cpu" else requested
-    if device_type != "cpu" and cache_bytes <= _DEVICE_SHARE * device_free_bytes:
-        return "device"
-    return "host" if cache_bytes <= _HOST_SHARE * host_free_bytes else "disk"
-
-
-def check_disk(folder: Path, cache_bytes: int, free_bytes: int) -> None:
-    """Raise StorageError when a cache on disk cannot fit."""
-    if cache_bytes > free_bytes:
-        raise StorageError(
-            f"cache in {folder}: needs {format_bytes(cache_bytes)}, found {format_bytes(free_bytes)} free; free space "
-            "there, choose another --run-dir, --cache host, fewer --negatives-per-sample or a smaller --width"
-        )
-
 
 def device_free_bytes(device: torch.device) -> int:
     """Bytes that this process could still allocate on the device; 0 for a CPU, whose memory is the host's."""
@@ -71,13 +20,28 @@ def device_free_bytes(device: torch.device) -> int:
 
 
 def host_free_bytes() -> int:
-    """Bytes of host memory that are available, within the limit of this process's cgroup."""
-    available = _meminfo_available_bytes()
-    limit = _read_number(Path("/sys/fs/cgroup/memory.max"))
-    used = _read_number(Path("/sys/fs/cgroup/memory.current"))
-    if limit is not None and used is not None:
-        available = min(available, max(limit - used, 0))
-    return available
+    """Bytes of host memory that are available, within the limits of this process's cgroups."""
+    return min([_meminfo_available_bytes(), *_cgroup_room_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def resident_bytes() -> int:
+    """Bytes of host memory that this process holds now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no /proc: the most it has held
+        return peak_memory_bytes(torch.device("cpu"))
+
+
+def is_in_memory(folder: Path) -> bool:
+    """Whether a folder lies in a file system that is kept in memory, so that its files are memory too."""
+    try:
+        lines = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return False
+    kinds = {line.split()[1]: line.split()[2] for line in lines}
+    path = folder.resolve()
+    mount = next((str(place) for place in (path, *path.parents) if str(place) in kinds), "/")
+    return kinds.get(mount) in ("tmpfs", "ramfs")
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -117,15 +81,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def format_bytes(num_bytes: float) -> str:
-    """3221225472 -> "3.0 GiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
-
-
 def _meminfo_available_bytes() -> int:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -134,6 +89,31 @@ def _meminfo_available_bytes() -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # no /proc: assume half of it is free
+
+
+def _cgroup_room_bytes(membership: Path, root: Path) -> list[int]:
+    """What the limits of this process's cgroup and of those above it leave, in both versions of cgroups."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    rooms = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            folder, limit_name, used_name = root / name.lstrip("/"), "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            folder = root / "memory" / name.lstrip("/")
+            limit_name, used_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        for place in (folder, *folder.parents):
+            limit, used = _read_number(place / limit_name), _read_number(place / used_name)
+            if limit is not None and used is not None:
+                rooms.append(max(limit - used, 0))
+            if place == root:
+                break
+    return rooms
 
 
 def _read_number(path: Path) -> int | None:

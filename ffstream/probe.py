@@ -3,20 +3,71 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import torch
 
 from ffstream.cache import CacheLayout
-from ffstream.config import Config
+from ffstream.config import Config, MemoryConfig
+from ffstream.errors import BudgetError
 from ffstream.footprint import DataShape, KernelBytes, cache_layouts
 from ffstream.labels import LabelMethod
 from ffstream.ledger import PAPER, Ledger
-from ffstream.memory import measure_peak_bytes
+from ffstream.memory import device_free_bytes, host_free_bytes, is_in_memory, measure_peak_bytes, resident_bytes
 from ffstream.network import LayerSpec, build_layer
+from ffstream.plan import Resources
 from ffstream.propagation import chunk_samples
+from ffstream.units import format_bytes, parse_bytes
 from ffstream.workspace import Workspace
 
 _TILE_UNITS = 1024  # a layer works by tiles of so many units, or of a divisor of it, and a remainder
+
+
+# Of what is free, the share that a run takes unless it is told: the rest is for the allocator and for other programs.
+_SHARE = 0.8
+
+
+def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path) -> Resources:
+    """What a run in `folder` may take here: what it is told, else most of what is free.
+
+    Raises BudgetError for a budget that is larger than the machine, or smaller than the interpreter.
+    """
+    used = resident_bytes()
+    host_total = used + host_free_bytes()
+    host = _budget("host", settings.host_budget, used + int(_SHARE * host_free_bytes()), host_total)
+    if host <= used:
+        raise BudgetError(
+            f"host budget {format_bytes(host)}: the interpreter with its libraries takes {format_bytes(used)} already; "
+            f"allowed more than that, up to {format_bytes(host_total)}"
+        )
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    usage = shutil.disk_usage(place)
+    disk = _budget("disk", settings.disk_budget, int(_SHARE * usage.free), usage.free)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        device_bytes = _budget("device", settings.budget, int(_SHARE * device_free_bytes(device)), total)
+    else:
+        device_bytes = _budget("device", settings.budget, host - used, host_total)
+    return Resources(
+        device_type=device.type,
+        device_bytes=device_bytes,
+        host_bytes=host,
+        host_used_bytes=used,
+        disk_bytes=disk,
+        disk_is_memory=is_in_memory(place),
+    )
+
+
+def _budget(noun: str, text: str, default_bytes: int, most_bytes: int) -> int:
+    if text == "auto":
+        return default_bytes
+    num_bytes = parse_bytes(text)
+    if num_bytes > most_bytes:
+        raise BudgetError(
+            f"{noun} budget {text}: this machine has {format_bytes(most_bytes)} of it; allowed up to that"
+        )
+    return num_bytes
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ def _identity(directory: RunDirectory, config: Config, num_layers: int, first_la
 
 
 def _layout(config: Config, part: Split, data: dict[str, Any]) -> CacheLayout:
-    return CacheLayout(len(part), 1, data["num_features"], config.cache.dtype, config.cache.shard_samples)
+    return CacheLayout(len(part), 1, data["num_features"], config.cache.dtype, config.cache.num_in_shard)
 
 
 def _neutral_rows(method: LabelMethod, part: Split, scale: float) -> RowsOf:

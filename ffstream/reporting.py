@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ffstream.footprint import Footprint
 from ffstream.layer_trainer import EpochFigures
-from ffstream.memory import format_bytes
 from ffstream.observer import LayerFigures, Observer
+from ffstream.plan import Plan
+from ffstream.units import format_bytes
 
 _PLAIN_INTERVAL_S = 10.0
 
@@ -163,6 +167,34 @@ def layer_table(layers: list[LayerFigures]) -> Table:
             f"{figures.elapsed_s:.1f}",
         )
     return table
+
+
+def plan_report(plan: Plan) -> Iterator[Table | str]:
+    """The plan as two tables, by layer and by resource, and a line on how the cache goes."""
+    table = Table(title="device memory of a layer", title_justify="left")
+    table.add_column("")
+    for layer in plan.layers:
+        numbers = f"layer {layer.first}" if layer.first == layer.last else f"layers {layer.first}-{layer.last}"
+        table.add_column(f"{numbers}\n{layer.in_features} x {layer.num_units}", justify="right")
+    for name in [item.name for item in dataclasses.fields(Footprint) if item.name != "handing_on"]:
+        table.add_row(name, *(format_bytes(getattr(layer.footprint, name)) for layer in plan.layers))
+    table.add_section()
+    table.add_row("while it trains", *(format_bytes(layer.footprint.training) for layer in plan.layers))
+    table.add_row("while it hands on", *(format_bytes(layer.footprint.handing_on) for layer in plan.layers))
+    yield table
+    table = Table(title="most at once", title_justify="left")
+    for heading in ("", "needs", "may take", "of which"):
+        table.add_column(heading, justify="left" if heading in ("", "of which") else "right")
+    for need in (plan.device, plan.host, plan.disk):
+        terms = sorted(need.terms.items(), key=lambda item: -item[1])
+        parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in terms if size)
+        table.add_row(need.noun, format_bytes(need.num_bytes), format_bytes(need.allowed_bytes), parts)
+    yield table
+    cache = max(layer.cache_bytes for layer in plan.layers)
+    yield (
+        f"cache on {plan.tier}: {format_bytes(cache)} in {plan.config.cache.dtype}, shards of "
+        f"{plan.config.cache.shard_samples} samples; batch {plan.config.batch}, precision {plan.config.precision}"
+    )
 
 
 def format_share(share: float | None) -> str:

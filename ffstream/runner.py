@@ -13,10 +13,10 @@ from torch import Tensor
 from ffstream import seeding
 from ffstream.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.checkpoint import RunDirectory
-from ffstream.config import Config
 from ffstream.data import Split, scale_images
 from ffstream.errors import CorruptFileError
 from ffstream.evaluate import LabelSweep
+from ffstream.footprint import DataShape
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import EpochFigures, LayerTrainer
@@ -25,6 +25,7 @@ from ffstream.memory import peak_memory_bytes
 from ffstream.metrics import MetricsFile
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs
 from ffstream.observer import LayerFigures, Observer
+from ffstream.plan import Plan
 from ffstream.propagation import measure_goodness, propagate, write_rows
 from ffstream.run import read_layer_figures
 from ffstream.schedule import Action, Step, remaining_steps
@@ -33,19 +34,19 @@ from ffstream.workspace import Workspace
 
 
 class Runner:
-    """One process's work on one run, whose lock it holds and whose configuration is resolved."""
+    """One process's work on one run, whose lock it holds and which is planned."""
 
     def __init__(
         self,
         directory: RunDirectory,
-        config: Config,
+        plan: Plan,
         data: dict[str, Any],
         splits: dict[str, Split],
         device: torch.device,
         observer: Observer,
     ) -> None:
         self._directory = directory
-        self._config = config
+        self._config = config = plan.config
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
         self._images = {name: splits[name].images for name in names}  # until the first cache is there
         self._labels = {name: splits[name].labels for name in names}
@@ -58,8 +59,10 @@ class Runner:
         self._goodness = GOODNESSES[config.objective.goodness]
         self._metrics = MetricsFile(directory.path / "metrics.jsonl")
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
-        self._caches = CacheSet(directory, config, self._specs, self._method, num_samples, data, device)
-        self._transfer = Transfer(device, self._caches.max_unsynced)
+        shape = DataShape(data["num_features"], self._num_classes, num_samples)
+        identity = f"{config.fingerprint()} {data['digest']}"
+        self._caches = CacheSet(directory, config, self._specs, self._method, shape, identity, plan.tier, device)
+        self._transfer = Transfer(device, plan.max_unsynced)
         self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
         self._resident: tuple[int, Layer] | None = None  # at most one layer
         self._epochs_taken: dict[int, int] = {}  # of the layer whose progress an earlier process left

@@ -5,25 +5,43 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
-from ffstream.data import SOURCES, load_dataset
+from ffstream.data import SOURCES, Dataset, Split, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.errors import DeviceError, RunError, RunMismatchError
 from ffstream.files import remove_temporaries, storage_errors
+from ffstream.footprint import NUM_DISTINCT, DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layers import LAYER_KINDS
 from ffstream.lock import RunLock
 from ffstream.memory import is_out_of_memory
+from ffstream.network import compute_layer_specs
 from ffstream.objectives import OBJECTIVES
 from ffstream.observer import Observer
+from ffstream.plan import Plan, compute_plan
+from ffstream.probe import measure_kernels, survey_resources
 from ffstream.registry import Registry
 from ffstream.run import Run, check_same_data, describe_data, make_splits
 from ffstream.runner import Runner
+
+# Settings whose "auto" is filled in when a run starts, or that a resumed run keeps.
+_RESOLVED = (
+    "batch",
+    "precision",
+    "device",
+    "cache.shard_samples",
+    "memory.budget",
+    "memory.host_budget",
+    "memory.disk_budget",
+)
 
 _MIN_BATCH, _MAX_BATCH = 64, 512
 _UPDATES_AN_EPOCH = 64  # aimed at by batch = "auto"
@@ -41,6 +59,40 @@ def train(
     With `resume`, a run that is there already is gone on with, provided that it has this configuration; more layers
     than it has are added. Raises an FFStreamError; nothing that was committed is lost.
     """
+    directory, config = _open(config, run_dir, resume=resume)
+    return _execute(directory, config, observer or Observer())
+
+
+def make_plan(config: Config, run_dir: str | Path | None = None, *, resume: bool = False) -> Plan:
+    """What `train` with the same arguments would do and take on this machine. Nothing is written.
+
+    Raises an FFStreamError where `train` would, a BudgetError where the run does not fit.
+    """
+    directory, config = _open(config, run_dir, resume=resume)
+    return _prepare(directory, config, measure=True).plan
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    layers: int | None = None,
+    device: str | None = None,
+    cache: str | None = None,
+    budget: str | None = None,
+    data_root: str | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Go on with a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError."""
+    run = Run(Path(run_dir))
+    if data_root is not None:
+        data_root = str(Path(data_root).expanduser().absolute())
+    given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget, "data_root": data_root}
+    config = run.config.override({key: value for key, value in given.items() if value is not None})
+    return _execute(run.directory, config, observer or Observer())
+
+
+def _open(config: Config, run_dir: str | Path | None, *, resume: bool) -> tuple[RunDirectory, Config]:
+    """The run directory, and the configuration with what is saved there. Raises RunError, RunMismatchError."""
     config = _with_absolute_paths(config)
     path = Path(run_dir) if run_dir is not None else default_run_dir(config)
     directory = RunDirectory(path)
@@ -51,25 +103,7 @@ def train(
                 f"ffstream resume {path}, or choose another --run-dir"
             )
         config = _merge_with_saved(config, Run(path).config, path)
-    return _execute(directory, config, observer or Observer())
-
-
-def resume(
-    run_dir: str | Path,
-    *,
-    layers: int | None = None,
-    device: str | None = None,
-    cache: str | None = None,
-    data_root: str | None = None,
-    observer: Observer | None = None,
-) -> Run:
-    """Go on with a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError."""
-    run = Run(Path(run_dir))
-    if data_root is not None:
-        data_root = str(Path(data_root).expanduser().absolute())
-    given = {"layers": layers, "device": device, "cache.tier": cache, "data_root": data_root}
-    config = run.config.override({key: value for key, value in given.items() if value is not None})
-    return _execute(run.directory, config, observer or Observer())
+    return directory, config
 
 
 def default_run_dir(config: Config) -> Path:
@@ -99,9 +133,8 @@ def _with_absolute_paths(config: Config) -> Config:
 
 def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
     """The asked configuration with "auto" filled in from the saved one. Raises RunMismatchError when they differ."""
-    for name in ("batch", "precision", "device"):
-        if getattr(asked, name) == "auto":
-            asked = dataclasses.replace(asked, **{name: getattr(saved, name)})
+    wanted, found = asked.to_flat(), saved.to_flat()
+    asked = asked.override({name: found[name] for name in _RESOLVED if wanted[name] == "auto"})
     different = asked.differences(saved)
     if different:
         raise RunMismatchError(
@@ -111,8 +144,21 @@ def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
     return asked
 
 
-def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run:
-    """Everything that can be refused is refused before anything is written."""
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run starts from: everything that can be refused has been refused, and nothing is written."""
+
+    plan: Plan
+    dataset: Dataset
+    splits: dict[str, Split]
+    device: torch.device
+
+
+def _prepare(directory: RunDirectory, config: Config, *, measure: bool) -> _Prepared:
+    """Resolve and plan. Raises an FFStreamError for what cannot be run here.
+
+    With `measure`, what the matrix products take beside their operands is measured; it takes a second.
+    """
     parts: tuple[tuple[Registry[Any], str], ...] = (
         (LAYER_KINDS, config.network.kind),
         (OBJECTIVES, config.objective.name),
@@ -127,8 +173,9 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
             "more (a new --run-dir starts a shallower one)"
         )
     device = resolve_device(config.device)
+    resources = survey_resources(config.memory, device, directory.path)
     dataset = load_dataset(config.data, config.data_root)
-    make_label_method(config, dataset.num_classes, dataset.num_features)
+    method = make_label_method(config, dataset.num_classes, dataset.num_features)
     splits = make_splits(dataset, config)
     config = dataclasses.replace(
         config,
@@ -136,6 +183,22 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
         precision=resolve_precision(config.precision, device),
         batch=resolve_batch(config.batch, len(splits["train"])),
     )
+    num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
+    data = DataShape(dataset.num_features, dataset.num_classes, num_samples)
+
+    def kernels(sized: Config) -> list[KernelBytes]:
+        specs = compute_layer_specs(sized, data.num_features)[:NUM_DISTINCT]
+        return [measure_kernels(sized, spec, method, data, device) for spec in specs] if measure else []
+
+    plan = compute_plan(config, method, data, dataset.num_bytes, resources, num_done, kernels)
+    return _Prepared(plan, dataset, splits, device)
+
+
+def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run:
+    """Everything that can be refused is refused before anything is written."""
+    measure = config.memory.budget != "auto" or config.device.startswith("cuda")
+    prepared = _prepare(directory, config, measure=measure)
+    config, dataset, splits, device = prepared.plan.config, prepared.dataset, prepared.splits, prepared.device
     with storage_errors(directory.path):
         directory.path.mkdir(parents=True, exist_ok=True)
     with RunLock(directory.path):
@@ -147,8 +210,8 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
         if Run(directory.path).config != config:
             directory.write_config(config.to_toml())
         try:
-            runner = Runner(directory, config, data, splits, device, observer)
-            del dataset, splits  # the runner lets the images go when the first cache is there
+            runner = Runner(directory, prepared.plan, data, splits, device, observer)
+            del prepared, dataset, splits  # the runner lets the images go when the first cache is there
             runner.run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

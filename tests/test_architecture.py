@@ -16,14 +16,15 @@ PACKAGE = Path(ffstream.__file__).parent
 
 # From the ground up; a module may import from those before it only. A package counts as one floor.
 ORDER = """
-errors recipes seeding schedule workspace ledger
+errors recipes units seeding schedule workspace ledger memory
 normalisation
 config registry files device
 lock metrics goodness objectives negatives layers data cache
 labels network transfer optimiser
 checkpoint
-memory layer_trainer propagation
+layer_trainer propagation
 footprint
+plan
 probe
 observer cache_set frozen
 evaluate model
@@ -38,9 +39,10 @@ __main__
 """.split()
 
 PUBLIC = """
-Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation FFNetwork FFStreamError
-GOODNESSES Goodness LAYER_KINDS Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES Objective Observer Run RunError
-RunLockedError RunMismatchError SOURCES Split StorageError __version__ load register_recipe resume train
+BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation FFNetwork
+FFStreamError GOODNESSES Goodness LAYER_KINDS Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES Objective Observer Plan
+Run RunError RunLockedError RunMismatchError SOURCES Split StorageError __version__ load make_plan register_recipe
+resume train
 """.split()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import ffstream as ff
@@ -310,10 +311,21 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert layer_digests(ff.resume(interrupted).path) == layer_digests(whole.path)
 
 
-def test_a_layer_larger_than_memory_is_one_line(tmp_path):
-    code, _, error = run_cli(
-        "train", "--width", 10**12, "--cache", "host", "--run-dir", tmp_path / "run", "--device", "cpu"
-    )
+@pytest.mark.parametrize("width", [10**5, 10**12])
+def test_a_layer_larger_than_memory_is_refused_in_one_line_before_anything_is_written(width, tmp_path):
+    code, _, error = run_cli("train", "--width", width, "--run-dir", tmp_path / "run", "--device", "cpu")
+    assert code != 0
+    assert isinstance(error, ff.BudgetError)
+    assert "\n" not in str(error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_running_out_of_memory_all_the_same_is_one_line(tmp_path, monkeypatch):
+    def fail(*_args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr("ffstream.runner.Runner.run", fail)
+    code, _, error = run_cli("train", "--width", 16, "--run-dir", tmp_path / "run", "--device", "cpu")
     assert code != 0
     assert isinstance(error, ff.DeviceError)
     assert "out of memory" in str(error)
@@ -392,3 +404,60 @@ def test_a_signal_stops_the_run_with_the_command_that_resumes(number, tmp_path):
     assert "Traceback" not in errors
     assert not list((tmp_path / "run").rglob(".tmp-*"))
     assert Path(tmp_path / "run/layers/000/manifest.json").exists()
+
+
+# --- the plan
+
+
+def test_plan_takes_the_options_of_train():
+    group = get_command(app)
+    train, plan = (group.commands[name].params for name in ("train", "plan"))
+    assert [(p.name, p.opts) for p in plan] == [*((p.name, p.opts) for p in train), ("as_json", ["--json"])]
+
+
+def test_plan_shows_what_a_run_takes_and_writes_nothing(tmp_path):
+    code, output, _ = run_cli("plan", "--layers", 40, "--width", 64, "--device", "cpu", "--run-dir", tmp_path / "run")
+    assert code == 0
+    for word in (
+        "weights",
+        "optimiser",
+        "hands on",
+        "host memory",
+        "the disk",
+        "cache on host",
+        "layers 3-40",
+        "batch 64",
+    ):
+        assert word in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_in_json_holds_every_term(tmp_path):
+    code, output, _ = run_cli("plan", "--width", 64, "--device", "cpu", "--budget", "100MiB", "--json")
+    found = json.loads(output)
+    assert code == 0
+    assert found["peaks"]["device"]["allowed_bytes"] == 100 << 20
+    assert found["peaks"]["device"]["num_bytes"] == max(layer["footprint"]["peak"] for layer in found["layers"])
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_written(command, tmp_path):
+    run_dir = tmp_path / "run"
+    code, _, error = run_cli(command, "--width", 64, "--device", "cpu", "--budget", "100KiB", "--run-dir", run_dir)
+    assert code != 0
+    assert isinstance(error, ff.BudgetError)
+    assert "--budget" in str(error)
+    assert "\n" not in str(error)
+    assert not run_dir.exists()
+
+
+def test_a_budget_is_kept_by_a_run_that_goes_on_and_may_be_changed(tmp_path):
+    common = ("--width", 16, "--epochs", 1, "--device", "cpu", "--run-dir", tmp_path / "run")
+    assert run_cli("train", "--layers", 1, "--budget", "50MiB", *common)[0] == 0
+    assert run_cli("resume", tmp_path / "run", "--layers", 2)[0] == 0
+    assert ff.Run(tmp_path / "run").config.memory.budget == "50MiB"
+    code, _, error = run_cli("resume", tmp_path / "run", "--layers", 3, "--budget", "10KiB")
+    assert isinstance(error, ff.BudgetError)
+    assert code != 0
+    assert run_cli("resume", tmp_path / "run", "--layers", 3, "--budget", "60MiB")[0] == 0
+    assert ff.Run(tmp_path / "run").num_layers_done == 3

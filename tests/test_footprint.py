@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def footprints(num_features=100, num_samples=5000, staged=True, **settings):
     config = ff.Config(layers=settings.pop("layers", 3), width=settings.pop("width", 100), batch=128)
-    config = config.override({"precision": "fp32"} | settings)
+    config = config.override({"precision": "fp32", "cache.shard_samples": 4096} | settings)
     specs = compute_layer_specs(config, num_features)
     method = make_label_method(config, 10, num_features)
     data = DataShape(num_features, 10, {"train": num_samples, "validation": num_samples // 10})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 
 import pytest
 import torch
@@ -148,9 +147,11 @@ def test_interrupted_while_shards_move_through_a_layer_resumes_bitwise(
 
 def test_where_the_disk_is_tight_two_caches_take_no_more_than_one_and_a_shard(small_config, tmp_path, monkeypatch):
     config = small_config(cache__tier="disk", cache__shard_samples=64, cache__dtype="fp32", width=64, layers=4)
-    usage, sync, found = shutil.disk_usage(tmp_path), DiskCache.sync, []
     cache_bytes, shard_bytes = 300 * 64 * 4, 64 * 64 * 4
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=cache_bytes + shard_bytes))
+    enough = ff.make_plan(config).disk
+    assert enough.terms["cache"] == 2 * (cache_bytes + shard_bytes)
+    config = config.override({"memory.disk_budget": str(enough.num_bytes - 1)})
+    sync, found = DiskCache.sync, []
 
     def measuring_sync(cache, shard):
         files = [path for path in (tmp_path / "run/cache").rglob("*") if path.is_file()]

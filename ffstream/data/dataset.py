@@ -44,6 +44,12 @@ class Dataset:
     def num_features(self) -> int:
         return self.train.images[0].numel()
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all images and labels in memory."""
+        splits = [self.train] + ([self.test] if self.test is not None else [])
+        return sum(part.nbytes for split in splits for part in (split.images, split.labels))
+
     def digest(self) -> str:
         """Digest of the training data: a run refuses to go on with other data."""
         digest = hashlib.sha256(str((self.train.images.dtype, self.train.images.shape)).encode())

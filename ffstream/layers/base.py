@@ -39,7 +39,8 @@ class Layer(nn.Module):
 
     def add_label_embedding(self, num_classes: int, std: float, generator: torch.Generator) -> None:
         """Add U ~ N(0, std^2), one row a class."""
-        self.label_embedding = nn.Parameter(torch.randn(num_classes, self.num_units, generator=generator) * std)
+        drawn = torch.empty(num_classes, self.num_units).normal_(generator=generator)
+        self.label_embedding = nn.Parameter(drawn.mul_(std))
 
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) in any floating type -> (n, num_units) float32."""

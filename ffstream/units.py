@@ -1,0 +1,28 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+_BINARY = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_DECIMAL = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS = _BINARY | _DECIMAL
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """ "1.5GiB" -> 1610612736; "8GB" is decimal, and a bare number counts bytes. Raises ValueError."""
+    found = _SIZE.fullmatch(text)
+    unit = found[2].upper() or "B" if found else ""
+    if found is None or unit not in _UNITS:
+        raise ValueError(f"{text!r} is not a size, such as 512MiB, 1.5GiB or 8GB")
+    return round(float(found[1]) * _UNITS[unit])
+
+
+def format_bytes(num_bytes: float) -> str:
+    """3221225472 -> "3.0 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"

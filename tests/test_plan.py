@@ -1,0 +1,246 @@
+"""The plan: what it chooses, what it says a run takes, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ffstream as ff
+from benchmarks.footprint import StopBeforeTraining, StoppedError, measure_resumed_run
+from ffstream.config import MemoryConfig
+from ffstream.errors import BudgetError
+from ffstream.footprint import DataShape
+from ffstream.labels import make_label_method
+from ffstream.plan import Resources, choose_tier, compute_plan
+from ffstream.probe import survey_resources
+from ffstream.units import parse_bytes
+
+MIB, GIB = 1 << 20, 1 << 30
+PLENTY = Resources("cpu", 64 * GIB, 64 * GIB, GIB // 4, 64 * GIB)
+CUDA = dataclasses.replace(PLENTY, device_type="cuda")
+
+
+def plan(resources=PLENTY, num_samples=60000, num_features=784, num_done=0, **changes):
+    config = ff.Config(layers=changes.pop("layers", 4), width=changes.pop("width", 500), batch=256)
+    config = config.override({"precision": "bf16"} | changes)
+    method = make_label_method(config, 10, num_features)
+    data = DataShape(num_features, 10, {"train": num_samples, "validation": num_samples // 10})
+    return compute_plan(config, method, data, num_samples * num_features, resources, num_done)
+
+
+def with_less(resources=PLENTY, **fields):
+    return dataclasses.replace(resources, **fields)
+
+
+def test_the_fastest_tier_that_has_room_is_taken():
+    cache = 66000 * 784 * 2
+    assert plan(CUDA).tier == "device"
+    assert plan(PLENTY).tier == "host"
+    assert plan(with_less(CUDA, device_bytes=cache)).tier == "host"
+    tight = with_less(CUDA, device_bytes=cache, host_bytes=GIB // 4 + 2 * 60000 * 784 + cache // 2)
+    assert plan(tight).tier == "disk"
+
+
+@pytest.mark.parametrize(
+    ("requested", "resources", "tier"),
+    [("disk", PLENTY, "disk"), ("host", CUDA, "host"), ("device", CUDA, "device"), ("device", PLENTY, "host")],
+)
+def test_a_tier_that_is_asked_for_is_taken(requested, resources, tier):
+    assert plan(resources, **{"cache.tier": requested}).tier == tier
+
+
+def test_a_tier_that_is_asked_for_is_refused_where_it_has_no_room():
+    with pytest.raises(BudgetError, match="the device .* needs .* with the cache on device"):
+        plan(with_less(CUDA, device_bytes=60 * MIB), **{"cache.tier": "device"})
+
+
+def test_memory_does_not_depend_on_depth():
+    shallow, deep = plan(layers=4), plan(layers=400)
+    assert shallow.device == deep.device
+    assert shallow.host == deep.host
+    assert deep.disk.terms["layers"] > 80 * shallow.disk.terms["layers"]
+    assert [(layer.first, layer.last) for layer in deep.layers] == [(1, 1), (2, 2), (3, 400)]
+
+
+def test_shards_are_of_4096_samples_where_there_is_room_and_smaller_where_there_is_not():
+    assert plan(**{"cache.tier": "disk"}).config.cache.shard_samples == 4096
+    whole = plan(**{"cache.tier": "disk"}).device.num_bytes
+    small = plan(with_less(device_bytes=whole - 1), **{"cache.tier": "disk"})
+    assert small.config.cache.shard_samples == 2048
+    assert small.fits
+
+
+def test_given_shards_are_kept():
+    chosen = plan(**{"cache.tier": "disk", "cache.shard_samples": 1000})
+    assert chosen.config.cache.shard_samples == 1000
+    with pytest.raises(BudgetError):
+        plan(with_less(device_bytes=chosen.device.num_bytes - 1), **{"cache.tier": "disk", "cache.shard_samples": 1000})
+
+
+def test_the_smallest_budget_that_is_named_is_enough_and_a_smaller_one_is_not():
+    with pytest.raises(BudgetError) as caught:
+        plan(with_less(device_bytes=MIB))
+    named = parse_bytes(str(caught.value).split("--budget ")[1].split()[0])
+    assert plan(with_less(device_bytes=named)).fits
+    with pytest.raises(BudgetError):
+        plan(with_less(device_bytes=named - 2 * MIB))
+
+
+def test_the_batch_that_is_named_is_enough():
+    needed = plan(**{"cache.tier": "disk", "cache.shard_samples": 256}).device.num_bytes
+    tight = with_less(device_bytes=int(0.8 * needed))
+    with pytest.raises(BudgetError, match="--batch") as caught:
+        plan(tight)
+    batch = int(str(caught.value).split("--batch ")[1].split(",")[0])
+    assert plan(tight, batch=batch).fits
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "words"),
+    [
+        ({"device_bytes": MIB}, {}, ["the device (layer 1, 784 x 500)", "weights 1.5 MiB", "optimiser", "--budget"]),
+        ({"host_bytes": GIB // 4 + MIB}, {}, ["host memory", "interpreter 256.0 MiB", "--host-budget"]),
+        ({"disk_bytes": MIB}, {}, ["the disk needs", "layers", "--disk-budget"]),
+        (
+            {"host_bytes": GIB // 4 + 150 * MIB, "disk_bytes": 60 * MIB},
+            {"layers": 1},
+            ["the disk", "cache 9", "on disk"],
+        ),
+    ],
+)
+def test_a_refusal_names_what_does_not_fit_and_what_helps(fields, changes, words):
+    with pytest.raises(BudgetError) as caught:
+        plan(with_less(**fields), **changes)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_one_cache_and_a_shard_are_enough_on_disk_and_two_are_taken_where_there_is_room():
+    roomy = plan(**{"cache.tier": "disk"})
+    cache = 66000 * 784 * 2
+    assert roomy.max_unsynced is None
+    assert roomy.disk.terms["cache"] == pytest.approx(2 * cache, rel=0.15)
+    tight = plan(with_less(disk_bytes=roomy.disk.num_bytes - 1), **{"cache.tier": "disk"})
+    assert tight.max_unsynced == 1
+    assert cache < tight.disk.terms["cache"] <= cache + 4096 * 784 * 2
+
+
+def test_finished_layers_take_no_more_disk():
+    assert plan(layers=10, num_done=9).disk.terms["layers"] < plan(layers=10).disk.terms["layers"] / 5
+
+
+def test_a_run_directory_in_memory_counts_as_host_memory():
+    on_disk, in_memory = (plan(with_less(disk_is_memory=flag), **{"cache.tier": "disk"}) for flag in (False, True))
+    assert in_memory.host.num_bytes - on_disk.host.num_bytes >= 66000 * 784 * 2
+
+
+def test_what_a_run_reads_and_writes():
+    first, second, rest = plan(epochs=3).layers
+    assert first.read_bytes == 66000 * 784 * 2 * (3 + 1)
+    assert first.written_bytes == second.cache_bytes == 66000 * 500 * 2
+    assert rest.read_bytes == second.cache_bytes * 4
+    assert plan(layers=1).layers[0].written_bytes == 0
+
+
+def test_a_plan_is_json():
+    found = plan().to_mapping()
+    assert json.loads(json.dumps(found)) == found
+    assert found["peaks"]["device"]["num_bytes"] == max(layer["footprint"]["peak"] for layer in found["layers"])
+
+
+@settings(max_examples=12, deadline=None)
+@given(device=st.integers(1, 2 * GIB), host=st.integers(1, 2 * GIB), disk=st.integers(1, 2 * GIB), on_cpu=st.booleans())
+def test_a_plan_never_takes_more_than_it_may(device, host, disk, on_cpu):
+    resources = Resources("cpu" if on_cpu else "cuda", device, host, 100 * MIB, disk)
+    try:
+        found = plan(resources, num_samples=20000)
+    except BudgetError:
+        return
+    assert found.device.num_bytes <= device
+    assert found.host.num_bytes <= host
+    assert found.disk.num_bytes <= disk
+
+
+@given(cache=st.integers(0, 64 * GIB), device=st.integers(0, 64 * GIB), host=st.integers(0, 64 * GIB))
+def test_an_automatic_tier_fits_where_it_is_put_and_more_room_is_never_slower(cache, device, host):
+    speed = ["disk", "host", "device"]
+    tier = choose_tier("auto", "cuda", cache, device, host)
+    assert {"device": cache <= device, "host": cache <= host, "disk": True}[tier]
+    assert speed.index(choose_tier("auto", "cuda", cache, device + GIB, host + GIB)) >= speed.index(tier)
+    assert choose_tier("auto", "cpu", cache, device, host) != "device"
+
+
+# --- what this machine has
+
+
+CPU = torch.device("cpu")
+
+
+def test_resources_are_most_of_what_is_free(tmp_path):
+    found = survey_resources(MemoryConfig(), CPU, tmp_path / "not" / "there" / "yet")
+    assert 0 < found.host_used_bytes < found.host_bytes
+    assert found.device_bytes == found.host_bytes - found.host_used_bytes
+    assert 0 < found.disk_bytes < shutil.disk_usage(tmp_path).free
+
+
+def test_budgets_replace_what_is_found(tmp_path):
+    told = MemoryConfig(budget="300MiB", host_budget="3GiB", disk_budget="1GB")
+    found = survey_resources(told, CPU, tmp_path)
+    assert (found.device_bytes, found.host_bytes, found.disk_bytes) == (300 * MIB, 3 * GIB, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (MemoryConfig(host_budget="1MiB"), ["host budget", "interpreter", "already"]),
+        (MemoryConfig(host_budget="900TiB"), ["host budget 900TiB", "this machine has"]),
+        (MemoryConfig(budget="900TiB"), ["device budget 900TiB", "this machine has"]),
+        (MemoryConfig(disk_budget="900000TiB"), ["disk budget", "this machine has"]),
+    ],
+)
+def test_impossible_budgets_are_refused(told, words, tmp_path):
+    with pytest.raises(BudgetError) as caught:
+        survey_resources(told, CPU, tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1GiB", "0", "1.5", "0GiB", "1 parsec"])
+def test_nonsense_is_refused_as_a_setting(text):
+    if text == "1.5":  # bytes
+        assert ff.Config().override({"memory.budget": text})
+        return
+    with pytest.raises(ff.ConfigError, match=r"memory.budget: found .*, allowed 'auto', or a size"):
+        ff.Config().override({"memory.budget": text})
+
+
+# --- runs under a budget
+
+
+def test_a_run_keeps_its_budget(tmp_path, small_data):
+    """As the allocator tells, at the smallest budget that is not refused; and nothing is written by a refusal."""
+    config = ff.Config(data=str(small_data), layers=2, width=300, epochs=1, batch=64, device="cpu", precision="fp32")
+    config = config.override({"cache.tier": "disk", "memory.budget": "1KiB"})
+    with pytest.raises(BudgetError) as caught:
+        ff.train(config, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    named = str(caught.value).split("--budget ")[1].split()[0]
+    with pytest.raises(StoppedError):
+        ff.train(config.override({"memory.budget": named}), tmp_path / "a", observer=StopBeforeTraining())
+    assert measure_resumed_run(tmp_path / "a") <= parse_bytes(named)
+
+
+def test_shards_that_a_budget_chose_are_kept_when_a_run_goes_on_without_it(tmp_path, small_data):
+    config = ff.Config(data=str(small_data), layers=1, width=64, epochs=1, batch=64, device="cpu", precision="fp32")
+    config = config.override({"cache.tier": "disk"})
+    run = ff.train(config.override({"cache.shard_samples": 128}), tmp_path / "a")
+    grown = ff.train(dataclasses.replace(config, layers=2), tmp_path / "a", resume=True)
+    assert grown.config.cache.shard_samples == run.config.cache.shard_samples == 128
