@@ -20,7 +20,7 @@ import torch
 import ffstream as ff
 from ffstream.config import Config
 from ffstream.data import SOURCES
-from ffstream.footprint import NUM_DISTINCT, DataShape, compute_footprints
+from ffstream.footprint import NUM_DISTINCT, DataShape, do_on_paper
 from ffstream.labels import make_label_method
 from ffstream.memory import measure_peak_bytes
 from ffstream.network import compute_layer_specs
@@ -123,8 +123,8 @@ def compare(config: Config, num_features: int, folder: Path) -> tuple[int, int]:
     device = torch.device(config.device)
     kernels = [measure_kernels(config, spec, method, data, device) for spec in specs]
     on_host = device.type == "cpu"
-    footprints = compute_footprints(config, specs, method, data, draws_on_device=on_host, staged=True, kernels=kernels)
-    return max(footprint.peak for footprint in footprints), measured
+    layers = do_on_paper(config, specs, method, data, draws_on_device=on_host, staged=True, kernels=kernels)
+    return max(layer.footprint.peak for layer in layers), measured
 
 
 def measure_footprint(device: str, folder: Path) -> dict[str, Any]:

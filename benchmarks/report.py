@@ -41,6 +41,8 @@ def short_table(found: dict[str, Any]) -> str:
     if "tiers" in found:
         ratio = found["tiers"]["by_epochs"]["20"]["median"]
         rows.append(("time with the cache on disk against in memory, 20 epochs a layer", f"x {ratio:.2f}"))
+    if "footprint" in found:
+        rows.append(("peak memory planned before the run against measured", _footprint(found["footprint"])))
     machine = next(iter(found.values()))["machine"]
     return f"{_table(rows)}\n\n{machine['device']}, {machine['num_cores']} cores, torch {machine['torch']}."
 
@@ -99,12 +101,18 @@ def _footprint(found: dict[str, Any]) -> str:
     )
 
 
+def _times(found: dict[str, Any]) -> str:
+    ratios = f"{found['lowest_ratio']:.2f} to {found['highest_ratio']:.2f}"
+    return f"planned / measured over {len(found['shapes'])} shapes: {ratios}"
+
+
 _FIGURES = {
     "inject": _accuracy,
     "hinton": _accuracy,
     "depth": _depth,
     "memory": _memory,
     "tiers": _tiers,
+    "times": _times,
     "footprint": _footprint,
 }
 

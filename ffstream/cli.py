@@ -86,16 +86,29 @@ def train(
     _train(path, lambda observer: start(resolved, path, resume=resume, observer=observer))
 
 
-def plan(**options: Any) -> None:
+def plan(
+    machine: Annotated[
+        str | None,
+        typer.Option(help="Plan for another machine: device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Plan for so many training samples of no data in particular.")
+    ] = None,
+    features: Annotated[int, typer.Option(help="Features of each, with --samples.")] = 784,
+    classes: Annotated[int, typer.Option(help="Classes, with --samples.")] = 10,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
     """Show what `train` with the same options would do and take; nothing is written."""
-    as_json = options.pop("as_json")
     resolved = _resolve_settings(options)
     from rich.console import Console
 
+    from ffstream.footprint import DataShape
     from ffstream.reporting import plan_report
     from ffstream.session import make_plan
 
-    found = make_plan(resolved, options["run_dir"], resume=options["resume"])
+    data = DataShape.of(samples, features, classes, resolved.validation_fraction) if samples is not None else None
+    found = make_plan(resolved, options["run_dir"], resume=options["resume"], machine=machine, data=data)
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
         return
@@ -103,13 +116,15 @@ def plan(**options: Any) -> None:
         Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
-# The options of `plan` are those of `train`, by construction.
-_OPTIONS = inspect_module.signature(train, eval_str=True)
-_JSON_OPTION = inspect_module.Parameter(
-    "as_json", inspect_module.Parameter.KEYWORD_ONLY, default=False, annotation=Json
-)
-plan.__signature__ = _OPTIONS.replace(parameters=[*_OPTIONS.parameters.values(), _JSON_OPTION])  # type: ignore[attr-defined]
-plan.__annotations__ = {name: parameter.annotation for name, parameter in plan.__signature__.parameters.items()}  # type: ignore[attr-defined]
+def _add_options_of(source: Callable[..., None], target: Callable[..., None]) -> None:
+    """Give `target`, in place of its **options, those of `source`."""
+    theirs, own = (inspect_module.signature(f, eval_str=True).parameters.values() for f in (source, target))
+    mine = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind is not p.VAR_KEYWORD]
+    vars(target)["__signature__"] = inspect_module.Signature([*theirs, *mine])
+    target.__annotations__ = {parameter.name: parameter.annotation for parameter in [*theirs, *mine]}
+
+
+_add_options_of(train, plan)
 app.command()(plan)
 
 

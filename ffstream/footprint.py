@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ffstream.cache import CacheLayout, compute_batches
 from ffstream.config import Config
+from ffstream.errors import ConfigError
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import LabelMethod
 from ffstream.layer_trainer import LayerTrainer
-from ffstream.ledger import PAPER, Ledger
+from ffstream.ledger import PAPER, Ledger, Work
 from ffstream.network import LayerSpec, build_layer, hand_on
 from ffstream.propagation import chunk_samples
 from ffstream.transfer import NUM_SLOTS
@@ -45,6 +46,17 @@ class DataShape:
     num_classes: int
     num_samples: Mapping[str, int]  # by split: train, and validation if there is one
 
+    @classmethod
+    def of(cls, num_samples: int, num_features: int, num_classes: int, validation_fraction: float) -> DataShape:
+        """Of `num_samples` training samples, of which a fraction is kept for validation. Raises ConfigError."""
+        numbers = {"samples": (num_samples, 2), "features": (num_features, 1), "classes": (num_classes, 2)}
+        for noun, (number, least) in numbers.items():
+            if number < least:
+                raise ConfigError(f"--{noun} {number}: allowed an integer >= {least}")
+        held_out = round(num_samples * validation_fraction)
+        counts = {"train": num_samples - held_out} | ({"validation": held_out} if held_out else {})
+        return cls(num_features, num_classes, counts)
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -71,6 +83,16 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class PaperLayer:
+    """What a layer's work takes: bytes, and what is done in a step and with a chunk of each split in a pass."""
+
+    footprint: Footprint
+    step: Work
+    sweep: Work
+    hand_on: Work
+
+
+@dataclass(frozen=True)
 class KernelBytes:
     """What the matrix products of a layer take on the device beside their operands; nothing where it is not known."""
 
@@ -87,7 +109,7 @@ def cache_layouts(config: Config, method: LabelMethod, data: DataShape, num_feat
     }
 
 
-def compute_footprints(
+def do_on_paper(
     config: Config,
     specs: Sequence[LayerSpec],
     method: LabelMethod,
@@ -96,19 +118,19 @@ def compute_footprints(
     draws_on_device: bool,
     staged: bool,
     kernels: Sequence[KernelBytes] = (),
-) -> list[Footprint]:
-    """Of the first layers, `NUM_DISTINCT` at most.
+) -> list[PaperLayer]:
+    """What the first layers take, `NUM_DISTINCT` at most.
 
     `draws_on_device`: the device is the host, so that orders and candidates are drawn in its memory. `staged`: shards
     pass through slots, as the cache does not lie on the device. `kernels`: what `probe` measured for each layer.
     """
     specs = specs[:NUM_DISTINCT]
     work = _PaperWork(config, method, draws_on_device)
-    footprints: list[Footprint] = []
+    layers: list[PaperLayer] = []
     read: list[CacheLayout] = []
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
         layouts = cache_layouts(config, method, data, spec.in_features)
-        terms = work.on_layer(spec, layouts, data.num_classes, beside)
+        terms, done = work.on_layer(spec, layouts, data.num_classes, beside)
         slots = write_slots = 0
         if staged:
             read += layouts.values()  # slots are kept and only grow
@@ -117,8 +139,8 @@ def compute_footprints(
                 written = cache_layouts(config, method, data, spec.out_features).values()
                 write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
         terms["handing_on"] += slots + write_slots
-        footprints.append(Footprint(slots=slots, **terms))
-    return footprints
+        layers.append(PaperLayer(Footprint(slots=slots, **terms), **done))
+    return layers
 
 
 class _PaperWork:
@@ -134,8 +156,8 @@ class _PaperWork:
     @torch.no_grad()
     def on_layer(
         self, spec: LayerSpec, layouts: dict[str, CacheLayout], num_classes: int, kernels: KernelBytes
-    ) -> dict[str, int]:
-        """The terms of a footprint but for slots."""
+    ) -> tuple[dict[str, int], dict[str, Work]]:
+        """The terms of a footprint but for slots; what is done in a step, a sweep and in handing on."""
         blocks = {  # not entered in the ledger: they are slots
             name: torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
             for name, layout in layouts.items()
@@ -152,6 +174,7 @@ class _PaperWork:
             trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER)
             optimiser = ledger.live_bytes - before - weights
             peaks = []  # of moments that do not meet
+            done = {"step": Work(), "sweep": Work(), "hand_on": Work()}
             totals = torch.zeros(4, device=PAPER)
             for _ in range(min(self._config.epochs, 2)):
                 for _ in range(2):
@@ -159,12 +182,16 @@ class _PaperWork:
                     index, candidates = self._draw(len(blocks["train"]))
                     peaks.append(ledger.peak_bytes)
                 ledger.start_peak()
+                start = ledger.work
                 totals += trainer.step(blocks["train"], index, candidates.index_select(0, index), 1.0, generator)
                 peaks.append(ledger.peak_bytes + kernels.in_steps)
+                done["step"] = ledger.work - start
                 if "validation" in chunks:
                     goodness = GOODNESSES[self._config.objective.goodness]
                     ledger.start_peak()
+                    start = ledger.work
                     self._method.sweep(layer, goodness, layer.preactivations(chunks["validation"]))
+                    done["sweep"] = ledger.work - start
                     peaks.append(ledger.peak_bytes + kernels.in_passes)
                     if self._draws_on_device:  # of all samples in parts, put together, and summed over layers
                         goodness_bytes = 3 * layouts["validation"].num_samples * num_classes * 4
@@ -172,15 +199,18 @@ class _PaperWork:
             del trainer, index, candidates, totals
             ledger.start_peak()
             if spec.index + 1 < self._config.layers:
+                start = ledger.work
                 for chunk in chunks.values():
                     hand_on(spec, chunk, layer.preactivations(chunk), self._workspace)
+                    done["hand_on"] = ledger.work - start  # of both splits
             handing_on = ledger.peak_bytes + kernels.in_passes
-        return buffers | {
+        terms = buffers | {
             "weights": weights,
             "optimiser": optimiser,
             "others": max(peaks) - weights - optimiser - sum(buffers.values()) + goodness_bytes + _SMALL_BYTES,
             "handing_on": handing_on + goodness_bytes + _SMALL_BYTES,
         }
+        return terms, done
 
     def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """The first batch of a shard's samples, a view of their order, and the candidates of all of them."""

@@ -5,8 +5,9 @@ What the code would need is known before it is run: the same lines run on paper 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -27,12 +28,14 @@ class Work:
     moved_bytes: int = 0
     num_operators: int = 0
 
+    def __add__(self, other: Work) -> Work:
+        return Work(*map(operator.add, astuple(self), astuple(other)))
+
     def __sub__(self, other: Work) -> Work:
-        return Work(
-            self.flops - other.flops,
-            self.moved_bytes - other.moved_bytes,
-            self.num_operators - other.num_operators,
-        )
+        return self + other * -1
+
+    def __mul__(self, times: int) -> Work:
+        return Work(*(times * value for value in astuple(self)))
 
 
 class Ledger(TorchDispatchMode):

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ffstream.cache import CacheLayout
 from ffstream.config import Config
 from ffstream.errors import BudgetError
-from ffstream.footprint import NUM_DISTINCT, DataShape, Footprint, KernelBytes, cache_layouts, compute_footprints
+from ffstream.footprint import NUM_DISTINCT, DataShape, Footprint, KernelBytes, PaperLayer, cache_layouts, do_on_paper
 from ffstream.labels import LabelMethod
+from ffstream.ledger import Work
 from ffstream.network import LayerSpec, compute_layer_specs
+from ffstream.propagation import chunk_samples
 from ffstream.units import format_bytes
 
 _SHARD_SAMPLES = 4096  # where the budget has room for it
 _SMALLEST_BATCH = 8  # that is suggested
 _MOST_WEIGHTS = 10**16  # of a layer
 _MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a machine is. `probe.measure_rates` finds it for this one."""
+
+    flops_per_s: float  # of matrix products, in the precision of the run
+    moved_bytes_per_s: float  # that other operators read and write on the device
+    operator_s: float  # of starting an operator
+    loaded_bytes_per_s: Mapping[str, float]  # from a tier of the cache to the device: host, disk
+
+    def seconds(self, work: Work) -> dict[str, float]:
+        """What work takes, by what it is spent on."""
+        return {
+            "products": work.flops / self.flops_per_s,
+            "memory": work.moved_bytes / self.moved_bytes_per_s,
+            "operators": work.num_operators * self.operator_s,
+        }
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,7 @@ class Resources:
     host_used_bytes: int  # by the interpreter and its libraries
     disk_bytes: int
     disk_is_memory: bool = False  # the run directory lies in a file system that is kept in memory
+    rates: Rates | None = None  # no times are planned without
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,22 @@ class LayerPlan:
     cache_bytes: int  # of what one of them reads
     read_bytes: int  # from the cache, over the training of one of them
     written_bytes: int  # to the next one's cache
+    seconds: dict[str, float] | None  # of one of them, by what it is spent on; "loading" goes on beside the rest
+
+    @property
+    def total_s(self) -> float | None:
+        """Seconds for one of them; None where no rates are known."""
+        if self.seconds is None:
+            return None
+        return max(sum(self.seconds.values()) - self.seconds["loading"], self.seconds["loading"])
+
+    @property
+    def bottleneck(self) -> str | None:
+        """What takes the most time: loading where it does not hide behind the rest."""
+        if self.seconds is None:
+            return None
+        hidden = self.seconds["loading"] < (self.total_s or 0.0)
+        return max((name for name in self.seconds if name != "loading" or not hidden), key=self.seconds.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -79,16 +116,24 @@ class Plan:
         """Whether all that it takes may be taken."""
         return not any(need.excess_bytes for need in (self.device, self.host, self.disk))
 
+    @property
+    def total_s(self) -> float | None:
+        """Seconds for all layers, finished ones too; None where no rates are known."""
+        known = [(layer.last - layer.first + 1, layer.total_s) for layer in self.layers]
+        return sum(count * (each or 0.0) for count, each in known) if known[0][1] is not None else None
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         layers = [
             dataclasses.asdict(layer)
             | {"footprint": dataclasses.asdict(layer.footprint) | {"peak": layer.footprint.peak}}
+            | {"total_s": layer.total_s, "bottleneck": layer.bottleneck}
             for layer in self.layers
         ]
         needs = {name: dataclasses.asdict(getattr(self, name)) for name in ("device", "host", "disk")}
         return {
             "tier": self.tier,
+            "total_s": self.total_s,
             "batch": self.config.batch,
             "shard_samples": self.config.cache.shard_samples,
             "layers": layers,
@@ -104,11 +149,14 @@ def compute_plan(
     resources: Resources,
     num_done: int = 0,
     measure_kernels: Callable[[Config], Sequence[KernelBytes]] = lambda _: (),
+    *,
+    must_fit: bool = True,
 ) -> Plan:
     """The plan with the fastest tier of the cache that has room, and the largest shards up to 4096 samples.
 
     `data_bytes` is what the data set takes on the host, `num_done` the number of finished layers. `measure_kernels` is
-    asked for a plan that fits without them. Raises BudgetError, naming what does not fit and what would.
+    asked for a plan that fits without them. Raises BudgetError, naming what does not fit and what would; unless it must
+    not fit, then the plan that comes nearest is returned.
     """
     planner = _Planner(method, data, data_bytes, resources, num_done)
     frugal = []
@@ -123,6 +171,8 @@ def compute_plan(
             return plan
         frugal.append(plan)
     nearest = min(frugal, key=lambda plan: sum(need.excess_bytes for need in (plan.device, plan.host, plan.disk)))
+    if not must_fit:
+        return nearest
     if nearest.device.num_bytes < 2 * nearest.device.allowed_bytes:  # near enough to say exactly what would do
         nearest = planner.draft(nearest.config, nearest.tier, measure_kernels, only_if_it_fits=False)
     raise BudgetError(_explain(nearest, planner.smaller_batch(nearest, measure_kernels)))
@@ -186,10 +236,11 @@ class _Planner:
         specs = compute_layer_specs(config, self.data.num_features)
         _check_countable(specs)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
-        footprints = compute_footprints(
+        on_paper = do_on_paper(
             config, specs, self.method, self.data, draws_on_device=on_cpu, staged=staged, kernels=kernels
         )
-        layers = _layer_plans(config, specs, footprints, self.method, self.data)
+        rates = self.resources.rates
+        layers = _layer_plans(config, specs, on_paper, self.method, self.data, rates, tier if staged else None)
         shards = [layout.shard_bytes for spec in specs[:2] for layout in _layouts(config, self.method, self.data, spec)]
         cache_bytes = max(layer.cache_bytes for layer in layers) + max(shards)  # an input becomes its output by shards
         largest = max(layers, key=lambda layer: layer.footprint.peak)
@@ -257,28 +308,55 @@ def _check_countable(specs: list[LayerSpec]) -> None:
 
 
 def _layer_plans(
-    config: Config, specs: list[LayerSpec], footprints: list[Footprint], method: LabelMethod, data: DataShape
+    config: Config,
+    specs: list[LayerSpec],
+    on_paper: list[PaperLayer],
+    method: LabelMethod,
+    data: DataShape,
+    rates: Rates | None,
+    tier: str | None,
 ) -> list[LayerPlan]:
-    """The first layers one by one, and all that are like the last of them together."""
+    """The first layers one by one, and all that are like the last of them together.
+
+    `tier`: where shards are loaded from, None where they are not.
+    """
     plans = []
-    for spec, footprint in zip(specs[:NUM_DISTINCT], footprints, strict=True):
-        read = sum(layout.num_bytes for layout in _layouts(config, method, data, spec))
+    for spec, layer in zip(specs[:NUM_DISTINCT], on_paper, strict=True):
+        layouts = cache_layouts(config, method, data, spec.in_features)
+        read = sum(layout.num_bytes for layout in layouts.values())
         hands_on = spec.index + 1 < len(specs)
-        written = read // spec.in_features * spec.out_features if hands_on else 0
-        last = len(specs) if spec.index + 1 == NUM_DISTINCT else spec.index + 1
+        read_bytes = read * (config.epochs + hands_on)
+        seconds = None
+        if rates is not None:
+            work = _all_work(config, layer, layouts)
+            loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
+            seconds = rates.seconds(work) | {"loading": loading}
         plans.append(
             LayerPlan(
                 first=spec.index + 1,
-                last=last,
+                last=len(specs) if spec.index + 1 == NUM_DISTINCT else spec.index + 1,
                 in_features=spec.in_features,
                 num_units=spec.num_units,
-                footprint=footprint,
+                footprint=layer.footprint,
                 cache_bytes=read,
-                read_bytes=read * (config.epochs + hands_on),
-                written_bytes=written,
+                read_bytes=read_bytes,
+                written_bytes=read // spec.in_features * spec.out_features if hands_on else 0,
+                seconds=seconds,
             )
         )
     return plans
+
+
+def _all_work(config: Config, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
+    """Of training one layer, measuring it after every epoch and handing its output on."""
+    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    train = layouts["train"]
+    work = layer.step * (config.epochs * -(-train.num_samples // config.batch))
+    if "validation" in layouts:
+        validation = layouts["validation"]
+        work += layer.sweep * (config.epochs * -(-validation.num_samples // chunk_samples(validation)))
+    first_chunks = sum(min(chunk_samples(layout), layout.num_samples) for layout in layouts.values())
+    return work + layer.hand_on * -(-sum(layout.num_samples for layout in layouts.values()) // first_chunks)
 
 
 def _layouts(config: Config, method: LabelMethod, data: DataShape, spec: LayerSpec) -> list[CacheLayout]:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ffstream.cache import CacheLayout
+from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.config import Config, MemoryConfig
 from ffstream.errors import BudgetError
-from ffstream.footprint import DataShape, KernelBytes, cache_layouts
-from ffstream.labels import LabelMethod
-from ffstream.ledger import PAPER, Ledger
+from ffstream.footprint import DataShape, KernelBytes, cache_layouts, do_on_paper
+from ffstream.labels import LabelMethod, make_label_method
+from ffstream.layer_trainer import LayerTrainer
+from ffstream.ledger import PAPER, Ledger, Work
 from ffstream.memory import device_free_bytes, host_free_bytes, is_in_memory, measure_peak_bytes, resident_bytes
-from ffstream.network import LayerSpec, build_layer
-from ffstream.plan import Resources
+from ffstream.network import LayerSpec, build_layer, compute_layer_specs
+from ffstream.plan import Rates, Resources
 from ffstream.propagation import chunk_samples
+from ffstream.transfer import Transfer, allocate_host
 from ffstream.units import format_bytes, parse_bytes
 from ffstream.workspace import Workspace
 
@@ -26,6 +32,11 @@ _TILE_UNITS = 1024  # a layer works by tiles of so many units, or of a divisor o
 
 # Of what is free, the share that a run takes unless it is told: the rest is for the allocator and for other programs.
 _SHARE = 0.8
+
+_NUM_REPEATS = 16
+_NUM_EPOCHS, _NUM_STEPS = 4, 4
+_LEAST_SHARE = 0.1  # of a step's time beside its products, for memory and for starting operators each
+_TRANSFER_BYTES = 16 << 20
 
 
 def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path) -> Resources:
@@ -68,6 +79,102 @@ def _budget(noun: str, text: str, default_bytes: int, most_bytes: int) -> int:
             f"{noun} budget {text}: this machine has {format_bytes(most_bytes)} of it; allowed up to that"
         )
     return num_bytes
+
+
+def measure_rates(config: Config, device: torch.device, folder: Path) -> Rates:
+    """How fast this machine is at a run's work, from its products and the steps of a small and of a large layer.
+
+    Neither memory nor the start of an operator is as fast in a step as alone: both are taken from the two steps.
+    """
+    flops_per_s = _measure_products(config, device)
+    small_s, small = _measure_step(config, 256, 128, device)
+    large_s, large = _measure_step(config, 2000, 512, device)
+    small_rest_s, large_rest_s = small_s - small.flops / flops_per_s, large_s - large.flops / flops_per_s
+    # Two equations: rest = moved_bytes / moved_bytes_per_s + num_operators * operator_s.
+    ratio = small.num_operators / large.num_operators
+    byte_s = (large_rest_s * ratio - small_rest_s) / (large.moved_bytes * ratio - small.moved_bytes)
+    byte_s = min(max(byte_s, _LEAST_SHARE * large_rest_s / large.moved_bytes), large_rest_s / large.moved_bytes)
+    operator_s = max(small_rest_s - small.moved_bytes * byte_s, _LEAST_SHARE * small_rest_s) / small.num_operators
+    return Rates(
+        flops_per_s=flops_per_s,
+        moved_bytes_per_s=1 / byte_s,
+        operator_s=operator_s,
+        loaded_bytes_per_s={"host": _measure_link(device), "disk": _measure_disk(folder)},
+    )
+
+
+def _measure_products(config: Config, device: torch.device) -> float:
+    """FLOP/s of the two products of a step."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    rows, units, features = 512, 1000, 1000
+    left, right = (
+        torch.zeros(rows, features, dtype=dtype, device=device),
+        torch.zeros(units, features, dtype=dtype, device=device),
+    )
+    gradient = torch.zeros(rows, units, dtype=dtype, device=device)
+
+    def multiply() -> None:
+        torch.mm(left, right.t())
+        torch.mm(gradient[:, : units // 2].t(), left)
+        torch.mm(gradient[:, units // 2 :].t(), left)
+
+    return 4 * rows * units * features / _median_s(multiply, device)
+
+
+@torch.no_grad()
+def _measure_step(config: Config, width: int, batch: int, device: torch.device) -> tuple[float, Work]:
+    """Seconds and work of one step of a layer that is as wide as its input, as an epoch takes it."""
+    num_classes, num_samples = 1 + max(config.negatives.per_step, 9), _NUM_STEPS * batch
+    config = config.override({"negatives.per_sample": "all", "width": width, "batch": batch, "epochs": 1})
+    method = make_label_method(config, num_classes, width)
+    (spec,) = compute_layer_specs(config.override({"layers": 1}), width)
+    data = DataShape(width, num_classes, {"train": num_samples})
+    config = config.override({"cache.shard_samples": num_samples, "layers": 1})
+    (on_paper,) = do_on_paper(config, [spec], method, data, draws_on_device=False, staged=False)
+    layout = cache_layouts(config, method, data, width)["train"]
+    cache = MemoryCache(layout, device)
+    rows = cache.allocate(0, device)
+    assert rows is not None, "the cache lies on the device"
+    rows.fill_(1.0)
+    labels = torch.zeros(num_samples, dtype=torch.int64)
+    trainer = LayerTrainer(build_layer(config, spec, num_classes), 0, config, method, device)
+    with Transfer(device) as transfer:
+        epoch_s = _median_s(lambda: trainer.train_epoch(transfer, cache, labels, 0), device, _NUM_EPOCHS)
+    return epoch_s / _NUM_STEPS, on_paper.step
+
+
+def _measure_link(device: torch.device) -> float:
+    """Bytes a second from the host's memory to the device."""
+    if device.type == "cpu":
+        return float("inf")
+    source = allocate_host(_TRANSFER_BYTES, pinned=True)
+    target = torch.zeros(_TRANSFER_BYTES, dtype=torch.uint8, device=device)
+    return _TRANSFER_BYTES / _median_s(lambda: target.copy_(source, non_blocking=True), device)
+
+
+def _measure_disk(folder: Path) -> float:
+    """Bytes a second from a file that was just written: what the system's own cache gives, as for a cache that fits."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+        file.write(bytes(_TRANSFER_BYTES))
+        target = memoryview(bytearray(_TRANSFER_BYTES))
+
+        def read() -> None:
+            file.seek(0)
+            file.readinto(target)
+
+        return _TRANSFER_BYTES / _median_s(read, torch.device("cpu"))
+
+
+def _median_s(work: Callable[[], object], device: torch.device, num_repeats: int = _NUM_REPEATS) -> float:
+    times = []
+    for _ in range(num_repeats):
+        start_s = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start_s)
+    return statistics.median(times[num_repeats // 4 :])  # the first are slower
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from ffstream.plan import Plan
 from ffstream.units import format_bytes
 
 _PLAIN_INTERVAL_S = 10.0
+_DAY_S = 24 * 3600
 
 
 def make_observer(console: Console) -> Observer:
@@ -171,7 +172,7 @@ def layer_table(layers: list[LayerFigures]) -> Table:
 
 def plan_report(plan: Plan) -> Iterator[Table | str]:
     """The plan as two tables, by layer and by resource, and a line on how the cache goes."""
-    table = Table(title="device memory of a layer", title_justify="left")
+    table = Table(title="a layer on the device", title_justify="left")
     table.add_column("")
     for layer in plan.layers:
         numbers = f"layer {layer.first}" if layer.first == layer.last else f"layers {layer.first}-{layer.last}"
@@ -181,6 +182,12 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     table.add_section()
     table.add_row("while it trains", *(format_bytes(layer.footprint.training) for layer in plan.layers))
     table.add_row("while it hands on", *(format_bytes(layer.footprint.handing_on) for layer in plan.layers))
+    table.add_section()
+    table.add_row("reads from the cache", *(format_bytes(layer.read_bytes) for layer in plan.layers))
+    table.add_row("writes to the next", *(format_bytes(layer.written_bytes) for layer in plan.layers))
+    if plan.total_s is not None:
+        table.add_row("takes about", *(format_seconds(layer.total_s) for layer in plan.layers))
+        table.add_row("most of it for", *(str(layer.bottleneck) for layer in plan.layers))
     yield table
     table = Table(title="most at once", title_justify="left")
     for heading in ("", "needs", "may take", "of which"):
@@ -188,13 +195,16 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     for need in (plan.device, plan.host, plan.disk):
         terms = sorted(need.terms.items(), key=lambda item: -item[1])
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in terms if size)
-        table.add_row(need.noun, format_bytes(need.num_bytes), format_bytes(need.allowed_bytes), parts)
+        excess = f"\nby {format_bytes(need.excess_bytes)} too much" if need.excess_bytes else ""
+        table.add_row(need.noun, f"{format_bytes(need.num_bytes)}{excess}", format_bytes(need.allowed_bytes), parts)
     yield table
     cache = max(layer.cache_bytes for layer in plan.layers)
     yield (
         f"cache on {plan.tier}: {format_bytes(cache)} in {plan.config.cache.dtype}, shards of "
         f"{plan.config.cache.shard_samples} samples; batch {plan.config.batch}, precision {plan.config.precision}"
     )
+    if plan.total_s is not None:
+        yield f"all {plan.config.layers} layers take about {format_seconds(plan.total_s)}"
 
 
 def format_share(share: float | None) -> str:
@@ -203,9 +213,11 @@ def format_share(share: float | None) -> str:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """3725 -> "1:02:05"; None -> "-"."""
+    """3725 -> "1:02:05", 864000 -> "10 days"; None -> "-"."""
     if seconds is None:
         return "-"
+    if seconds >= 2 * _DAY_S:
+        return f"{seconds / _DAY_S:,.0f} days"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

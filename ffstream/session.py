@@ -22,12 +22,13 @@ from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layers import LAYER_KINDS
 from ffstream.lock import RunLock
+from ffstream.machine import parse_machine
 from ffstream.memory import is_out_of_memory
 from ffstream.network import compute_layer_specs
 from ffstream.objectives import OBJECTIVES
 from ffstream.observer import Observer
 from ffstream.plan import Plan, compute_plan
-from ffstream.probe import measure_kernels, survey_resources
+from ffstream.probe import measure_kernels, measure_rates, survey_resources
 from ffstream.registry import Registry
 from ffstream.run import Run, check_same_data, describe_data, make_splits
 from ffstream.runner import Runner
@@ -63,13 +64,40 @@ def train(
     return _execute(directory, config, observer or Observer())
 
 
-def make_plan(config: Config, run_dir: str | Path | None = None, *, resume: bool = False) -> Plan:
-    """What `train` with the same arguments would do and take on this machine. Nothing is written.
+def make_plan(
+    config: Config,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    machine: str | None = None,
+    data: DataShape | None = None,
+) -> Plan:
+    """What `train` with the same arguments would do and take. Nothing is written.
 
-    Raises an FFStreamError where `train` would, a BudgetError where the run does not fit.
+    On this machine, or on the `machine` that is described (see `machine.parse_machine`), and for the data of the
+    configuration or any of the given shape; what was described need not be there, and need not fit. Raises an
+    FFStreamError where `train` would, a BudgetError where the run does not fit on this machine.
     """
     directory, config = _open(config, run_dir, resume=resume)
-    return _prepare(directory, config, measure=True).plan
+    if machine is None and data is None:
+        return _prepare(directory, config, measure=True, measure_times=True).plan
+    if data is None:
+        dataset = load_dataset(config.data, config.data_root)
+        data, data_bytes = _shape(dataset, make_splits(dataset, config)), dataset.num_bytes
+    else:
+        data_bytes = data.num_features * sum(data.num_samples.values())  # a byte a feature
+    if machine is not None:
+        resources = parse_machine(machine)
+        precision = "bf16" if config.precision == "auto" else config.precision
+        config = dataclasses.replace(config, device=resources.device_type, precision=precision)
+    else:
+        device = resolve_device(config.device)
+        config = dataclasses.replace(config, precision=resolve_precision(config.precision, device))
+        resources = survey_resources(config.memory, device, directory.path)
+        resources = dataclasses.replace(resources, rates=measure_rates(config, device, directory.path))
+    config = dataclasses.replace(config, batch=resolve_batch(config.batch, data.num_samples["train"]))
+    method = make_label_method(config, data.num_classes, data.num_features)
+    return compute_plan(config, method, data, data_bytes, resources, must_fit=False)
 
 
 def resume(
@@ -144,6 +172,11 @@ def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
     return asked
 
 
+def _shape(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
+    num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
+    return DataShape(dataset.num_features, dataset.num_classes, num_samples)
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """What a run starts from: everything that can be refused has been refused, and nothing is written."""
@@ -154,7 +187,7 @@ class _Prepared:
     device: torch.device
 
 
-def _prepare(directory: RunDirectory, config: Config, *, measure: bool) -> _Prepared:
+def _prepare(directory: RunDirectory, config: Config, *, measure: bool, measure_times: bool = False) -> _Prepared:
     """Resolve and plan. Raises an FFStreamError for what cannot be run here.
 
     With `measure`, what the matrix products take beside their operands is measured; it takes a second.
@@ -183,8 +216,9 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool) -> _Prep
         precision=resolve_precision(config.precision, device),
         batch=resolve_batch(config.batch, len(splits["train"])),
     )
-    num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
-    data = DataShape(dataset.num_features, dataset.num_classes, num_samples)
+    data = _shape(dataset, splits)
+    if measure_times:
+        resources = dataclasses.replace(resources, rates=measure_rates(config, device, directory.path))
 
     def kernels(sized: Config) -> list[KernelBytes]:
         specs = compute_layer_specs(sized, data.num_features)[:NUM_DISTINCT]

@@ -179,7 +179,7 @@ class _Slot:
             self._device_bytes = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
             # What the caching allocator hands out may still be in use on the stream that computes.
             self._consumed.record(torch.cuda.current_stream(self._device))
-        self._host_bytes = _allocate_host(num_bytes, pinned=self._cuda)
+        self._host_bytes = allocate_host(num_bytes, pinned=self._cuda)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The reserved memory on the device, in the shape of a shard."""
@@ -227,7 +227,8 @@ class _Slot:
         cache.store(shard, self._host)
 
 
-def _allocate_host(num_bytes: int, *, pinned: bool) -> Tensor:
+def allocate_host(num_bytes: int, *, pinned: bool) -> Tensor:
+    """Bytes on the host; pinned, where the system allows it, so that copies to the device run by themselves."""
     if pinned:
         try:
             return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)

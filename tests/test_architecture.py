@@ -25,7 +25,7 @@ checkpoint
 layer_trainer propagation
 footprint
 plan
-probe
+probe machine
 observer cache_set frozen
 evaluate model
 readout

@@ -412,7 +412,42 @@ def test_a_signal_stops_the_run_with_the_command_that_resumes(number, tmp_path):
 def test_plan_takes_the_options_of_train():
     group = get_command(app)
     train, plan = (group.commands[name].params for name in ("train", "plan"))
-    assert [(p.name, p.opts) for p in plan] == [*((p.name, p.opts) for p in train), ("as_json", ["--json"])]
+    assert [(p.name, p.opts) for p in plan[: len(train)]] == [(p.name, p.opts) for p in train]
+    assert {p.name for p in plan[len(train) :]} == {"machine", "samples", "features", "classes", "as_json"}
+
+
+def test_plan_for_another_machine_and_no_data_in_particular():
+    machine = "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
+    common = ("plan", "--width", 2000, "--layers", 1000, "--samples", 10**9, "--machine", machine)
+    code, output, _ = run_cli(*common)
+    assert code == 0
+    for word in ("layers 3-1000", "too much", "takes about", "most of it for", "days"):
+        assert word in output
+    found = json.loads(run_cli(*common, "--features", 100, "--json")[1])
+    assert found["layers"][0]["in_features"] == 100
+    assert found["total_s"] > 10**6
+    assert found["peaks"]["disk"]["allowed_bytes"] == 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--machine", "device=8GiB"], "--machine 'device=8GiB': found 1 figures for device"),
+        (["--machine", "gpu=8GiB"], "found 'gpu=8GiB'"),
+        (["--machine", "device=8GiB,30TF;h2d=1GB/s;host=1GiB;disk=1GiB,3GB/s"], "'30TF' is not a speed of arithmetic"),
+        (["--machine", "device=8GiB,3TFLOP/s;h2d=1GB;host=1GiB;disk=1GiB,3GB/s"], "'1GB' is not a speed, such as"),
+        (["--machine", "device=8Gi,3TFLOP/s;h2d=1GB/s;host=1GiB;disk=1GiB,3GB/s"], "'8Gi' is not a size"),
+        (["--machine", ""], "found ''"),
+        (["--samples", 1], "--samples 1: allowed an integer >= 2"),
+        (["--samples", 10, "--classes", 1], "--classes 1: allowed"),
+    ],
+)
+def test_a_plan_for_nonsense_is_one_line(options, words):
+    code, _, error = run_cli("plan", *options, "--device", "cpu")
+    assert code != 0
+    assert isinstance(error, ff.ConfigError)
+    assert words in str(error)
+    assert "\n" not in str(error)
 
 
 def test_plan_shows_what_a_run_takes_and_writes_nothing(tmp_path):

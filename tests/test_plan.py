@@ -17,8 +17,8 @@ from ffstream.config import MemoryConfig
 from ffstream.errors import BudgetError
 from ffstream.footprint import DataShape
 from ffstream.labels import make_label_method
-from ffstream.plan import Resources, choose_tier, compute_plan
-from ffstream.probe import survey_resources
+from ffstream.plan import Rates, Resources, choose_tier, compute_plan
+from ffstream.probe import measure_rates, survey_resources
 from ffstream.units import parse_bytes
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -176,6 +176,64 @@ def test_an_automatic_tier_fits_where_it_is_put_and_more_room_is_never_slower(ca
     assert {"device": cache <= device, "host": cache <= host, "disk": True}[tier]
     assert speed.index(choose_tier("auto", "cuda", cache, device + GIB, host + GIB)) >= speed.index(tier)
     assert choose_tier("auto", "cpu", cache, device, host) != "device"
+
+
+# --- time
+
+
+RATES = Rates(1e12, 1e11, 1e-6, {"host": 1e10, "disk": 1e9})
+
+
+def test_without_rates_no_time_is_planned():
+    assert plan().total_s is None
+    assert plan().layers[0].bottleneck is None
+
+
+def test_time_grows_with_epochs_and_depth_and_shrinks_with_speed():
+    resources = with_less(CUDA, rates=RATES)
+    base = plan(resources, epochs=5, layers=4).total_s
+    assert plan(resources, epochs=10, layers=4).total_s > 1.8 * base
+    assert plan(resources, epochs=5, layers=8).total_s > 1.8 * base
+    faster = dataclasses.replace(RATES, flops_per_s=2e12, moved_bytes_per_s=2e11, operator_s=5e-7)
+    assert plan(with_less(CUDA, rates=faster), epochs=5, layers=4).total_s == pytest.approx(base / 2)
+
+
+def test_products_are_counted_as_arithmetic_says():
+    """4 * d_in * d_out a row in training, 2 a row in each pass."""
+    changes = {"validation_fraction": 0.0, "epochs": 3, "layers": 2, "width": 512}
+    layer = plan(with_less(CUDA, rates=RATES), num_samples=512 * 100, num_features=512, batch=512, **changes).layers[0]
+    rows, embedding = 512 * 100, 4 * 2 * 10 * 512  # and dU, from one-hot rows, of four candidates
+    passes = 2 * 512 * 512 * rows * 1.1 * (3 * 0.1 / 1.1 + 1)  # validation each epoch, and handing all on
+    expected = 3 * rows * (4 * 512 * 512 + embedding) + passes
+    assert layer.seconds["products"] * RATES.flops_per_s == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("slow", "bottleneck"),
+    [
+        ({"flops_per_s": 1e9}, "products"),
+        ({"moved_bytes_per_s": 1e6}, "memory"),
+        ({"operator_s": 1.0}, "operators"),
+        ({"loaded_bytes_per_s": {"host": 1e3, "disk": 1e3}}, "loading"),
+    ],
+)
+def test_what_is_slow_is_the_bottleneck(slow, bottleneck):
+    resources = with_less(CUDA, rates=dataclasses.replace(RATES, **slow))
+    assert plan(resources, **{"cache.tier": "disk"}).layers[0].bottleneck == bottleneck
+
+
+def test_loading_hides_behind_the_rest():
+    resources = with_less(CUDA, rates=RATES)
+    staged, resident = (plan(resources, **{"cache.tier": tier}) for tier in ("host", "device"))
+    assert staged.layers[0].seconds["loading"] > 0
+    assert staged.total_s == resident.total_s
+
+
+def test_rates_of_this_machine_are_positive_and_a_plan_made_of_them_takes_time(tmp_path):
+    rates = measure_rates(ff.Config(precision="fp32"), CPU, tmp_path)
+    assert min(rates.flops_per_s, rates.moved_bytes_per_s, rates.operator_s, *rates.loaded_bytes_per_s.values()) > 0
+    assert plan(with_less(rates=rates), epochs=1).total_s > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- what this machine has
