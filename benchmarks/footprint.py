@@ -20,7 +20,7 @@ import torch
 import ffstream as ff
 from ffstream.config import Config
 from ffstream.data import SOURCES
-from ffstream.footprint import NUM_DISTINCT, DataShape, do_on_paper
+from ffstream.footprint import NUM_DISTINCT, DataShape, Footprint, do_on_paper
 from ffstream.labels import make_label_method
 from ffstream.memory import measure_peak_bytes
 from ffstream.network import compute_layer_specs
@@ -105,26 +105,46 @@ def measure_resumed_run(path: Path) -> int:
 
 def compare(config: Config, num_features: int, folder: Path) -> tuple[int, int]:
     """(planned, measured) peak bytes of training all layers, from the first one's cache on disk."""
+    footprints, measured = plan_and_measure(config, num_features, folder)
+    return max(footprint.peak for footprint in footprints), measured
+
+
+def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[list[Footprint], int]:
+    """The footprints of the first layers, and the peak bytes of training all of them."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     assert isinstance(config.batch, int)
-    num_samples = 2 * int(config.cache.shard_samples) + config.batch + 40
+    num_samples = 2 * config.cache.num_in_shard + config.batch + 40
     write_images(folder / "data.npz", num_samples, num_features)
     config = config.override({"data": str(folder / "data.npz")})
     with contextlib.suppress(StoppedError):
         ff.train(config, folder / "run", observer=StopBeforeTraining())
     measured = measure_resumed_run(folder / "run")
     shutil.rmtree(folder)
-    num_validation = round(num_samples * config.validation_fraction)
-    counts = {"train": num_samples - num_validation} | ({"validation": num_validation} if num_validation else {})
-    data = DataShape(num_features, 10, counts)
+    data = DataShape.of(num_samples, num_features, 10, config.validation_fraction)
     method = make_label_method(config, 10, num_features)
     specs = compute_layer_specs(config, num_features)[:NUM_DISTINCT]
     device = torch.device(config.device)
     kernels = [measure_kernels(config, spec, method, data, device) for spec in specs]
     on_host = device.type == "cpu"
     layers = do_on_paper(config, specs, method, data, draws_on_device=on_host, staged=True, kernels=kernels)
-    return max(layer.footprint.peak for layer in layers), measured
+    return [layer.footprint for layer in layers], measured
+
+
+def measure_layer(device: str, folder: Path) -> dict[str, Any]:
+    """One layer of 2000 x 2000 with Adam against what it cannot do without: state, two slots and one batch."""
+    config = Config(layers=1, width=2000, batch=512, device=device, epochs=1, validation_fraction=0.0)
+    config = config.override({"precision": "bf16", "cache.tier": "disk", "cache.shard_samples": 4096})
+    (footprint,), measured = plan_and_measure(config, 2000, folder)
+    state = footprint.weights + footprint.optimiser
+    batch = footprint.rows + footprint.activities + config.batch * 2000 * 2  # with its product in bf16
+    return {
+        "measured_bytes": measured,
+        "state_bytes": state,
+        "slots_bytes": footprint.slots,
+        "batch_bytes": batch,
+        "ratio": measured / (state + footprint.slots + batch),
+    }
 
 
 def measure_footprint(device: str, folder: Path) -> dict[str, Any]:
@@ -140,5 +160,6 @@ def measure_footprint(device: str, folder: Path) -> dict[str, Any]:
         "lowest_ratio": min(ratios),
         "median_ratio": statistics.median(ratios),
         "highest_ratio": max(ratios),
+        "layer_2000": measure_layer(device, folder),
         "configurations": rows,
     }

@@ -42,7 +42,7 @@ def short_table(found: dict[str, Any]) -> str:
         ratio = found["tiers"]["by_epochs"]["20"]["median"]
         rows.append(("time with the cache on disk against in memory, 20 epochs a layer", f"x {ratio:.2f}"))
     if "footprint" in found:
-        rows.append(("peak memory planned before the run against measured", _footprint(found["footprint"])))
+        rows.append(("peak memory planned before a run against measured", _ratios(found["footprint"])))
     machine = next(iter(found.values()))["machine"]
     return f"{_table(rows)}\n\n{machine['device']}, {machine['num_cores']} cores, torch {machine['torch']}."
 
@@ -94,10 +94,16 @@ def _tiers(found: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _ratios(found: dict[str, Any]) -> str:
+    ratios = f"x {found['lowest_ratio']:.3f} to {found['highest_ratio']:.3f} (median {found['median_ratio']:.3f})"
+    return f"{ratios} in {len(found['configurations'])} configurations"
+
+
 def _footprint(found: dict[str, Any]) -> str:
+    layer = found["layer_2000"]
     return (
-        f"planned / measured over {len(found['configurations'])} configurations: {found['lowest_ratio']:.3f} to "
-        f"{found['highest_ratio']:.3f}, median {found['median_ratio']:.3f}"
+        f"planned / measured {_ratios(found)}; a layer of 2000 x 2000: {layer['measured_bytes'] / 2**20:.1f} MiB, "
+        f"x {layer['ratio']:.3f} of its state, two slots and one batch"
     )
 
 

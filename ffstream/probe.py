@@ -149,7 +149,7 @@ def _measure_link(device: torch.device) -> float:
         return float("inf")
     source = allocate_host(_TRANSFER_BYTES, pinned=True)
     target = torch.zeros(_TRANSFER_BYTES, dtype=torch.uint8, device=device)
-    return _TRANSFER_BYTES / _median_s(lambda: target.copy_(source, non_blocking=True), device)
+    return _TRANSFER_BYTES / _median_s(lambda: target.copy_(source), device)
 
 
 def _measure_disk(folder: Path) -> float:
