@@ -186,6 +186,8 @@ def inspect(
 
     found = Run(run)
     layers, progress = found.layers, found.directory.read_progress()
+    if progress and progress[0] != len(layers):  # of a layer that is finished: it goes when the run ends
+        progress = None
     if verify:
         found.verify()
     if as_json:

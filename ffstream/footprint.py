@@ -163,6 +163,7 @@ class _PaperWork:
             for name, layout in layouts.items()
         }
         chunks = {name: blocks[name][: chunk_samples(layout)].flatten(0, 1) for name, layout in layouts.items()}
+        labels = torch.zeros(len(blocks["train"]), dtype=torch.int64)
         generator = torch.Generator() if self._config.network.dropout else None
         goodness_bytes = 0
         with self._ledger as ledger:
@@ -176,16 +177,16 @@ class _PaperWork:
             peaks = []  # of moments that do not meet
             done = {"step": Work(), "sweep": Work(), "hand_on": Work()}
             totals = torch.zeros(4, device=PAPER)
-            for _ in range(min(self._config.epochs, 2)):
-                for _ in range(2):
+            for num_shards in (2, 1)[: self._config.epochs]:  # a second step, or epoch, finds all buffers there
+                for _ in range(num_shards):
                     ledger.start_peak()
-                    index, candidates = self._draw(len(blocks["train"]))
+                    index, candidates = self._draw(labels)
                     peaks.append(ledger.peak_bytes)
-                ledger.start_peak()
-                start = ledger.work
-                totals += trainer.step(blocks["train"], index, candidates.index_select(0, index), 1.0, generator)
-                peaks.append(ledger.peak_bytes + kernels.in_steps)
-                done["step"] = ledger.work - start
+                    ledger.start_peak()
+                    start = ledger.work
+                    totals += trainer.step(blocks["train"], index, candidates.index_select(0, index), 1.0, generator)
+                    peaks.append(ledger.peak_bytes + kernels.in_steps)
+                    done["step"] = ledger.work - start
                 if "validation" in chunks:
                     goodness = GOODNESSES[self._config.objective.goodness]
                     ledger.start_peak()
@@ -212,15 +213,16 @@ class _PaperWork:
         }
         return terms, done
 
-    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The first batch of a shard's samples, a view of their order, and the candidates of all of them."""
         assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
+        num_samples = len(labels)
         if self._draws_on_device:  # in truth: on paper it would be slower
             generator = torch.Generator()
-            first, *_ = compute_batches(num_samples, self._config.batch, generator)
-            size = len(first)
-            del first, _
-            self._method.draw_candidates(torch.zeros(num_samples, dtype=torch.int64), generator)
+            batches = compute_batches(num_samples, self._config.batch, generator)
+            self._method.draw_candidates(labels, generator)
+            size = len(batches[0])
+            del batches
             order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
         else:
             order = torch.empty(min(num_samples, self._config.batch), dtype=torch.int64, device=PAPER)

@@ -19,6 +19,7 @@ from ffstream.units import format_bytes
 
 _SHARD_SAMPLES = 4096  # where the budget has room for it
 _SMALLEST_BATCH = 8  # that is suggested
+_SLACK_DIVISOR = 8  # the host's allocator keeps up to an eighth more than is alive, as was measured
 _MOST_WEIGHTS = 10**16  # of a layer
 _MIB = 1 << 20
 
@@ -274,7 +275,8 @@ class _Planner:
             "cache": cache_bytes,
             "a layer's work": work,
         }
-        return _need("host memory", self.resources.host_bytes, terms)
+        slack = (sum(terms.values()) - self.resources.host_used_bytes) // _SLACK_DIVISOR
+        return _need("host memory", self.resources.host_bytes, terms | {"allocator": slack})
 
     def smaller_batch(self, plan: Plan, measure_kernels: Callable[[Config], Sequence[KernelBytes]]) -> int | None:
         """The largest smaller batch with which the plan would fit, by halves, or None."""

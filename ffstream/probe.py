@@ -34,7 +34,7 @@ _TILE_UNITS = 1024  # a layer works by tiles of so many units, or of a divisor o
 _SHARE = 0.8
 
 _NUM_REPEATS = 16
-_NUM_EPOCHS, _NUM_STEPS = 4, 4
+_NUM_EPOCHS, _NUM_STEPS = 8, 4
 _LEAST_SHARE = 0.1  # of a step's time beside its products, for memory and for starting operators each
 _TRANSFER_BYTES = 16 << 20
 
