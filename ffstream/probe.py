@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -118,7 +117,7 @@ def _measure_products(config: Config, device: torch.device) -> float:
         torch.mm(gradient[:, : units // 2].t(), left)
         torch.mm(gradient[:, units // 2 :].t(), left)
 
-    return 4 * rows * units * features / _median_s(multiply, device)
+    return 4 * rows * units * features / _best_s(multiply, device)
 
 
 @torch.no_grad()
@@ -139,7 +138,7 @@ def _measure_step(config: Config, width: int, batch: int, device: torch.device) 
     labels = torch.zeros(num_samples, dtype=torch.int64)
     trainer = LayerTrainer(build_layer(config, spec, num_classes), 0, config, method, device)
     with Transfer(device) as transfer:
-        epoch_s = _median_s(lambda: trainer.train_epoch(transfer, cache, labels, 0), device, _NUM_EPOCHS)
+        epoch_s = _best_s(lambda: trainer.train_epoch(transfer, cache, labels, 0), device, _NUM_EPOCHS)
     return epoch_s / _NUM_STEPS, on_paper.step
 
 
@@ -149,7 +148,7 @@ def _measure_link(device: torch.device) -> float:
         return float("inf")
     source = allocate_host(_TRANSFER_BYTES, pinned=True)
     target = torch.zeros(_TRANSFER_BYTES, dtype=torch.uint8, device=device)
-    return _TRANSFER_BYTES / _median_s(lambda: target.copy_(source), device)
+    return _TRANSFER_BYTES / _best_s(lambda: target.copy_(source), device)
 
 
 def _measure_disk(folder: Path) -> float:
@@ -163,10 +162,10 @@ def _measure_disk(folder: Path) -> float:
             file.seek(0)
             file.readinto(target)
 
-        return _TRANSFER_BYTES / _median_s(read, torch.device("cpu"))
+        return _TRANSFER_BYTES / _best_s(read, torch.device("cpu"))
 
 
-def _median_s(work: Callable[[], object], device: torch.device, num_repeats: int = _NUM_REPEATS) -> float:
+def _best_s(work: Callable[[], object], device: torch.device, num_repeats: int = _NUM_REPEATS) -> float:
     times = []
     for _ in range(num_repeats):
         start_s = time.perf_counter()
@@ -174,7 +173,7 @@ def _median_s(work: Callable[[], object], device: torch.device, num_repeats: int
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start_s)
-    return statistics.median(times[num_repeats // 4 :])  # the first are slower
+    return min(times)  # whatever disturbs only slows
 
 
 @torch.no_grad()
