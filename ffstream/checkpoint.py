@@ -209,6 +209,11 @@ class RunDirectory:
             return None
         return _load_tensors(folder / "weights.safetensors", manifest["digest_file"])
 
+    def passing_bytes(self) -> int:
+        """Bytes of what is here for a time only: caches and progress."""
+        files = [path for name in ("cache", "progress") for path in (self.path / name).rglob("*") if path.is_file()]
+        return sum(path.stat().st_size for path in files)
+
     @property
     def cache_root(self) -> Path:
         return self.path / "cache"

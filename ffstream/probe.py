@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import tempfile
@@ -38,10 +39,11 @@ _LEAST_SHARE = 0.1  # of a step's time beside its products, for memory and for s
 _TRANSFER_BYTES = 16 << 20
 
 
-def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path) -> Resources:
+def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path, held_bytes: int = 0) -> Resources:
     """What a run in `folder` may take here: what it is told, else most of what is free.
 
-    Raises BudgetError for a budget that is larger than the machine, or smaller than the interpreter.
+    `held_bytes` are on the disk already, in files that the run will replace. Raises BudgetError for a budget that is
+    larger than the machine, or smaller than the interpreter.
     """
     used = resident_bytes()
     host_total = used + host_free_bytes()
@@ -53,7 +55,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path)
         )
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     usage = shutil.disk_usage(place)
-    disk = _budget("disk", settings.disk_budget, int(_SHARE * usage.free), usage.free)
+    disk = _budget("disk", settings.disk_budget, int(_SHARE * usage.free) + held_bytes, usage.free + held_bytes)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         device_bytes = _budget("device", settings.budget, int(_SHARE * device_free_bytes(device)), total)
@@ -189,9 +191,10 @@ def measure_kernels(
 
     def multiply(where: torch.device, row_counts: set[int], *, training: bool) -> None:
         most = max(row_counts)
-        with where:
-            layer = build_layer(config, spec, num_classes=1)
-            rows, gradient = torch.zeros(most, spec.in_features), torch.zeros(most, spec.num_units)
+        with where if where == PAPER else contextlib.nullcontext():  # a layer is made on the host
+            layer = build_layer(config, spec, num_classes=1).to(where)
+        rows = torch.zeros(most, spec.in_features, device=where)
+        gradient = torch.zeros(most, spec.num_units, device=where)
         layer.workspace = Workspace(where)
         for num_rows in (most, *row_counts):  # the most first, which makes all buffers
             layer.preactivations(rows[:num_rows])

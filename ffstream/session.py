@@ -190,7 +190,8 @@ class _Prepared:
 def _prepare(directory: RunDirectory, config: Config, *, measure: bool, measure_times: bool = False) -> _Prepared:
     """Resolve and plan. Raises an FFStreamError for what cannot be run here.
 
-    With `measure`, what the matrix products take beside their operands is measured; it takes a second.
+    With `measure`, and on CUDA, what the matrix products take beside their operands is measured; on a CPU that takes a
+    second.
     """
     parts: tuple[tuple[Registry[Any], str], ...] = (
         (LAYER_KINDS, config.network.kind),
@@ -206,7 +207,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, measure_
             "more (a new --run-dir starts a shallower one)"
         )
     device = resolve_device(config.device)
-    resources = survey_resources(config.memory, device, directory.path)
+    resources = survey_resources(config.memory, device, directory.path, directory.passing_bytes())
     dataset = load_dataset(config.data, config.data_root)
     method = make_label_method(config, dataset.num_classes, dataset.num_features)
     splits = make_splits(dataset, config)
@@ -222,7 +223,11 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, measure_
 
     def kernels(sized: Config) -> list[KernelBytes]:
         specs = compute_layer_specs(sized, data.num_features)[:NUM_DISTINCT]
-        return [measure_kernels(sized, spec, method, data, device) for spec in specs] if measure else []
+        return (
+            [measure_kernels(sized, spec, method, data, device) for spec in specs]
+            if measure or device.type == "cuda"
+            else []
+        )
 
     plan = compute_plan(config, method, data, dataset.num_bytes, resources, num_done, kernels)
     return _Prepared(plan, dataset, splits, device)
@@ -230,8 +235,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, measure_
 
 def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run:
     """Everything that can be refused is refused before anything is written."""
-    measure = config.memory.budget != "auto" or config.device.startswith("cuda")
-    prepared = _prepare(directory, config, measure=measure)
+    prepared = _prepare(directory, config, measure=config.memory.budget != "auto")
     config, dataset, splits, device = prepared.plan.config, prepared.dataset, prepared.splits, prepared.device
     with storage_errors(directory.path):
         directory.path.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ffstream as ff
+from benchmarks.footprint import compare, draw_config
 from ffstream.cache import CacheLayout, DiskCache, MemoryCache
 from ffstream.transfer import Transfer
 from tests.helpers import InterruptAt, layer_digests
@@ -89,3 +90,17 @@ def test_a_run_from_the_gpu_goes_on_and_evaluates_on_the_cpu(small_config, tmp_p
 def test_softmax_readout_runs_on_the_gpu(small_config, tmp_path):
     run = ff.train(small_config(device="cuda", epochs=6), tmp_path / "run")
     assert run.evaluate("softmax", device="cuda").error < 0.5
+
+
+@pytest.mark.parametrize("number", [11, 17, 26])
+def test_planned_memory_is_what_the_device_takes(number, tmp_path):
+    config, num_features = draw_config(number, "cuda")
+    planned, measured = compare(config, num_features, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured
+
+
+def test_a_budget_of_the_device_is_kept(small_config, tmp_path):
+    config = small_config(device="cuda", cache__tier="disk").override({"memory.budget": "1KiB"})
+    with pytest.raises(ff.BudgetError, match="--budget"):
+        ff.train(config, tmp_path / "run")
+    assert ff.make_plan(config.override({"memory.budget": "1GiB"})).total_s > 0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import ffstream as ff
 from benchmarks.footprint import StopBeforeTraining, StoppedError, measure_resumed_run
+from ffstream.checkpoint import RunDirectory
 from ffstream.config import MemoryConfig
 from ffstream.errors import BudgetError
 from ffstream.footprint import DataShape
@@ -20,6 +21,7 @@ from ffstream.labels import make_label_method
 from ffstream.plan import Rates, Resources, choose_tier, compute_plan
 from ffstream.probe import measure_rates, survey_resources
 from ffstream.units import parse_bytes
+from tests.helpers import InterruptAt
 
 MIB, GIB = 1 << 20, 1 << 30
 PLENTY = Resources("cpu", 64 * GIB, 64 * GIB, GIB // 4, 64 * GIB)
@@ -302,3 +304,19 @@ def test_shards_that_a_budget_chose_are_kept_when_a_run_goes_on_without_it(tmp_p
     run = ff.train(config.override({"cache.shard_samples": 128}), tmp_path / "a")
     grown = ff.train(dataclasses.replace(config, layers=2), tmp_path / "a", resume=True)
     assert grown.config.cache.shard_samples == run.config.cache.shard_samples == 128
+
+
+def test_a_run_that_goes_on_may_use_the_space_that_its_own_files_hold(tmp_path, small_data, monkeypatch):
+    """A disk that the run itself has filled does not keep it from going on."""
+    config = ff.Config(data=str(small_data), layers=2, width=64, epochs=2, batch=64, device="cpu", precision="fp32")
+    config = config.override({"cache.tier": "disk"})
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, tmp_path / "a", observer=InterruptAt("on_epoch", 3))
+    held = RunDirectory(tmp_path / "a").passing_bytes()
+    usage, needed = shutil.disk_usage(tmp_path), ff.make_plan(config, tmp_path / "a", resume=True).disk
+    least = needed.num_bytes - needed.terms["cache"] // 2  # one cache, not two
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=int((least - held) / 0.8) + 2))
+    assert ff.train(config, tmp_path / "a", resume=True).num_layers_done == 2
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=(least - held) // 2))
+    with pytest.raises(BudgetError, match="the disk needs"):
+        ff.train(config, tmp_path / "b")
