@@ -34,7 +34,7 @@ _SMALL_BYTES = 4096  # figures of an epoch and the like
 _BUFFERS = {
     "rows": ("rows", "cast rows", "dropout words", "dropout mask"),
     "activities": ("preactivations", "activities", "gradient"),
-    "tile": ("tile", "tile product", "product", "embedding gradient"),
+    "gradient": ("part", "part product", "product", "embedding gradient"),
 }
 
 
@@ -67,7 +67,7 @@ class Footprint:
     slots: int  # shards on their way between the cache and the device
     rows: int  # what a step multiplies by the weights, and its mask
     activities: int  # preactivations and activities of all candidates
-    tile: int  # weights, gradient and product of one tile of units
+    gradient: int  # of some units at a time, and before it their weights, cast for a product
     others: int  # numbers by sample (order, candidates, goodness), and what kernels take beside their operands
     handing_on: int  # all that is alive while the output is written: the weights, and twice the slots
 

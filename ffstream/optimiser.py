@@ -1,6 +1,6 @@
 """The optimiser of one layer: its state, and the update of any group of rows of a parameter.
 
-torch's optimisers want the gradient of a parameter whole. A layer has it a tile of units at a time, and a tile is
+torch's optimisers want the gradient of a parameter whole. A layer has it in parts, some units at a time, and a part is
 updated as soon as it is there, so that no gradient ever exists whole. The arithmetic is torch's own, fused.
 """
 
@@ -67,7 +67,7 @@ class LayerOptimiser:
             [state[0]],
             [state[1]],
             [],
-            [self._num_steps.clone()],  # torch counts the step up, once for each tile
+            [self._num_steps.clone()],  # torch counts the step up, once for each part
             fused=True,
             foreach=False,
             decoupled_weight_decay=settings.name == "adamw",

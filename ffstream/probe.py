@@ -27,7 +27,7 @@ from ffstream.transfer import Transfer, allocate_host
 from ffstream.units import format_bytes, parse_bytes
 from ffstream.workspace import Workspace
 
-_TILE_UNITS = 1024  # a layer works by tiles of so many units, or of a divisor of it, and a remainder
+_PART_UNITS = 1024  # a layer works by so many units at a time, or a divisor of them, and a remainder
 
 
 # Of what is free, the share that a run takes unless it is told: the rest is for the allocator and for other programs.
@@ -186,8 +186,8 @@ def measure_kernels(
 
     The libraries below torch pack operands, or keep a workspace, as they see fit: no formula tells.
     """
-    if spec.num_units > _TILE_UNITS:
-        spec = dataclasses.replace(spec, num_units=_TILE_UNITS + spec.num_units % _TILE_UNITS)
+    if spec.num_units > _PART_UNITS:
+        spec = dataclasses.replace(spec, num_units=_PART_UNITS + spec.num_units % _PART_UNITS)
 
     def multiply(where: torch.device, row_counts: set[int], *, training: bool) -> None:
         most = max(row_counts)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream.layers import Layer, Linear
-from ffstream.layers.linear import unit_tiles
+from ffstream.layers import Layer, Linear, cut_units
 from ffstream.network import build_layer, compute_layer_specs, hand_on
 from ffstream.normalisation import length_normalise
 from ffstream.workspace import Workspace
@@ -54,11 +53,11 @@ def test_gradients_equal_autograd_over_the_whole_layer(kind, in_features, num_un
             torch.testing.assert_close(value, layer.get_parameter(name).grad)
 
 
-@pytest.mark.parametrize(("num_units", "tile_units"), [(1, 1), (1, 512), (512, 512), (513, 512), (2000, 512), (7, 2)])
-def test_tiles_cover_the_units_once_in_order(num_units, tile_units):
-    tiles = unit_tiles(num_units, tile_units)
-    assert [unit for tile in tiles for unit in range(num_units)[tile]] == list(range(num_units))
-    assert all(0 < tile.stop - tile.start <= tile_units for tile in tiles)
+@pytest.mark.parametrize(("num_units", "most"), [(1, 1), (1, 512), (512, 512), (513, 512), (2000, 512), (7, 2)])
+def test_groups_cover_the_units_once_in_order(num_units, most):
+    groups = cut_units(num_units, most)
+    assert [unit for group in groups for unit in range(num_units)[group]] == list(range(num_units))
+    assert all(0 < group.stop - group.start <= most for group in groups)
 
 
 def test_bf16_products_stay_close_to_fp32():

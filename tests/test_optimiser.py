@@ -1,4 +1,4 @@
-"""The optimiser of a layer: torch's own arithmetic, a tile at a time, and state that can be saved at any step."""
+"""The optimiser of a layer: torch's own arithmetic, a part at a time, and state that can be saved at any step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = [
     OptimiserConfig(name="sgd", momentum=0.0),
 ]
 WHOLE = (slice(None),)
-TILES = (slice(0, 3), slice(3, 4), slice(4, 9))
+PARTS = (slice(0, 3), slice(3, 4), slice(4, 9))
 
 
 def make_layer():
@@ -33,12 +33,12 @@ def draw_gradients(step):
     return {name: torch.randn(p.shape, generator=generator) for name, p in make_layer().named_parameters()}
 
 
-def take_steps(optimiser, steps, tiles=WHOLE):
+def take_steps(optimiser, steps, parts=WHOLE):
     for step in steps:
         optimiser.begin_step(FACTORS[step])
         for name, gradient in draw_gradients(step).items():
-            for tile in tiles:
-                optimiser.update(name, tile, gradient[tile])
+            for part in parts:
+                optimiser.update(name, part, gradient[part])
 
 
 def same_bits(layer, other):
@@ -67,11 +67,11 @@ def test_steps_equal_those_of_torchs_optimiser(settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_updates_by_tiles_equal_an_update_of_the_whole(settings):
-    whole, tiled = make_layer(), make_layer()
+def test_updates_by_parts_equal_an_update_of_the_whole(settings):
+    whole, cut = make_layer(), make_layer()
     take_steps(LayerOptimiser(whole, settings), range(4))
-    take_steps(LayerOptimiser(tiled, settings), range(4), TILES)
-    for ours, theirs in zip(tiled.parameters(), whole.parameters(), strict=True):
+    take_steps(LayerOptimiser(cut, settings), range(4), PARTS)
+    for ours, theirs in zip(cut.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 

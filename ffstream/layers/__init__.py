@@ -1,10 +1,10 @@
 """Layer kinds, by name."""
 
-from ffstream.layers.base import Layer
+from ffstream.layers.base import Layer, cut_units
 from ffstream.layers.linear import Linear
 from ffstream.registry import Registry
 
 LAYER_KINDS: Registry[type[Layer]] = Registry("layer kind")
 LAYER_KINDS.register("linear", Linear)
 
-__all__ = ["LAYER_KINDS", "Layer", "Linear"]
+__all__ = ["LAYER_KINDS", "Layer", "Linear", "cut_units"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,12 @@ class Layer(nn.Module):
     A subclass makes its parameters in `initialise` and computes `preactivations` from them; with that alone it trains,
     `gradients` being autograd through this one layer. `label_embedding` (num_classes, num_units) is there when
     labels are injected: the activities under label c are relu(preactivations + label_embedding[c]).
+
+    A kind sets `tileable` when a unit depends on its own part of each parameter and buffer alone, along `unit_axis`:
+    then a layer of some of the units is a tile of the whole.
     """
+
+    tileable: ClassVar[bool] = False
 
     label_embedding: nn.Parameter | None
 
@@ -32,6 +38,11 @@ class Layer(nn.Module):
         # Running mean activity of each unit, for peer normalisation; Hinton's program starts it at 0.5.
         self.mean_activity: Tensor
         self.register_buffer("mean_activity", torch.full((num_units,), 0.5))
+
+    @staticmethod
+    def unit_axis(name: str) -> int:
+        """The axis of a parameter or buffer that runs over units."""
+        return 1 if name == "label_embedding" else 0
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the parameters from `generator`, on the CPU."""
@@ -66,3 +77,8 @@ class Layer(nn.Module):
         if label is not None and self.label_embedding is not None:
             preactivations = preactivations + self.label_embedding[label]
         return torch.relu(preactivations)
+
+
+def cut_units(num_units: int, most: int) -> list[slice]:
+    """The units in groups of `most`; the last may be smaller."""
+    return [slice(start, min(start + most, num_units)) for start in range(0, num_units, most)]

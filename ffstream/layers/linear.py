@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ffstream.layers.base import Layer
+from ffstream.layers.base import Layer, cut_units
 from ffstream.workspace import Workspace
 
 # Units whose weights are cast, or whose gradient exists, at once. Fewer make narrow products, which are slow: on a CPU
@@ -20,8 +20,10 @@ _GRADIENT_UNITS = 512
 class Linear(Layer):
     """preactivations = x W^T + b, with W (num_units, in_features) ~ N(0, 1/in_features) and b zero.
 
-    The two matrix products of a step run in `compute_dtype`; weights and their gradient are float32.
+    The two matrix products of a step run in `compute_dtype`; the gradient has the weights' type, as made float32.
     """
+
+    tileable = True
 
     def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__(in_features, num_units, compute_dtype)
@@ -34,36 +36,36 @@ class Linear(Layer):
             self.weight.normal_(0.0, self.in_features**-0.5, generator=generator)
 
     def preactivations(self, rows: Tensor) -> Tensor:
-        """(n, in_features) -> (n, num_units) float32."""
+        """(n, in_features) -> (n, num_units) in the weights' type."""
         if self.workspace is None:
             products = F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype))
-            return products.float().add_(self.bias)
+            return products.to(self.weight.dtype).add_(self.bias)
         room, weight = self.workspace, self.weight.detach()
         left = self._cast("cast rows", rows, room)
-        result = room.take("preactivations", (len(rows), self.num_units), torch.float32)
-        if self.compute_dtype == torch.float32:
+        result = room.take("preactivations", (len(rows), self.num_units), weight.dtype)
+        if self.compute_dtype == weight.dtype:
             torch.mm(left, weight.t(), out=result)
         else:
-            for units in unit_tiles(self.num_units, _PRODUCT_UNITS):
-                right = self._cast("tile", weight[units], room)
+            for units in cut_units(self.num_units, _PRODUCT_UNITS):
+                right = self._cast("part", weight[units], room)
                 shape = (len(rows), len(right))
                 product = torch.mm(left, right.t(), out=room.take("product", shape, self.compute_dtype))
                 result[:, units].copy_(product)
         return result.add_(self.bias)
 
     def gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
-        """dW = gradient^T x, a tile of units at a time, and db = sum(gradient)."""
+        """dW = gradient^T x, the part of some units at a time, and db = sum(gradient)."""
         room = self.workspace or Workspace(gradient.device)
         right = self._cast("cast rows", rows, room)
-        for units in unit_tiles(self.num_units, _GRADIENT_UNITS):
+        for units in cut_units(self.num_units, _GRADIENT_UNITS):
             left = self._cast("product", gradient[:, units], room)
             shape = (left.shape[1], self.in_features)
-            tile = room.take("tile", shape, torch.float32)  # the weights' turn is over
-            if self.compute_dtype == torch.float32:
-                torch.mm(left.t(), right, out=tile)
+            part = room.take("part", shape, self.weight.dtype)  # the weights' turn is over
+            if self.compute_dtype == self.weight.dtype:
+                torch.mm(left.t(), right, out=part)
             else:
-                tile.copy_(torch.mm(left.t(), right, out=room.take("tile product", shape, self.compute_dtype)))
-            yield "weight", units, tile
+                part.copy_(torch.mm(left.t(), right, out=room.take("part product", shape, self.compute_dtype)))
+            yield "weight", units, part
         yield "bias", slice(None), gradient.sum(dim=0)
 
     def _cast(self, name: str, tensor: Tensor, room: Workspace) -> Tensor:
@@ -71,8 +73,3 @@ class Linear(Layer):
         if tensor.dtype == self.compute_dtype:
             return tensor
         return room.take(name, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
-
-
-def unit_tiles(num_units: int, tile_units: int) -> list[slice]:
-    """The units cut into tiles of `tile_units`; the last may be short."""
-    return [slice(start, min(start + tile_units, num_units)) for start in range(0, num_units, tile_units)]
