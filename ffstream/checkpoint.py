@@ -5,7 +5,7 @@ RUN/data.json                          what the network must know of its data: c
 RUN/layers/000/weights.safetensors     parameters of layer 0
 RUN/layers/000/validation.safetensors  its goodness of all labels on the validation split
 RUN/layers/000/manifest.json           digests and figures; a layer counts as done only by it, so it comes last
-RUN/progress/                          the layer being trained, once an epoch, by the same protocol
+RUN/progress/                          the layer being trained, once an epoch, by the same protocol; its finished tiles
 RUN/cache/                             activation caches of the disk tier
 RUN/readout/                           the softmax readout, once it was asked for
 RUN/metrics.jsonl                      a line an epoch and a line a layer
@@ -18,25 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ffstream.errors import CorruptFileError, RunError
-from ffstream.files import (
-    make_temporary,
-    publish,
-    read_manifest,
-    removed_on_error,
-    sha256_file,
-    storage_errors,
-    write_atomic,
-    write_manifest,
-)
+from ffstream.files import read_manifest, write_atomic, write_manifest
 from ffstream.layers import Layer
 from ffstream.optimiser import LayerOptimiser
+from ffstream.tensor_file import RESTORE, check_digest, join_tensors, load_slices, load_tensors, write_tensors
 
 _MANIFEST = "manifest.json"
+_TILE = "-tile-"  # in the name of a file of the progress: one that stays until the layer is finished
 
 
 class RunDirectory:
@@ -86,14 +77,16 @@ class RunDirectory:
         return self.path / "layers" / f"{index:03d}"
 
     def write_layer(
-        self, index: int, layer: Layer, goodness: Tensor | None, figures: dict[str, Any]
+        self, index: int, layer: Layer, goodness: Tensor | None, figures: dict[str, Any], num_tiles: int = 1
     ) -> Callable[[], None]:
-        """Write down a finished layer and its validation goodness (n, C). The action that is returned commits it."""
+        """Write down a finished layer and its validation goodness (n, C). The action that is returned commits it.
+
+        Of several tiles, `layer` is the last; those before are in the progress, and are joined with it.
+        """
         folder = self.layer_folder(index)
-        tensors = {"weights": _host_state(layer)}
+        written = {"weights": self._write_weights(index, layer, num_tiles)}
         if goodness is not None:
-            tensors["validation"] = {"goodness": goodness}
-        written = {name: _write_tensors(folder / f"{name}.safetensors", part) for name, part in tensors.items()}
+            written["validation"] = write_tensors(folder / "validation.safetensors", {"goodness": goodness})
 
         def commit() -> None:
             digests = {name: publish_file() for name, publish_file in written.items()}
@@ -102,6 +95,20 @@ class RunDirectory:
             write_manifest(folder / _MANIFEST, manifest)
 
         return commit
+
+    def _write_weights(self, index: int, layer: Layer, num_tiles: int) -> Callable[[], str]:
+        path = self.layer_folder(index) / "weights.safetensors"
+        if num_tiles == 1:
+            return write_tensors(path, _host_state(layer))
+        parts = [self._tile_path(index, tile) for tile in range(num_tiles)]
+        publish_last = write_tensors(parts[-1], _host_state(layer))
+        axes = _unit_axes(layer)
+
+        def publish_joined() -> str:
+            publish_last()
+            return join_tensors(path, parts, axes)()
+
+        return publish_joined
 
     def read_layer_manifest(self, index: int) -> dict[str, Any]:
         """The manifest of a committed layer, checked to belong where it stands. Raises CorruptFileError."""
@@ -118,73 +125,115 @@ class RunDirectory:
         manifest = read_manifest(path)
         if manifest.get("layer") != index:
             found = manifest.get("layer")
-            raise CorruptFileError(f"manifest {path}: belongs to layer index {found}, found at {index}; {_RESTORE}")
+            raise CorruptFileError(f"manifest {path}: belongs to layer index {found}, found at {index}; {RESTORE}")
         return manifest
 
     def load_layer(self, index: int, layer: Layer) -> None:
         """Fill `layer` with committed parameters, digest checked first. Raises CorruptFileError."""
-        digest = self.read_layer_manifest(index)["digests"]["weights"]
         path = self.layer_folder(index) / "weights.safetensors"
-        _load_state(layer, _load_tensors(path, digest), path)
+        _load_state(layer, load_tensors(path, self.read_layer_manifest(index)["digests"]["weights"]), path)
+
+    def verify_weights(self, index: int) -> None:
+        """Check the digest of a committed layer's parameters. Raises CorruptFileError."""
+        path = self.layer_folder(index) / "weights.safetensors"
+        check_digest(path, self.read_layer_manifest(index)["digests"]["weights"])
+
+    def load_units(self, index: int, units: slice, layer: Layer) -> None:
+        """Fill `layer`, which has as many units, with some of a committed layer's. Its digest was checked before."""
+        path = self.layer_folder(index) / "weights.safetensors"
+        _load_state(layer, load_slices(path, _unit_axes(layer), units), path, assign=True)
 
     def load_validation_goodness(self, index: int) -> Tensor | None:
         """Goodness of all labels of one layer on the validation split, (n, C), or None without such a split."""
         digest = self.read_layer_manifest(index)["digests"].get("validation")
         if digest is None:
             return None
-        return _load_tensors(self.layer_folder(index) / "validation.safetensors", digest)["goodness"]
+        return load_tensors(self.layer_folder(index) / "validation.safetensors", digest)["goodness"]
 
     def verify_layer(self, index: int) -> None:
         """Check every digest of a committed layer. Raises CorruptFileError."""
         for name, digest in self.read_layer_manifest(index)["digests"].items():
-            _load_tensors(self.layer_folder(index) / f"{name}.safetensors", digest)
+            check_digest(self.layer_folder(index) / f"{name}.safetensors", digest)
 
     # --- the layer being trained
 
     def write_progress(
         self, index: int, num_epochs: int, layer: Layer, optimiser: LayerOptimiser
     ) -> Callable[[], None]:
-        """Write down the layer being trained after `num_epochs` epochs; it may change as soon as this returns.
+        """Write down the layer being trained, or its tile, after `num_epochs` epochs; it may change once this returns.
 
         The action that is returned makes it durable. The progress before is kept until then.
         """
-        folder = self.path / "progress"
-        name = f"layer-{index:03d}-epoch-{num_epochs:04d}.safetensors"
         tensors = {f"layer.{key}": value for key, value in _host_state(layer).items()}
         tensors |= {f"optimiser.{key}": value.cpu() for key, value in optimiser.state().items()}
-        publish_file = _write_tensors(folder / name, tensors)
+        return self._write_progress(index, num_epochs, self._epoch_path(index, num_epochs), tensors)
+
+    def write_tile(self, index: int, tile: int, num_epochs: int, layer: Layer) -> Callable[[], None]:
+        """Write down a finished tile of the layer being trained, as `write_progress` does."""
+        return self._write_progress(index, num_epochs, self._tile_path(index, tile), _host_state(layer))
+
+    def _write_progress(
+        self, index: int, num_epochs: int, path: Path, tensors: dict[str, Tensor]
+    ) -> Callable[[], None]:
+        """Add a file to the progress, in place of all that are not finished tiles."""
+        publish_file = write_tensors(path, tensors)
 
         def commit() -> None:
             digest = publish_file()
-            content = {"layer": index, "num_epochs": num_epochs, "file": name, "digest_file": digest}
-            write_manifest(folder / _MANIFEST, content)
-            for old in folder.glob("layer-*.safetensors"):
-                if old.name != name:
+            found = self._read_progress_manifest()
+            kept = found["digests"] if found is not None and found["layer"] == index else {}
+            digests = {name: kept[name] for name in kept if _TILE in name} | {path.name: digest}
+            content = {"layer": index, "num_epochs": num_epochs, "digests": digests}
+            write_manifest(path.parent / _MANIFEST, content)
+            for old in path.parent.glob("layer-*.safetensors"):
+                if old.name not in digests:
                     old.unlink()
 
         return commit
 
     def read_progress(self) -> tuple[int, int] | None:
-        """(layer, epochs taken) of the saved progress, or None. Raises CorruptFileError."""
-        try:
-            manifest = read_manifest(self.path / "progress" / _MANIFEST)
-        except FileNotFoundError:
-            return None
-        return int(manifest["layer"]), int(manifest["num_epochs"])
+        """(layer, epochs taken, counted through its tiles) of the saved progress, or None. Raises CorruptFileError."""
+        manifest = self._read_progress_manifest()
+        return (int(manifest["layer"]), int(manifest["num_epochs"])) if manifest is not None else None
 
     def load_progress(self, layer: Layer, optimiser: LayerOptimiser) -> None:
         """Fill layer and optimiser from the saved progress. Raises CorruptFileError."""
-        folder = self.path / "progress"
-        manifest = read_manifest(folder / _MANIFEST)
-        path = folder / f"layer-{int(manifest['layer']):03d}-epoch-{int(manifest['num_epochs']):04d}.safetensors"
-        tensors = _load_tensors(path, manifest["digest_file"])
+        found = self.read_progress()
+        assert found is not None, "there is progress to load"
+        path = self._epoch_path(*found)
+        tensors = self._load_from_progress(path)
         layer_part = {k.removeprefix("layer."): v for k, v in tensors.items() if k.startswith("layer.")}
         _load_state(layer, layer_part, path)
         state = {k.removeprefix("optimiser."): v for k, v in tensors.items() if k.startswith("optimiser.")}
         try:
             optimiser.load_state(state)
         except (KeyError, RuntimeError) as error:
-            raise CorruptFileError(f"file {path}: not this optimiser's state ({error}); {_RESTORE}") from error
+            raise CorruptFileError(f"file {path}: not this optimiser's state ({error}); {RESTORE}") from error
+
+    def load_tile(self, index: int, tile: int, layer: Layer) -> None:
+        """Fill `layer` with a finished tile of the layer being trained. Raises CorruptFileError."""
+        path = self._tile_path(index, tile)
+        _load_state(layer, self._load_from_progress(path), path, assign=True)
+
+    def _load_from_progress(self, path: Path) -> dict[str, Tensor]:
+        manifest = read_manifest(self.path / "progress" / _MANIFEST)
+        try:
+            digest = manifest["digests"][path.name]
+        except KeyError:
+            raise CorruptFileError(f"progress {path.parent}: does not name {path.name}; {RESTORE}") from None
+        return load_tensors(path, digest)
+
+    def _read_progress_manifest(self) -> dict[str, Any] | None:
+        try:
+            return read_manifest(self.path / "progress" / _MANIFEST)
+        except FileNotFoundError:
+            return None
+
+    def _epoch_path(self, index: int, num_epochs: int) -> Path:
+        return self.path / "progress" / f"layer-{index:03d}-epoch-{num_epochs:04d}.safetensors"
+
+    def _tile_path(self, index: int, tile: int) -> Path:
+        return self.path / "progress" / f"layer-{index:03d}{_TILE}{tile:03d}.safetensors"
 
     def drop_progress(self) -> None:
         """The layer is committed: its progress is no longer needed. Manifest first, so that half of it is none."""
@@ -195,7 +244,7 @@ class RunDirectory:
 
     def commit_readout(self, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
         """Save the readout; `identity` says what it was trained on."""
-        digest = _write_tensors(self.path / "readout" / "weights.safetensors", tensors)()
+        digest = write_tensors(self.path / "readout" / "weights.safetensors", tensors)()
         write_manifest(self.path / "readout" / _MANIFEST, {"identity": identity, "digest_file": digest})
 
     def load_readout(self, identity: dict[str, Any]) -> dict[str, Tensor] | None:
@@ -207,7 +256,7 @@ class RunDirectory:
             return None
         if manifest["identity"] != identity:
             return None
-        return _load_tensors(folder / "weights.safetensors", manifest["digest_file"])
+        return load_tensors(folder / "weights.safetensors", manifest["digest_file"])
 
     def passing_bytes(self) -> int:
         """Bytes of what is here for a time only: caches and progress."""
@@ -227,43 +276,14 @@ def _host_state(layer: Layer) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in layer.state_dict().items()}
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> Callable[[], str]:
-    """Write tensors under a temporary name. The action that is returned makes the file durable and tells its digest."""
-    with storage_errors(path):
-        temporary = make_temporary(path)
-        with removed_on_error(temporary):
-            save_file(tensors, temporary)
-
-    def publish_file() -> str:
-        with storage_errors(path), removed_on_error(temporary):
-            digest = sha256_file(temporary)
-            publish(temporary, path)
-        return digest
-
-    return publish_file
+def _unit_axes(layer: Layer) -> dict[str, int]:
+    return {name: layer.unit_axis(name) for name in layer.state_dict()}
 
 
-def _load_tensors(path: Path, digest: str) -> dict[str, Tensor]:
-    try:
-        found = sha256_file(path)
-        if found == digest:
-            return load_file(path)
-    except OSError as error:
-        raise CorruptFileError(f"file {path}: cannot be read ({error.strerror}); {_RESTORE}") from error
-    except SafetensorError as error:
-        raise CorruptFileError(f"file {path}: not a safetensors file ({error}); {_RESTORE}") from error
-    raise CorruptFileError(
-        f"file {path}: altered or truncated since it was written (sha256 {found[:12]}, manifest {digest[:12]}); "
-        f"{_RESTORE}"
-    )
-
-
-def _load_state(layer: Layer, tensors: dict[str, Tensor], path: Path) -> None:
+def _load_state(layer: Layer, tensors: dict[str, Tensor], path: Path, *, assign: bool = False) -> None:
+    """With `assign`, the tensors become the layer's own, which need not have had memory."""
     own = {key: (tuple(value.shape), value.dtype) for key, value in layer.state_dict().items()}
     found = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
     if own != found:
-        raise CorruptFileError(f"file {path}: holds {found}, this configuration needs {own}; {_RESTORE}")
-    layer.load_state_dict(tensors)
-
-
-_RESTORE = "restore it from a copy, or delete its folder to have it trained again"
+        raise CorruptFileError(f"file {path}: holds {found}, this configuration needs {own}; {RESTORE}")
+    layer.load_state_dict(tensors, assign=assign)

@@ -48,6 +48,8 @@ class NetworkConfig:
 
     kind: str = "linear"  # a registered layer kind
     input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
+    # Units on the device at once: a layer of more grows by tiles. auto: all, or as many as the budget has room for.
+    tile_units: int | str = _limit("auto", at_least=1, word="auto")
     dropout: float = _limit(0.4, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains
 
 
@@ -224,6 +226,12 @@ class Config:
             else:
                 lines.append(f"{name} = {_toml_value(value)}")
         return "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
+
+    @property
+    def num_in_tile(self) -> int:
+        """Units of a layer that are on the device at once: all, unless it is decided."""
+        tile_units = self.network.tile_units
+        return min(tile_units, self.width) if isinstance(tile_units, int) else self.width
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a layer learns: two runs that agree on them share their layers."""

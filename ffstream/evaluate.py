@@ -13,9 +13,9 @@ from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
 from ffstream.data import Split, scale_images
 from ffstream.errors import RunError
-from ffstream.frozen import stream_committed_layers
-from ffstream.goodness import GOODNESSES
-from ffstream.labels import make_label_method
+from ffstream.frozen import Stage, stream_committed_layers
+from ffstream.goodness import GOODNESSES, Goodness
+from ffstream.labels import LabelMethod, make_label_method
 from ffstream.network import compute_layer_specs
 from ffstream.propagation import measure_goodness
 
@@ -87,7 +87,7 @@ def evaluate_goodness(
     sweep = LabelSweep(split.labels, first_layer)
     goodness = GOODNESSES[config.objective.goodness]
     errors = [
-        sweep.add(measure_goodness(stage.transfer, stage.layer, stage.caches[0], method, goodness))
+        sweep.add(_sum_tiles(stage, method, goodness))
         for stage in stream_committed_layers(
             directory,
             config,
@@ -102,3 +102,14 @@ def evaluate_goodness(
     return Evaluation(
         "goodness", split_name, len(split), errors_by_depth[-1], 1, errors_by_depth, [alone for alone, _ in errors]
     )
+
+
+def _sum_tiles(stage: Stage, method: LabelMethod, goodness: Goodness) -> Tensor:
+    """Goodness of all labels of a layer, (num_samples, num_classes), a tile at a time."""
+    total: Tensor | None = None
+    for _, tile in stage.layer:
+        num_units = stage.layer.spec.num_units
+        found = measure_goodness(stage.transfer, tile, stage.caches[0], method, goodness, num_units)
+        total = found if total is None else total.add_(found)
+    assert total is not None, "a layer has a tile"
+    return total

@@ -19,8 +19,8 @@ from ffstream.goodness import GOODNESSES
 from ffstream.labels import LabelMethod
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.ledger import PAPER, Ledger, Work
-from ffstream.network import LayerSpec, build_layer, hand_on
-from ffstream.propagation import chunk_samples
+from ffstream.network import LayerSpec, build_layer, compute_tiles
+from ffstream.propagation import FrozenLayer, chunk_samples, hand_on_by_tiles, hand_on_whole
 from ffstream.transfer import NUM_SLOTS
 from ffstream.workspace import Workspace
 
@@ -60,7 +60,7 @@ class DataShape:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one layer on the device while it trains, by term, and the most that is alive while it hands on."""
+    """Bytes of one layer, or of its largest tile, on the device while it trains, and the most while it hands on."""
 
     weights: int  # parameters and buffers, float32
     optimiser: int  # the optimiser's state
@@ -69,7 +69,7 @@ class Footprint:
     activities: int  # preactivations and activities of all candidates
     gradient: int  # of some units at a time, and before it their weights, cast for a product
     others: int  # numbers by sample (order, candidates, goodness), and what kernels take beside their operands
-    handing_on: int  # all that is alive while the output is written: the weights, and twice the slots
+    handing_on: int  # all that is alive while the output is written: the weights (of two tiles), and twice the slots
 
     @property
     def training(self) -> int:
@@ -84,12 +84,14 @@ class Footprint:
 
 @dataclass(frozen=True)
 class PaperLayer:
-    """What a layer's work takes: bytes, and what is done in a step and with a chunk of each split in a pass."""
+    """What the work of a layer, or of its largest tile, takes: bytes, and what is done at a time."""
 
     footprint: Footprint
+    num_tiles: int
     step: Work
-    sweep: Work
-    hand_on: Work
+    sweep: Work  # of a chunk of the validation split
+    measure: Work  # of a chunk of the training split, where further tiles build on it
+    hand_on: Work  # of a chunk of each split, by all tiles
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,18 @@ def do_on_paper(
                 written = cache_layouts(config, method, data, spec.out_features).values()
                 write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
         terms["handing_on"] += slots + write_slots
-        layers.append(PaperLayer(Footprint(slots=slots, **terms), **done))
+        layers.append(PaperLayer(Footprint(slots=slots, **terms), len(compute_tiles(config)), **done))
     return layers
+
+
+class _Shard:
+    """The first shard of a split, its first chunk, and where that is written; not in the ledger, as they are slots."""
+
+    def __init__(self, layout: CacheLayout, out_features: int) -> None:
+        self.block = torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
+        self.num_samples = min(chunk_samples(layout), len(self.block))  # of the chunk
+        self.chunk = self.block[: self.num_samples].flatten(0, 1)
+        self.written = torch.empty(len(self.chunk), out_features, dtype=layout.dtype, device=PAPER)
 
 
 class _PaperWork:
@@ -157,61 +169,88 @@ class _PaperWork:
     def on_layer(
         self, spec: LayerSpec, layouts: dict[str, CacheLayout], num_classes: int, kernels: KernelBytes
     ) -> tuple[dict[str, int], dict[str, Work]]:
-        """The terms of a footprint but for slots; what is done in a step, a sweep and in handing on."""
-        blocks = {  # not entered in the ledger: they are slots
-            name: torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
-            for name, layout in layouts.items()
-        }
-        chunks = {name: blocks[name][: chunk_samples(layout)].flatten(0, 1) for name, layout in layouts.items()}
-        labels = torch.zeros(len(blocks["train"]), dtype=torch.int64)
-        generator = torch.Generator() if self._config.network.dropout else None
-        goodness_bytes = 0
+        """The terms of a footprint but for slots; what is done in a step, in measuring and in handing on."""
+        units, *further = compute_tiles(self._config)
+        shards = {name: _Shard(layout, spec.out_features) for name, layout in layouts.items()}
         with self._ledger as ledger:
             before = ledger.live_bytes
             with PAPER:
-                layer = build_layer(self._config, spec, num_classes)
+                layer = build_layer(self._config, spec, num_classes, units)
             layer.workspace = self._workspace
             weights = ledger.live_bytes - before
-            trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER)
+            trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER, units)
             optimiser = ledger.live_bytes - before - weights
-            peaks = []  # of moments that do not meet
-            done = {"step": Work(), "sweep": Work(), "hand_on": Work()}
-            totals = torch.zeros(4, device=PAPER)
-            for num_shards in (2, 1)[: self._config.epochs]:  # a second step, or epoch, finds all buffers there
-                for _ in range(num_shards):
-                    ledger.start_peak()
-                    index, candidates = self._draw(labels)
-                    peaks.append(ledger.peak_bytes)
-                    ledger.start_peak()
-                    start = ledger.work
-                    totals += trainer.step(blocks["train"], index, candidates.index_select(0, index), 1.0, generator)
-                    peaks.append(ledger.peak_bytes + kernels.in_steps)
-                    done["step"] = ledger.work - start
-                if "validation" in chunks:
-                    goodness = GOODNESSES[self._config.objective.goodness]
-                    ledger.start_peak()
-                    start = ledger.work
-                    self._method.sweep(layer, goodness, layer.preactivations(chunks["validation"]))
-                    done["sweep"] = ledger.work - start
-                    peaks.append(ledger.peak_bytes + kernels.in_passes)
-                    if self._draws_on_device:  # of all samples in parts, put together, and summed over layers
-                        goodness_bytes = 3 * layouts["validation"].num_samples * num_classes * 4
+            kept = goodness_bytes(self._method, layouts, num_classes) if self._draws_on_device else {}
+            of_tiles = kept.get("train", 0) if further else 0
+            training, done = self._train(trainer, shards, kernels, of_tiles, num_tiles=1 + len(further))
             buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
-            del trainer, index, candidates, totals
+            del trainer
             ledger.start_peak()
             if spec.index + 1 < self._config.layers:
                 start = ledger.work
-                for chunk in chunks.values():
-                    hand_on(spec, chunk, layer.preactivations(chunk), self._workspace)
-                    done["hand_on"] = ledger.work - start  # of both splits
+                self._hand_on(FrozenLayer(spec, [units], lambda _: layer), shards, tiled=bool(further))
+                done["hand_on"] = (ledger.work - start) * (1 + len(further))
             handing_on = ledger.peak_bytes + kernels.in_passes
+        if further:  # the next tile comes while the last one goes; and a length is summed for every row of a shard
+            handing_on += weights + max(4 * len(shard.block) * shard.block.shape[1] for shard in shards.values())
+        on_host = 3 * kept.get("validation", 0)  # of the tiles so far, of this one, of the layers so far
         terms = buffers | {
             "weights": weights,
             "optimiser": optimiser,
-            "others": max(peaks) - weights - optimiser - sum(buffers.values()) + goodness_bytes + _SMALL_BYTES,
-            "handing_on": handing_on + goodness_bytes + _SMALL_BYTES,
+            "others": training - weights - optimiser - sum(buffers.values()) + on_host + _SMALL_BYTES,
+            "handing_on": handing_on + on_host + _SMALL_BYTES,
         }
         return terms, done
+
+    def _train(
+        self,
+        trainer: LayerTrainer,
+        shards: dict[str, _Shard],
+        kernels: KernelBytes,
+        of_tiles: int,
+        *,
+        num_tiles: int,
+    ) -> tuple[int, dict[str, Work]]:
+        """The most bytes at once, and what is done in a step and in measuring.
+
+        `of_tiles`: bytes of the goodness of the tiles so far, which that of one more is added to.
+        """
+        ledger, block = self._ledger, shards["train"].block
+        labels = torch.zeros(len(block), dtype=torch.int64)
+        generator = torch.Generator() if self._config.network.dropout else None
+        goodness = GOODNESSES[self._config.objective.goodness]
+        peaks = []  # of moments that do not meet
+        done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
+        measured = {"validation": "sweep"} | ({"train": "measure"} if num_tiles > 1 else {})
+        totals = torch.zeros(4, device=PAPER)
+        num_epochs = self._config.epochs * num_tiles
+        for num_shards in (2, 1)[:num_epochs]:  # a second step, or epoch, finds all buffers there
+            for _ in range(num_shards):
+                ledger.start_peak()
+                index, candidates = self._draw(labels)
+                others = torch.empty(candidates.shape, device=PAPER) if num_tiles > 1 else None
+                peaks.append(ledger.peak_bytes + of_tiles)
+                ledger.start_peak()
+                start = ledger.work
+                shown = candidates.index_select(0, index)
+                beside = others.index_select(0, index) if others is not None else None
+                totals += trainer.step(block, index, shown, 1.0, generator, beside)
+                peaks.append(ledger.peak_bytes + kernels.in_steps + of_tiles)
+                done["step"] = ledger.work - start
+            for name in measured.keys() & shards.keys():
+                ledger.start_peak()
+                start = ledger.work
+                rows, num_samples = shards[name].chunk, shards[name].num_samples
+                self._method.sweep(trainer.layer, goodness, trainer.layer.preactivations(rows), num_samples)
+                done[measured[name]] = ledger.work - start
+                peaks.append(ledger.peak_bytes + kernels.in_passes + (2 if name == "train" else 1) * of_tiles)
+        return max(peaks), done
+
+    def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard], *, tiled: bool) -> None:
+        """The first chunk of every split."""
+        hand_on_chunks = hand_on_by_tiles if tiled else hand_on_whole
+        for shard in shards.values():
+            hand_on_chunks(layer, [(shard.chunk, shard.written)])
 
     def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The first batch of a shard's samples, a view of their order, and the candidates of all of them."""
@@ -229,6 +268,12 @@ class _PaperWork:
             size = len(order)
         shape = (num_samples, 1 + self._config.negatives.per_step)
         return order[:size], torch.empty(shape, dtype=torch.int64, device=PAPER)
+
+
+def goodness_bytes(method: LabelMethod, layouts: Mapping[str, CacheLayout], num_classes: int) -> dict[str, int]:
+    """Bytes, for each split, of one number for each label of a sample, or for all that a candidate may be."""
+    values = {"train": num_classes if method.uses_embedding else layouts["train"].num_rows}
+    return {name: 4 * layout.num_samples * values.get(name, num_classes) for name, layout in layouts.items()}
 
 
 def _largest_shard(layouts: Iterable[CacheLayout]) -> int:

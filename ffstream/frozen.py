@@ -13,20 +13,20 @@ from ffstream.cache import ActivationCache, CacheLayout, DiskCache, MemoryCache
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
 from ffstream.layers import Layer
+from ffstream.ledger import PAPER
 from ffstream.memory import device_free_bytes, host_free_bytes
-from ffstream.network import LayerSpec, build_layer
-from ffstream.plan import choose_tier
-from ffstream.propagation import RowsOf, propagate, write_rows
+from ffstream.network import LayerSpec, compute_tiles, make_layer
+from ffstream.planner import choose_tier
+from ffstream.propagation import FrozenLayer, RowsOf, propagate, write_rows
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One committed layer on the device, with a cache for each source of what it reads, or of what it hands on."""
+    """One committed layer, with a cache for each source of what it reads, or of what it hands on."""
 
-    spec: LayerSpec
-    layer: Layer
+    layer: FrozenLayer
     caches: list[ActivationCache]
     transfer: Transfer
 
@@ -59,12 +59,12 @@ def stream_committed_layers(
                 return DiskCache(layout, Path(folder) / name, durable=False)
             return MemoryCache(layout, device if tier == "device" else torch.device("cpu"))
 
-        def move(layer: Layer, spec: LayerSpec, caches: list[ActivationCache]) -> list[ActivationCache]:
+        def move(layer: FrozenLayer, caches: list[ActivationCache]) -> list[ActivationCache]:
             moved = []
             for number, source in enumerate(caches):
-                layout = _with_features(source.layout, spec.out_features)
-                moved.append(make_cache(layout, f"{spec.index + 1:03d}-{number}"))
-                propagate(way, layer, spec, source, moved[-1], move=True)
+                layout = _with_features(source.layout, layer.spec.out_features)
+                moved.append(make_cache(layout, f"{layer.spec.index + 1:03d}-{number}"))
+                propagate(way, layer, source, moved[-1], move=True)
             return moved
 
         workspace = Workspace(device)
@@ -73,14 +73,39 @@ def stream_committed_layers(
             caches.append(make_cache(layout, f"000-{number}"))
             write_rows(way, caches[-1], rows_of)
         for spec in specs:
-            layer = build_layer(config, spec, num_classes)
-            directory.load_layer(spec.index, layer)
-            layer.to(device).workspace = workspace
+            layer = load_committed(directory, config, spec, num_classes, device, workspace)
             if outputs:
-                caches = move(layer, spec, caches)
-            yield Stage(spec, layer, caches, way)
+                caches = move(layer, caches)
+            yield Stage(layer, caches, way)
             if not outputs and spec is not specs[-1]:
-                caches = move(layer, spec, caches)
+                caches = move(layer, caches)
+
+
+def load_committed(
+    directory: RunDirectory,
+    config: Config,
+    spec: LayerSpec,
+    num_classes: int,
+    device: torch.device,
+    workspace: Workspace,
+) -> FrozenLayer:
+    """A committed layer, checked: on the device if it is of one tile, else each tile when its turn comes."""
+    tiles = compute_tiles(config)
+    if len(tiles) == 1:
+        layer = make_layer(config, spec, num_classes, tiles[0])
+        directory.load_layer(spec.index, layer)
+        layer.to(device).workspace = workspace
+        return FrozenLayer(spec, tiles, lambda _: layer)
+
+    def load(units: slice) -> Layer:
+        with PAPER:
+            tile = make_layer(config, spec, num_classes, units)
+        directory.load_units(spec.index, units, tile)
+        tile.to(device).workspace = workspace
+        return tile
+
+    directory.verify_weights(spec.index)
+    return FrozenLayer(spec, tiles, load)
 
 
 def _with_features(layout: CacheLayout, num_features: int) -> CacheLayout:

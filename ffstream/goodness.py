@@ -1,7 +1,7 @@
 """Goodness: one number a sample that says how much a layer likes it (Hinton 2022, section 2).
 
-A goodness is a function of a layer's activities h = relu(preactivation), shape (n, num_units). Those here are sums over
-units, so that a layer can be cut into groups of units.
+A goodness is a function of a layer's activities h = relu(preactivation), shape (n, num_units). Those here are sums or
+means over units, so that a layer can be cut into tiles of units.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from ffstream.registry import Registry
 
 
 class Goodness:
-    """A differentiable goodness. A subclass needs `value`; `gradient_` may be overridden by a closed form."""
+    """A differentiable goodness. A subclass needs `value`; `gradient_` may be overridden by a closed form.
+
+    One that says in `over_units` whether it is a "sum" or a "mean" over units allows layers to be cut into tiles.
+    """
+
+    over_units: str | None = None
 
     def value(self, activities: Tensor) -> Tensor:
         """Goodness of each row: (n, num_units) -> (n,)."""
@@ -29,6 +34,10 @@ class Goodness:
             (gradient,) = torch.autograd.grad(self.value(leaf), leaf, upstream)
         return gradient.mul_(activities > 0)
 
+    def weight(self, num_part: int, num_units: int) -> float:
+        """By what the value of `num_part` units is multiplied to be their part in that of `num_units`."""
+        return num_part / num_units if self.over_units == "mean" else 1.0
+
     def default_threshold(self, num_units: int) -> float:
         """The threshold theta for `threshold = "auto"`: the goodness of a row of unit RMS."""
         return float(self.value(torch.ones(1, num_units)))
@@ -38,7 +47,7 @@ class SquaredGoodness(Goodness):
     """sign * sum(h^2), or its mean over units. A negative sign makes positive samples quiet (Hinton 2022, sec. 2)."""
 
     def __init__(self, *, mean: bool, sign: int) -> None:
-        self._mean = mean
+        self.over_units = "mean" if mean else "sum"
         self._sign = sign
 
     def value(self, activities: Tensor) -> Tensor:
@@ -52,7 +61,7 @@ class SquaredGoodness(Goodness):
         return activities.mul_((upstream * (2 * self._factor(activities))).unsqueeze(1))
 
     def _factor(self, activities: Tensor) -> float:
-        return self._sign / (activities.shape[1] if self._mean else 1)
+        return self._sign / (activities.shape[1] if self.over_units == "mean" else 1)
 
 
 GOODNESSES: Registry[Goodness] = Registry("goodness")

@@ -60,10 +60,11 @@ class LabelMethod(ABC):
         """dL/dpreactivations from that of each candidate, and that of the label embedding where there is one."""
 
     @abstractmethod
-    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Goodness of all labels, (n, num_classes), from the preactivations of n samples' sweep rows.
 
-        With a workspace of the layer's, `preactivations` may be overwritten by their activities.
+        Of training rows likewise: (n, the number of values that a candidate takes). With a workspace of the layer's,
+        `preactivations` may be overwritten by their activities.
         """
 
 
@@ -128,7 +129,7 @@ class LabelInjection(LabelMethod):
             total.add_(gradient)
         return total, embedding_gradient
 
-    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every label's goodness from one matrix product: z + U[c] for every c."""
         room = None
         if layer.workspace is not None:
@@ -202,10 +203,10 @@ class LabelOverlay(LabelMethod):
         shape = (sum(len(gradient) for gradient in gradients), gradients[0].shape[1])
         return torch.cat(gradients, out=workspace.take("gradient", shape, gradients[0].dtype)), None
 
-    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor) -> Tensor:
-        """Row c of a sample carries label c."""
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
+        """Every row's goodness, those of a sample side by side; row c of its sweep rows carries label c."""
         activities = torch.relu(preactivations) if layer.workspace is None else preactivations.relu_()
-        return goodness.value(activities).view(-1, self._num_classes)
+        return goodness.value(activities).view(num_samples, -1)
 
     def _overlay(self, images: Tensor, codes: Tensor) -> Tensor:
         rows = images.unsqueeze(1).repeat(1, codes.shape[1], 1)

@@ -62,10 +62,21 @@ def drop_features_(
 
 
 class LayerTrainer:
-    """Trains one layer; its state between epochs is that of the layer and of the optimiser."""
+    """Trains one layer, or one tile of it; its state between epochs is that of the layer and of the optimiser.
+
+    A layer grows by tiles. While one trains, those before it are frozen, those after it are not there, and the
+    objective sees the goodness of all units so far: stagewise additive modelling (Friedman, Hastie and Tibshirani 2000,
+    section 4), with tiles for the weak learners. A mean over units is taken per tile, so that each tile adds to it.
+    """
 
     def __init__(
-        self, layer: Layer, layer_index: int, config: Config, method: LabelMethod, device: torch.device
+        self,
+        layer: Layer,
+        layer_index: int,
+        config: Config,
+        method: LabelMethod,
+        device: torch.device,
+        units: slice | None = None,
     ) -> None:
         self.layer = layer.to(device)
         self.optimiser = LayerOptimiser(layer, config.optimiser)
@@ -76,8 +87,13 @@ class LayerTrainer:
         self._workspace = layer.workspace = layer.workspace or Workspace(device)
         self._goodness = GOODNESSES[config.objective.goodness]
         self._objective = OBJECTIVES[config.objective.name]
-        threshold = config.objective.threshold
-        self._threshold = self._goodness.default_threshold(layer.num_units) if isinstance(threshold, str) else threshold
+        num_so_far, num_in_tile = units.stop if units is not None else layer.num_units, config.num_in_tile
+        self._weight = self._goodness.weight(layer.num_units, num_in_tile)
+        whole = self._goodness.default_threshold(config.width)
+        threshold = self._goodness.default_threshold(num_so_far) * self._goodness.weight(num_so_far, num_in_tile)
+        if not isinstance(config.objective.threshold, str):
+            threshold = config.objective.threshold * (threshold / whole if whole else 1.0)
+        self._threshold = threshold
         assert isinstance(config.batch, int), "batch is resolved before training"
         self._batch = config.batch
 
@@ -88,11 +104,13 @@ class LayerTrainer:
         labels: Tensor,
         epoch: int,
         on_tick: Callable[[EpochFigures], None] | None = None,
+        others: Tensor | None = None,
     ) -> EpochFigures:
         """Visit every sample once, in the order that (seed, layer, epoch) decides.
 
-        `labels` (num_samples,) are those of the samples of `cache`. Raises DivergedError when the loss is
-        no longer finite.
+        `labels` (num_samples,) are those of the samples of `cache`. The epochs of a layer are counted through its
+        tiles. `others` is the goodness of the tiles before, for all that a candidate may be: (num_samples, values).
+        Raises DivergedError when the loss is no longer finite.
         """
         start_s = last_tick_s = time.perf_counter()
         totals = torch.zeros(4, device=self._device)
@@ -102,13 +120,17 @@ class LayerTrainer:
         dropout_generator = seeding.generator(seed, self._index, epoch, "dropout", self._device) if dropout else None
         for shard, block in transfer.blocks(cache, compute_shard_order(cache.layout, seed, self._index, epoch)):
             batches = compute_batches(len(block), self._batch, host_generator)
-            shard_labels = labels[cache.layout.shard_range(shard)]
-            candidates = self._method.draw_candidates(shard_labels, host_generator).to(self._device)
+            samples = cache.layout.shard_range(shard)
+            candidates = self._method.draw_candidates(labels[samples], host_generator)
+            beside = others[samples].gather(1, candidates).to(self._device) if others is not None else None
+            candidates = candidates.to(self._device)
             for index in batches:
-                progress = (epoch + num_samples / len(labels)) / self._config.epochs
+                progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
                 factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
                 index = index.to(self._device)
-                totals += self.step(block, index, candidates.index_select(0, index), factor, dropout_generator)
+                shown = candidates.index_select(0, index)
+                of_others = beside.index_select(0, index) if beside is not None else None
+                totals += self.step(block, index, shown, factor, dropout_generator, of_others)
                 num_samples += len(index)
                 now_s = time.perf_counter()
                 if on_tick is not None and now_s - last_tick_s >= _TICK_S:
@@ -131,20 +153,19 @@ class LayerTrainer:
         candidates: Tensor,
         factor: float,
         dropout_generator: torch.Generator | None,
+        others: Tensor | None = None,
     ) -> Tensor:
-        """One update from the samples `index` of a block. Returns summed loss, goodness (positive, negative), wins."""
-        num_candidates, num_samples = candidates.shape[1], len(index)
-        scale = self._config.objective.scale
-        rows = self._method.select(block, index, candidates, self._workspace)
-        if dropout_generator is not None:
-            shared = num_candidates if len(rows) != num_samples else 1
-            drop_features_(rows, self._config.network.dropout, shared, dropout_generator, self._workspace)
-        preactivations = self.layer.preactivations(rows)
-        activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
-        goodness = torch.stack([self._goodness.value(h) for h in activities], dim=1)
+        """One update from the samples `index` of a block. Returns summed loss, goodness (positive, negative), wins.
+
+        `others` is the goodness of the other tiles for each candidate: (n, 1 + K).
+        """
+        num_samples, scale = len(index), self._config.objective.scale
+        rows, activities, goodness = self.forward(block, index, candidates, dropout_generator)
+        if others is not None:
+            goodness += others
         loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
         peer_gradient = self._peer_gradient(activities[0]) if self._config.objective.peer_normalisation else None
-        upstream = upstream * (scale / num_samples)  # of the mean loss with respect to the goodness
+        upstream = upstream * (scale * self._weight / num_samples)  # of the mean loss with respect to the goodness
         gradients = [self._goodness.gradient_(h, g) for h, g in zip(activities, upstream.unbind(1), strict=True)]
         if peer_gradient is not None:
             gradients[0] += peer_gradient / num_samples
@@ -157,6 +178,22 @@ class LayerTrainer:
         positive, negatives = goodness[:, 0], goodness[:, 1:]
         wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
         return torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
+
+    @torch.no_grad()
+    def forward(
+        self, block: Tensor, index: Tensor, candidates: Tensor, dropout_generator: torch.Generator | None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The rows that are multiplied by the weights, each candidate's activities, and their goodness (n, 1 + K)."""
+        rows = self._method.select(block, index, candidates, self._workspace)
+        if dropout_generator is not None:
+            shared = candidates.shape[1] if len(rows) != len(index) else 1
+            drop_features_(rows, self._config.network.dropout, shared, dropout_generator, self._workspace)
+        preactivations = self.layer.preactivations(rows)
+        activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
+        goodness = torch.stack([self._goodness.value(h) for h in activities], dim=1)
+        if self._weight != 1.0:
+            goodness *= self._weight
+        return rows, activities, goodness
 
     def _peer_gradient(self, positive_activities: Tensor) -> Tensor:
         """Pull of each unit's running mean activity towards that of its peers: (num_units,).

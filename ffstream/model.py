@@ -55,7 +55,7 @@ class FFNetwork(nn.Module):
         for spec, module in zip(self._specs, self.layers, strict=True):
             layer = cast(Layer, module)
             preactivations = layer.preactivations(rows)
-            found.append(self._method.sweep(layer, self._goodness, preactivations))
+            found.append(self._method.sweep(layer, self._goodness, preactivations, len(images)))
             rows = hand_on(spec, rows, preactivations).to(dtype)
         return found
 

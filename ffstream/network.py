@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ffstream import seeding
 from ffstream.config import Config
-from ffstream.layers import LAYER_KINDS, Layer
+from ffstream.errors import ConfigError
+from ffstream.goodness import GOODNESSES
+from ffstream.layers import LAYER_KINDS, Layer, cut_units
 from ffstream.normalisation import length_normalise, length_normalise_
 from ffstream.workspace import Workspace
 
@@ -35,14 +37,45 @@ def compute_layer_specs(config: Config, num_features: int) -> list[LayerSpec]:
     ]
 
 
-def build_layer(config: Config, spec: LayerSpec, num_classes: int) -> Layer:
-    """One layer as it stands before training, on the CPU: a pure function of (config, seed, spec.index)."""
+def compute_tiles(config: Config) -> list[slice]:
+    """The units of a layer by tiles, in the order in which they are trained. Raises ConfigError for what has none."""
+    tiles = cut_units(config.width, config.num_in_tile)
+    problem = find_untileable(config) if len(tiles) > 1 else None
+    if problem is not None:
+        raise ConfigError(f"config network.tile_units: found {config.network.tile_units}, but {problem}")
+    return tiles
+
+
+def find_untileable(config: Config) -> str | None:
+    """What keeps layers of this configuration from being cut into tiles, and what to do; None if nothing does."""
+    if not LAYER_KINDS[config.network.kind].tileable:
+        return f"layers of kind {config.network.kind!r} cannot be cut into tiles; leave tile_units out"
+    if GOODNESSES[config.objective.goodness].over_units is None:
+        return (
+            f"goodness {config.objective.goodness!r} does not say by over_units whether it is a sum or a mean over "
+            "units; set that, or leave tile_units out"
+        )
+    return None
+
+
+def make_layer(config: Config, spec: LayerSpec, num_classes: int, units: slice) -> Layer:
+    """Some units of a layer, or all, of undefined content; on paper, where content is assigned later."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    layer = LAYER_KINDS[config.network.kind](spec.in_features, spec.num_units, dtype)
-    generator = seeding.generator(config.seed, spec.index, 0, "initialise")
-    layer.initialise(generator)
+    num_units = units.stop - units.start
+    layer = LAYER_KINDS[config.network.kind](spec.in_features, num_units, dtype)
     if config.labels.method == "injection":
-        layer.add_label_embedding(num_classes, config.labels.embedding_std, generator)
+        layer.label_embedding = torch.nn.Parameter(torch.empty(num_classes, num_units))
+    return layer
+
+
+def build_layer(config: Config, spec: LayerSpec, num_classes: int, units: slice | None = None) -> Layer:
+    """Some units of a layer, or all, as before training, on the CPU: a function of (config, seed, layer, units)."""
+    units = units or slice(0, spec.num_units)
+    layer = make_layer(config, spec, num_classes, units)
+    generator = seeding.generator(config.seed, spec.index, units.start, "initialise")
+    layer.initialise(generator)
+    if layer.label_embedding is not None:
+        layer.draw_label_embedding(config.labels.embedding_std, generator)
     return layer
 
 

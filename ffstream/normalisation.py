@@ -21,4 +21,12 @@ def length_normalise(rows: Tensor) -> Tensor:
 def length_normalise_(rows: Tensor, workspace: Workspace) -> Tensor:
     """`length_normalise` in place, to the same bits, for rows (n, features)."""
     squares = torch.square(rows, out=workspace.take("activities", tuple(rows.shape), rows.dtype))
-    return rows.div_(squares.mean(dim=-1, keepdim=True).sqrt_().add_(_EPSILON))
+    return divide_by_length_(rows, squares.mean(dim=-1, keepdim=True))
+
+
+def divide_by_length_(rows: Tensor, mean_squares: Tensor) -> Tensor:
+    """`length_normalise` in place for rows (n, features), or some of their features, of known mean squares (n, 1).
+
+    The mean squares are overwritten.
+    """
+    return rows.div_(mean_squares.sqrt_().add_(_EPSILON))

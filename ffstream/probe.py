@@ -186,8 +186,10 @@ def measure_kernels(
 
     The libraries below torch pack operands, or keep a workspace, as they see fit: no formula tells.
     """
-    if spec.num_units > _PART_UNITS:
-        spec = dataclasses.replace(spec, num_units=_PART_UNITS + spec.num_units % _PART_UNITS)
+    num_units = config.num_in_tile
+    if num_units > _PART_UNITS:
+        num_units = _PART_UNITS + num_units % _PART_UNITS
+    spec = dataclasses.replace(spec, num_units=num_units)
 
     def multiply(where: torch.device, row_counts: set[int], *, training: bool) -> None:
         most = max(row_counts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from ffstream.goodness import Goodness
 from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
 from ffstream.network import LayerSpec, hand_on
+from ffstream.normalisation import divide_by_length_
 from ffstream.transfer import Transfer
 
 # Rows in one matrix product. Few, so that the activities under each label stay in a CPU's own cache; fixed, because the
@@ -35,21 +36,53 @@ def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf) -> N
     transfer.flush()
 
 
+class FrozenLayer:
+    """A layer that no longer changes, put on the device a tile at a time: iterating yields (units, tile).
+
+    `load` makes a tile and puts it on the device; a layer of one tile may be there already. At most two tiles are there
+    at once, the second while the first goes.
+    """
+
+    def __init__(self, spec: LayerSpec, tiles: Sequence[slice], load: Callable[[slice], Layer]) -> None:
+        self.spec = spec
+        self.num_tiles = len(tiles)
+        self._tiles = tiles
+        self._load = load
+
+    def __iter__(self) -> Iterator[tuple[slice, Layer]]:
+        for units in self._tiles:
+            yield units, self._load(units)
+
+
 @torch.no_grad()
 def measure_goodness(
-    transfer: Transfer, layer: Layer, cache: ActivationCache, method: LabelMethod, goodness: Goodness
+    transfer: Transfer,
+    tile: Layer,
+    cache: ActivationCache,
+    method: LabelMethod,
+    goodness: Goodness,
+    num_units: int,
 ) -> Tensor:
-    """Goodness of all labels for each sample of a cache of sweep rows: (num_samples, num_classes), on the host."""
-    parts = []
-    for _, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
+    """What a tile adds to the goodness of all labels for each sample: (num_samples, num_classes), on the host.
+
+    Of training rows: for all that a candidate may be. A mean is taken over `num_units`, the tile's own and others.
+    """
+    total = torch.empty(0)
+    weight = goodness.weight(tile.num_units, num_units)
+    for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
+        start = cache.layout.shard_range(shard).start
         for chunk in rows.split(chunk_samples(cache.layout)):
-            parts.append(method.sweep(layer, goodness, layer.preactivations(chunk.flatten(0, 1))).cpu())
-    return torch.cat(parts)
+            found = method.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight
+            if not len(total):
+                total = torch.empty(cache.layout.num_samples, found.shape[1])
+            total[start : start + len(chunk)] = found
+            start += len(chunk)
+    return total
 
 
 @torch.no_grad()
 def propagate(
-    transfer: Transfer, layer: Layer, spec: LayerSpec, source: ActivationCache, target: ActivationCache, *, move: bool
+    transfer: Transfer, layer: FrozenLayer, source: ActivationCache, target: ActivationCache, *, move: bool
 ) -> None:
     """Store in `target` what `layer` hands on for every row of `source`, as far as it is missing there.
 
@@ -57,12 +90,37 @@ def propagate(
     little more than one.
     """
     step = chunk_samples(source.layout)
+    hand_on_shard = hand_on_whole if layer.num_tiles == 1 else hand_on_by_tiles
     for shard, rows in transfer.blocks(source, target.missing()):
         with transfer.storing(target, shard, partial(source.free, shard) if move else None) as output:
-            for chunk, written in zip(rows.split(step), output.split(step), strict=True):
-                flat = chunk.flatten(0, 1)
-                written.flatten(0, 1).copy_(hand_on(spec, flat, layer.preactivations(flat), layer.workspace))
+            chunks = [
+                (chunk.flatten(0, 1), written.flatten(0, 1))
+                for chunk, written in zip(rows.split(step), output.split(step), strict=True)
+            ]
+            hand_on_shard(layer, chunks)
     transfer.flush()
+
+
+def hand_on_whole(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Fill the second of each pair with what a layer of one tile hands on for the rows that are the first."""
+    for _, tile in layer:
+        for rows, written in chunks:
+            written.copy_(hand_on(layer.spec, rows, tile.preactivations(rows), tile.workspace))
+
+
+def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """The same, though no row is there whole: its length is summed first, then each tile computed again and divided."""
+    squares = [torch.zeros(len(rows), 1, device=rows.device) for rows, _ in chunks]
+    for _, tile in layer:
+        for (rows, _), total in zip(chunks, squares, strict=True):
+            total += tile.preactivations(rows).relu_().square_().sum(dim=1, keepdim=True)
+    for units, tile in layer:
+        for (rows, written), total in zip(chunks, squares, strict=True):
+            activities = tile.preactivations(rows).relu_()
+            written[:, units] = divide_by_length_(activities, total / layer.spec.num_units)
+    num_skip = layer.spec.num_skip_features
+    for rows, written in chunks if num_skip else ():
+        written[:, -num_skip:] = rows[:, -num_skip:]
 
 
 def chunk_samples(layout: CacheLayout) -> int:

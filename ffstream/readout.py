@@ -57,15 +57,15 @@ def evaluate_softmax(
     errors: list[float] = []
     stages = stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True)
     for stage in stages:
-        index = stage.spec.index
+        index = stage.layer.spec.index
         if index + 1 < first_layer:
             continue
         if saved is None:
-            weight, bias = _fit(stage.transfer, stage.caches[1], stage.spec, train.labels, train_logits, config)
-            train_logits += _logits(stage.transfer, stage.caches[1], stage.spec, weight, bias)
+            weight, bias = _fit(stage.transfer, stage.caches[1], stage.layer.spec, train.labels, train_logits, config)
+            train_logits += _logits(stage.transfer, stage.caches[1], stage.layer.spec, weight, bias)
             tensors[f"{index:03d}.weight"], tensors[f"{index:03d}.bias"] = weight.cpu(), bias.cpu()
         weight, bias = tensors[f"{index:03d}.weight"].to(device), tensors[f"{index:03d}.bias"].to(device)
-        logits += _logits(stage.transfer, stage.caches[0], stage.spec, weight, bias)
+        logits += _logits(stage.transfer, stage.caches[0], stage.layer.spec, weight, bias)
         errors.append(error_rate(logits, split.labels))
     if saved is None:
         with contextlib.suppress(StorageError):  # a read-only run can be evaluated too; it is fitted again next time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,20 +17,24 @@ from ffstream.data import Split, scale_images
 from ffstream.errors import CorruptFileError
 from ffstream.evaluate import LabelSweep
 from ffstream.footprint import DataShape
+from ffstream.frozen import load_committed
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.layers import Layer
+from ffstream.ledger import PAPER
 from ffstream.memory import peak_memory_bytes
 from ffstream.metrics import MetricsFile
-from ffstream.network import LayerSpec, build_layer, compute_layer_specs
+from ffstream.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles, make_layer
 from ffstream.observer import LayerFigures, Observer
 from ffstream.plan import Plan
-from ffstream.propagation import measure_goodness, propagate, write_rows
+from ffstream.propagation import FrozenLayer, measure_goodness, propagate, write_rows
 from ffstream.run import read_layer_figures
 from ffstream.schedule import Action, Step, remaining_steps
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
+
+_Goodness = dict[str, Tensor]  # by split: (samples, labels or candidates), on the host
 
 
 class Runner:
@@ -64,7 +68,8 @@ class Runner:
         self._caches = CacheSet(directory, config, self._specs, self._method, shape, identity, plan.tier, device)
         self._transfer = Transfer(device, plan.max_unsynced)
         self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
-        self._resident: tuple[int, Layer] | None = None  # at most one layer
+        self._tiles = compute_tiles(config)
+        self._resident: FrozenLayer | None = None  # at most one layer
         self._epochs_taken: dict[int, int] = {}  # of the layer whose progress an earlier process left
         self._sweep = LabelSweep(torch.empty(0))
 
@@ -109,15 +114,26 @@ class Runner:
             write_rows(self._transfer, self._caches.current[name], rows_of[name])
 
     def _train(self, spec: LayerSpec) -> None:
-        """Train, measure, commit. An earlier process's epochs are taken from its progress."""
+        """Train, measure, commit, tile by tile. An earlier process's epochs are taken from its progress."""
         self._resident = None
         start_s = time.perf_counter()
-        layer = self._build(spec)
-        trainer = LayerTrainer(layer, spec.index, self._config, self._method, self._device)
         start_epoch = self._epochs_taken.pop(spec.index, 0)
-        if start_epoch:
-            self._directory.load_progress(layer, trainer.optimiser)
-        figures, goodness, samples_per_s = self._take_epochs(spec, trainer, start_epoch)
+        num_finished = start_epoch // self._config.epochs
+        so_far: _Goodness = {}
+        for number in range(num_finished):
+            so_far = self._add_tile(spec, self._load_tile(spec, number), so_far, self._labels)
+        num_samples, training_s = 0, 0.0
+        last = len(self._tiles) - 1
+        for number in range(num_finished, last + 1):
+            layer, epochs, goodness = self._train_tile(spec, number, start_epoch, so_far)
+            start_epoch = (number + 1) * self._config.epochs
+            num_samples += sum(figures.num_samples for figures in epochs)
+            training_s += sum(figures.elapsed_s for figures in epochs)
+            if number < last:
+                self._transfer.commit(self._directory.write_tile(spec.index, number, start_epoch, layer))
+                so_far = self._add_tile(spec, layer, so_far, self._labels)
+                del layer  # before the next one is made
+        figures = epochs[-1]
         error, error_to_here = self._sweep.add(goodness) if goodness is not None else (None, None)
         summary = LayerFigures(
             layer=spec.index + 1,
@@ -127,72 +143,98 @@ class Runner:
             separation=figures.separation,
             validation_error=error,
             validation_error_to_here=error_to_here,
-            samples_per_s=samples_per_s,
+            samples_per_s=num_samples / training_s / len(self._tiles),
             elapsed_s=time.perf_counter() - start_s,
             peak_memory_bytes=peak_memory_bytes(self._device),
             cache_tier=self._caches.tier,
         )
         self._metrics.append({"kind": "layer"} | summary.to_mapping())
         self._transfer.finish()  # what the layer depends on
-        self._transfer.commit(self._directory.write_layer(spec.index, layer, goodness, summary.to_mapping()))
-        self._resident = (spec.index, layer)
+        commit = self._directory.write_layer(spec.index, layer, goodness, summary.to_mapping(), len(self._tiles))
+        self._transfer.commit(commit)
+        if len(self._tiles) == 1:
+            self._resident = FrozenLayer(spec, self._tiles, lambda _: layer)
         self._observer.on_layer(summary)
 
-    def _take_epochs(
-        self, spec: LayerSpec, trainer: LayerTrainer, start_epoch: int
-    ) -> tuple[EpochFigures, Tensor | None, float]:
-        """The last epoch's figures, the validation goodness after it, and samples a second over all taken here."""
+    def _train_tile(
+        self, spec: LayerSpec, number: int, start_epoch: int, so_far: _Goodness
+    ) -> tuple[Layer, list[EpochFigures], Tensor | None]:
+        """A tile with all its epochs taken, the figures of those taken here, and the validation goodness at the end.
+
+        Epochs count through the tiles of a layer.
+        """
+        units = self._tiles[number]
+        layer = build_layer(self._config, spec, self._num_classes, units)
+        layer.workspace = self._workspace
+        trainer = LayerTrainer(layer, spec.index, self._config, self._method, self._device, units)
+        if start_epoch % self._config.epochs:
+            self._directory.load_progress(layer, trainer.optimiser)
+        taken = []
+        for epoch in range(start_epoch, (number + 1) * self._config.epochs):
+            figures, goodness = self._take_epoch(spec, trainer, epoch, so_far)
+            taken.append(figures)
+        return layer, taken, goodness
+
+    def _take_epoch(
+        self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness
+    ) -> tuple[EpochFigures, Tensor | None]:
+        """Train, measure, save."""
+        number, num_epochs = spec.index + 1, self._config.epochs * len(self._tiles)
+
+        def on_tick(figures: EpochFigures) -> None:
+            self._observer.on_tick(number, epoch + 1, num_epochs, figures)
+
         cache, labels = self._caches.current[TRAIN], self._labels[TRAIN]
-        number, num_epochs = spec.index + 1, self._config.epochs
-        num_samples, training_s = 0, 0.0
-        for epoch in range(start_epoch, num_epochs):
-
-            def on_tick(figures: EpochFigures, epoch: int = epoch) -> None:
-                self._observer.on_tick(number, epoch + 1, num_epochs, figures)
-
-            figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick)
-            num_samples, training_s = num_samples + figures.num_samples, training_s + figures.elapsed_s
-            goodness, error = self._validate(trainer.layer)
-            record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
-            self._metrics.append(record | dataclasses.asdict(figures))
-            if epoch + 1 < num_epochs:  # after the last one the layer itself is committed
-                save = self._directory.write_progress(spec.index, epoch + 1, trainer.layer, trainer.optimiser)
-                self._transfer.commit(save)
-            self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
-        return figures, goodness, num_samples / training_s
+        figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN))
+        goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
+        error = LabelSweep(self._labels[VALIDATION]).add(goodness)[0] if goodness is not None else None
+        record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
+        self._metrics.append(record | dataclasses.asdict(figures))
+        if (epoch + 1) % self._config.epochs:  # after the last one the tile, or the layer, is committed
+            save = self._directory.write_progress(spec.index, epoch + 1, trainer.layer, trainer.optimiser)
+            self._transfer.commit(save)
+        self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
+        return figures, goodness
 
     def _propagate(self, spec: LayerSpec) -> None:
         """Move the caches through the layer: what the next layer reads takes the place of what this one read."""
         layer = self._take_layer(spec)
         for name, source in list(self._caches.current.items()):
             target = self._caches.make(spec.index + 1, name)
-            propagate(self._transfer, layer, spec, source, target, move=True)
+            propagate(self._transfer, layer, source, target, move=True)
             self._transfer.commit(source.drop)
             self._caches.current[name] = target
 
     # --- what they share
 
-    def _take_layer(self, spec: LayerSpec) -> Layer:
+    def _take_layer(self, spec: LayerSpec) -> FrozenLayer:
         """The layer on the device if it is this one, else the committed one."""
-        if self._resident is None or self._resident[0] != spec.index:
+        if self._resident is None or self._resident.spec != spec:
             self._resident = None
-            layer = self._build(spec)
-            self._directory.load_layer(spec.index, layer)
-            self._resident = (spec.index, layer.to(self._device))
-        return self._resident[1]
+            self._transfer.finish()
+            self._resident = load_committed(
+                self._directory, self._config, spec, self._num_classes, self._device, self._workspace
+            )
+        return self._resident
 
-    def _build(self, spec: LayerSpec) -> Layer:
-        layer = build_layer(self._config, spec, self._num_classes)
-        layer.workspace = self._workspace
-        return layer
+    def _load_tile(self, spec: LayerSpec, number: int) -> Layer:
+        """A tile that an earlier process finished."""
+        with PAPER:
+            tile = make_layer(self._config, spec, self._num_classes, self._tiles[number])
+        self._directory.load_tile(spec.index, number, tile)
+        tile.to(self._device).workspace = self._workspace
+        return tile
 
-    def _validate(self, layer: Layer) -> tuple[Tensor | None, float | None]:
-        """Goodness of all labels on the validation split and the layer's own error there."""
-        if VALIDATION not in self._labels:
-            return None, None
-        cache = self._caches.current[VALIDATION]
-        goodness = measure_goodness(self._transfer, layer, cache, self._method, self._goodness)
-        return goodness, LabelSweep(self._labels[VALIDATION]).add(goodness)[0]
+    def _add_tile(self, spec: LayerSpec, tile: Layer, so_far: _Goodness, names: Iterable[str]) -> _Goodness:
+        """The goodness of the tiles so far and of one more, on the splits that are named and there."""
+        found: _Goodness = {}
+        for name in self._labels.keys() & names:
+            averaged = self._config.num_in_tile if name == TRAIN else spec.num_units  # as the trainer does
+            cache = self._caches.current[name]
+            found[name] = measure_goodness(self._transfer, tile, cache, self._method, self._goodness, averaged)
+            if name in so_far:
+                found[name] += so_far[name]
+        return found
 
     def _replay_sweep(self, num_done: int) -> None:
         """Sum the goodness of the committed layers."""

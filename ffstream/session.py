@@ -27,7 +27,8 @@ from ffstream.memory import is_out_of_memory
 from ffstream.network import compute_layer_specs
 from ffstream.objectives import OBJECTIVES
 from ffstream.observer import Observer
-from ffstream.plan import Plan, compute_plan
+from ffstream.plan import Plan
+from ffstream.planner import compute_plan
 from ffstream.probe import measure_kernels, measure_rates, survey_resources
 from ffstream.registry import Registry
 from ffstream.run import Run, check_same_data, describe_data, make_splits
@@ -39,6 +40,7 @@ _RESOLVED = (
     "precision",
     "device",
     "cache.shard_samples",
+    "network.tile_units",
     "memory.budget",
     "memory.host_budget",
     "memory.disk_budget",

@@ -19,12 +19,13 @@ ORDER = """
 errors recipes units seeding schedule workspace ledger memory
 normalisation
 config registry files device
-lock metrics goodness objectives negatives layers data cache
+tensor_file lock metrics goodness objectives negatives layers data cache
 labels network transfer optimiser
 checkpoint
 layer_trainer propagation
 footprint
 plan
+planner
 probe machine
 observer cache_set frozen
 evaluate model

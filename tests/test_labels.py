@@ -111,7 +111,7 @@ def test_sweep_equals_one_label_at_a_time(name):
     rows = method.sweep_rows(images)
     goodness = GOODNESSES["mean_squares"]
     with torch.no_grad():
-        found = method.sweep(layer, goodness, layer.preactivations(rows.flatten(0, 1)))
+        found = method.sweep(layer, goodness, layer.preactivations(rows.flatten(0, 1)), len(rows))
         for label in range(NUM_CLASSES):
             row = rows[:, 0] if method.num_sweep_rows == 1 else rows[:, label]
             expected = goodness.value(layer(row, label if method.uses_embedding else None))
@@ -225,7 +225,7 @@ def test_injection_without_an_embedding_is_refused_naming_the_layer():
     method, _ = make("injection")
     _, layer = make("overlay")
     with pytest.raises(ff.ConfigError, match="label embedding, found Linear without"):
-        method.sweep(layer, GOODNESSES["mean_squares"], torch.zeros(2, 7))
+        method.sweep(layer, GOODNESSES["mean_squares"], torch.zeros(2, 7), 2)
 
 
 def test_an_unknown_sampler_is_refused_with_the_nearest():

@@ -121,7 +121,7 @@ def test_figures_are_those_of_the_batches(small_config, digits):
     method, layer, rows, labels = setup(config, digits)
     cache = Rows(rows)
     figures = LayerTrainer(layer, 0, config, method, torch.device("cpu")).train_epoch(cache, cache, labels, 0)
-    goodness = method.sweep(layer, GOODNESSES["mean_squares"], layer.preactivations(rows[:, 0]).detach())
+    goodness = method.sweep(layer, GOODNESSES["mean_squares"], layer.preactivations(rows[:, 0]).detach(), len(rows))
     positive = goodness.gather(1, labels.unsqueeze(1)).mean()
     assert figures.num_samples == NUM_SAMPLES
     assert figures.goodness_positive == pytest.approx(float(positive), rel=1e-4)

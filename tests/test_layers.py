@@ -128,7 +128,7 @@ def test_bf16_gradients_stay_close_to_fp32():
 @pytest.mark.parametrize("kind", [Linear, Squared])
 def test_gradients_leave_the_embedding_the_rows_and_the_gradient_alone(kind):
     layer, rows, gradient = kind(6, 4), draw(9, 6, seed=1), draw(9, 4, seed=2)
-    layer.add_label_embedding(3, 1.0, torch.Generator().manual_seed(0))
+    layer.label_embedding = torch.nn.Parameter(draw(3, 4))
     kept_rows, kept_gradient = rows.clone(), gradient.clone()
     assert "label_embedding" not in [name for name, _, _ in layer.gradients(rows, gradient)]
     assert torch.equal(rows, kept_rows)

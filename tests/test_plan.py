@@ -18,7 +18,8 @@ from ffstream.config import MemoryConfig
 from ffstream.errors import BudgetError
 from ffstream.footprint import DataShape
 from ffstream.labels import make_label_method
-from ffstream.plan import Rates, Resources, choose_tier, compute_plan
+from ffstream.plan import Rates, Resources
+from ffstream.planner import choose_tier, compute_plan
 from ffstream.probe import measure_rates, survey_resources
 from ffstream.units import parse_bytes
 from tests.helpers import InterruptAt
@@ -81,8 +82,9 @@ def test_shards_are_of_4096_samples_where_there_is_room_and_smaller_where_there_
 def test_given_shards_are_kept():
     chosen = plan(**{"cache.tier": "disk", "cache.shard_samples": 1000})
     assert chosen.config.cache.shard_samples == 1000
+    given = {"cache.tier": "disk", "cache.shard_samples": 1000, "network.tile_units": 500}
     with pytest.raises(BudgetError):
-        plan(with_less(device_bytes=chosen.device.num_bytes - 1), **{"cache.tier": "disk", "cache.shard_samples": 1000})
+        plan(with_less(device_bytes=chosen.device.num_bytes - 1), **given)
 
 
 def test_the_smallest_budget_that_is_named_is_enough_and_a_smaller_one_is_not():
@@ -96,17 +98,26 @@ def test_the_smallest_budget_that_is_named_is_enough_and_a_smaller_one_is_not():
 
 def test_the_batch_that_is_named_is_enough():
     needed = plan(**{"cache.tier": "disk", "cache.shard_samples": 256}).device.num_bytes
-    tight = with_less(device_bytes=int(0.8 * needed))
+    tight, whole = with_less(device_bytes=int(0.8 * needed)), {"network.tile_units": 500}
     with pytest.raises(BudgetError, match="--batch") as caught:
-        plan(tight)
+        plan(tight, **whole)
     batch = int(str(caught.value).split("--batch ")[1].split(",")[0])
-    assert plan(tight, batch=batch).fits
+    assert plan(tight, batch=batch, **whole).fits
 
 
 @pytest.mark.parametrize(
     ("fields", "changes", "words"),
     [
-        ({"device_bytes": MIB}, {}, ["the device (layer 1, 784 x 500)", "weights 1.5 MiB", "optimiser", "--budget"]),
+        (
+            {"device_bytes": MIB},
+            {"network.tile_units": 500},
+            ["the device (layer 1, 784 x 500)", "weights 1.5 MiB", "optimiser", "--budget"],
+        ),
+        (
+            {"device_bytes": MIB},
+            {},
+            ["the device (layer 1, 784 x 500 in 16 tiles)", "others", "a smaller --width", "--budget"],
+        ),
         ({"host_bytes": GIB // 4 + MIB}, {}, ["host memory", "interpreter 256.0 MiB", "--host-budget"]),
         ({"disk_bytes": MIB}, {}, ["the disk needs", "layers", "--disk-budget"]),
         (

@@ -19,6 +19,7 @@ from torch import Tensor
 from ffstream.cache.layout import CacheLayout
 from ffstream.errors import CorruptFileError
 from ffstream.files import TEMPORARY, publish, removed_on_error, storage_errors
+from ffstream.tensor_file import encode_header
 
 _SAFETENSORS_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 _MAX_HEADER_BYTES = 1 << 16  # ours are about two hundred bytes
@@ -127,13 +128,12 @@ class DiskCache(ActivationCache):
         """Write the shard's file, which a later `sync` makes durable. Raises StorageError."""
         payload = _byte_view(rows.contiguous())
         fields = self._fields(shard) | {"data_offsets": [0, len(payload)]}
-        text = json.dumps({"__metadata__": {"crc32": self._checksum(shard, payload)}, "rows": fields})
-        header = text.encode().ljust(-(-len(text) // 8) * 8)  # rows begin on a multiple of 8, as the format advises
+        header = encode_header({"__metadata__": {"crc32": self._checksum(shard, payload)}, "rows": fields})
         temporary = self._temporary(shard)
         with storage_errors(self._path(shard)):
             self._folder.mkdir(parents=True, exist_ok=True)
             with removed_on_error(temporary), temporary.open("wb", buffering=0) as file:
-                for part in (memoryview(len(header).to_bytes(8, "little") + header), payload):
+                for part in (memoryview(header), payload):
                     num_written = 0
                     while num_written < len(part):
                         num_written += file.write(part[num_written:])

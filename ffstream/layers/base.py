@@ -48,10 +48,11 @@ class Layer(nn.Module):
         """Fill the parameters from `generator`, on the CPU."""
         raise NotImplementedError
 
-    def add_label_embedding(self, num_classes: int, std: float, generator: torch.Generator) -> None:
-        """Add U ~ N(0, std^2), one row a class."""
-        drawn = torch.empty(num_classes, self.num_units).normal_(generator=generator)
-        self.label_embedding = nn.Parameter(drawn.mul_(std))
+    def draw_label_embedding(self, std: float, generator: torch.Generator) -> None:
+        """Fill U ~ N(0, std^2), one row a class."""
+        assert self.label_embedding is not None, "it is there when labels are injected"
+        with torch.no_grad():
+            self.label_embedding.normal_(generator=generator).mul_(std)
 
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) in any floating type -> (n, num_units) float32."""

@@ -1,0 +1,343 @@
+"""Making the plan of a run: the fewest tiles, the fastest tier of the cache and the largest shards that fit. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ffstream.cache import CacheLayout
+from ffstream.config import Config
+from ffstream.errors import BudgetError
+from ffstream.footprint import (
+    NUM_DISTINCT,
+    DataShape,
+    Footprint,
+    KernelBytes,
+    PaperLayer,
+    cache_layouts,
+    do_on_paper,
+    goodness_bytes,
+)
+from ffstream.labels import LabelMethod
+from ffstream.ledger import Work
+from ffstream.network import LayerSpec, compute_layer_specs, find_untileable
+from ffstream.plan import LayerPlan, Need, Plan, Rates, Resources
+from ffstream.propagation import chunk_samples
+from ffstream.units import format_bytes
+
+_SHARD_SAMPLES = 4096  # where the budget has room for it
+_SMALLEST_BATCH = 8  # that is suggested
+_GOOD_TILE = 256  # units with which matrix products are about as fast as they get
+_TILE_STEP = 32  # units of a tile are a multiple of it, which matrix products are fastest with
+_SLACK_DIVISOR = 8  # the host's allocator keeps up to an eighth more than is alive, as was measured
+_MOST_WEIGHTS = 10**16  # of a layer
+_MIB = 1 << 20
+
+# Asked for a configuration that fits without: what the matrix products of its first layers take beside their operands.
+KernelProbe = Callable[[Config], Sequence[KernelBytes]]
+
+
+def compute_plan(
+    config: Config,
+    method: LabelMethod,
+    data: DataShape,
+    data_bytes: int,
+    resources: Resources,
+    num_done: int = 0,
+    measure_kernels: KernelProbe = lambda _: (),
+    *,
+    must_fit: bool = True,
+) -> Plan:
+    """The plan with the fewest tiles, the fastest tier and the largest shards (up to 4096 samples) that fit.
+
+    `data_bytes` is what the data set takes on the host, `num_done` the number of finished layers. `measure_kernels` is
+    asked for a plan that fits without them. Raises BudgetError, naming what does not fit and what would; unless it must
+    not fit, then the plan that comes nearest is returned.
+    """
+    planner = _Planner(method, data, data_bytes, resources, num_done, measure_kernels)
+    plan = planner.choose(config, config.width)
+    if not plan.fits and config.network.tile_units == "auto" and find_untileable(config) is None:
+        tiled = planner.choose_with_tiles(config)
+        plan = min(plan, tiled, key=_excess_bytes)
+    if plan.fits or not must_fit:
+        return plan
+    if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly what would do
+        plan = planner.draft(plan.config, plan.tier, kernels=measure_kernels(plan.config))
+    raise BudgetError(_explain(plan, planner.smaller_batch(plan)))
+
+
+def choose_tier(
+    requested: str, device_type: str, cache_bytes: int, device_free_bytes: int, host_free_bytes: int
+) -> str:
+    """The tier of a cache that no plan was made for: device, host or disk, within half of what is free."""
+    if requested != "auto":
+        return _tiers(requested, device_type)[0]
+    if device_type != "cpu" and 2 * cache_bytes <= device_free_bytes:
+        return "device"
+    return "host" if 2 * cache_bytes <= host_free_bytes else "disk"
+
+
+def _tiers(requested: str, device_type: str) -> list[str]:
+    """The tiers to consider, the fastest first. A CPU's device memory is the host's."""
+    tiers = ["device", "host", "disk"] if requested == "auto" else [requested]
+    return list(dict.fromkeys("host" if tier == "device" and device_type == "cpu" else tier for tier in tiers))
+
+
+def _with_shards(config: Config, data: DataShape) -> list[Config]:
+    """With shards from 4096 samples down to a batch, by halves; as it is where their size is given."""
+    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    if isinstance(config.cache.shard_samples, int):
+        return [config]
+    sizes = [max(_SHARD_SAMPLES, config.batch)]
+    while sizes[-1] // 2 >= config.batch:
+        sizes.append(sizes[-1] // 2)
+    num_samples = max(data.num_samples.values())
+    different = [size for size in sizes if size < num_samples or size == sizes[0]]
+    return [config.override({"cache.shard_samples": size}) for size in different]
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Makes plans for one data set on one machine."""
+
+    method: LabelMethod
+    data: DataShape
+    data_bytes: int
+    resources: Resources
+    num_done: int
+    measure_kernels: KernelProbe
+
+    def choose(self, config: Config, tile_units: int) -> Plan:
+        """The fastest tier that has room and the largest shards that fit, else the plan that comes nearest."""
+        config = _with_tiles(config, tile_units)
+        nearest = None
+        for tier in self._tiers(config):
+            largest, *smaller = _with_shards(config, self.data)
+            plan = self.draft(largest, tier)
+            if not plan.fits and smaller:
+                plan = self.draft(smaller.pop(), tier)
+                larger = (self.draft(sized, tier) for sized in smaller) if plan.fits else ()
+                plan = next((draft for draft in larger if draft.fits), plan)
+            if plan.fits:
+                return plan
+            nearest = plan if nearest is None else min(nearest, plan, key=_excess_bytes)
+        assert nearest is not None, "there is a tier"
+        return nearest
+
+    def choose_with_tiles(self, config: Config) -> Plan:
+        """As `choose`, with the largest tiles that fit: by bisection, then with kernels measured.
+
+        Shards are not made smaller for tiles of more than `_GOOD_TILE` units: small ones are shuffled less well.
+        """
+        shards = _with_shards(config, self.data)
+        sized = next((sized for sized in shards if self._could_fit(sized, _GOOD_TILE)), shards[-1])
+        fits, most = 1, -(-config.width // _TILE_STEP)  # in steps; whether the first fits is seen at the end
+        while most - fits > 1:
+            middle = (fits + most) // 2
+            fits, most = (middle, most) if self._could_fit(sized, middle * _TILE_STEP) else (fits, middle)
+        plan = self.choose(sized, fits * _TILE_STEP)
+        while not plan.fits and fits > 1:
+            fits -= 1 + fits // 16
+            plan = self.choose(sized, fits * _TILE_STEP)
+        return plan
+
+    def _could_fit(self, config: Config, tile_units: int) -> bool:
+        """Whether such tiles fit in some tier, kernels left out."""
+        config = _with_tiles(config, tile_units)
+        return any(self.draft(config, tier, kernels=()).fits for tier in self._tiers(config))
+
+    def _tiers(self, config: Config) -> list[str]:
+        return _tiers(config.cache.tier, self.resources.device_type)
+
+    def draft(self, config: Config, tier: str, *, kernels: Sequence[KernelBytes] | None = None) -> Plan:
+        """The plan for a tier, whether it fits or not. If it fits without kernels, they are measured, unless given."""
+        if kernels is not None:
+            return self._draft(config, tier, kernels)
+        plan = self._draft(config, tier, ())
+        measured = self.measure_kernels(config) if plan.fits else ()
+        return self._draft(config, tier, measured) if measured else plan
+
+    def _draft(self, config: Config, tier: str, kernels: Sequence[KernelBytes]) -> Plan:
+        on_cpu = self.resources.device_type == "cpu"
+        specs = compute_layer_specs(config, self.data.num_features)
+        _check_countable(specs)
+        staged = tier == "disk" or (tier == "host" and not on_cpu)
+        on_paper = do_on_paper(
+            config, specs, self.method, self.data, draws_on_device=on_cpu, staged=staged, kernels=kernels
+        )
+        rates = self.resources.rates
+        layers = _layer_plans(config, specs, on_paper, self.method, self.data, rates, tier if staged else None)
+        shards = [layout.shard_bytes for spec in specs[:2] for layout in _layouts(config, self.method, self.data, spec)]
+        cache_bytes = max(layer.cache_bytes for layer in layers) + max(shards)  # an input becomes its output by shards
+        largest = max(layers, key=lambda layer: layer.footprint.peak)
+        device = _need(
+            f"the device ({_describe(largest)})",
+            self.resources.device_bytes,
+            _device_terms(largest.footprint) | {"cache": cache_bytes if tier == "device" else 0},
+        )
+        disk, max_unsynced = self._disk(layers, cache_bytes if tier == "disk" else 0)
+        layouts = cache_layouts(config, self.method, self.data, self.data.num_features)
+        kept = goodness_bytes(self.method, layouts, self.data.num_classes) if not on_cpu else {}
+        copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # so far, of this tile, of all layers
+        goodness = sum(copies[name] * size for name, size in kept.items())
+        in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
+        host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness)
+        return Plan(config, tier, max_unsynced, layers, device, host, disk)
+
+    def _disk(self, layers: list[LayerPlan], cache_bytes: int) -> tuple[Need, int | None]:
+        """Twice the cache where there is room: what was read is freed once what was made of it is durable."""
+        kept = sum(layer.weight_bytes * (layer.last - max(layer.first - 1, self.num_done)) for layer in layers)
+        progress = 2 * max(layer.footprint.weights + layer.footprint.optimiser for layer in layers)
+        progress += max(layer.weight_bytes if layer.num_tiles > 1 else 0 for layer in layers)  # finished tiles
+        terms = {"layers": kept, "progress": progress}
+        roomy = _need("the disk", self.resources.disk_bytes, terms | {"cache": 2 * cache_bytes})
+        if not roomy.excess_bytes or not cache_bytes:
+            return roomy, None
+        return _need("the disk", self.resources.disk_bytes, terms | {"cache": cache_bytes}), 1
+
+    def _host(self, footprint: Footprint, cache_bytes: int, by_sample: int) -> Need:
+        work = footprint.peak
+        if self.resources.device_type != "cpu":  # pinned slots; what a layer is made in, and saved from
+            work = 2 * footprint.slots + footprint.weights + footprint.optimiser
+        terms = {
+            "interpreter": self.resources.host_used_bytes,
+            "data set": 2 * self.data_bytes,  # as loaded, and cut into splits
+            "cache": cache_bytes,
+            "goodness": by_sample,
+            "a layer's work": work,
+        }
+        slack = (sum(terms.values()) - self.resources.host_used_bytes) // _SLACK_DIVISOR
+        return _need("host memory", self.resources.host_bytes, terms | {"allocator": slack})
+
+    def smaller_batch(self, plan: Plan) -> int | None:
+        """The largest smaller batch with which the plan would fit, by halves, or None."""
+        batch = plan.config.batch
+        assert isinstance(batch, int), "batch is resolved before it is planned for"
+        kept = max(layer.footprint.weights + layer.footprint.optimiser for layer in plan.layers)
+        while batch >= 2 * _SMALLEST_BATCH and kept <= plan.device.allowed_bytes:  # which no batch changes
+            batch //= 2
+            config = plan.config.override({"batch": batch, "cache.shard_samples": batch})
+            if self.draft(config, plan.tier).fits:
+                return batch
+        return None
+
+
+def _with_tiles(config: Config, tile_units: int) -> Config:
+    """With tiles of about so many units; as it is where their size is given."""
+    if isinstance(config.network.tile_units, int):
+        return config
+    return config.override({"network.tile_units": min(tile_units, config.width)})
+
+
+def _excess_bytes(plan: Plan) -> int:
+    return sum(need.excess_bytes for need in (plan.device, plan.host, plan.disk))
+
+
+def _need(noun: str, allowed_bytes: int, terms: dict[str, int]) -> Need:
+    return Need(noun, sum(terms.values()), allowed_bytes, terms)
+
+
+def _check_countable(specs: list[LayerSpec]) -> None:
+    """Raise BudgetError for a layer whose bytes do not fit in 64 bits: torch has no shape for it."""
+    for spec in specs[:2]:
+        if spec.in_features * spec.num_units > _MOST_WEIGHTS:
+            raise BudgetError(
+                f"plan: layer {spec.index + 1} has {spec.in_features} x {spec.num_units} weights; allowed "
+                f"{_MOST_WEIGHTS:.0e}, more cannot be counted in bytes; use a smaller --width"
+            )
+
+
+def _layer_plans(
+    config: Config,
+    specs: list[LayerSpec],
+    on_paper: list[PaperLayer],
+    method: LabelMethod,
+    data: DataShape,
+    rates: Rates | None,
+    tier: str | None,
+) -> list[LayerPlan]:
+    """The first layers one by one, and all that are like the last of them together.
+
+    `tier`: where shards are loaded from, None where they are not.
+    """
+    plans = []
+    for spec, layer in zip(specs[:NUM_DISTINCT], on_paper, strict=True):
+        layouts = cache_layouts(config, method, data, spec.in_features)
+        read = sum(layout.num_bytes for layout in layouts.values())
+        hands_on = spec.index + 1 < len(specs)
+        num_tiles = layer.num_tiles
+        measured = (num_tiles - 1) * layouts["train"].num_bytes  # for the next tile to build on
+        read_bytes = read * (config.epochs * num_tiles + hands_on) + measured
+        seconds = None
+        if rates is not None:
+            work = _all_work(config, layer, layouts)
+            loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
+            seconds = rates.seconds(work) | {"loading": loading}
+        plans.append(
+            LayerPlan(
+                first=spec.index + 1,
+                last=len(specs) if spec.index + 1 == NUM_DISTINCT else spec.index + 1,
+                in_features=spec.in_features,
+                num_units=spec.num_units,
+                num_tiles=num_tiles,
+                footprint=layer.footprint,
+                cache_bytes=read,
+                read_bytes=read_bytes,
+                written_bytes=read // spec.in_features * spec.out_features if hands_on else 0,
+                seconds=seconds,
+            )
+        )
+    return plans
+
+
+def _all_work(config: Config, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
+    """Of training one layer, measuring it after every epoch and handing its output on; all tiles as the largest."""
+    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    train, num_epochs = layouts["train"], config.epochs * layer.num_tiles
+    work = layer.step * (num_epochs * -(-train.num_samples // config.batch))
+    work += layer.measure * ((layer.num_tiles - 1) * -(-train.num_samples // chunk_samples(train)))
+    if "validation" in layouts:
+        validation = layouts["validation"]
+        work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation)))
+    first_chunks = sum(min(chunk_samples(layout), layout.num_samples) for layout in layouts.values())
+    return work + layer.hand_on * -(-sum(layout.num_samples for layout in layouts.values()) // first_chunks)
+
+
+def _layouts(config: Config, method: LabelMethod, data: DataShape, spec: LayerSpec) -> list[CacheLayout]:
+    return list(cache_layouts(config, method, data, spec.in_features).values())
+
+
+def _device_terms(footprint: Footprint) -> dict[str, int]:
+    """What the peak is made of, by the term's name."""
+    terms = {name: value for name, value in dataclasses.asdict(footprint).items() if name != "handing_on"}
+    if footprint.handing_on > footprint.training:
+        terms = {"weights": footprint.weights, "handing on": footprint.handing_on - footprint.weights}
+    return terms
+
+
+def _describe(layer: LayerPlan) -> str:
+    which = f"layer {layer.first}" if layer.first == layer.last else f"layers {layer.first} to {layer.last}"
+    tiles = f" in {layer.num_tiles} tiles" if layer.num_tiles > 1 else ""
+    return f"{which}, {layer.in_features} x {layer.num_units}{tiles}"
+
+
+_MENDS = {
+    "device": "{}a smaller --width, or --budget {} or more",
+    "host": "{}--cache disk, or --host-budget {} or more",
+    "disk": "{}--cache host, a smaller --width or fewer --negatives-per-sample, or --disk-budget {} or more",
+}
+
+
+def _explain(plan: Plan, smaller_batch: int | None) -> str:
+    """One line on the first resource that has no room, from the most frugal plan there is."""
+    name = next(name for name in ("device", "host", "disk") if getattr(plan, name).excess_bytes)
+    need: Need = getattr(plan, name)
+    terms = sorted(need.terms.items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{term} {format_bytes(num_bytes)}" for term, num_bytes in terms if num_bytes)
+    enough = f"{-(-need.num_bytes // _MIB)}MiB"
+    batch = f"--batch {smaller_batch}, " if smaller_batch else ""
+    return (
+        f"plan: {need.noun} needs {format_bytes(need.num_bytes)} with the cache on {plan.tier} ({parts}); allowed "
+        f"{format_bytes(need.allowed_bytes)}; use {_MENDS[name].format(batch, enough)}"
+    )

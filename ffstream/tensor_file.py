@@ -1,0 +1,142 @@
+"""Safetensors files of a run: written durably, checked by digest before use, read and joined by units."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ffstream.errors import CorruptFileError
+from ffstream.files import make_temporary, publish, removed_on_error, sha256_file, storage_errors
+
+RESTORE = "restore it from a copy, or delete its folder to have it trained again"
+_FLOAT_BYTES = 4
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[], str]:
+    """Write tensors under a temporary name. The action that is returned makes the file durable and tells its digest."""
+    return _write(path, lambda temporary: save_file(dict(tensors), temporary))
+
+
+def join_tensors(path: Path, parts: Sequence[Path], axes: Mapping[str, int]) -> Callable[[], str]:
+    """Write one file of what several hold, each tensor joined along its axis; no more than one part is in memory.
+
+    All are float32. The action that is returned makes the file durable and tells its digest.
+    """
+
+    def write(temporary: Path) -> None:
+        shapes = {name: [_read_shape(part, name) for part in parts] for name in axes}
+        joined = {name: _joined_shape(found, axes[name]) for name, found in shapes.items()}
+        starts, header = _describe(joined)
+        with temporary.open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + sum(_FLOAT_BYTES * math.prod(shape) for shape in joined.values()))
+            begins = dict.fromkeys(axes, 0)  # along its axis, of the next part
+            for part in parts:
+                for name, tensor in load_file(part).items():
+                    start = len(header) + starts[name]
+                    for offset, piece in _pieces(start, joined[name], axes[name], begins[name], tensor.contiguous()):
+                        file.seek(offset)
+                        file.write(piece)
+                    begins[name] += tensor.shape[axes[name]]
+
+    return _write(path, write)
+
+
+def load_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+    """All tensors of a file. Raises CorruptFileError when it is not the one that was written."""
+    check_digest(path, digest)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CorruptFileError(f"file {path}: not a safetensors file ({error}); {RESTORE}") from error
+
+
+def load_slices(path: Path, axes: Mapping[str, int], units: slice) -> dict[str, Tensor]:
+    """Of each float32 tensor, the part along its axis that `units` are. The digest was checked before.
+
+    Read, not mapped: a file that is cut short meanwhile is an error, and no more than the part takes memory. Raises
+    CorruptFileError.
+    """
+    found = {}
+    with path.open("rb", buffering=0) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name, axis in axes.items():
+            shape = header[name]["shape"]
+            part = torch.empty([*shape[:axis], units.stop - units.start, *shape[axis + 1 :]])
+            start = 8 + length + header[name]["data_offsets"][0]
+            for offset, piece in _pieces(start, shape, axis, units.start, part):
+                file.seek(offset)
+                if file.readinto(piece) != len(piece):
+                    raise CorruptFileError(f"file {path}: cut short since it was checked; {RESTORE}")
+            found[name] = part
+    return found
+
+
+def check_digest(path: Path, digest: str) -> None:
+    """Raises CorruptFileError when a file is not the one that was written."""
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise CorruptFileError(f"file {path}: cannot be read ({error.strerror}); {RESTORE}") from error
+    if found != digest:
+        raise CorruptFileError(
+            f"file {path}: altered or truncated since it was written (sha256 {found[:12]}, manifest {digest[:12]}); "
+            f"{RESTORE}"
+        )
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> Callable[[], str]:
+    with storage_errors(path):
+        temporary = make_temporary(path)
+        with removed_on_error(temporary):
+            write(temporary)
+
+    def publish_file() -> str:
+        with storage_errors(path), removed_on_error(temporary):
+            digest = sha256_file(temporary)
+            publish(temporary, path)
+        return digest
+
+    return publish_file
+
+
+def _read_shape(path: Path, name: str) -> tuple[int, ...]:
+    with safe_open(path, framework="pt") as file:
+        return tuple(file.get_slice(name).get_shape())
+
+
+def _joined_shape(shapes: Sequence[tuple[int, ...]], axis: int) -> tuple[int, ...]:
+    first = shapes[0]
+    return (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
+
+
+def _describe(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], bytes]:
+    """Where each tensor starts, after the header, and the header."""
+    starts, entries, end = {}, {}, 0
+    for name, shape in shapes.items():
+        starts[name], end = end, end + _FLOAT_BYTES * math.prod(shape)
+        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [starts[name], end]}
+    return starts, encode_header(entries)
+
+
+def encode_header(entries: Mapping[str, object]) -> bytes:
+    """The head of a safetensors file; what follows it begins on a multiple of 8, as the format advises."""
+    text = json.dumps(entries).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _pieces(start: int, shape: Sequence[int], axis: int, begin: int, part: Tensor) -> Iterator[tuple[int, memoryview]]:
+    """Where in a file the bytes of `part` belong: from `begin` on along an axis of a tensor that begins at `start`."""
+    assert part.dtype == torch.float32, "the parameters of what is tileable are"
+    inner = _FLOAT_BYTES * math.prod(shape[axis + 1 :])
+    for outer, piece in enumerate(part.view(math.prod(shape[:axis]), -1)):
+        yield start + (outer * shape[axis] + begin) * inner, piece.numpy().data.cast("B")
