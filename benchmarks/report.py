@@ -43,6 +43,15 @@ def short_table(found: dict[str, Any]) -> str:
         rows.append(("time with the cache on disk against in memory, 20 epochs a layer", f"x {ratio:.2f}"))
     if "footprint" in found:
         rows.append(("peak memory planned before a run against measured", _ratios(found["footprint"])))
+    if "tiles" in found:
+        tiles = found["tiles"]
+        change = f"{100 * tiles['added_validation_error']:+.2f} points of validation error"
+        rows.append(
+            (
+                "a layer eight times larger than the budget against the same layer whole",
+                f"x {tiles['time_ratio']:.2f} of the time, {change}, {tiles['num_tiles']} tiles",
+            )
+        )
     machine = next(iter(found.values()))["machine"]
     return f"{_table(rows)}\n\n{machine['device']}, {machine['num_cores']} cores, torch {machine['torch']}."
 
@@ -107,6 +116,16 @@ def _footprint(found: dict[str, Any]) -> str:
     )
 
 
+def _tiles(found: dict[str, Any]) -> str:
+    exact = ", ".join(f"x {row['ratio']:.2f} at batch {row['batch']}" for row in found["exact"])
+    budget, measured = (found[name] / 2**20 for name in ("budget_bytes", "measured_bytes"))
+    return (
+        f"budget {budget:.1f} MiB, {found['num_tiles']} tiles, peak {measured:.1f} MiB: "
+        f"{100 * found['added_validation_error']:+.2f} points of validation error, x {found['time_ratio']:.2f} of the "
+        f"time; a step of the exact way: {exact}"
+    )
+
+
 def _times(found: dict[str, Any]) -> str:
     ratios = f"{found['lowest_ratio']:.2f} to {found['highest_ratio']:.2f}"
     return f"planned / measured over {len(found['shapes'])} shapes: {ratios}"
@@ -118,6 +137,7 @@ _FIGURES = {
     "depth": _depth,
     "memory": _memory,
     "tiers": _tiers,
+    "tiles": _tiles,
     "times": _times,
     "footprint": _footprint,
 }

@@ -20,6 +20,7 @@ from benchmarks.footprint import measure_footprint
 from benchmarks.machine import describe_machine, device_name
 from benchmarks.memory import measure_memory
 from benchmarks.tiers import measure_tiers
+from benchmarks.tiles import measure_tiles
 from benchmarks.times import measure_times
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "depth": measure_depth,
     "memory": measure_memory,
     "tiers": measure_tiers,
+    "tiles": measure_tiles,
     "times": measure_times,
     "footprint": lambda _, device, folder: measure_footprint(device, folder),
 }

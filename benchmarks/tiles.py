@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
+import ffstream as ff
+from benchmarks.footprint import StopBeforeTraining, StoppedError, measure_resumed_run
 from ffstream.config import Config
-from ffstream.labels import LabelMethod
+from ffstream.labels import LabelMethod, make_label_method
 from ffstream.layer_trainer import LayerTrainer
-from ffstream.layers import Layer
+from ffstream.layers import Layer, cut_units
+from ffstream.network import build_layer, compute_layer_specs
+
+WIDTH, NUM_LAYERS, NUM_EPOCHS = 6144, 2, 4
+STATE_BYTES_A_WEIGHT = 12  # float32 weights and two moments of Adam
+BUDGET_SHARE = 8  # how many times the budget those of the widest layer are
+SEEDS = (0, 1)
+EXACT_BATCHES = (512, 4096)
 
 
 def make_exact_trainers(
@@ -40,3 +57,78 @@ def take_exact_step(
     total = torch.stack(found).sum(dim=0)
     for trainer, own in zip(trainers, found, strict=True):
         trainer.step(block, index, candidates, factor, rewound(), total - own)
+
+
+def measure_tiles(data_root: str, device: str, folder: Path) -> dict[str, Any]:
+    """Error, time and peak of a network whose widest layer is eight budgets large, against the same network whole."""
+    budget_bytes = STATE_BYTES_A_WEIGHT * WIDTH * WIDTH // BUDGET_SHARE
+    whole = Config(data="mnist", data_root=data_root, layers=NUM_LAYERS, width=WIDTH, epochs=NUM_EPOCHS, device=device)
+    whole = whole.override({"precision": "bf16"})
+    tight = whole.override({"memory.budget": str(budget_bytes)})
+    rows = []
+    for seed in SEEDS:
+        pair = {}
+        for name, config in {"whole": whole, "tiles": tight}.items():
+            shutil.rmtree(folder, ignore_errors=True)
+            start_s = time.perf_counter()
+            run = ff.train(dataclasses.replace(config, seed=seed), folder)
+            pair[name] = {
+                "seconds": time.perf_counter() - start_s,
+                "validation_error": run.layers[-1].validation_error_to_here,
+                "test_error": run.evaluate().error,
+                "tile_units": run.config.num_in_tile,
+            }
+        rows.append({"seed": seed} | pair)
+    plan = ff.make_plan(tight)
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(StoppedError):
+        ff.train(dataclasses.replace(tight, epochs=1), folder, observer=StopBeforeTraining())
+    return {
+        "config": f"mnist, {NUM_LAYERS} x {WIDTH}, {NUM_EPOCHS} epochs, recipe inject, bf16",
+        "budget_bytes": budget_bytes,
+        "planned_bytes": plan.device.num_bytes,
+        "measured_bytes": measure_resumed_run(folder),
+        "num_tiles": plan.layers[-1].num_tiles,
+        "time_ratio": statistics.median(row["tiles"]["seconds"] / row["whole"]["seconds"] for row in rows),
+        "added_validation_error": statistics.mean(
+            row["tiles"]["validation_error"] - row["whole"]["validation_error"] for row in rows
+        ),
+        "seeds": rows,
+        "exact": [_time_exact_steps(batch, plan.config.num_in_tile, device) for batch in EXACT_BATCHES],
+    }
+
+
+def _time_exact_steps(batch: int, tile_units: int, device_name: str) -> dict[str, Any]:
+    """A step of the whole layer against one of its tiles that visit the device twice, weights and state with them."""
+    device = torch.device(device_name)
+    config = Config(layers=2, width=WIDTH, batch=batch).override({"precision": "bf16"})
+    method, spec = make_label_method(config, 10, WIDTH), compute_layer_specs(config, WIDTH)[1]
+    tiles = [build_layer(config, spec, 10, units) for units in cut_units(WIDTH, tile_units)]
+    exact = make_exact_trainers(tiles, 0, config, method, device)
+    whole = LayerTrainer(build_layer(config, spec, 10), 0, config, method, device)
+    block = torch.ones(batch, 1, WIDTH, dtype=torch.bfloat16, device=device)
+    index, candidates = torch.arange(batch, device=device), torch.zeros(batch, 4, dtype=torch.int64, device=device)
+    generator = torch.Generator(device)
+    at_rest, slot = (torch.zeros(3 * tile_units * WIDTH, device=where) for where in ("cpu", device))
+
+    def visit_twice() -> None:
+        for _ in tiles:
+            slot[: tile_units * WIDTH].copy_(at_rest[: tile_units * WIDTH])
+        take_exact_step(exact, block, index, candidates, 1.0, generator)
+        for _ in tiles:
+            slot.copy_(at_rest)
+            at_rest.copy_(slot)
+
+    seconds: dict[str, list[float]] = {"whole": [], "exact": []}
+    for _ in range(6):
+        for name, work in (
+            ("whole", lambda: whole.step(block, index, candidates, 1.0, generator)),
+            ("exact", visit_twice),
+        ):
+            start_s = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - start_s)
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {"batch": batch, "ratio": medians["exact"] / medians["whole"], "seconds": medians}
