@@ -20,7 +20,7 @@ import torch
 import ffstream as ff
 from ffstream.config import Config
 from ffstream.data import SOURCES
-from ffstream.footprint import NUM_DISTINCT, DataShape, Footprint, do_on_paper
+from ffstream.footprint import NUM_DISTINCT, DataShape, Footprint, add_slots, do_on_paper
 from ffstream.labels import make_label_method
 from ffstream.memory import measure_peak_bytes
 from ffstream.network import compute_layer_specs
@@ -127,7 +127,8 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     device = torch.device(config.device)
     kernels = [measure_kernels(config, spec, method, data, device) for spec in specs]
     on_host = device.type == "cpu"
-    layers = do_on_paper(config, specs, method, data, draws_on_device=on_host, staged=True, kernels=kernels)
+    layers = do_on_paper(config, specs, method, data, draws_on_device=on_host, kernels=kernels)
+    layers = add_slots(layers, config, specs, method, data)
     return [layer.footprint for layer in layers], measured
 
 

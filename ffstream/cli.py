@@ -207,7 +207,8 @@ def inspect(
         f"data {config.data}, recipe {config.recipe}"
     )
     if progress:
-        typer.echo(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {config.epochs}")
+        num_epochs = config.epochs * config.num_tiles
+        typer.echo(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")
     if layers:
         Console().print(layer_table(layers))
     if verify:

@@ -146,6 +146,8 @@ class Config:
     width: int = _limit(500, at_least=1)  # units a layer
     epochs: int = _limit(20, at_least=1)  # a layer
     batch: int | str = _limit(_FROM_RECIPE, at_least=1, word="auto")
+    # Samples of a batch on the device at once; their gradients are summed. auto: all, or as many as there is room for.
+    micro_batch: int | str = _limit("auto", at_least=1, word="auto")
     seed: int = _limit(0, at_least=0)
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     precision: str = _limit("auto", choices=("auto", "bf16", "fp32"))  # of the matrix products; weights stay fp32
@@ -232,6 +234,17 @@ class Config:
         """Units of a layer that are on the device at once: all, unless it is decided."""
         tile_units = self.network.tile_units
         return min(tile_units, self.width) if isinstance(tile_units, int) else self.width
+
+    @property
+    def num_in_micro_batch(self) -> int:
+        """Samples of a batch that are on the device at once: all, unless it is decided."""
+        assert isinstance(self.batch, int), "batch is resolved before it is cut"
+        return min(self.micro_batch, self.batch) if isinstance(self.micro_batch, int) else self.batch
+
+    @property
+    def num_tiles(self) -> int:
+        """Of a layer; they are trained one after another, each for all epochs."""
+        return -(-self.width // self.num_in_tile)
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a layer learns: two runs that agree on them share their layers."""

@@ -34,7 +34,7 @@ _SMALL_BYTES = 4096  # figures of an epoch and the like
 _BUFFERS = {
     "rows": ("rows", "cast rows", "dropout words", "dropout mask"),
     "activities": ("preactivations", "activities", "gradient"),
-    "gradient": ("part", "part product", "product", "embedding gradient"),
+    "gradient": ("part", "part product", "product", "embedding gradient", "gradient sums"),
 }
 
 
@@ -87,7 +87,6 @@ class PaperLayer:
     """What the work of a layer, or of its largest tile, takes: bytes, and what is done at a time."""
 
     footprint: Footprint
-    num_tiles: int
     step: Work
     sweep: Work  # of a chunk of the validation split
     measure: Work  # of a chunk of the training split, where further tiles build on it
@@ -118,31 +117,40 @@ def do_on_paper(
     data: DataShape,
     *,
     draws_on_device: bool,
-    staged: bool,
     kernels: Sequence[KernelBytes] = (),
 ) -> list[PaperLayer]:
-    """What the first layers take, `NUM_DISTINCT` at most.
+    """What the first layers take, `NUM_DISTINCT` at most, with the cache on the device.
 
-    `draws_on_device`: the device is the host, so that orders and candidates are drawn in its memory. `staged`: shards
-    pass through slots, as the cache does not lie on the device. `kernels`: what `probe` measured for each layer.
+    `draws_on_device`: the device is the host, so that orders and candidates are drawn in its memory. `kernels`: what
+    `probe` measured for each layer.
     """
     specs = specs[:NUM_DISTINCT]
     work = _PaperWork(config, method, draws_on_device)
     layers: list[PaperLayer] = []
-    read: list[CacheLayout] = []
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
         layouts = cache_layouts(config, method, data, spec.in_features)
         terms, done = work.on_layer(spec, layouts, data.num_classes, beside)
-        slots = write_slots = 0
-        if staged:
-            read += layouts.values()  # slots are kept and only grow
-            slots = _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
-            if spec.index + 1 < config.layers:
-                written = cache_layouts(config, method, data, spec.out_features).values()
-                write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
-        terms["handing_on"] += slots + write_slots
-        layers.append(PaperLayer(Footprint(slots=slots, **terms), len(compute_tiles(config)), **done))
+        layers.append(PaperLayer(Footprint(slots=0, **terms), **done))
     return layers
+
+
+def add_slots(
+    layers: Sequence[PaperLayer], config: Config, specs: Sequence[LayerSpec], method: LabelMethod, data: DataShape
+) -> list[PaperLayer]:
+    """The same layers where shards pass through slots, as the cache does not lie on the device."""
+    staged: list[PaperLayer] = []
+    read: list[CacheLayout] = []
+    for spec, layer in zip(specs[:NUM_DISTINCT], layers, strict=True):
+        read += cache_layouts(config, method, data, spec.in_features).values()  # slots are kept and only grow
+        slots = _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
+        write_slots = 0
+        if spec.index + 1 < config.layers:
+            written = cache_layouts(config, method, data, spec.out_features).values()
+            write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
+        handing_on = layer.footprint.handing_on + slots + write_slots
+        footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)
+        staged.append(dataclasses.replace(layer, footprint=footprint))
+    return staged
 
 
 class _Shard:
@@ -170,7 +178,7 @@ class _PaperWork:
         self, spec: LayerSpec, layouts: dict[str, CacheLayout], num_classes: int, kernels: KernelBytes
     ) -> tuple[dict[str, int], dict[str, Work]]:
         """The terms of a footprint but for slots; what is done in a step, in measuring and in handing on."""
-        units, *further = compute_tiles(self._config)
+        units, tiled = compute_tiles(self._config)[0], self._config.num_tiles > 1
         shards = {name: _Shard(layout, spec.out_features) for name, layout in layouts.items()}
         with self._ledger as ledger:
             before = ledger.live_bytes
@@ -181,17 +189,17 @@ class _PaperWork:
             trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER, units)
             optimiser = ledger.live_bytes - before - weights
             kept = goodness_bytes(self._method, layouts, num_classes) if self._draws_on_device else {}
-            of_tiles = kept.get("train", 0) if further else 0
-            training, done = self._train(trainer, shards, kernels, of_tiles, num_tiles=1 + len(further))
+            of_tiles = kept.get("train", 0) if tiled else 0
+            training, done = self._train(trainer, shards, kernels, of_tiles)
             buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
             del trainer
             ledger.start_peak()
             if spec.index + 1 < self._config.layers:
                 start = ledger.work
-                self._hand_on(FrozenLayer(spec, [units], lambda _: layer), shards, tiled=bool(further))
-                done["hand_on"] = (ledger.work - start) * (1 + len(further))
+                self._hand_on(FrozenLayer(spec, [units], lambda _: layer), shards)
+                done["hand_on"] = (ledger.work - start) * self._config.num_tiles
             handing_on = ledger.peak_bytes + kernels.in_passes
-        if further:  # the next tile comes while the last one goes; and a length is summed for every row of a shard
+        if tiled:  # the next tile comes while the last one goes; and a length is summed for every row of a shard
             handing_on += weights + max(4 * len(shard.block) * shard.block.shape[1] for shard in shards.values())
         on_host = 3 * kept.get("validation", 0)  # of the tiles so far, of this one, of the layers so far
         terms = buffers | {
@@ -208,8 +216,6 @@ class _PaperWork:
         shards: dict[str, _Shard],
         kernels: KernelBytes,
         of_tiles: int,
-        *,
-        num_tiles: int,
     ) -> tuple[int, dict[str, Work]]:
         """The most bytes at once, and what is done in a step and in measuring.
 
@@ -218,17 +224,18 @@ class _PaperWork:
         ledger, block = self._ledger, shards["train"].block
         labels = torch.zeros(len(block), dtype=torch.int64)
         generator = torch.Generator() if self._config.network.dropout else None
-        goodness = GOODNESSES[self._config.objective.goodness]
+        goodness, tiled = GOODNESSES[self._config.objective.goodness], self._config.num_tiles > 1
         peaks = []  # of moments that do not meet
         done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
-        measured = {"validation": "sweep"} | ({"train": "measure"} if num_tiles > 1 else {})
+        measured = {"validation": "sweep"} | ({"train": "measure"} if tiled else {})
         totals = torch.zeros(4, device=PAPER)
-        num_epochs = self._config.epochs * num_tiles
-        for num_shards in (2, 1)[:num_epochs]:  # a second step, or epoch, finds all buffers there
+        for num_shards in (2, 1)[
+            : self._config.epochs * self._config.num_tiles
+        ]:  # a second step, or epoch, finds all buffers there
             for _ in range(num_shards):
                 ledger.start_peak()
                 index, candidates = self._draw(labels)
-                others = torch.empty(candidates.shape, device=PAPER) if num_tiles > 1 else None
+                others = torch.empty(candidates.shape, device=PAPER) if tiled else None
                 peaks.append(ledger.peak_bytes + of_tiles)
                 ledger.start_peak()
                 start = ledger.work
@@ -246,9 +253,9 @@ class _PaperWork:
                 peaks.append(ledger.peak_bytes + kernels.in_passes + (2 if name == "train" else 1) * of_tiles)
         return max(peaks), done
 
-    def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard], *, tiled: bool) -> None:
+    def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard]) -> None:
         """The first chunk of every split."""
-        hand_on_chunks = hand_on_by_tiles if tiled else hand_on_whole
+        hand_on_chunks = hand_on_by_tiles if self._config.num_tiles > 1 else hand_on_whole
         for shard in shards.values():
             hand_on_chunks(layer, [(shard.chunk, shard.written)])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -159,25 +160,71 @@ class LayerTrainer:
 
         `others` is the goodness of the other tiles for each candidate: (n, 1 + K).
         """
-        num_samples, scale = len(index), self._config.objective.scale
+        self.optimiser.begin_step(factor)
+        num_samples = len(index)
+        num_parts = min(-(-self._batch // self._config.num_in_micro_batch), num_samples)
+        if num_parts == 1:
+            figures, gradients = self._differentiate(block, index, candidates, dropout_generator, others, num_samples)
+            for name, part, value in gradients:
+                self.optimiser.update(name, part, value)
+            return figures
+        sums, figures = self._zero_gradients(), torch.zeros(4, device=self._device)
+        parts_of_others = others.tensor_split(num_parts) if others is not None else [None] * num_parts
+        for taken, shown, beside in zip(
+            index.tensor_split(num_parts), candidates.tensor_split(num_parts), parts_of_others, strict=True
+        ):
+            more, gradients = self._differentiate(block, taken, shown, dropout_generator, beside, num_samples)
+            for name, part, value in gradients:
+                sums[name][part] += value
+            figures += more
+        for name, total in sums.items():
+            self.optimiser.update(name, slice(None), total)
+        return figures
+
+    def _differentiate(
+        self,
+        block: Tensor,
+        index: Tensor,
+        candidates: Tensor,
+        dropout_generator: torch.Generator | None,
+        others: Tensor | None,
+        num_samples: int,
+    ) -> tuple[Tensor, Iterator[tuple[str, slice, Tensor]]]:
+        """Figures of a batch, or of a part of it, and the gradients of its mean loss, in parts.
+
+        The mean is over the `num_samples` of the whole batch.
+        """
+        scale = self._config.objective.scale
         rows, activities, goodness = self.forward(block, index, candidates, dropout_generator)
         if others is not None:
             goodness += others
         loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
-        peer_gradient = self._peer_gradient(activities[0]) if self._config.objective.peer_normalisation else None
+        positive, negatives = goodness[:, 0], goodness[:, 1:]
+        wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
+        figures = torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
+        peer_gradient = None
+        if self._config.objective.peer_normalisation:
+            peer_gradient = self._peer_gradient(activities[0], len(index) / num_samples)
         upstream = upstream * (scale * self._weight / num_samples)  # of the mean loss with respect to the goodness
         gradients = [self._goodness.gradient_(h, g) for h, g in zip(activities, upstream.unbind(1), strict=True)]
         if peer_gradient is not None:
             gradients[0] += peer_gradient / num_samples
         gradient, embedding_gradient = self._method.collect(gradients, candidates, self._workspace)
-        self.optimiser.begin_step(factor)
-        for name, part, value in self.layer.gradients(rows, gradient):
-            self.optimiser.update(name, part, value)
+        found = self.layer.gradients(rows, gradient)
         if embedding_gradient is not None:
-            self.optimiser.update("label_embedding", slice(None), embedding_gradient)
-        positive, negatives = goodness[:, 0], goodness[:, 1:]
-        wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
-        return torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
+            found = itertools.chain(found, [("label_embedding", slice(None), embedding_gradient)])
+        return figures, found
+
+    def _zero_gradients(self) -> dict[str, Tensor]:
+        """Room for the gradient of every parameter, in one buffer."""
+        parameters = dict(self.layer.named_parameters())
+        sizes = [parameter.numel() for parameter in parameters.values()]
+        dtype = next(iter(parameters.values())).dtype
+        room = self._workspace.take("gradient sums", (sum(sizes),), dtype).zero_()
+        return {
+            name: part.view(parameter.shape)
+            for (name, parameter), part in zip(parameters.items(), room.split(sizes), strict=True)
+        }
 
     @torch.no_grad()
     def forward(
@@ -195,13 +242,14 @@ class LayerTrainer:
             goodness *= self._weight
         return rows, activities, goodness
 
-    def _peer_gradient(self, positive_activities: Tensor) -> Tensor:
+    def _peer_gradient(self, positive_activities: Tensor, share: float) -> Tensor:
         """Pull of each unit's running mean activity towards that of its peers: (num_units,).
 
         On the positive pass only and not gated by the ReLU, so that it revives dead units (as in Hinton's program).
+        The running mean takes a `share` of a step for that share of a batch.
         """
         objective, mean = self._config.objective, self.layer.mean_activity
-        mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum)
+        mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum**share)
         return (mean - mean.mean()) * objective.peer_normalisation
 
 

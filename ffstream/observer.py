@@ -32,14 +32,14 @@ class LayerFigures:
 class Observer:
     """Told of a run's course. Every method does nothing; override those of interest."""
 
-    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int) -> None:
-        """A run starts or goes on with `num_done` of `num_layers` layers committed."""
+    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
+        """A run starts or goes on with `num_done` of `num_layers` layers committed, each of `num_tiles` tiles."""
 
     def on_step(self, description: str) -> None:
         """A step of the schedule begins."""
 
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
-        """An epoch goes on. Layers and epochs count from 1."""
+        """An epoch goes on. Layers and epochs count from 1, epochs through the tiles of a layer."""
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None

@@ -130,6 +130,7 @@ class Plan:
             "tier": self.tier,
             "total_s": self.total_s,
             "batch": self.config.batch,
+            "micro_batch": self.config.num_in_micro_batch,
             "shard_samples": self.config.cache.shard_samples,
             "tile_units": self.config.num_in_tile,
             "layers": layers,

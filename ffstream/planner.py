@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ffstream.cache import CacheLayout
 from ffstream.config import Config
@@ -15,6 +15,7 @@ from ffstream.footprint import (
     Footprint,
     KernelBytes,
     PaperLayer,
+    add_slots,
     cache_layouts,
     do_on_paper,
     goodness_bytes,
@@ -28,6 +29,8 @@ from ffstream.units import format_bytes
 
 _SHARD_SAMPLES = 4096  # where the budget has room for it
 _SMALLEST_BATCH = 8  # that is suggested
+_GOOD_SHARD = 4  # batches: fewer are always the same samples, or nearly
+_SMALLEST_MICRO_BATCH = 32
 _GOOD_TILE = 256  # units with which matrix products are about as fast as they get
 _TILE_STEP = 32  # units of a tile are a multiple of it, which matrix products are fastest with
 _SLACK_DIVISOR = 8  # the host's allocator keeps up to an eighth more than is alive, as was measured
@@ -57,7 +60,7 @@ def compute_plan(
     """
     planner = _Planner(method, data, data_bytes, resources, num_done, measure_kernels)
     plan = planner.choose(config, config.width)
-    if not plan.fits and config.network.tile_units == "auto" and find_untileable(config) is None:
+    if plan.device.excess_bytes and config.network.tile_units == "auto" and find_untileable(config) is None:
         tiled = planner.choose_with_tiles(config)
         plan = min(plan, tiled, key=_excess_bytes)
     if plan.fits or not must_fit:
@@ -84,17 +87,33 @@ def _tiers(requested: str, device_type: str) -> list[str]:
     return list(dict.fromkeys("host" if tier == "device" and device_type == "cpu" else tier for tier in tiers))
 
 
-def _with_shards(config: Config, data: DataShape) -> list[Config]:
-    """With shards from 4096 samples down to a batch, by halves; as it is where their size is given."""
+def _ways(config: Config, data: DataShape) -> list[Config]:
+    """Sizes of shards and of micro-batches, the best first; as they are where they are given.
+
+    Large shards are shuffled well. A micro-batch learns what its batch does, but takes room for summing gradients.
+    """
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
-    if isinstance(config.cache.shard_samples, int):
-        return [config]
-    sizes = [max(_SHARD_SAMPLES, config.batch)]
-    while sizes[-1] // 2 >= config.batch:
-        sizes.append(sizes[-1] // 2)
-    num_samples = max(data.num_samples.values())
-    different = [size for size in sizes if size < num_samples or size == sizes[0]]
-    return [config.override({"cache.shard_samples": size}) for size in different]
+    sizes, parts = [config.cache.shard_samples], [config.micro_batch]
+    if sizes == ["auto"]:
+        num_samples = max(data.num_samples.values())
+        halves = _halves(max(_SHARD_SAMPLES, config.batch), config.batch)
+        sizes = [size for size in halves if size < num_samples or size == halves[0]]
+    if parts == ["auto"]:
+        parts = [*_halves(config.batch, _SMALLEST_MICRO_BATCH)]
+    roomy = [size for size in sizes if isinstance(size, int) and size >= _GOOD_SHARD * config.batch] or sizes[:1]
+    pairs = [(size, parts[0]) for size in roomy]
+    pairs += [(roomy[-1], part) for part in parts[1:]]
+    pairs += [(size, parts[0]) for size in sizes if size not in roomy]
+    pairs += [(sizes[-1], parts[-1])]
+    return [config.override({"cache.shard_samples": size, "micro_batch": part}) for size, part in dict.fromkeys(pairs)]
+
+
+def _halves(most: int, least: int) -> list[int]:
+    """`most`, and half of it again and again, not below `least`."""
+    found = [most]
+    while found[-1] // 2 >= least:
+        found.append(found[-1] // 2)
+    return found
 
 
 @dataclass(frozen=True)
@@ -107,32 +126,36 @@ class _Planner:
     resources: Resources
     num_done: int
     measure_kernels: KernelProbe
+    papers: dict[tuple[Config, tuple[KernelBytes, ...]], list[PaperLayer]] = field(default_factory=dict)
 
     def choose(self, config: Config, tile_units: int) -> Plan:
-        """The fastest tier that has room and the largest shards that fit, else the plan that comes nearest."""
-        config = _with_tiles(config, tile_units)
+        """The fastest tier that has room and the best way that fits there, else the plan that comes nearest."""
+        ways = _ways(_with_tiles(config, tile_units), self.data)
+        least = min(way.cache.num_in_shard for way in ways)
+        frugal = [way for way in ways[1:] if way.cache.num_in_shard == least]
         nearest = None
         for tier in self._tiers(config):
-            largest, *smaller = _with_shards(config, self.data)
-            plan = self.draft(largest, tier)
-            if not plan.fits and smaller:
-                plan = self.draft(smaller.pop(), tier)
-                larger = (self.draft(sized, tier) for sized in smaller) if plan.fits else ()
-                plan = next((draft for draft in larger if draft.fits), plan)
+            plan = self.draft(ways[0], tier)
+            smallest = [self.draft(way, tier, kernels=()) for way in frugal if not plan.fits]
+            if any(draft.fits for draft in smallest):
+                drafts = (self.draft(way, tier) for way in ways[1:])
+                plan = next((draft for draft in drafts if draft.fits), plan)
             if plan.fits:
                 return plan
-            nearest = plan if nearest is None else min(nearest, plan, key=_excess_bytes)
+            nearest = min([plan, *smallest, *([nearest] if nearest else [])], key=_excess_bytes)
         assert nearest is not None, "there is a tier"
         return nearest
 
     def choose_with_tiles(self, config: Config) -> Plan:
         """As `choose`, with the largest tiles that fit: by bisection, then with kernels measured.
 
-        Shards are not made smaller for tiles of more than `_GOOD_TILE` units: small ones are shuffled less well.
+        The best way is kept to as long as that leaves tiles of `_GOOD_TILE` units.
         """
-        shards = _with_shards(config, self.data)
-        sized = next((sized for sized in shards if self._could_fit(sized, _GOOD_TILE)), shards[-1])
-        fits, most = 1, -(-config.width // _TILE_STEP)  # in steps; whether the first fits is seen at the end
+        ways = _ways(config, self.data)
+        sized = ways[0] if self._could_fit(ways[0], _GOOD_TILE) else ways[-1]
+        if not self._could_fit(sized, _TILE_STEP):
+            return self.choose(sized, _TILE_STEP)
+        fits, most = 1, -(-config.width // _TILE_STEP)  # in steps of units
         while most - fits > 1:
             middle = (fits + most) // 2
             fits, most = (middle, most) if self._could_fit(sized, middle * _TILE_STEP) else (fits, middle)
@@ -163,9 +186,9 @@ class _Planner:
         specs = compute_layer_specs(config, self.data.num_features)
         _check_countable(specs)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
-        on_paper = do_on_paper(
-            config, specs, self.method, self.data, draws_on_device=on_cpu, staged=staged, kernels=kernels
-        )
+        on_paper = self._on_paper(config, specs, tuple(kernels))
+        if staged:
+            on_paper = add_slots(on_paper, config, specs, self.method, self.data)
         rates = self.resources.rates
         layers = _layer_plans(config, specs, on_paper, self.method, self.data, rates, tier if staged else None)
         shards = [layout.shard_bytes for spec in specs[:2] for layout in _layouts(config, self.method, self.data, spec)]
@@ -184,6 +207,16 @@ class _Planner:
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
         host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness)
         return Plan(config, tier, max_unsynced, layers, device, host, disk)
+
+    def _on_paper(self, config: Config, specs: list[LayerSpec], kernels: tuple[KernelBytes, ...]) -> list[PaperLayer]:
+        """Once for all tiers: it takes a part of a second."""
+        key = (config, kernels)
+        if key not in self.papers:
+            on_cpu = self.resources.device_type == "cpu"
+            self.papers[key] = do_on_paper(
+                config, specs, self.method, self.data, draws_on_device=on_cpu, kernels=kernels
+            )
+        return self.papers[key]
 
     def _disk(self, layers: list[LayerPlan], cache_bytes: int) -> tuple[Need, int | None]:
         """Twice the cache where there is room: what was read is freed once what was made of it is durable."""
@@ -214,13 +247,15 @@ class _Planner:
         """The largest smaller batch with which the plan would fit, by halves, or None."""
         batch = plan.config.batch
         assert isinstance(batch, int), "batch is resolved before it is planned for"
-        kept = max(layer.footprint.weights + layer.footprint.optimiser for layer in plan.layers)
-        while batch >= 2 * _SMALLEST_BATCH and kept <= plan.device.allowed_bytes:  # which no batch changes
-            batch //= 2
-            config = plan.config.override({"batch": batch, "cache.shard_samples": batch})
-            if self.draft(config, plan.tier).fits:
-                return batch
-        return None
+        batches = [size for size in _halves(batch, _SMALLEST_BATCH) if size < batch]
+        configs = [
+            plan.config.override({"batch": size, "cache.shard_samples": size, "micro_batch": size}) for size in batches
+        ]
+        if not configs or not self.draft(configs[-1], plan.tier, kernels=()).fits:
+            return None
+        return next(
+            (size for size, config in zip(batches, configs, strict=True) if self.draft(config, plan.tier).fits), None
+        )
 
 
 def _with_tiles(config: Config, tile_units: int) -> Config:
@@ -266,7 +301,7 @@ def _layer_plans(
         layouts = cache_layouts(config, method, data, spec.in_features)
         read = sum(layout.num_bytes for layout in layouts.values())
         hands_on = spec.index + 1 < len(specs)
-        num_tiles = layer.num_tiles
+        num_tiles = config.num_tiles
         measured = (num_tiles - 1) * layouts["train"].num_bytes  # for the next tile to build on
         read_bytes = read * (config.epochs * num_tiles + hands_on) + measured
         seconds = None
@@ -294,9 +329,9 @@ def _layer_plans(
 def _all_work(config: Config, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
     """Of training one layer, measuring it after every epoch and handing its output on; all tiles as the largest."""
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
-    train, num_epochs = layouts["train"], config.epochs * layer.num_tiles
+    train, num_epochs = layouts["train"], config.epochs * config.num_tiles
     work = layer.step * (num_epochs * -(-train.num_samples // config.batch))
-    work += layer.measure * ((layer.num_tiles - 1) * -(-train.num_samples // chunk_samples(train)))
+    work += layer.measure * ((config.num_tiles - 1) * -(-train.num_samples // chunk_samples(train)))
     if "validation" in layouts:
         validation = layouts["validation"]
         work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation)))

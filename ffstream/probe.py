@@ -131,7 +131,7 @@ def _measure_step(config: Config, width: int, batch: int, device: torch.device) 
     (spec,) = compute_layer_specs(config.override({"layers": 1}), width)
     data = DataShape(width, num_classes, {"train": num_samples})
     config = config.override({"cache.shard_samples": num_samples, "layers": 1})
-    (on_paper,) = do_on_paper(config, [spec], method, data, draws_on_device=False, staged=False)
+    (on_paper,) = do_on_paper(config, [spec], method, data, draws_on_device=False)
     layout = cache_layouts(config, method, data, width)["train"]
     cache = MemoryCache(layout, device)
     rows = cache.allocate(0, device)
@@ -220,11 +220,11 @@ def _step_rows(config: Config, method: LabelMethod, layout: CacheLayout) -> set[
     """The numbers of rows that occur in the products of training."""
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     rows_a_sample = 1 if method.uses_embedding else 1 + config.negatives.per_step
-    counts = set()
-    for samples in _shard_sizes(layout):
-        num_batches = -(-samples // config.batch)
-        counts |= {rows_a_sample * (samples // num_batches), rows_a_sample * -(-samples // num_batches)}
-    return counts
+    shards = [(size, -(-size // config.batch)) for size in _shard_sizes(layout)]
+    batches = [size for count, num in shards for size in (count // num, -(-count // num))]
+    most = -(-config.batch // config.num_in_micro_batch)
+    parts = [(size, min(most, size)) for size in batches]
+    return {rows_a_sample * size for count, num in parts for size in (count // num, -(-count // num))}
 
 
 def _pass_rows(layout: CacheLayout) -> set[int]:

@@ -50,10 +50,10 @@ class PlainObserver(Observer):
         self._console = console
         self._last_s = time.perf_counter()
 
-    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int) -> None:
+    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
         """Where the run is and what is left to do."""
         self._num_layers, self._clock = num_layers, _Clock(num_layers, num_done)
-        self._print(f"run {run_dir}: {_describe_work(num_layers, num_done, num_samples)}")
+        self._print(f"run {run_dir}: {_describe_work(num_layers, num_done, num_samples, num_tiles)}")
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
@@ -104,9 +104,9 @@ class BarObserver(Observer):
         self._epochs = self._progress.add_task("epochs", total=None, note="")
         self._last_error: float | None = None
 
-    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int) -> None:
+    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
         """Where the run is, what is left to do, and the bars."""
-        line = f"run {run_dir}: {_describe_work(num_layers, num_done, num_samples)}"
+        line = f"run {run_dir}: {_describe_work(num_layers, num_done, num_samples, num_tiles)}"
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
         self._clock, self._num_samples = _Clock(num_layers, num_done), num_samples
         self._progress.update(self._layers, total=num_layers, completed=num_done)
@@ -177,6 +177,9 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     for layer in plan.layers:
         numbers = f"layer {layer.first}" if layer.first == layer.last else f"layers {layer.first}-{layer.last}"
         table.add_column(f"{numbers}\n{layer.in_features} x {layer.num_units}", justify="right")
+    if any(layer.num_tiles > 1 for layer in plan.layers):
+        table.add_row("tiles", *(f"{layer.num_tiles} of {plan.config.num_in_tile} units" for layer in plan.layers))
+        table.add_section()
     for name in [item.name for item in dataclasses.fields(Footprint) if item.name != "handing_on"]:
         table.add_row(name, *(format_bytes(getattr(layer.footprint, name)) for layer in plan.layers))
     table.add_section()
@@ -199,9 +202,11 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
         table.add_row(need.noun, f"{format_bytes(need.num_bytes)}{excess}", format_bytes(need.allowed_bytes), parts)
     yield table
     cache = max(layer.cache_bytes for layer in plan.layers)
+    num_in_micro_batch = plan.config.num_in_micro_batch
+    micro = f" in micro-batches of {num_in_micro_batch}" if num_in_micro_batch != plan.config.batch else ""
     yield (
         f"cache on {plan.tier}: {format_bytes(cache)} in {plan.config.cache.dtype}, shards of "
-        f"{plan.config.cache.shard_samples} samples; batch {plan.config.batch}, precision {plan.config.precision}"
+        f"{plan.config.cache.shard_samples} samples; batch {plan.config.batch}{micro}, precision {plan.config.precision}"
     )
     if plan.total_s is not None:
         yield f"all {plan.config.layers} layers take about {format_seconds(plan.total_s)}"
@@ -223,9 +228,10 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _describe_work(num_layers: int, num_done: int, num_samples: int) -> str:
+def _describe_work(num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> str:
     done = f"{num_done} of {num_layers} layers are done, " if num_done else f"{num_layers} layers, "
-    return f"{done}{num_samples:,} training samples"
+    tiles = f"each in {num_tiles} tiles, " if num_tiles > 1 else ""
+    return f"{done}{tiles}{num_samples:,} training samples"
 
 
 def _describe_epoch(figures: EpochFigures) -> str:

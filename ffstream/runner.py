@@ -79,7 +79,8 @@ class Runner:
         self._rewind(num_done)
         self._replay_sweep(num_done)
         cached_inputs = self._caches.open_committed(num_done)
-        self._observer.on_start(str(self._directory.path), len(self._specs), num_done, len(self._labels[TRAIN]))
+        path, num_samples = str(self._directory.path), len(self._labels[TRAIN])
+        self._observer.on_start(path, len(self._specs), num_done, num_samples, len(self._tiles))
         actions: dict[Action, Callable[[LayerSpec], None]] = {
             Action.WRITE_INPUT: self._write_input,
             Action.TRAIN: self._train,

@@ -37,6 +37,7 @@ from ffstream.runner import Runner
 # Settings whose "auto" is filled in when a run starts, or that a resumed run keeps.
 _RESOLVED = (
     "batch",
+    "micro_batch",
     "precision",
     "device",
     "cache.shard_samples",

@@ -9,7 +9,7 @@ import torch
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
-from ffstream.footprint import DataShape, do_on_paper
+from ffstream.footprint import DataShape, add_slots, do_on_paper
 from ffstream.labels import make_label_method
 from ffstream.ledger import PAPER, Ledger
 from ffstream.memory import measure_peak_bytes
@@ -24,7 +24,9 @@ def footprints(num_features=100, num_samples=5000, staged=True, **settings):
     specs = compute_layer_specs(config, num_features)
     method = make_label_method(config, 10, num_features)
     data = DataShape(num_features, 10, {"train": num_samples, "validation": num_samples // 10})
-    layers = do_on_paper(config, specs, method, data, draws_on_device=True, staged=staged)
+    layers = do_on_paper(config, specs, method, data, draws_on_device=True)
+    if staged:
+        layers = add_slots(layers, config, specs, method, data)
     return [layer.footprint for layer in layers]
 
 

@@ -169,7 +169,7 @@ def test_a_plan_is_json():
     assert found["peaks"]["device"]["num_bytes"] == max(layer["footprint"]["peak"] for layer in found["layers"])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(device=st.integers(1, 2 * GIB), host=st.integers(1, 2 * GIB), disk=st.integers(1, 2 * GIB), on_cpu=st.booleans())
 def test_a_plan_never_takes_more_than_it_may(device, host, disk, on_cpu):
     resources = Resources("cpu" if on_cpu else "cuda", device, host, 100 * MIB, disk)
