@@ -202,11 +202,12 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
         table.add_row(need.noun, f"{format_bytes(need.num_bytes)}{excess}", format_bytes(need.allowed_bytes), parts)
     yield table
     cache = max(layer.cache_bytes for layer in plan.layers)
-    num_in_micro_batch = plan.config.num_in_micro_batch
-    micro = f" in micro-batches of {num_in_micro_batch}" if num_in_micro_batch != plan.config.batch else ""
+    batch = f"batch {plan.config.batch}"
+    if plan.config.num_in_micro_batch != plan.config.batch:
+        batch += f" in micro-batches of {plan.config.num_in_micro_batch}"
     yield (
         f"cache on {plan.tier}: {format_bytes(cache)} in {plan.config.cache.dtype}, shards of "
-        f"{plan.config.cache.shard_samples} samples; batch {plan.config.batch}{micro}, precision {plan.config.precision}"
+        f"{plan.config.cache.shard_samples} samples; {batch}, precision {plan.config.precision}"
     )
     if plan.total_s is not None:
         yield f"all {plan.config.layers} layers take about {format_seconds(plan.total_s)}"

@@ -134,7 +134,19 @@ class Runner:
                 self._transfer.commit(self._directory.write_tile(spec.index, number, start_epoch, layer))
                 so_far = self._add_tile(spec, layer, so_far, self._labels)
                 del layer  # before the next one is made
-        figures = epochs[-1]
+        samples_per_s = num_samples / training_s / len(self._tiles)
+        self._commit_layer(spec, layer, epochs[-1], goodness, samples_per_s, time.perf_counter() - start_s)
+
+    def _commit_layer(
+        self,
+        spec: LayerSpec,
+        layer: Layer,
+        figures: EpochFigures,
+        goodness: Tensor | None,
+        samples_per_s: float,
+        elapsed_s: float,
+    ) -> None:
+        """Commit a layer whose last tile, or all of it, is `layer`."""
         error, error_to_here = self._sweep.add(goodness) if goodness is not None else (None, None)
         summary = LayerFigures(
             layer=spec.index + 1,
@@ -144,8 +156,8 @@ class Runner:
             separation=figures.separation,
             validation_error=error,
             validation_error_to_here=error_to_here,
-            samples_per_s=num_samples / training_s / len(self._tiles),
-            elapsed_s=time.perf_counter() - start_s,
+            samples_per_s=samples_per_s,
+            elapsed_s=elapsed_s,
             peak_memory_bytes=peak_memory_bytes(self._device),
             cache_tier=self._caches.tier,
         )
