@@ -118,9 +118,10 @@ def _footprint(found: dict[str, Any]) -> str:
 
 def _tiles(found: dict[str, Any]) -> str:
     exact = ", ".join(f"x {row['ratio']:.2f} at batch {row['batch']}" for row in found["exact"])
-    budget, measured = (found[name] / 2**20 for name in ("budget_bytes", "measured_bytes"))
+    budget, planned = (found[name] / 2**20 for name in ("budget_bytes", "planned_bytes"))
     return (
-        f"budget {budget:.1f} MiB, {found['num_tiles']} tiles, peak {measured:.1f} MiB: "
+        f"budget {budget:.1f} MiB, {found['num_tiles']} tiles, planned {planned:.1f} MiB "
+        f"(planned / measured x {found['planned_over_measured']:.3f}): "
         f"{100 * found['added_validation_error']:+.2f} points of validation error, x {found['time_ratio']:.2f} of the "
         f"time; a step of the exact way: {exact}"
     )
