@@ -100,13 +100,13 @@ class RunDirectory:
         path = self.layer_folder(index) / "weights.safetensors"
         if num_tiles == 1:
             return write_tensors(path, _host_state(layer))
-        parts = [self._tile_path(index, tile) for tile in range(num_tiles)]
-        publish_last = write_tensors(parts[-1], _host_state(layer))
+        *before, last = (self._tile_path(index, tile) for tile in range(num_tiles))
+        publish_last = write_tensors(last, _host_state(layer))
         axes = _unit_axes(layer)
 
         def publish_joined() -> str:
-            publish_last()
-            return join_tensors(path, parts, axes)()
+            parts = {part: self._progress_digest(part) for part in before}
+            return join_tensors(path, parts | {last: publish_last()}, axes)()
 
         return publish_joined
 
@@ -216,12 +216,14 @@ class RunDirectory:
         _load_state(layer, self._load_from_progress(path), path, assign=True)
 
     def _load_from_progress(self, path: Path) -> dict[str, Tensor]:
-        manifest = read_manifest(self.path / "progress" / _MANIFEST)
+        return load_tensors(path, self._progress_digest(path))
+
+    def _progress_digest(self, path: Path) -> str:
+        manifest = read_manifest(path.parent / _MANIFEST)
         try:
-            digest = manifest["digests"][path.name]
+            return str(manifest["digests"][path.name])
         except KeyError:
             raise CorruptFileError(f"progress {path.parent}: does not name {path.name}; {RESTORE}") from None
-        return load_tensors(path, digest)
 
     def _read_progress_manifest(self) -> dict[str, Any] | None:
         try:

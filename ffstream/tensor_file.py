@@ -24,13 +24,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[], str
     return _write(path, lambda temporary: save_file(dict(tensors), temporary))
 
 
-def join_tensors(path: Path, parts: Sequence[Path], axes: Mapping[str, int]) -> Callable[[], str]:
+def join_tensors(path: Path, parts: Mapping[Path, str], axes: Mapping[str, int]) -> Callable[[], str]:
     """Write one file of what several hold, each tensor joined along its axis; no more than one part is in memory.
 
-    All are float32. The action that is returned makes the file durable and tells its digest.
+    `parts` are files with their digests, and all float32. The action that is returned makes the file durable and tells
+    its digest. Raises CorruptFileError for a part that is not the one that was written.
     """
 
     def write(temporary: Path) -> None:
+        for part, digest in parts.items():
+            check_digest(part, digest)
         shapes = {name: [_read_shape(part, name) for part in parts] for name in axes}
         joined = {name: _joined_shape(found, axes[name]) for name, found in shapes.items()}
         starts, header = _describe(joined)

@@ -15,11 +15,13 @@ from ffstream import tensor_file
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.data import scale_images
 from ffstream.errors import ConfigError, CorruptFileError
+from ffstream.files import sha256_file
 from ffstream.goodness import GOODNESSES, Goodness
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.layers import LAYER_KINDS, Layer
 from ffstream.network import build_layer, compute_layer_specs, compute_tiles
+from ffstream.probe import _measure_step
 from ffstream.propagation import FrozenLayer, propagate
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
@@ -188,6 +190,20 @@ def test_an_altered_tile_is_found_before_it_is_used(small_config, tmp_path):
         ff.resume(tmp_path / "run")
 
 
+def test_a_tile_that_is_altered_before_it_is_joined_is_never_committed(small_config, tmp_path):
+    class Flip(ff.Observer):
+        def on_epoch(self, layer, epoch, num_epochs, figures, validation_error):
+            if epoch == num_epochs - 1:
+                (path,) = (tmp_path / "run/progress").glob("*-tile-000.safetensors")
+                content = bytearray(path.read_bytes())
+                content[-1] ^= 1
+                path.write_bytes(content)
+
+    with pytest.raises(CorruptFileError, match=r"tile-000\.safetensors: altered"):
+        ff.train(small_config(**TILES), tmp_path / "run", observer=Flip())
+    assert ff.Run(tmp_path / "run").num_layers_done == 0
+
+
 def test_progress_that_lacks_a_tile_is_refused(small_config, tmp_path):
     config = small_config(**TILES)
     with pytest.raises(KeyboardInterrupt):
@@ -238,7 +254,9 @@ def test_joined_files_hold_what_the_parts_held_and_slices_give_it_back(tmp_path)
     for number, units in enumerate(cuts):
         part = {name: t.narrow(axes[name], units.start, units.stop - units.start) for name, t in whole.items()}
         save_file({name: t.contiguous() for name, t in part.items()}, tmp_path / f"{number}")
-    digest = tensor_file.join_tensors(tmp_path / "joined", [tmp_path / str(n) for n in range(3)], axes)()
+    digest = tensor_file.join_tensors(
+        tmp_path / "joined", {tmp_path / str(n): sha256_file(tmp_path / str(n)) for n in range(3)}, axes
+    )()
     found = tensor_file.load_tensors(tmp_path / "joined", digest)
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
@@ -280,6 +298,13 @@ def test_a_budget_below_one_layer_makes_tiles_and_the_fewest_that_fit(tmp_path, 
         ff.make_plan(config.override({"memory.budget": str(budget), "network.tile_units": larger}))
     run = ff.train(config.override({"memory.budget": str(budget)}), tmp_path / "run")
     assert run.config.num_in_tile == tight.config.num_in_tile
+
+
+def test_rates_are_those_of_whole_layers_and_batches():
+    config = ff.Config(precision="fp32")
+    cut_up = config.override({"network.tile_units": 10, "micro_batch": 16})
+    works = [_measure_step(given, 64, 64, CPU)[1] for given in (config, cut_up)]
+    assert works[0] == works[1]
 
 
 def test_a_resumed_run_keeps_its_tiles(small_config, tmp_path):
