@@ -127,6 +127,7 @@ def _measure_step(config: Config, width: int, batch: int, device: torch.device) 
     """Seconds and work of one step of a layer that is as wide as its input, as an epoch takes it."""
     num_classes, num_samples = 1 + max(config.negatives.per_step, 9), _NUM_STEPS * batch
     config = config.override({"negatives.per_sample": "all", "width": width, "batch": batch, "epochs": 1})
+    config = config.override({"network.tile_units": "auto", "micro_batch": "auto"})  # a whole layer, a batch at once
     method = make_label_method(config, num_classes, width)
     (spec,) = compute_layer_specs(config.override({"layers": 1}), width)
     data = DataShape(width, num_classes, {"train": num_samples})
