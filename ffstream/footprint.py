@@ -211,11 +211,7 @@ class _PaperWork:
         return terms, done
 
     def _train(
-        self,
-        trainer: LayerTrainer,
-        shards: dict[str, _Shard],
-        kernels: KernelBytes,
-        of_tiles: int,
+        self, trainer: LayerTrainer, shards: dict[str, _Shard], kernels: KernelBytes, of_tiles: int
     ) -> tuple[int, dict[str, Work]]:
         """The most bytes at once, and what is done in a step and in measuring.
 
@@ -229,9 +225,8 @@ class _PaperWork:
         done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
         measured = {"validation": "sweep"} | ({"train": "measure"} if tiled else {})
         totals = torch.zeros(4, device=PAPER)
-        for num_shards in (2, 1)[
-            : self._config.epochs * self._config.num_tiles
-        ]:  # a second step, or epoch, finds all buffers there
+        num_epochs = self._config.epochs * self._config.num_tiles
+        for num_shards in (2, 1)[:num_epochs]:  # a second step, or epoch, finds all buffers there
             for _ in range(num_shards):
                 ledger.start_peak()
                 index, candidates = self._draw(labels)

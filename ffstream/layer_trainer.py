@@ -56,9 +56,7 @@ def drop_features_(
     words = workspace.take("dropout words", ((num_bytes + 7) // 8,), torch.int64)
     words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
     drawn = words.view(torch.uint8)[:num_bytes].view(shape)
-    kept = torch.ge(
-        drawn, threshold, out=drawn
-    )  # a byte and not a bool, which takes five times as long to make and read
+    kept = torch.ge(drawn, threshold, out=drawn)  # bytes: bools take five times as long to make and to read
     mask = workspace.take("dropout mask", shape, rows.dtype).copy_(kept).mul_(256 / (256 - threshold))
     rows.view(num_candidates, *shape).mul_(mask)
     return rows
@@ -69,7 +67,8 @@ class LayerTrainer:
 
     A layer grows by tiles. While one trains, those before it are frozen, those after it are not there, and the
     objective sees the goodness of all units so far: stagewise additive modelling (Friedman, Hastie and Tibshirani 2000,
-    section 4), with tiles for the weak learners. A mean over units is taken per tile, so that each tile adds to it.
+    section 4), with tiles for the weak learners. A mean over units is taken per tile, so that each tile adds to it. For
+    peer normalisation, the peers of a unit are those of its tile.
     """
 
     def __init__(
