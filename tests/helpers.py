@@ -1,12 +1,17 @@
-"""Digests of a run, and a way to interrupt one."""
+"""Digests of a run, a way to interrupt one, and the command line as a user calls it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+from typer.testing import CliRunner
+
 import ffstream as ff
+from ffstream.cli import app
 
 
 def layer_digests(run_dir: Path) -> list[str]:
@@ -37,3 +42,17 @@ class InterruptAt(ff.Observer):
                 raise KeyboardInterrupt
 
         setattr(self, method, interrupt)
+
+
+def run_cli(*arguments):
+    """The exit code, standard output, and what escaped from the command."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, (SystemExit, ff.FFStreamError)):
+        raise result.exception
+    return result.exit_code, result.output, result.exception
+
+
+def run_process(*arguments, cwd, **options):
+    """The same through a real process, as a user starts it."""
+    command = [sys.executable, "-m", "ffstream", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **options)

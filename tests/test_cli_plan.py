@@ -1,0 +1,101 @@
+"""Plans and budgets from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.main import get_command
+
+import ffstream as ff
+from ffstream.cli import app
+from tests.helpers import run_cli
+
+
+def test_plan_takes_the_options_of_train():
+    group = get_command(app)
+    train, plan = (group.commands[name].params for name in ("train", "plan"))
+    assert [(p.name, p.opts) for p in plan[: len(train)]] == [(p.name, p.opts) for p in train]
+    assert {p.name for p in plan[len(train) :]} == {"machine", "samples", "features", "classes", "as_json"}
+
+
+def test_plan_for_another_machine_and_no_data_in_particular():
+    machine = "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
+    common = ("plan", "--width", 2000, "--layers", 1000, "--samples", 10**9, "--machine", machine)
+    code, output, _ = run_cli(*common)
+    assert code == 0
+    for word in ("layers 3-1000", "too much", "takes about", "most of it for", "days"):
+        assert word in output
+    found = json.loads(run_cli(*common, "--features", 100, "--json")[1])
+    assert found["layers"][0]["in_features"] == 100
+    assert found["total_s"] > 10**6
+    assert found["peaks"]["disk"]["allowed_bytes"] == 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--machine", "device=8GiB"], "--machine 'device=8GiB': found 1 figures for device"),
+        (["--machine", "gpu=8GiB"], "found 'gpu=8GiB'"),
+        (["--machine", "device=8GiB,30TF;h2d=1GB/s;host=1GiB;disk=1GiB,3GB/s"], "'30TF' is not a speed of arithmetic"),
+        (["--machine", "device=8GiB,3TFLOP/s;h2d=1GB;host=1GiB;disk=1GiB,3GB/s"], "'1GB' is not a speed, such as"),
+        (["--machine", "device=8Gi,3TFLOP/s;h2d=1GB/s;host=1GiB;disk=1GiB,3GB/s"], "'8Gi' is not a size"),
+        (["--machine", ""], "found ''"),
+        (["--samples", 1], "--samples 1: allowed an integer >= 2"),
+        (["--samples", 10, "--classes", 1], "--classes 1: allowed"),
+    ],
+)
+def test_a_plan_for_nonsense_is_one_line(options, words):
+    code, _, error = run_cli("plan", *options, "--device", "cpu")
+    assert code != 0
+    assert isinstance(error, ff.ConfigError)
+    assert words in str(error)
+    assert "\n" not in str(error)
+
+
+def test_plan_shows_what_a_run_takes_and_writes_nothing(tmp_path):
+    code, output, _ = run_cli("plan", "--layers", 40, "--width", 64, "--device", "cpu", "--run-dir", tmp_path / "run")
+    assert code == 0
+    for word in (
+        "weights",
+        "optimiser",
+        "hands on",
+        "host memory",
+        "the disk",
+        "cache on host",
+        "layers 3-40",
+        "batch 64",
+    ):
+        assert word in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_in_json_holds_every_term(tmp_path):
+    code, output, _ = run_cli("plan", "--width", 64, "--device", "cpu", "--budget", "100MiB", "--json")
+    found = json.loads(output)
+    assert code == 0
+    assert found["peaks"]["device"]["allowed_bytes"] == 100 << 20
+    assert found["peaks"]["device"]["num_bytes"] == max(layer["footprint"]["peak"] for layer in found["layers"])
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_written(command, tmp_path):
+    run_dir = tmp_path / "run"
+    code, _, error = run_cli(command, "--width", 64, "--device", "cpu", "--budget", "100KiB", "--run-dir", run_dir)
+    assert code != 0
+    assert isinstance(error, ff.BudgetError)
+    assert "--budget" in str(error)
+    assert "\n" not in str(error)
+    assert not run_dir.exists()
+
+
+def test_a_budget_is_kept_by_a_run_that_goes_on_and_may_be_changed(tmp_path):
+    common = ("--width", 16, "--epochs", 1, "--device", "cpu", "--run-dir", tmp_path / "run")
+    assert run_cli("train", "--layers", 1, "--budget", "50MiB", *common)[0] == 0
+    assert run_cli("resume", tmp_path / "run", "--layers", 2)[0] == 0
+    assert ff.Run(tmp_path / "run").config.memory.budget == "50MiB"
+    code, _, error = run_cli("resume", tmp_path / "run", "--layers", 3, "--budget", "10KiB")
+    assert isinstance(error, ff.BudgetError)
+    assert code != 0
+    assert run_cli("resume", tmp_path / "run", "--layers", 3, "--budget", "60MiB")[0] == 0
+    assert ff.Run(tmp_path / "run").num_layers_done == 3
