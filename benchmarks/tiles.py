@@ -16,7 +16,7 @@ import ffstream as ff
 from benchmarks.footprint import plan_and_measure
 from ffstream.config import Config
 from ffstream.labels import LabelMethod, make_label_method
-from ffstream.layer_trainer import LayerTrainer
+from ffstream.layer_trainer import LayerTrainer, MicroBatch
 from ffstream.layers import Layer, cut_units
 from ffstream.network import build_layer, compute_layer_specs
 
@@ -55,7 +55,7 @@ def take_exact_step(
     found = [trainer.forward(block, index, candidates, rewound())[2] for trainer in trainers]
     total = torch.stack(found).sum(dim=0)
     for trainer, own in zip(trainers, found, strict=True):
-        trainer.step(block, index, candidates, factor, rewound(), total - own)
+        trainer.step([MicroBatch(block, index, candidates, total - own)], len(index), factor, rewound())
 
 
 def measure_tiles(data_root: str, device: str, folder: Path) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _time_exact_steps(batch: int, tile_units: int, device_name: str) -> dict[str
     seconds: dict[str, list[float]] = {"whole": [], "exact": []}
     for _ in range(6):
         for name, work in (
-            ("whole", lambda: whole.step(block, index, candidates, 1.0, generator)),
+            ("whole", lambda: whole.step([MicroBatch(block, index, candidates)], batch, 1.0, generator)),
             ("exact", visit_twice),
         ):
             start_s = time.perf_counter()

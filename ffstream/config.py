@@ -99,7 +99,8 @@ class CacheConfig:
 
     tier: str = _limit("auto", choices=("auto", "device", "host", "disk"))
     dtype: str = _limit("bf16", choices=("bf16", "fp16", "fp32"))
-    # Samples a shard, also the block of the block shuffle. auto: 4096, or as many as the budget has room for.
+    # Samples a shard, also the block of the block shuffle. auto: 4096, or as many as the budget has room for. A batch of
+    # more is made of whole shards.
     shard_samples: int | str = _limit("auto", at_least=1, word="auto")
 
     @property
@@ -236,10 +237,23 @@ class Config:
         return min(tile_units, self.width) if isinstance(tile_units, int) else self.width
 
     @property
-    def num_in_micro_batch(self) -> int:
-        """Samples of a batch that are on the device at once: all, unless it is decided."""
+    def num_micro_batches(self) -> int:
+        """What a batch, or what a shard holds of it, is cut into, so that each part is on the device by itself."""
         assert isinstance(self.batch, int), "batch is resolved before it is cut"
-        return min(self.micro_batch, self.batch) if isinstance(self.micro_batch, int) else self.batch
+        most = min(self.batch, self.cache.num_in_shard)
+        return -(-most // self.micro_batch) if isinstance(self.micro_batch, int) else 1
+
+    @property
+    def num_in_micro_batch(self) -> int:
+        """Samples of a batch that are on the device at once, at most."""
+        assert isinstance(self.batch, int), "batch is resolved before it is cut"
+        return -(-min(self.batch, self.cache.num_in_shard) // self.num_micro_batches)
+
+    @property
+    def num_shards_in_batch(self) -> int:
+        """Whole shards that a batch is made of, where they are smaller; else 1: a batch is a part of a shard."""
+        assert isinstance(self.batch, int), "batch is resolved before it is cut"
+        return max(1, self.batch // self.cache.num_in_shard)
 
     @property
     def num_tiles(self) -> int:

@@ -6,7 +6,7 @@ No formula repeats what the code takes: the code itself runs, on tensors that ha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from ffstream.config import Config
 from ffstream.errors import ConfigError
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import LabelMethod
-from ffstream.layer_trainer import LayerTrainer
+from ffstream.layer_trainer import LayerTrainer, MicroBatch
 from ffstream.ledger import PAPER, Ledger, Work
 from ffstream.network import LayerSpec, build_layer, compute_tiles
 from ffstream.propagation import FrozenLayer, chunk_samples, hand_on_by_tiles, hand_on_whole
@@ -27,6 +27,8 @@ from ffstream.workspace import Workspace
 # Layers that may differ: the first reads images, the second finds the buffers that the first one left, and every
 # further one is like the third.
 NUM_DISTINCT = 3
+
+_NUM_PARTS = 3  # of a batch: the first makes the buffers, the next finds them there and the one before still held
 
 _SMALL_BYTES = 4096  # figures of an epoch and the like
 
@@ -190,7 +192,7 @@ class _PaperWork:
             optimiser = ledger.live_bytes - before - weights
             kept = goodness_bytes(self._method, layouts, num_classes) if self._draws_on_device else {}
             of_tiles = kept.get("train", 0) if tiled else 0
-            training, done = self._train(trainer, shards, kernels, of_tiles)
+            training, done = self._train(trainer, shards, layouts["train"], kernels, of_tiles)
             buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
             del trainer
             ledger.start_peak()
@@ -211,12 +213,16 @@ class _PaperWork:
         return terms, done
 
     def _train(
-        self, trainer: LayerTrainer, shards: dict[str, _Shard], kernels: KernelBytes, of_tiles: int
+        self, trainer: LayerTrainer, shards: dict[str, _Shard], layout: CacheLayout, kernels: KernelBytes, of_tiles: int
     ) -> tuple[int, dict[str, Work]]:
         """The most bytes at once, and what is done in a step and in measuring.
 
-        `of_tiles`: bytes of the goodness of the tiles so far, which that of one more is added to.
+        `layout`: of the training cache. `of_tiles`: bytes of the goodness of the tiles so far, which that of one more
+        is added to.
         """
+        assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
+        num_blocks = min(self._config.num_shards_in_batch, layout.num_shards)
+        largest = max(layout.batch_sizes(self._config.batch))
         ledger, block = self._ledger, shards["train"].block
         labels = torch.zeros(len(block), dtype=torch.int64)
         generator = torch.Generator() if self._config.network.dropout else None
@@ -229,16 +235,18 @@ class _PaperWork:
         for num_shards in (2, 1)[:num_epochs]:  # a second step, or epoch, finds all buffers there
             for _ in range(num_shards):
                 ledger.start_peak()
-                index, candidates = self._draw(labels)
+                index, candidates = self._draw(labels, largest)
                 others = torch.empty(candidates.shape, device=PAPER) if tiled else None
                 peaks.append(ledger.peak_bytes + of_tiles)
                 ledger.start_peak()
                 start = ledger.work
                 shown = candidates.index_select(0, index)
                 beside = others.index_select(0, index) if others is not None else None
-                totals += trainer.step(block, index, shown, 1.0, generator, beside)
+                batch = MicroBatch(block, index, shown, beside)
+                figures, left_out = self._step(trainer, batch, num_blocks, generator)
+                totals += figures
                 peaks.append(ledger.peak_bytes + kernels.in_steps + of_tiles)
-                done["step"] = ledger.work - start
+                done["step"] = ledger.work - start + left_out
             for name in measured.keys() & shards.keys():
                 ledger.start_peak()
                 start = ledger.work
@@ -248,26 +256,41 @@ class _PaperWork:
                 peaks.append(ledger.peak_bytes + kernels.in_passes + (2 if name == "train" else 1) * of_tiles)
         return max(peaks), done
 
+    def _step(
+        self, trainer: LayerTrainer, batch: MicroBatch, num_blocks: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Work]:
+        """A step, its figures, and the work of the parts that it left out: three of them are like any number."""
+        num_samples, parts = num_blocks * len(batch.index), batch.cut(self._config.num_micro_batches)
+        num_left_out = num_blocks * len(parts) - _NUM_PARTS
+        if num_left_out <= 0:
+            return trainer.step(num_blocks * [batch], num_samples, 1.0, generator), Work()
+        before = []
+
+        def noted() -> Iterator[MicroBatch]:
+            for _ in range(_NUM_PARTS):
+                before.append(self._ledger.work)
+                yield parts[0]  # the largest
+
+        figures = trainer.step_in_parts(noted(), num_samples, 1.0, generator)
+        return figures, (before[-1] - before[-2]) * num_left_out
+
     def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard]) -> None:
         """The first chunk of every split."""
         hand_on_chunks = hand_on_by_tiles if self._config.num_tiles > 1 else hand_on_whole
         for shard in shards.values():
             hand_on_chunks(layer, [(shard.chunk, shard.written)])
 
-    def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The first batch of a shard's samples, a view of their order, and the candidates of all of them."""
-        assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
+    def _draw(self, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """A batch of so many samples of a shard, a view of their order, and the candidates of all of them."""
         num_samples = len(labels)
         if self._draws_on_device:  # in truth: on paper it would be slower
             generator = torch.Generator()
-            batches = compute_batches(num_samples, self._config.batch, generator)
+            batches = compute_batches(num_samples, size, generator)
             self._method.draw_candidates(labels, generator)
-            size = len(batches[0])
             del batches
             order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
         else:
-            order = torch.empty(min(num_samples, self._config.batch), dtype=torch.int64, device=PAPER)
-            size = len(order)
+            order = torch.empty(size, dtype=torch.int64, device=PAPER)
         shape = (num_samples, 1 + self._config.negatives.per_step)
         return order[:size], torch.empty(shape, dtype=torch.int64, device=PAPER)
 

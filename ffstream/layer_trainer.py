@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ffstream import seeding
-from ffstream.cache import ActivationCache, compute_batches, compute_shard_order
+from ffstream.cache import ActivationCache, compute_batches, compute_shard_order, group_shards
 from ffstream.config import Config
 from ffstream.errors import DivergedError
 from ffstream.goodness import GOODNESSES
@@ -35,6 +35,23 @@ class EpochFigures:
     separation: float  # P(g_pos > g_neg)
     num_samples: int
     elapsed_s: float
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples of a block that are worked on at once."""
+
+    block: Tensor  # (samples, rows, features)
+    index: Tensor  # (n,), of the samples in it
+    candidates: Tensor  # (n, 1 + K)
+    others: Tensor | None = None  # goodness of the other tiles for each candidate, (n, 1 + K)
+
+    def cut(self, num_parts: int) -> list[MicroBatch]:
+        """In parts that differ by at most one sample, none of them empty."""
+        num_parts = min(num_parts, len(self.index))
+        others = self.others.tensor_split(num_parts) if self.others is not None else [None] * num_parts
+        parts = zip(self.index.tensor_split(num_parts), self.candidates.tensor_split(num_parts), others, strict=True)
+        return [MicroBatch(self.block, *part) for part in parts]
 
 
 def learning_rate_factor(progress: float, decay_start: float) -> float:
@@ -120,24 +137,16 @@ class LayerTrainer:
         seed, dropout = self._config.seed, self._config.network.dropout
         host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
         dropout_generator = seeding.generator(seed, self._index, epoch, "dropout", self._device) if dropout else None
-        for shard, block in transfer.blocks(cache, compute_shard_order(cache.layout, seed, self._index, epoch)):
-            batches = compute_batches(len(block), self._batch, host_generator)
-            samples = cache.layout.shard_range(shard)
-            candidates = self._method.draw_candidates(labels[samples], host_generator)
-            beside = others[samples].gather(1, candidates).to(self._device) if others is not None else None
-            candidates = candidates.to(self._device)
-            for index in batches:
-                progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
-                factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
-                index = index.to(self._device)
-                shown = candidates.index_select(0, index)
-                of_others = beside.index_select(0, index) if beside is not None else None
-                totals += self.step(block, index, shown, factor, dropout_generator, of_others)
-                num_samples += len(index)
-                now_s = time.perf_counter()
-                if on_tick is not None and now_s - last_tick_s >= _TICK_S:
-                    last_tick_s = now_s
-                    on_tick(_figures(totals, num_samples, now_s - start_s))
+        order = compute_shard_order(cache.layout, seed, self._index, epoch)
+        for num_in_batch, parts in self._load_batches(transfer, cache, order, labels, others, host_generator):
+            progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
+            factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
+            totals += self.step(parts, num_in_batch, factor, dropout_generator)
+            num_samples += num_in_batch
+            now_s = time.perf_counter()
+            if on_tick is not None and now_s - last_tick_s >= _TICK_S:
+                last_tick_s = now_s
+                on_tick(_figures(totals, num_samples, now_s - start_s))
         figures = _figures(totals, num_samples, time.perf_counter() - start_s)
         if not torch.isfinite(totals).all():
             raise DivergedError(
@@ -147,58 +156,105 @@ class LayerTrainer:
             )
         return figures
 
+    def _load_batches(
+        self,
+        transfer: Transfer,
+        cache: ActivationCache,
+        order: Sequence[int],
+        labels: Tensor,
+        others: Tensor | None,
+        generator: torch.Generator,
+    ) -> Iterator[tuple[int, Iterator[MicroBatch]]]:
+        """Yield every batch of an epoch: how many samples it has, and these as they are loaded.
+
+        A batch is a part of one shard or, where shards are smaller, all samples of several.
+        """
+        blocks = transfer.blocks(cache, order)
+        for group in group_shards(order, self._config.num_shards_in_batch):
+            loaded = itertools.islice(blocks, len(group))
+            samples = [cache.layout.shard_range(shard) for shard in group]
+            parts = itertools.chain.from_iterable(
+                self._draw_batches(block, labels[part], others[part] if others is not None else None, generator)
+                for part, (_, block) in zip(samples, loaded, strict=True)
+            )
+            if len(group) > 1:
+                yield sum(part.stop - part.start for part in samples), parts
+            else:
+                yield from ((len(part.index), iter([part])) for part in parts)
+
+    def _draw_batches(
+        self, block: Tensor, labels: Tensor, others: Tensor | None, generator: torch.Generator
+    ) -> Iterator[MicroBatch]:
+        """The samples of a block in batches, with the candidates that this epoch shows them."""
+        batches = compute_batches(len(block), self._batch, generator)
+        candidates = self._method.draw_candidates(labels, generator)
+        beside = others.gather(1, candidates).to(self._device) if others is not None else None
+        candidates = candidates.to(self._device)
+        for index in batches:
+            index = index.to(self._device)
+            of_others = beside.index_select(0, index) if beside is not None else None
+            yield MicroBatch(block, index, candidates.index_select(0, index), of_others)
+
     @torch.no_grad()
     def step(
         self,
-        block: Tensor,
-        index: Tensor,
-        candidates: Tensor,
+        parts: Iterable[MicroBatch],
+        num_samples: int,
         factor: float,
         dropout_generator: torch.Generator | None,
-        others: Tensor | None = None,
     ) -> Tensor:
-        """One update from the samples `index` of a block. Returns summed loss, goodness (positive, negative), wins.
+        """One update from a batch of `num_samples`. Returns summed loss, goodness (positive, negative), wins.
 
-        `others` is the goodness of the other tiles for each candidate: (n, 1 + K).
+        A part is used up before the next is asked for, and cut further where it is too large.
         """
+        num_cuts = self._config.num_micro_batches
+        if num_cuts == self._config.num_shards_in_batch == 1:
+            (part,) = parts
+            return self._step_at_once(part, num_samples, factor, dropout_generator)
+        cut = (micro_batch for part in parts for micro_batch in part.cut(num_cuts))
+        return self.step_in_parts(cut, num_samples, factor, dropout_generator)
+
+    def _step_at_once(
+        self, part: MicroBatch, num_samples: int, factor: float, dropout_generator: torch.Generator | None
+    ) -> Tensor:
         self.optimiser.begin_step(factor)
-        num_samples = len(index)
-        num_parts = min(-(-self._batch // self._config.num_in_micro_batch), num_samples)
-        if num_parts == 1:
-            figures, gradients = self._differentiate(block, index, candidates, dropout_generator, others, num_samples)
-            for name, part, value in gradients:
-                self.optimiser.update(name, part, value)
-            return figures
+        figures, gradients = self._differentiate(part, num_samples, dropout_generator)
+        for name, units, value in gradients:
+            self.optimiser.update(name, units, value)
+        return figures
+
+    @torch.no_grad()
+    def step_in_parts(
+        self,
+        parts: Iterable[MicroBatch],
+        num_samples: int,
+        factor: float,
+        dropout_generator: torch.Generator | None,
+    ) -> Tensor:
+        """The same update from parts that are small enough, by the sums of their gradients."""
+        self.optimiser.begin_step(factor)
         sums, figures = self._zero_gradients(), torch.zeros(4, device=self._device)
-        parts_of_others = others.tensor_split(num_parts) if others is not None else [None] * num_parts
-        for taken, shown, beside in zip(
-            index.tensor_split(num_parts), candidates.tensor_split(num_parts), parts_of_others, strict=True
-        ):
-            more, gradients = self._differentiate(block, taken, shown, dropout_generator, beside, num_samples)
-            for name, part, value in gradients:
-                sums[name][part] += value
+        for part in parts:
+            more, gradients = self._differentiate(part, num_samples, dropout_generator)
+            for name, units, value in gradients:
+                sums[name][units] += value
             figures += more
         for name, total in sums.items():
             self.optimiser.update(name, slice(None), total)
         return figures
 
     def _differentiate(
-        self,
-        block: Tensor,
-        index: Tensor,
-        candidates: Tensor,
-        dropout_generator: torch.Generator | None,
-        others: Tensor | None,
-        num_samples: int,
+        self, part: MicroBatch, num_samples: int, dropout_generator: torch.Generator | None
     ) -> tuple[Tensor, Iterator[tuple[str, slice, Tensor]]]:
         """Figures of a batch, or of a part of it, and the gradients of its mean loss, in parts.
 
         The mean is over the `num_samples` of the whole batch.
         """
         scale = self._config.objective.scale
-        rows, activities, goodness = self.forward(block, index, candidates, dropout_generator)
-        if others is not None:
-            goodness += others
+        index, candidates = part.index, part.candidates
+        rows, activities, goodness = self.forward(part.block, index, candidates, dropout_generator)
+        if part.others is not None:
+            goodness += part.others
         loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
         positive, negatives = goodness[:, 0], goodness[:, 1:]
         wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)

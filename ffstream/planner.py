@@ -31,6 +31,7 @@ _SHARD_SAMPLES = 4096  # where the budget has room for it
 _SMALLEST_BATCH = 8  # that is suggested
 _GOOD_SHARD = 4  # batches: fewer are always the same samples, or nearly
 _SMALLEST_MICRO_BATCH = 32
+_SMALLEST_SHARD = 128  # each is a read, and a file, of its own
 _GOOD_TILE = 256  # units with which matrix products are about as fast as they get
 _TILE_STEP = 32  # units of a tile are a multiple of it, which matrix products are fastest with
 _SLACK_DIVISOR = 8  # the host's allocator keeps up to an eighth more than is alive, as was measured
@@ -90,7 +91,8 @@ def _tiers(requested: str, device_type: str) -> list[str]:
 def _ways(config: Config, data: DataShape) -> list[Config]:
     """Sizes of shards and of micro-batches, the best first; as they are where they are given.
 
-    Large shards are shuffled well. A micro-batch learns what its batch does, but takes room for summing gradients.
+    Large shards are shuffled well. A micro-batch learns what its batch does, but takes room for summing gradients; then
+    a batch may be of several shards, which are staged one after another.
     """
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     sizes, parts = [config.cache.shard_samples], [config.micro_batch]
@@ -104,7 +106,9 @@ def _ways(config: Config, data: DataShape) -> list[Config]:
     pairs = [(size, parts[0]) for size in roomy]
     pairs += [(roomy[-1], part) for part in parts[1:]]
     pairs += [(size, parts[0]) for size in sizes if size not in roomy]
-    pairs += [(sizes[-1], parts[-1])]
+    smaller = [(max(part, _SMALLEST_SHARD), part) for part in parts if isinstance(part, int)]
+    smaller = [(size, part) for size, part in smaller if 2 * size <= config.batch]
+    pairs += smaller if config.cache.shard_samples == "auto" and smaller else [(sizes[-1], parts[-1])]
     return [config.override({"cache.shard_samples": size, "micro_batch": part}) for size, part in dict.fromkeys(pairs)]
 
 
@@ -131,8 +135,8 @@ class _Planner:
     def choose(self, config: Config, tile_units: int) -> Plan:
         """The fastest tier that has room and the best way that fits there, else the plan that comes nearest."""
         ways = _ways(_with_tiles(config, tile_units), self.data)
-        least = min(way.cache.num_in_shard for way in ways)
-        frugal = [way for way in ways[1:] if way.cache.num_in_shard == least]
+        at_once = [way for way in ways if way.micro_batch == ways[0].micro_batch]
+        frugal = [way for way in ways[1:] if way in (at_once[-1], ways[-1])]  # which is smaller, gradients decide
         nearest = None
         for tier in self._tiers(config):
             plan = self.draft(ways[0], tier)

@@ -221,10 +221,7 @@ def _step_rows(config: Config, method: LabelMethod, layout: CacheLayout) -> set[
     """The numbers of rows that occur in the products of training."""
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     rows_a_sample = 1 if method.uses_embedding else 1 + config.negatives.per_step
-    shards = [(size, -(-size // config.batch)) for size in _shard_sizes(layout)]
-    batches = [size for count, num in shards for size in (count // num, -(-count // num))]
-    most = -(-config.batch // config.num_in_micro_batch)
-    parts = [(size, min(most, size)) for size in batches]
+    parts = [(size, min(config.num_micro_batches, size)) for size in layout.batch_sizes(config.batch)]
     return {rows_a_sample * size for count, num in parts for size in (count // num, -(-count // num))}
 
 

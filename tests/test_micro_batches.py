@@ -1,16 +1,22 @@
-"""A batch in parts: the same step up to rounding, in less room."""
+"""A batch in parts, of one shard or of several: the same step up to rounding, in less room."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
+from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.data import scale_images
+from ffstream.footprint import DataShape, do_on_paper
 from ffstream.labels import make_label_method
-from ffstream.layer_trainer import LayerTrainer
+from ffstream.layer_trainer import LayerTrainer, MicroBatch
+from ffstream.ledger import Work
 from ffstream.network import build_layer, compute_layer_specs
+from ffstream.transfer import Transfer
 from tests.helpers import InterruptAt, layer_digests
 
 CPU = torch.device("cpu")
@@ -31,7 +37,7 @@ def take_steps(config, digits, dtype):
         candidates = method.draw_candidates(labels, generator)
         index = torch.randperm(len(labels), generator=generator)[:32]
         others = torch.rand(32, candidates.shape[1], generator=generator)
-        figures.append(trainer.step(block, index, candidates[index], 1.0, generator, others))
+        figures.append(trainer.step([MicroBatch(block, index, candidates[index], others)], 32, 1.0, generator))
     return layer.state_dict(), torch.stack(figures)
 
 
@@ -78,10 +84,16 @@ def test_a_run_in_parts_resumes_bitwise(recipe, small_config, tmp_path):
     assert layer_digests(ff.resume(tmp_path / "run").path) == layer_digests(unbroken.path)
 
 
-@pytest.mark.parametrize(("number", "micro_batch"), [(29, 11), (30, 43), (44, 20)])
-def test_planned_memory_of_parts_is_what_a_run_takes(number, micro_batch, tmp_path):
+PARTS = [(29, 11, None), (30, 43, None), (44, 20, None), (16, 4, 8), (42, "auto", 21), (62, 21, 64), (28, "auto", 88)]
+
+
+@pytest.mark.parametrize(("number", "micro_batch", "shard_samples"), PARTS)
+def test_planned_memory_of_parts_is_what_a_run_takes(number, micro_batch, shard_samples, tmp_path):
     config, num_features = draw_config(number)
-    planned, measured = compare(config.override({"micro_batch": micro_batch}), num_features, tmp_path / "sweep")
+    config = config.override({"micro_batch": micro_batch})
+    if shard_samples is not None:
+        config = config.override({"cache.shard_samples": shard_samples})
+    planned, measured = compare(config, num_features, tmp_path / "sweep")
     assert measured <= planned <= 1.1 * measured
 
 
@@ -93,3 +105,105 @@ def test_a_budget_too_small_for_a_batch_cuts_it_before_it_cuts_the_layer(small_c
     assert tight.config.num_in_micro_batch < 256
     assert tight.config.num_tiles == 1
     assert tight.config.batch == 256
+
+
+# --- a batch of several shards
+
+
+def train_an_epoch(config, digits, dtype, num_samples=96):
+    """A layer of 60 units after an epoch, and how many samples each update was made from."""
+    method = make_label_method(config, 10, 64)
+    layer = build_layer(config, compute_layer_specs(config, 64)[0], 10).to(dtype)
+    layer.compute_dtype = dtype
+    labels = digits.train.labels[:num_samples]
+    images = scale_images(digits.train.images[:num_samples], 16.0)
+    rows = method.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
+    layout = CacheLayout(num_samples, method.num_training_rows, 64, "fp32", config.cache.num_in_shard)
+    cache = MemoryCache(layout, CPU)
+    for shard in range(layout.num_shards):
+        cache.store(shard, rows[layout.shard_range(shard)])
+    trainer = LayerTrainer(layer, 0, config, method, CPU)
+    counts, step = [], trainer.step
+
+    def counting_step(parts, num_in_batch, *others):
+        counts.append(num_in_batch)
+        return step(parts, num_in_batch, *others)
+
+    trainer.step = counting_step
+    with Transfer(CPU) as transfer:
+        figures = trainer.train_epoch(transfer, cache, labels, 0)
+    return layer.state_dict(), counts, figures
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+def test_a_batch_of_several_shards_makes_the_step_of_one(recipe, dtype, small_config, digits):
+    settings = {"width": 60, "batch": 96, "network__dropout": 0.0, "objective__peer_normalisation": 0.0}
+    config = small_config(recipe, negatives__per_step=9, optimiser__name="sgd", **settings)  # all labels: no draw
+    at_once, _, figures = train_an_epoch(config.override({"cache.shard_samples": 96}), digits, dtype)
+    tolerance = {"rtol": 1e-3, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-11}
+    for micro_batch in ("auto", 10):
+        parts = config.override({"cache.shard_samples": 24, "micro_batch": micro_batch})
+        found, counts, same_figures = train_an_epoch(parts, digits, dtype)
+        assert counts == [96]
+        for name, value in at_once.items():
+            torch.testing.assert_close(found[name], value, **tolerance, msg=name)
+        assert same_figures.loss == pytest.approx(figures.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shard_samples", "batch", "counts"),
+    [
+        (96, 40, [32, 32, 32]),  # parts of one shard, of at most 40 that differ by at most one
+        (40, 60, [16, 40, 40]),  # a shard each: two would be more than a batch
+        (20, 60, [36, 60]),  # three shards, and what is left
+        (8, 20, [16, 16, 16, 16, 16, 16]),
+        (200, 300, [96]),
+    ],
+)
+def test_batches_are_parts_of_a_shard_or_whole_shards(shard_samples, batch, counts, small_config, digits):
+    config = small_config(width=60, batch=batch, cache__shard_samples=shard_samples)
+    _, found, figures = train_an_epoch(config, digits, torch.float32)
+    assert sorted(found) == counts
+    assert figures.num_samples == 96
+
+
+@pytest.mark.parametrize("tile_units", [10, 24])
+@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+def test_batches_of_several_shards_resume_bitwise_from_every_tier(recipe, tile_units, small_config, tmp_path):
+    config = small_config(recipe, batch=96, micro_batch=20, cache__shard_samples=32, network__tile_units=tile_units)
+    unbroken = ff.train(config.override({"cache.tier": "host"}), tmp_path / "unbroken")
+    for tier in ("host", "disk"):
+        path = tmp_path / tier
+        with pytest.raises(KeyboardInterrupt):
+            ff.train(config.override({"cache.tier": tier}), path, observer=InterruptAt("on_epoch", 4))
+        assert layer_digests(ff.resume(path).path) == layer_digests(unbroken.path)
+
+
+def test_a_budget_too_small_for_two_shards_of_a_batch_makes_them_smaller_before_it_cuts_the_layer(small_config):
+    config = small_config(width=100, batch=1024, cache__tier="disk", cache__shard_samples="auto")
+    data = DataShape.of(20000, 64, 10, 0.1)
+    whole = ff.make_plan(config, data=data)
+    budget = whole.device.num_bytes // 3
+    tight = ff.make_plan(config.override({"memory.budget": str(budget)}), data=data)
+    assert tight.config.num_shards_in_batch > 1
+    assert tight.config.num_tiles == 1
+    assert tight.config.batch == 1024
+    assert tight.device.num_bytes <= budget
+
+
+@pytest.mark.parametrize(("micro_batch", "shard_samples"), [(100, 1024), (64, 128)])
+def test_the_work_of_many_parts_is_counted_from_few(micro_batch, shard_samples, small_config, monkeypatch):
+    config = small_config(batch=1024, micro_batch=micro_batch, cache__shard_samples=shard_samples)
+    method, specs = make_label_method(config, 10, 64), compute_layer_specs(config, 64)
+    data = DataShape.of(4096, 64, 10, 0.1)
+    counted = do_on_paper(config, specs, method, data, draws_on_device=True)
+    monkeypatch.setattr("ffstream.footprint._NUM_PARTS", 1000)
+    assert do_on_paper(config, specs, method, data, draws_on_device=True) == [
+        dataclasses.replace(layer, step=approx_work(layer.step)) for layer in counted
+    ]
+
+
+def approx_work(work):
+    """Parts that are a sample smaller make a part of a percent."""
+    return Work(*(pytest.approx(value, rel=0.02) for value in dataclasses.astuple(work)))

@@ -18,7 +18,7 @@ from ffstream.errors import ConfigError, CorruptFileError
 from ffstream.files import sha256_file
 from ffstream.goodness import GOODNESSES, Goodness
 from ffstream.labels import make_label_method
-from ffstream.layer_trainer import LayerTrainer
+from ffstream.layer_trainer import LayerTrainer, MicroBatch
 from ffstream.layers import LAYER_KINDS, Layer
 from ffstream.network import build_layer, compute_layer_specs, compute_tiles
 from ffstream.probe import _measure_step
@@ -82,7 +82,7 @@ def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, 
         candidates = method.draw_candidates(labels, generator)
         index = torch.randperm(len(labels), generator=generator)[:32]
         state = generator.get_state()
-        trainer.step(block, index, candidates[index], 1.0, generator)
+        trainer.step([MicroBatch(block, index, candidates[index])], 32, 1.0, generator)
         take_exact_step(trainers, block, index, candidates[index], 1.0, generator.set_state(state))
     assert (layer.weight - before).abs().max() > 1e-3
     tolerance = {"rtol": 1e-3, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-11}
@@ -124,7 +124,7 @@ def test_a_later_tile_sees_the_goodness_of_those_before(recipe, small_config, ro
     sums = []
     for others in (None, of_first):
         trainer = LayerTrainer(build_layer(config, spec, 10, second), 0, config, method, CPU, second)
-        sums.append(trainer.step(block, index, candidates, 1.0, None, others))
+        sums.append(trainer.step([MicroBatch(block, index, candidates, others)], len(index), 1.0, None))
     torch.testing.assert_close(sums[1][1] - sums[0][1], of_first[:, 0].sum(), rtol=1e-3, atol=1e-2)
     assert sums[0][0] != sums[1][0]
 

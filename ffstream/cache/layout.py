@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,6 +52,12 @@ class CacheLayout:
         samples = self.shard_range(shard)
         return samples.stop - samples.start, self.num_rows, self.num_features
 
+    def batch_sizes(self, batch: int) -> set[int]:
+        """The numbers of samples of the batches that shards are cut into, by `compute_batches`."""
+        counts = {self.shard_shape(shard)[0] for shard in (0, self.num_shards - 1)}
+        batches = {count: -(-count // batch) for count in counts}
+        return {size for count, num in batches.items() for size in (count // num, -(-count // num))}
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain settings, for a manifest."""
         return asdict(self)
@@ -61,6 +68,13 @@ def compute_shard_order(layout: CacheLayout, seed: int, layer: int, epoch: int) 
     generator = seeding.generator(seed, layer, epoch, "shards")
     order: list[int] = torch.randperm(layout.num_shards, generator=generator).tolist()
     return order
+
+
+def group_shards(order: Sequence[int], most: int) -> list[Sequence[int]]:
+    """Cut an order into groups of at most `most` shards, which differ by at most one."""
+    num_groups = -(-len(order) // most)
+    starts = [group * len(order) // num_groups for group in range(num_groups + 1)]
+    return [order[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
 def compute_batches(num_samples: int, batch: int, generator: torch.Generator) -> Sequence[Tensor]:
