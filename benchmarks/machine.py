@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import ffstream
+from ffstream.device import device_name
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -23,20 +24,6 @@ def describe_machine(device: str) -> dict[str, Any]:
         "ffstream": ffstream.__version__,
         "commit": _commit(),
     }
-
-
-def device_name(device: str) -> str:
-    """The name of the GPU, or of the processor and what it multiplies bf16 with."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = found.get("flags", "").split()
-    units = [name for name in ("amx_bf16", "avx512_bf16", "avx2") if name in flags][:1]
-    return " ".join([found.get("model name", platform.machine()), *units])
 
 
 def _commit() -> str:

@@ -9,7 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.profile import read_profile
 from benchmarks.run import RESULTS
+from ffstream.memory_profile import METHODS
+from ffstream.reporting import format_point
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,14 +20,31 @@ ROOT = Path(__file__).parent.parent
 def main() -> None:
     results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     insert(ROOT / "README.md", "\n\n".join(short_table(found) for found in results.values()))
+    profiles = [found["profile"] for found in results.values() if "profile" in found]
+    insert(ROOT / "README.md", "\n\n".join(map(profile_table, profiles)), "profile")
     insert(ROOT / "benchmarks" / "README.md", "\n\n".join(long_table(name, found) for name, found in results.items()))
 
 
-def insert(path: Path, table: str) -> None:
+def insert(path: Path, table: str, noun: str = "figures") -> None:
     """Replace what stands between the marks of a file."""
-    before, rest = path.read_text().split("<!-- figures -->\n", 1)
-    _, after = rest.split("<!-- end of figures -->", 1)
-    path.write_text(f"{before}<!-- figures -->\n{table}\n<!-- end of figures -->{after}")
+    before, rest = path.read_text().split(f"<!-- {noun} -->\n", 1)
+    _, after = rest.split(f"<!-- end of {noun} -->", 1)
+    path.write_text(f"{before}<!-- {noun} -->\n{table}\n<!-- end of {noun} -->{after}")
+
+
+def profile_table(found: dict[str, Any]) -> str:
+    """The picture, and what it shows: MiB by depth and method."""
+    profile = read_profile(found["beside"])
+    rows = [("layers", *METHODS.values())]
+    for num_layers in sorted({point.num_layers for point in profile.points}):
+        points = [profile.find(method, num_layers) for method in METHODS]
+        rows.append((str(num_layers), *(format_point(point) for point in points if point is not None)))
+    (deep,) = [format_point(point) for point in read_profile(found["deep"]).curve("ffstream")[-1:]]
+    picture = f"![Peak memory against depth](benchmarks/results/{found['picture']})"
+    return (
+        f"{picture}\n\nMiB of training / of evaluation. With 400 layers ffstream takes {deep}.\n\n{_table(rows)}\n\n"
+        f"{found['machine']['device']}, torch {found['machine']['torch']}, {profile.settings.precision}."
+    )
 
 
 def short_table(found: dict[str, Any]) -> str:
@@ -132,6 +152,12 @@ def _times(found: dict[str, Any]) -> str:
     return f"planned / measured over {len(found['shapes'])} shapes: {ratios}"
 
 
+def _profile(found: dict[str, Any]) -> str:
+    return "; ".join(
+        f"ffstream from {depths} layers: {100 * growth:+.2f} %" for depths, growth in found["growth"].items()
+    )
+
+
 _FIGURES = {
     "inject": _accuracy,
     "hinton": _accuracy,
@@ -141,6 +167,7 @@ _FIGURES = {
     "tiles": _tiles,
     "times": _times,
     "footprint": _footprint,
+    "profile": _profile,
 }
 
 

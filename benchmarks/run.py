@@ -17,11 +17,13 @@ from typing import Any
 
 from benchmarks.accuracy import measure_depth, measure_recipe
 from benchmarks.footprint import measure_footprint
-from benchmarks.machine import describe_machine, device_name
+from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
+from benchmarks.profile import measure_depths
 from benchmarks.tiers import measure_tiers
 from benchmarks.tiles import measure_tiles
 from benchmarks.times import measure_times
+from ffstream.device import device_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,7 +36,13 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "tiles": measure_tiles,
     "times": measure_times,
     "footprint": lambda _, device, folder: measure_footprint(device, folder),
+    "profile": lambda _, device, folder: measure_depths(device, folder, RESULTS / f"{slug(device)}-profile.png"),
 }
+
+
+def slug(device: str) -> str:
+    """The name of a device as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
 def main() -> None:
@@ -47,8 +55,7 @@ def main() -> None:
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name(options.device).lower()).strip("-")
-    path = RESULTS / f"{slug}.json"
+    path = RESULTS / f"{slug(options.device)}.json"
     path.parent.mkdir(exist_ok=True)
     for name in options.names or BENCHMARKS:
         machine, start_s = describe_machine(options.device), time.perf_counter()

@@ -99,8 +99,8 @@ class CacheConfig:
 
     tier: str = _limit("auto", choices=("auto", "device", "host", "disk"))
     dtype: str = _limit("bf16", choices=("bf16", "fp16", "fp32"))
-    # Samples a shard, also the block of the block shuffle. auto: 4096, or as many as the budget has room for. A batch of
-    # more is made of whole shards.
+    # Samples a shard, also the block of the block shuffle; a batch of more is made of whole shards. auto: 4096, or as
+    # many as the budget has room for.
     shard_samples: int | str = _limit("auto", at_least=1, word="auto")
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import time
+from pathlib import Path
 
 import torch
 
@@ -27,6 +29,20 @@ def resolve_device(name: str) -> torch.device:
         if int(number or 0) >= count:
             raise DeviceError(f"device {name!r}: found {count} CUDA devices, allowed cuda:0 to cuda:{count - 1}")
     return torch.device(name)
+
+
+def device_name(device: str) -> str:
+    """The name of the GPU, or of the processor and what it multiplies bf16 with."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = found.get("flags", "").split()
+    units = [name for name in ("amx_bf16", "avx512_bf16", "avx2") if name in flags][:1]
+    return " ".join([found.get("model name", platform.machine()), *units])
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

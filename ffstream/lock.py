@@ -33,7 +33,7 @@ class RunLock:
             except Timeout:
                 raise RunLockedError(
                     f"run {self._run_dir}: in use by {self._describe_holder()}; "
-                    "wait for it, stop it, or choose another --run-dir"
+                    "wait for it, stop it, or choose another folder"
                 ) from None
             self._holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         return self

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,24 +55,64 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def measure_peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that tensors made by `work` on this thread had on the device at once, as its allocator tells."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device)) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it looks for a GPU and complains on stderr
-    from torch.profiler import ProfilerActivity, profile
+class PeakMeter:
+    """Measures the most bytes that tensors have on a device at once, from `start` on, as its allocator tells.
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    assert profiler.profiler is not None
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return int(max(itertools.accumulate((num_bytes for _, num_bytes in changes), initial=0)))
+    On a CPU only the tensors of this thread are seen, and the account of them grows with every allocation, by hundreds
+    of bytes each: a long work is measured in laps.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before_bytes = 0  # alive at the start, or made since and alive when the lap began
+        self._profiler: Any = None
+
+    def start(self) -> None:
+        """What is allocated from here on counts."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before_bytes = torch.cuda.memory_allocated(self._device)
+        else:
+            self._open_account()
+
+    def lap(self) -> int:
+        """The peak since the start or the last lap. Another one begins."""
+        peak_bytes = self.stop()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._open_account()
+        return peak_bytes
+
+    def stop(self) -> int:
+        """The peak since the start or the last lap."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            return int(torch.cuda.max_memory_allocated(self._device)) - self._before_bytes
+        self._profiler.__exit__(None, None, None)
+        events = self._profiler.profiler.kineto_results.events()
+        changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+        alive: list[int] = list(
+            itertools.accumulate((num_bytes for _, num_bytes in changes), initial=self._before_bytes)
+        )
+        self._before_bytes = alive[-1]
+        return max(alive)
+
+    def _open_account(self) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it looks for a GPU and complains on stderr
+        from torch.profiler import ProfilerActivity, profile
+
+        self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profiler.__enter__()
+
+
+def measure_peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that tensors made by `work` on this thread had on the device at once."""
+    meter = PeakMeter(device)
+    meter.start()
+    work()
+    return meter.stop()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from ffstream.transfer import Transfer
 
 # Rows in one matrix product. Few, so that the activities under each label stay in a CPU's own cache; fixed, because the
 # last bit of a product may depend on the number of rows, and a cache that is computed again must equal the lost one.
-_CHUNK_ROWS = 1024
+CHUNK_ROWS = 1024
 
 # Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
 RowsOf = Callable[[slice], Tensor]
@@ -125,4 +125,4 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
 
 def chunk_samples(layout: CacheLayout) -> int:
     """Samples whose rows make up one matrix product of a pass."""
-    return max(1, _CHUNK_ROWS // layout.num_rows)
+    return max(1, CHUNK_ROWS // layout.num_rows)

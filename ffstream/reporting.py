@@ -7,12 +7,14 @@ import math
 import time
 from collections.abc import Iterator
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ffstream.footprint import Footprint
 from ffstream.layer_trainer import EpochFigures
+from ffstream.memory_profile import METHODS, Point, Profile
 from ffstream.observer import LayerFigures, Observer
 from ffstream.plan import Plan
 from ffstream.units import format_bytes
@@ -211,6 +213,27 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     )
     if plan.total_s is not None:
         yield f"all {plan.config.layers} layers take about {format_seconds(plan.total_s)}"
+
+
+def profile_table(profile: Profile) -> Table:
+    """Peak memory, a row a depth and a column a method."""
+    methods = [method for method in METHODS if profile.curve(method)]
+    title = "peak device memory in MiB, training / evaluation"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+    for heading in ("layers", *(METHODS[method].replace(", ", ",\n") for method in methods)):
+        table.add_column(heading, justify="right")
+    for num_layers in sorted({point.num_layers for point in profile.points}):
+        points = [profile.find(method, num_layers) for method in methods]
+        table.add_row(str(num_layers), *("" if point is None else format_point(point) for point in points))
+    return table
+
+
+def format_point(point: Point) -> str:
+    """ "100.2 / 62.6", MiB of training and of evaluation."""
+    if point.training_bytes is None or point.evaluation_bytes is None:
+        return "out of memory"
+    sizes = (num_bytes / (1 << 20) for num_bytes in (point.training_bytes, point.evaluation_bytes))
+    return " / ".join(f"{mib:,.0f}" if mib >= 1000 else f"{mib:.1f}" for mib in sizes)
 
 
 def format_share(share: float | None) -> str:

@@ -33,6 +33,7 @@ readout
 run
 runner
 session
+rivals memory_profile picture
 reporting
 __init__
 cli

@@ -1,0 +1,276 @@
+"""Peak memory against depth: a run of ours beside its rivals, each point measured in a process of its own.
+
+`python -m ffstream.memory_profile REQUEST` is such a process: it measures the point that is asked for, in JSON, and
+prints it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ffstream.config import Config
+from ffstream.data import Split
+from ffstream.device import device_name, resolve_device, resolve_precision
+from ffstream.errors import ConfigError, CorruptFileError, FFStreamError, RunMismatchError, nearest
+from ffstream.evaluate import evaluate_goodness
+from ffstream.files import remove_temporaries, storage_errors, write_atomic
+from ffstream.lock import RunLock
+from ffstream.memory import PeakMeter, is_out_of_memory, measure_peak_bytes
+from ffstream.observer import LayerFigures, Observer
+from ffstream.rivals import Backprop, ResidentFF, Rival
+from ffstream.session import train
+
+# What is measured, by the name that asks for it, with the name that it is shown by.
+METHODS = {
+    "ffstream": "ffstream",
+    "resident": "resident FF",
+    "backprop": "backprop",
+    "checkpointing": "backprop, checkpointing",
+    "accumulation": "backprop, accumulation",
+}
+
+_RIVALS: dict[str, Callable[..., Rival]] = {
+    "resident": ResidentFF,
+    "backprop": Backprop,
+    "checkpointing": lambda *shape: Backprop(*shape, checkpointed=True),
+    "accumulation": lambda *shape: Backprop(*shape, accumulated=True),
+}
+
+_NUM_CLASSES = 10
+_NUM_STEPS = 2  # an epoch; the second finds the optimiser's state there
+_KILLED = -9  # by the system, which does so when memory is out
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """What all points have in common."""
+
+    width: int = 2000
+    batch: int = 5000
+    micro_batch: int = 500  # of ffstream, resident FF and backprop with accumulation
+    num_features: int = 784
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    @classmethod
+    def here(cls, *, device: str, precision: str, **sizes: int) -> ProfileSettings:
+        """With the device and the precision that are meant here. Raises ConfigError, DeviceError."""
+        found = resolve_device(device)
+        Config(precision=precision)  # which says what is allowed
+        return cls(device=str(found), precision=resolve_precision(precision, found), **sizes)
+
+    def configure(self, num_layers: int) -> Config:
+        """The configuration of a run of so many layers. Raises ConfigError."""
+        names = ("width", "batch", "micro_batch", "device", "precision")
+        sizes = {name: getattr(self, name) for name in names}
+        caches = {"cache.tier": "disk", "cache.shard_samples": self.micro_batch}
+        return Config(layers=num_layers, epochs=2, **sizes).override(caches)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Peak bytes of one method at one depth; None where the device or the host ran out of memory."""
+
+    method: str
+    num_layers: int
+    training_bytes: int | None
+    evaluation_bytes: int | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The points that are measured, and where and how they were."""
+
+    settings: ProfileSettings
+    machine: dict[str, str]
+    points: list[Point]
+
+    def find(self, method: str, num_layers: int) -> Point | None:
+        """The point of a method at a depth, if it is measured."""
+        return next((point for point in self.curve(method) if point.num_layers == num_layers), None)
+
+    def curve(self, method: str) -> list[Point]:
+        """The points of a method, by depth."""
+        found = [point for point in self.points if point.method == method]
+        return sorted(found, key=lambda point: point.num_layers)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def measure_profile(
+    settings: ProfileSettings,
+    methods: Sequence[str],
+    depths: Sequence[int],
+    folder: Path,
+    on_point: Callable[[Point], None] = lambda _: None,
+) -> Profile:
+    """Measure what is missing in FOLDER/profile.json, which is written anew after each point.
+
+    Raises ConfigError for methods and sizes that cannot be, RunMismatchError for a folder of other settings or another
+    machine, RunLockedError while another process measures there.
+    """
+    if not methods:
+        raise ConfigError(f"--methods: found none; allowed: {', '.join(sorted(METHODS))}")
+    for method in methods:
+        if method not in METHODS:
+            raise ConfigError(f"--methods: unknown method {method!r}; {nearest(method, METHODS)}")
+    for depth in depths:
+        settings.configure(depth)
+    path, scratch = folder / "profile.json", folder / "scratch"
+    profile = _open(
+        Profile(settings, {"device_name": device_name(settings.device), "torch": torch.__version__}, []), path
+    )
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with RunLock(folder):
+        remove_temporaries(folder)
+        for depth in depths:
+            for method in methods:
+                if profile.find(method, depth) is None:
+                    point = _measure_apart(settings, method, depth, scratch)
+                    profile.points.append(point)
+                    write_atomic(path, (json.dumps(profile.to_mapping(), indent=1) + "\n").encode())
+                    on_point(point)
+    return profile
+
+
+def _open(profile: Profile, path: Path) -> Profile:
+    """The profile, with the points that were measured before. Raises RunMismatchError, CorruptFileError."""
+    try:
+        content = json.loads(path.read_bytes())
+        points = [Point(**point) for point in content["points"]]
+        saved = content["settings"] | content["machine"]
+    except FileNotFoundError:
+        return profile
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(
+            f"profile {path}: cannot be read ({error}); delete it, or choose another --output"
+        ) from error
+    asked = dataclasses.asdict(profile.settings) | profile.machine
+    different = [f"{name}: {asked[name]!r}, {saved.get(name)!r}" for name in asked if asked[name] != saved.get(name)]
+    if different:
+        raise RunMismatchError(
+            f"profile {path}: belongs to other settings; asked and found differ in {'; '.join(different)}; ask for the "
+            "same, or choose another --output"
+        )
+    return dataclasses.replace(profile, points=points)
+
+
+def _measure_apart(settings: ProfileSettings, method: str, num_layers: int, folder: Path) -> Point:
+    """Measure a point in a process of its own. Raises FFStreamError as it does there."""
+    start_s = time.perf_counter()
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+    with storage_errors(folder):
+        folder.mkdir(parents=True)
+    request = {"settings": dataclasses.asdict(settings), "method": method, "num_layers": num_layers}
+    command = [sys.executable, "-m", "ffstream.memory_profile", json.dumps(request | {"folder": str(folder)})]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if done.returncode not in (0, _KILLED):
+        raise RuntimeError(f"{METHODS[method]} of {num_layers} layers: {done.stderr}")
+    answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+    if "error" in answer:
+        raise FFStreamError(f"{METHODS[method]} of {num_layers} layers: {answer['error']}")
+    peaks = (answer.get("training_bytes"), answer.get("evaluation_bytes"))
+    return Point(method, num_layers, *peaks, time.perf_counter() - start_s)
+
+
+def _measure(settings: ProfileSettings, method: str, num_layers: int, folder: Path) -> dict[str, int]:
+    """Peak bytes of training and of evaluation, the data set left out."""
+    config = settings.configure(num_layers)
+    device = torch.device(settings.device)
+    generator = torch.Generator().manual_seed(0)
+    num_samples = round(_NUM_STEPS * settings.batch / (1 - config.validation_fraction))
+    shape = (num_samples, settings.num_features)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.arange(num_samples) % _NUM_CLASSES
+    if method == "ffstream":
+        return _measure_run(config, images, labels, device, folder)
+    return _measure_rival(_RIVALS[method], config, images, labels, device)
+
+
+class _Metering(Observer):
+    """Measures a run from its first step to its last, in laps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._meter = PeakMeter(device)
+        self.peak_bytes = 0
+
+    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
+        """The data are there, and nothing else."""
+        self._meter.start()
+
+    def on_step(self, description: str) -> None:
+        """A step of the schedule is over."""
+        self.peak_bytes = max(self.peak_bytes, self._meter.lap())
+
+    def on_finish(self, layers: list[LayerFigures]) -> None:
+        """The last one is."""
+        self.peak_bytes = max(self.peak_bytes, self._meter.stop())
+
+
+def _measure_run(config: Config, images: Tensor, labels: Tensor, device: torch.device, folder: Path) -> dict[str, int]:
+    """A run of ours, and its evaluation of a batch by goodness."""
+    save_file({"train.images": images, "train.labels": labels}, folder / "data.safetensors")
+    metering = _Metering(device)
+    run = train(dataclasses.replace(config, data=str(folder / "data.safetensors")), folder / "run", observer=metering)
+    split, data = Split(images[: config.batch], labels[: config.batch]), run.directory.read_data()
+    evaluation_bytes = measure_peak_bytes(
+        lambda: evaluate_goodness(run.directory, run.config, "test", split, data, device), device
+    )
+    return {"training_bytes": metering.peak_bytes, "evaluation_bytes": evaluation_bytes}
+
+
+def _measure_rival(
+    make: Callable[..., Rival], config: Config, images: Tensor, labels: Tensor, device: torch.device
+) -> dict[str, int]:
+    """A rival that is trained on a few batches, then asked for the labels of one."""
+    meter = PeakMeter(device)
+    meter.start()
+    rival = make(config, images.shape[1], _NUM_CLASSES, device)
+    for part, wanted in zip(
+        images.split(config.batch)[:_NUM_STEPS], labels.split(config.batch)[:_NUM_STEPS], strict=True
+    ):
+        rival.train_batch(part, wanted)
+    training_bytes = meter.lap()
+    rival.predict(images[: config.batch])
+    return {"training_bytes": training_bytes, "evaluation_bytes": meter.stop()}
+
+
+def main() -> None:
+    """Measure one point. An error that a user can mend is an answer too."""
+    request = json.loads(sys.argv[1])
+    settings = ProfileSettings(**request["settings"])
+    answer: dict[str, Any]
+    try:
+        answer = _measure(settings, request["method"], request["num_layers"], Path(request["folder"]))
+    except Exception as error:
+        if is_out_of_memory(error) or is_out_of_memory(error.__cause__ or error):
+            answer = {}
+        elif isinstance(error, FFStreamError):
+            answer = {"error": str(error)}
+        else:
+            raise
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()
