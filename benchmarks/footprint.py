@@ -77,6 +77,13 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     }
     if recipe == "hinton":
         settings["negatives.per_sample"] = rng.choice([3, "all"])
+    if rng.random() < 0.25:  # a batch in parts, half of these from shards of their own
+        settings["micro_batch"] = rng.randint(max(1, batch // 8), batch)
+        if rng.random() < 0.5:
+            settings["cache.shard_samples"] = rng.randint(batch // 8, batch // 2)
+    if rng.random() < 0.25:  # a layer in tiles
+        settings["network.tile_units"] = rng.randint(-(-width // 8), width)
+    settings["optimiser.state_dtype"] = rng.choice(["fp32", "fp32", "bf16"])
     return config.override(settings), num_features
 
 
@@ -114,7 +121,7 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     assert isinstance(config.batch, int)
-    num_samples = 2 * config.cache.num_in_shard + config.batch + 40
+    num_samples = 2 * max(config.cache.num_in_shard, config.batch) + config.batch + 40
     write_images(folder / "data.npz", num_samples, num_features)
     config = config.override({"data": str(folder / "data.npz")})
     with contextlib.suppress(StoppedError):

@@ -20,6 +20,7 @@ from benchmarks.footprint import measure_footprint
 from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
 from benchmarks.profile import measure_depths
+from benchmarks.state import measure_state
 from benchmarks.tiers import measure_tiers
 from benchmarks.tiles import measure_tiles
 from benchmarks.times import measure_times
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "tiers": measure_tiers,
     "tiles": measure_tiles,
     "times": measure_times,
+    "state": measure_state,
     "footprint": lambda _, device, folder: measure_footprint(device, folder),
     "profile": lambda _, device, folder: measure_depths(device, folder, RESULTS / f"{slug(device)}-profile.png"),
 }

@@ -41,16 +41,16 @@ def take_exact_step(
     index: Tensor,
     candidates: Tensor,
     factor: float,
-    generator: torch.Generator | None,
+    generator: torch.Generator,
 ) -> None:
     """The step of the whole layer, up to rounding: each tile's goodness, their sum, then each tile's update.
 
     Every tile visits the device twice a step, and its preactivations are computed twice.
     """
-    state = generator.get_state() if generator is not None else None
+    state = generator.get_state()
 
-    def rewound() -> torch.Generator | None:  # every visit drops the same features
-        return generator.set_state(state) if generator is not None and state is not None else None
+    def rewound() -> torch.Generator:  # every visit drops the same features
+        return generator.set_state(state)
 
     found = [trainer.forward(block, index, candidates, rewound())[2] for trainer in trainers]
     total = torch.stack(found).sum(dim=0)

@@ -17,6 +17,8 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"layers": 3, "width": 250, "epochs": 4, "batch": 128},
     {"layers": 3, "width": 1000, "epochs": 4, "recipe": "hinton"},
     {"layers": 2, "width": 1000, "epochs": 4, "precision": "fp32"},
+    {"layers": 2, "width": 2000, "epochs": 2, "network.tile_units": 512},
+    {"layers": 2, "width": 1000, "epochs": 4, "batch": 2048, "micro_batch": 256, "cache.shard_samples": 512},
 )
 
 
@@ -41,7 +43,8 @@ def measure_times(data_root: str, device: str, folder: Path) -> dict[str, Any]:
     """Planned over measured seconds for each shape."""
     rows = []
     for shape in SHAPES:
-        config = ff.Config(data="mnist", data_root=data_root, device=device, **shape)
+        config = ff.Config(recipe=shape.get("recipe", "inject"), data="mnist", data_root=data_root, device=device)
+        config = config.override(shape)
         planned_s = ff.make_plan(config).total_s
         assert planned_s is not None
         shutil.rmtree(folder, ignore_errors=True)

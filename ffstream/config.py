@@ -91,6 +91,7 @@ class OptimiserConfig:
     weight_decay: float = _limit(0.0, at_least=0.0)
     momentum: float = _limit(0.9, at_least=0.0, below=1.0)  # sgd only
     decay_start: float = _limit(0.5, at_least=0.0, at_most=1.0)
+    state_dtype: str = _limit("fp32", choices=("fp32", "bf16"))  # bf16: half the memory, in which averages are kept
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,10 @@ _SMALL_BYTES = 4096  # figures of an epoch and the like
 _BUFFERS = {
     "rows": ("rows", "cast rows", "dropout words", "dropout mask"),
     "activities": ("preactivations", "activities", "gradient"),
-    "gradient": ("part", "part product", "product", "embedding gradient", "gradient sums"),
+    "gradient": (
+        *("part", "part product", "product", "embedding gradient", "gradient sums"),
+        *("state 0", "state 1", "rounding words"),  # of the optimiser, for a part's update
+    ),
 }
 
 
@@ -69,7 +72,7 @@ class Footprint:
     slots: int  # shards on their way between the cache and the device
     rows: int  # what a step multiplies by the weights, and its mask
     activities: int  # preactivations and activities of all candidates
-    gradient: int  # of some units at a time, and before it their weights, cast for a product
+    gradient: int  # of some units at a time, and before it their weights, cast for a product; and what updates them
     others: int  # numbers by sample (order, candidates, goodness), and what kernels take beside their operands
     handing_on: int  # all that is alive while the output is written: the weights (of two tiles), and twice the slots
 
@@ -225,7 +228,7 @@ class _PaperWork:
         largest = max(layout.batch_sizes(self._config.batch))
         ledger, block = self._ledger, shards["train"].block
         labels = torch.zeros(len(block), dtype=torch.int64)
-        generator = torch.Generator() if self._config.network.dropout else None
+        generator = torch.Generator()
         goodness, tiled = GOODNESSES[self._config.objective.goodness], self._config.num_tiles > 1
         peaks = []  # of moments that do not meet
         done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
@@ -257,7 +260,7 @@ class _PaperWork:
         return max(peaks), done
 
     def _step(
-        self, trainer: LayerTrainer, batch: MicroBatch, num_blocks: int, generator: torch.Generator | None
+        self, trainer: LayerTrainer, batch: MicroBatch, num_blocks: int, generator: torch.Generator
     ) -> tuple[Tensor, Work]:
         """A step, its figures, and the work of the parts that it left out: three of them are like any number."""
         num_samples, parts = num_blocks * len(batch.index), batch.cut(self._config.num_micro_batches)

@@ -98,12 +98,12 @@ class LayerTrainer:
         units: slice | None = None,
     ) -> None:
         self.layer = layer.to(device)
-        self.optimiser = LayerOptimiser(layer, config.optimiser)
         self._index = layer_index
         self._config = config
         self._method = method
         self._device = device
         self._workspace = layer.workspace = layer.workspace or Workspace(device)
+        self.optimiser = LayerOptimiser(layer, config.optimiser, self._workspace)
         self._goodness = GOODNESSES[config.objective.goodness]
         self._objective = OBJECTIVES[config.objective.name]
         num_so_far, num_in_tile = units.stop if units is not None else layer.num_units, config.num_in_tile
@@ -134,14 +134,14 @@ class LayerTrainer:
         start_s = last_tick_s = time.perf_counter()
         totals = torch.zeros(4, device=self._device)
         num_samples = 0
-        seed, dropout = self._config.seed, self._config.network.dropout
+        seed = self._config.seed
         host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
-        dropout_generator = seeding.generator(seed, self._index, epoch, "dropout", self._device) if dropout else None
+        generator = seeding.generator(seed, self._index, epoch, "dropout", self._device)
         order = compute_shard_order(cache.layout, seed, self._index, epoch)
-        for num_in_batch, parts in self._load_batches(transfer, cache, order, labels, others, host_generator):
+        for num_in_batch, parts in self.load_batches(transfer, cache, order, labels, others, host_generator):
             progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
             factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
-            totals += self.step(parts, num_in_batch, factor, dropout_generator)
+            totals += self.step(parts, num_in_batch, factor, generator)
             num_samples += num_in_batch
             now_s = time.perf_counter()
             if on_tick is not None and now_s - last_tick_s >= _TICK_S:
@@ -156,7 +156,7 @@ class LayerTrainer:
             )
         return figures
 
-    def _load_batches(
+    def load_batches(
         self,
         transfer: Transfer,
         cache: ActivationCache,
@@ -201,24 +201,23 @@ class LayerTrainer:
         parts: Iterable[MicroBatch],
         num_samples: int,
         factor: float,
-        dropout_generator: torch.Generator | None,
+        generator: torch.Generator,
     ) -> Tensor:
         """One update from a batch of `num_samples`. Returns summed loss, goodness (positive, negative), wins.
 
+        `generator`, on the device, draws what is dropped, and how state in bfloat16 is rounded.
         A part is used up before the next is asked for, and cut further where it is too large.
         """
         num_cuts = self._config.num_micro_batches
         if num_cuts == self._config.num_shards_in_batch == 1:
             (part,) = parts
-            return self._step_at_once(part, num_samples, factor, dropout_generator)
+            return self._step_at_once(part, num_samples, factor, generator)
         cut = (micro_batch for part in parts for micro_batch in part.cut(num_cuts))
-        return self.step_in_parts(cut, num_samples, factor, dropout_generator)
+        return self.step_in_parts(cut, num_samples, factor, generator)
 
-    def _step_at_once(
-        self, part: MicroBatch, num_samples: int, factor: float, dropout_generator: torch.Generator | None
-    ) -> Tensor:
-        self.optimiser.begin_step(factor)
-        figures, gradients = self._differentiate(part, num_samples, dropout_generator)
+    def _step_at_once(self, part: MicroBatch, num_samples: int, factor: float, generator: torch.Generator) -> Tensor:
+        self.optimiser.begin_step(factor, generator)
+        figures, gradients = self._differentiate(part, num_samples, generator)
         for name, units, value in gradients:
             self.optimiser.update(name, units, value)
         return figures
@@ -229,13 +228,13 @@ class LayerTrainer:
         parts: Iterable[MicroBatch],
         num_samples: int,
         factor: float,
-        dropout_generator: torch.Generator | None,
+        generator: torch.Generator,
     ) -> Tensor:
         """The same update from parts that are small enough, by the sums of their gradients."""
-        self.optimiser.begin_step(factor)
+        self.optimiser.begin_step(factor, generator)
         sums, figures = self._zero_gradients(), torch.zeros(4, device=self._device)
         for part in parts:
-            more, gradients = self._differentiate(part, num_samples, dropout_generator)
+            more, gradients = self._differentiate(part, num_samples, generator)
             for name, units, value in gradients:
                 sums[name][units] += value
             figures += more
@@ -244,7 +243,7 @@ class LayerTrainer:
         return figures
 
     def _differentiate(
-        self, part: MicroBatch, num_samples: int, dropout_generator: torch.Generator | None
+        self, part: MicroBatch, num_samples: int, generator: torch.Generator
     ) -> tuple[Tensor, Iterator[tuple[str, slice, Tensor]]]:
         """Figures of a batch, or of a part of it, and the gradients of its mean loss, in parts.
 
@@ -252,7 +251,7 @@ class LayerTrainer:
         """
         scale = self._config.objective.scale
         index, candidates = part.index, part.candidates
-        rows, activities, goodness = self.forward(part.block, index, candidates, dropout_generator)
+        rows, activities, goodness = self.forward(part.block, index, candidates, generator)
         if part.others is not None:
             goodness += part.others
         loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
@@ -285,13 +284,13 @@ class LayerTrainer:
 
     @torch.no_grad()
     def forward(
-        self, block: Tensor, index: Tensor, candidates: Tensor, dropout_generator: torch.Generator | None
+        self, block: Tensor, index: Tensor, candidates: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """The rows that are multiplied by the weights, each candidate's activities, and their goodness (n, 1 + K)."""
         rows = self._method.select(block, index, candidates, self._workspace)
-        if dropout_generator is not None:
+        if self._config.network.dropout:
             shared = candidates.shape[1] if len(rows) != len(index) else 1
-            drop_features_(rows, self._config.network.dropout, shared, dropout_generator, self._workspace)
+            drop_features_(rows, self._config.network.dropout, shared, generator, self._workspace)
         preactivations = self.layer.preactivations(rows)
         activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
         goodness = torch.stack([self._goodness.value(h) for h in activities], dim=1)

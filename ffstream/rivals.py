@@ -47,7 +47,7 @@ class ResidentFF(Rival):
         self._goodness = GOODNESSES[config.objective.goodness]
         self._specs = compute_layer_specs(config, num_features)
         self._generator = seeding.generator(config.seed, 0, 0, "batches and negatives")
-        self._dropout_generator = seeding.generator(config.seed, 0, 0, "dropout", device)
+        self._device_generator = seeding.generator(config.seed, 0, 0, "dropout", device)
         workspace = Workspace(device)  # as in a run: one for all layers
         self._trainers = []
         for spec in self._specs:
@@ -62,9 +62,8 @@ class ResidentFF(Rival):
         rows = self._method.training_rows(scale_images(images, 255.0), labels, self._generator)
         rows = rows.to(self._device, self._dtype)
         index = torch.arange(len(images), device=self._device)
-        dropout_generator = self._dropout_generator if self._config.network.dropout else None
         for number, trainer in enumerate(self._trainers):
-            trainer.step([MicroBatch(rows, index, candidates)], len(index), 1.0, dropout_generator)
+            trainer.step([MicroBatch(rows, index, candidates)], len(index), 1.0, self._device_generator)
             rows = self._hand_on(number, rows)
 
     @torch.no_grad()

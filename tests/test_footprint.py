@@ -160,5 +160,7 @@ def test_parts_that_leave_their_gradient_to_autograd_are_planned_for(kind, tmp_p
     monkeypatch.setattr(registry, "_parts", dict(registry._parts))
     registry.register("mine", {"objective": Hinge(), "goodness": Cubes(), "layer": Wide}[kind])
     config, num_features = draw_config(28)
-    planned, measured = compare(config.override({settings[kind]: "mine"}), num_features, tmp_path / "sweep")
+    planned, measured = compare(
+        config.override({settings[kind]: "mine", "network.tile_units": "auto"}), num_features, tmp_path / "sweep"
+    )
     assert measured <= planned <= 1.1 * measured

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import ffstream as ff
+from benchmarks.footprint import compare, draw_config
 from ffstream.config import OptimiserConfig
 from ffstream.layers import Linear
 from ffstream.optimiser import LayerOptimiser
+from tests.helpers import InterruptAt, layer_digests
 
 FACTORS = (1.0, 1.0, 0.5, 0.25)  # of the learning rate, one a step
 SETTINGS = [
@@ -102,3 +106,61 @@ def test_every_allowed_optimiser_has_state():
     for name in ("adam", "adamw", "sgd"):
         settings = ff.Config().override({"optimiser.name": name}).optimiser
         assert LayerOptimiser(make_layer(), settings).state()
+
+
+# --- state in half the memory
+
+NARROW = [OptimiserConfig(name=name, state_dtype="bf16") for name in ("adam", "adamw", "sgd")]
+
+
+def take_many_steps(settings, num_steps=400):
+    """The state and the weights of a layer whose gradients keep their size, as few of them are the same."""
+    layer = make_layer()
+    optimiser = LayerOptimiser(layer, settings)
+    generator, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    for _ in range(num_steps):
+        optimiser.begin_step(1.0, generator)
+        for name, parameter in layer.named_parameters():
+            for part in PARTS:
+                gradient = 0.1 + torch.randn(parameter[part].shape, generator=noise)
+                optimiser.update(name, part, gradient)
+    return optimiser.state(), torch.cat([parameter.detach().flatten() for parameter in layer.parameters()])
+
+
+@pytest.mark.parametrize("settings", NARROW, ids=str)
+def test_state_in_bfloat16_takes_half_and_is_right_on_the_average(settings):
+    narrow, weights = take_many_steps(settings)
+    wide, same_weights = take_many_steps(dataclasses.replace(settings, state_dtype="fp32"))
+    for name, tensor in wide.items():
+        if name != "num_steps":
+            assert narrow[name].nbytes == tensor.nbytes // 2
+            relative = narrow[name].float().sum() / tensor.sum()
+            assert relative == pytest.approx(1.0, abs=0.01), (
+                name
+            )  # rounded to the nearest, Adam's second is off by a third
+    assert (weights - same_weights).norm() < 0.1 * (same_weights - take_many_steps(settings, 0)[1]).norm()
+
+
+def test_state_in_bfloat16_is_a_function_of_the_generator():
+    (first, weights), (second, same_weights) = take_many_steps(NARROW[0]), take_many_steps(NARROW[0])
+    assert torch.equal(weights, same_weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("micro_batch", ["auto", 10])
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_run_with_state_in_bfloat16_resumes_bitwise(name, micro_batch, small_config, tmp_path):
+    settings = {"optimiser__name": name, "optimiser__state_dtype": "bf16", "network__dropout": 0.0}
+    config = small_config(micro_batch=micro_batch, **settings)
+    unbroken = ff.train(config, tmp_path / "unbroken")
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    assert layer_digests(ff.resume(tmp_path / "run").path) == layer_digests(unbroken.path)
+
+
+@pytest.mark.parametrize(("number", "optimiser"), [(3, "adam"), (28, "sgd"), (49, "adamw")])
+def test_planned_memory_with_state_in_bfloat16_is_what_a_run_takes(number, optimiser, tmp_path):
+    config, num_features = draw_config(number)
+    config = config.override({"optimiser.name": optimiser, "optimiser.state_dtype": "bf16"})
+    planned, measured = compare(config, num_features, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured
