@@ -33,6 +33,7 @@ from ffstream.probe import measure_kernels, measure_rates, survey_resources
 from ffstream.registry import Registry
 from ffstream.run import Run, check_same_data, describe_data, make_splits
 from ffstream.runner import Runner
+from ffstream.trial import try_steps
 
 # Settings whose "auto" is filled in when a run starts, or that a resumed run keeps.
 _RESOLVED = (
@@ -83,7 +84,7 @@ def make_plan(
     """
     directory, config = _open(config, run_dir, resume=resume)
     if machine is None and data is None:
-        return _prepare(directory, config, measure=True, measure_times=True).plan
+        return _prepare(directory, config, measure=True, for_plan=True).plan
     if data is None:
         dataset = load_dataset(config.data, config.data_root)
         data, data_bytes = _shape(dataset, make_splits(dataset, config)), dataset.num_bytes
@@ -190,11 +191,11 @@ class _Prepared:
     device: torch.device
 
 
-def _prepare(directory: RunDirectory, config: Config, *, measure: bool, measure_times: bool = False) -> _Prepared:
+def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan: bool = False) -> _Prepared:
     """Resolve and plan. Raises an FFStreamError for what cannot be run here.
 
-    With `measure`, and on CUDA, what the matrix products take beside their operands is measured; on a CPU that takes a
-    second.
+    With `measure`, and on CUDA, what the matrix products take beside their operands is measured, and steps are tried;
+    on a CPU that takes a second or two. `for_plan`: times are measured in place of trying steps.
     """
     parts: tuple[tuple[Registry[Any], str], ...] = (
         (LAYER_KINDS, config.network.kind),
@@ -221,7 +222,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, measure_
         batch=resolve_batch(config.batch, len(splits["train"])),
     )
     data = _shape(dataset, splits)
-    if measure_times:
+    if for_plan:
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, directory.path))
 
     def kernels(sized: Config) -> list[KernelBytes]:
@@ -233,6 +234,8 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, measure_
         )
 
     plan = compute_plan(config, method, data, dataset.num_bytes, resources, num_done, kernels)
+    if (measure or device.type == "cuda") and not for_plan and num_done < config.layers:
+        try_steps(plan, method, data, device)
     return _Prepared(plan, dataset, splits, device)
 
 

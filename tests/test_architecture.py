@@ -26,7 +26,7 @@ layer_trainer propagation
 footprint
 plan
 planner
-probe machine
+probe machine trial
 observer cache_set frozen
 evaluate model
 readout
