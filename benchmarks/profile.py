@@ -10,13 +10,15 @@ from ffstream.picture import draw_profile
 
 DEPTHS = (2, 7, 12, 22, 47)
 DEEP = (4, 400)
+DEEP_SIZES = {"width": 500, "batch": 1000, "micro_batch": 100}
 
 
 def measure_depths(device: str, folder: Path, picture: Path) -> dict[str, Any]:
     """The points of every method, and by how much ours grow from the first depth to the last."""
     settings = ProfileSettings.here(device=device, precision="auto")
     profile = measure_profile(settings, list(METHODS), DEPTHS, folder / "beside")
-    deep = measure_profile(settings, ["ffstream"], DEEP, folder / "deep")
+    narrow = ProfileSettings.here(device=device, precision="auto", **DEEP_SIZES)
+    deep = measure_profile(narrow, ["ffstream"], DEEP, folder / "deep")
     draw_profile(profile, picture)
     return {
         "config": "ffstream profile --depths " + ",".join(map(str, DEPTHS)),

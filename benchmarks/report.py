@@ -39,10 +39,12 @@ def profile_table(found: dict[str, Any]) -> str:
     for num_layers in sorted({point.num_layers for point in profile.points}):
         points = [profile.find(method, num_layers) for method in METHODS]
         rows.append((str(num_layers), *(format_point(point) for point in points if point is not None)))
-    (deep,) = [format_point(point) for point in read_profile(found["deep"]).curve("ffstream")[-1:]]
+    deep = read_profile(found["deep"])
+    shown = " and ".join(f"{format_point(point)} with {point.num_layers} layers" for point in deep.curve("ffstream"))
+    deeper = f"Of {deep.settings.width} units at batch {deep.settings.batch}, ffstream takes {shown}."
     picture = f"![Peak memory against depth](benchmarks/results/{found['picture']})"
     return (
-        f"{picture}\n\nMiB of training / of evaluation. With 400 layers ffstream takes {deep}.\n\n{_table(rows)}\n\n"
+        f"{picture}\n\nMiB of training / of evaluation:\n\n{_table(rows)}\n\n{deeper} "
         f"{found['machine']['device']}, torch {found['machine']['torch']}, {profile.settings.precision}."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,8 +74,12 @@ def evaluate_goodness(
     data: dict[str, Any],
     device: torch.device,
     first_layer: int = 2,
+    on_layer: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Label sweep over `split` with the committed layers. Raises RunError when there are none."""
+    """Label sweep over `split` with the committed layers. Raises RunError when there are none.
+
+    `on_layer` is called after each layer.
+    """
     num_layers = directory.count_layers()
     if num_layers == 0:
         raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
@@ -86,18 +91,18 @@ def evaluate_goodness(
     layout = CacheLayout(len(split), method.num_sweep_rows, num_features, config.cache.dtype, config.cache.num_in_shard)
     sweep = LabelSweep(split.labels, first_layer)
     goodness = GOODNESSES[config.objective.goodness]
-    errors = [
-        sweep.add(_sum_tiles(stage, method, goodness))
-        for stage in stream_committed_layers(
-            directory,
-            config,
-            specs,
-            num_classes,
-            [(layout, lambda part: method.sweep_rows(scale_images(split.images[part], data["scale"])))],
-            device,
-            outputs=False,
-        )
-    ]
+    errors = []
+    for stage in stream_committed_layers(
+        directory,
+        config,
+        specs,
+        num_classes,
+        [(layout, lambda part: method.sweep_rows(scale_images(split.images[part], data["scale"])))],
+        device,
+        outputs=False,
+    ):
+        errors.append(sweep.add(_sum_tiles(stage, method, goodness)))
+        on_layer()
     errors_by_depth = [to_here for _, to_here in errors]
     return Evaluation(
         "goodness", split_name, len(split), errors_by_depth[-1], 1, errors_by_depth, [alone for alone, _ in errors]

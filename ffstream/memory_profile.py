@@ -28,7 +28,7 @@ from ffstream.errors import ConfigError, CorruptFileError, FFStreamError, RunMis
 from ffstream.evaluate import evaluate_goodness
 from ffstream.files import remove_temporaries, storage_errors, write_atomic
 from ffstream.lock import RunLock
-from ffstream.memory import PeakMeter, is_out_of_memory, measure_peak_bytes
+from ffstream.memory import PeakMeter, is_out_of_memory
 from ffstream.observer import LayerFigures, Observer
 from ffstream.rivals import Backprop, ResidentFF, Rival
 from ffstream.session import train
@@ -230,13 +230,16 @@ class _Metering(Observer):
 def _measure_run(config: Config, images: Tensor, labels: Tensor, device: torch.device, folder: Path) -> dict[str, int]:
     """A run of ours, and its evaluation of a batch by goodness."""
     save_file({"train.images": images, "train.labels": labels}, folder / "data.safetensors")
-    metering = _Metering(device)
-    run = train(dataclasses.replace(config, data=str(folder / "data.safetensors")), folder / "run", observer=metering)
+    training = _Metering(device)
+    run = train(dataclasses.replace(config, data=str(folder / "data.safetensors")), folder / "run", observer=training)
     split, data = Split(images[: config.batch], labels[: config.batch]), run.directory.read_data()
-    evaluation_bytes = measure_peak_bytes(
-        lambda: evaluate_goodness(run.directory, run.config, "test", split, data, device), device
+    meter, peaks = PeakMeter(device), []
+    meter.start()
+    evaluate_goodness(
+        run.directory, run.config, "test", split, data, device, on_layer=lambda: peaks.append(meter.lap())
     )
-    return {"training_bytes": metering.peak_bytes, "evaluation_bytes": evaluation_bytes}
+    peaks.append(meter.stop())
+    return {"training_bytes": training.peak_bytes, "evaluation_bytes": max(peaks)}
 
 
 def _measure_rival(
