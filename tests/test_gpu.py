@@ -8,6 +8,7 @@ import torch
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
 from ffstream.cache import CacheLayout, DiskCache, MemoryCache
+from ffstream.memory_profile import METHODS, ProfileSettings, _measure
 from ffstream.transfer import Transfer
 from tests.helpers import InterruptAt, layer_digests
 
@@ -26,9 +27,13 @@ def test_every_tier_trains_the_same_network(recipe, small_config, tmp_path):
     assert found["device"] == found["host"] == found["disk"]
 
 
+IN_PARTS = {"batch": 96, "micro_batch": 20, "cache__shard_samples": 32, "optimiser__state_dtype": "bf16"}
+
+
+@pytest.mark.parametrize("settings", [{}, IN_PARTS])
 @pytest.mark.parametrize("tier", ["device", "host", "disk"])
-def test_an_interrupted_run_resumes_bitwise(tier, small_config, tmp_path):
-    config = small_config(device="cuda", cache__tier=tier)
+def test_an_interrupted_run_resumes_bitwise(tier, settings, small_config, tmp_path):
+    config = small_config(device="cuda", cache__tier=tier, **settings)
     with pytest.raises(KeyboardInterrupt):
         ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 4))
     whole = ff.train(config, tmp_path / "whole")
@@ -104,3 +109,17 @@ def test_a_budget_of_the_device_is_kept(small_config, tmp_path):
     with pytest.raises(ff.BudgetError, match="--budget"):
         ff.train(config, tmp_path / "run")
     assert ff.make_plan(config.override({"memory.budget": "1GiB"})).total_s > 0
+
+
+def test_a_profile_is_flat_for_ours_and_grows_for_the_others(tmp_path):
+    settings = ProfileSettings.here(device="cuda", precision="auto", width=1024, batch=1024, micro_batch=128)
+    for method in METHODS:
+        sizes = []
+        for depth in (3, 9):
+            folder = tmp_path / f"{method}-{depth}"
+            folder.mkdir()
+            sizes.append(_measure(settings, method, depth, folder)["training_bytes"])
+        if method == "ffstream":
+            assert sizes[1] <= 1.01 * sizes[0]
+        else:
+            assert sizes[1] - sizes[0] >= 6 * 12 * 1024 * 1024
