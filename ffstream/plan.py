@@ -57,6 +57,9 @@ class LayerPlan:
     read_bytes: int  # from the cache, over the training of one of them
     written_bytes: int  # to the next one's cache
     seconds: dict[str, float] | None  # of one of them, by what it is spent on; "loading" goes on beside the rest
+    # From so many units on, loading a row takes less time than its products: s F / 4 B, with s bytes an element, F
+    # FLOP/s and B bytes/s. None where no rates are known, or nothing is loaded.
+    hiding_units: float | None
 
     @property
     def weight_bytes(self) -> int:

@@ -308,11 +308,15 @@ def _layer_plans(
         num_tiles = config.num_tiles
         measured = (num_tiles - 1) * layouts["train"].num_bytes  # for the next tile to build on
         read_bytes = read * (config.epochs * num_tiles + hands_on) + measured
-        seconds = None
+        seconds = hiding_units = None
         if rates is not None:
             work = _all_work(config, layer, layouts)
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
+            if tier is not None:
+                used = 1 if method.uses_embedding else 1 + config.negatives.per_step  # rows of a sample, in a step
+                loaded_bytes = layouts["train"].dtype.itemsize * layouts["train"].num_rows / used
+                hiding_units = loaded_bytes * rates.flops_per_s / (4 * rates.loaded_bytes_per_s[tier])
         plans.append(
             LayerPlan(
                 first=spec.index + 1,
@@ -325,6 +329,7 @@ def _layer_plans(
                 read_bytes=read_bytes,
                 written_bytes=read // spec.in_features * spec.out_features if hands_on else 0,
                 seconds=seconds,
+                hiding_units=hiding_units,
             )
         )
     return plans

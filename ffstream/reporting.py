@@ -193,6 +193,8 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     if plan.total_s is not None:
         table.add_row("takes about", *(format_seconds(layer.total_s) for layer in plan.layers))
         table.add_row("most of it for", *(str(layer.bottleneck) for layer in plan.layers))
+        if all(layer.hiding_units is not None for layer in plan.layers):
+            table.add_row("loading hides from", *(f"{layer.hiding_units:,.0f} units" for layer in plan.layers))
     yield table
     table = Table(title="most at once", title_justify="left")
     for heading in ("", "needs", "may take", "of which"):

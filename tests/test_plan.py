@@ -32,7 +32,8 @@ CUDA = dataclasses.replace(PLENTY, device_type="cuda")
 
 
 def plan(resources=PLENTY, num_samples=60000, num_features=784, num_done=0, **changes):
-    config = ff.Config(layers=changes.pop("layers", 4), width=changes.pop("width", 500), batch=256)
+    recipe = changes.pop("recipe", "inject")
+    config = ff.Config(recipe=recipe, layers=changes.pop("layers", 4), width=changes.pop("width", 500), batch=256)
     config = config.override({"precision": "bf16"} | changes)
     method = make_label_method(config, 10, num_features)
     data = DataShape(num_features, 10, {"train": num_samples, "validation": num_samples // 10})
@@ -235,6 +236,17 @@ def test_products_are_counted_as_arithmetic_says():
 def test_what_is_slow_is_the_bottleneck(slow, bottleneck):
     resources = with_less(CUDA, rates=dataclasses.replace(RATES, **slow))
     assert plan(resources, **{"cache.tier": "disk"}).layers[0].bottleneck == bottleneck
+
+
+def test_the_width_from_which_loading_hides_is_that_of_the_design():
+    """417 units at 10 TFLOP/s and bf16 over 12 GB/s PCIe, 1667 from a disk of 3 GB/s."""
+    rates = Rates(1e13, 1e11, 1e-6, {"host": 12e9, "disk": 3e9})
+    for tier, units in (("host", 417), ("disk", 1667)):
+        found = plan(with_less(CUDA, rates=rates), **{"cache.tier": tier}).layers[0].hiding_units
+        assert found == pytest.approx(units, abs=0.5)
+    assert plan(with_less(CUDA, rates=rates), **{"cache.tier": "device"}).layers[0].hiding_units is None
+    overlay = {"recipe": "hinton", "cache.tier": "disk"}  # ten rows are loaded for two that are used
+    assert plan(with_less(CUDA, rates=rates), **overlay).layers[0].hiding_units == pytest.approx(5 * 1667, abs=2)
 
 
 def test_loading_hides_behind_the_rest():
