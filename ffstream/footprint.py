@@ -38,7 +38,12 @@ _BUFFERS = {
     "activities": ("preactivations", "activities", "gradient"),
     "gradient": (
         *("part", "part product", "product", "embedding gradient", "gradient sums"),
-        *("state 0", "state 1", "rounding words"),  # of the optimiser, for a part's update
+        *(
+            "wide exp_avg",
+            "wide exp_avg_sq",
+            "wide momentum_buffer",
+            "rounding words",
+        ),  # of the optimiser, for a part's update
     ),
 }
 
@@ -205,7 +210,10 @@ class _PaperWork:
                 done["hand_on"] = (ledger.work - start) * self._config.num_tiles
             handing_on = ledger.peak_bytes + kernels.in_passes
         if tiled:  # the next tile comes while the last one goes; and a length is summed for every row of a shard
-            handing_on += weights + max(4 * len(shard.block) * shard.block.shape[1] for shard in shards.values())
+            second = compute_tiles(self._config)[1]
+            handing_on += weights * (second.stop - second.start) // units.stop + max(
+                4 * len(shard.block) * shard.block.shape[1] for shard in shards.values()
+            )
         on_host = 3 * kept.get("validation", 0)  # of the tiles so far, of this one, of the layers so far
         terms = buffers | {
             "weights": weights,
