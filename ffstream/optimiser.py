@@ -19,14 +19,15 @@ from ffstream.workspace import Workspace
 
 STATE_NAMES = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
-_WIDE_ROWS = 512  # of a parameter, whose state is in float32 at once where it is kept in bfloat16
+_SLOW = ("exp_avg_sq",)  # averages that move too little in a step for bfloat16 rounded to the nearest
+_WIDE_ROWS = 128  # of a parameter, whose state is in float32 at once where it is kept in bfloat16
 
 
 class LayerOptimiser:
     """State for each parameter of a layer, of its shape, where the parameter is.
 
-    In bfloat16 it is rounded at random, up or down by how near each is: an average that moves by a thousandth a step,
-    as Adam's second, would be rounded to where it was for ever.
+    In bfloat16 Adam's second average is rounded at random, up or down by how near each is: it moves by a thousandth a
+    step, and to the nearest it would be rounded to where it was for ever.
     """
 
     def __init__(self, layer: nn.Module, settings: OptimiserConfig, workspace: Workspace | None = None) -> None:
@@ -63,16 +64,20 @@ class LayerOptimiser:
         if not self._is_narrow:
             self._apply(parameter, gradient, state)
             return
+        keys = STATE_NAMES[self._settings.name]
+        noise = self._draw_noise(parameter[:_WIDE_ROWS]) if set(keys) & set(_SLOW) else None
         for part, its_gradient, *kept in zip(
             *(t.split(_WIDE_ROWS) for t in (parameter, gradient, *state)), strict=True
         ):
-            wide = [
-                self._workspace.take(f"state {number}", tuple(part.shape), part.dtype).copy_(narrow)
-                for number, narrow in enumerate(kept)
-            ]
-            self._apply(part, its_gradient, wide)
-            for narrow, value in zip(kept, wide, strict=True):
-                self._round(value, narrow)
+            wide = {
+                key: self._workspace.take(f"wide {key}", tuple(part.shape), torch.float32).copy_(narrow)
+                for key, narrow in zip(keys, kept, strict=True)
+            }
+            self._apply(part, its_gradient, list(wide.values()))
+            for (key, value), narrow in zip(wide.items(), kept, strict=True):
+                if key in _SLOW and noise is not None:  # a bfloat16 is the upper half of a float32
+                    value.view(torch.int32).add_(noise[: len(value)]).bitwise_and_(-(1 << 16))
+                narrow.copy_(value)
 
     def _apply(self, parameter: Tensor, gradient: Tensor, state: list[Tensor]) -> None:
         settings = self._settings
@@ -110,17 +115,15 @@ class LayerOptimiser:
             maximize=False,
         )
 
-    def _round(self, value: Tensor, narrow: Tensor) -> None:
-        """Store float32 in bfloat16, rounded at random; `value` is used up.
+    def _draw_noise(self, like: Tensor) -> Tensor:
+        """16 bits for each number, which, added to the lower half of a float32, carry over as often as it is near.
 
-        A bfloat16 is the upper half of a float32: with noise added to the lower half, which is then cut off, a number
-        becomes its upper neighbour as often as it is near it.
+        The groups of rows of an update share them: what matters is that they differ from step to step.
         """
-        num_words = (value.numel() + 3) // 4  # of 64 bits, which are drawn as fast as fewer
+        num_words = (like.numel() + 1) // 2  # of 64 bits, which are drawn as fast as fewer
         words = self._workspace.take("rounding words", (num_words,), torch.int64)
         words.random_(torch.iinfo(torch.int64).min, None, generator=self._generator)
-        noise = words.view(torch.int16)[: value.numel()].view(value.shape).bitwise_and_(0x7FFF)  # never below 0
-        narrow.copy_(value.view(torch.int32).add_(noise, alpha=2).bitwise_and_(-(1 << 16)).view(value.dtype))
+        return words.view(torch.int32)[: like.numel()].view(like.shape).bitwise_and_(0xFFFF)
 
     @property
     def _is_narrow(self) -> bool:

@@ -113,32 +113,34 @@ def test_every_allowed_optimiser_has_state():
 NARROW = [OptimiserConfig(name=name, state_dtype="bf16") for name in ("adam", "adamw", "sgd")]
 
 
-def take_many_steps(settings, num_steps=400):
-    """The state and the weights of a layer whose gradients keep their size, as few of them are the same."""
+def take_many_steps(settings, num_steps=1200):
+    """The state and the weights of a layer whose gradients become small after a quarter of the steps."""
     layer = make_layer()
     optimiser = LayerOptimiser(layer, settings)
     generator, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
-    for _ in range(num_steps):
+    for step in range(num_steps):
         optimiser.begin_step(1.0, generator)
         for name, parameter in layer.named_parameters():
             for part in PARTS:
                 gradient = 0.1 + torch.randn(parameter[part].shape, generator=noise)
-                optimiser.update(name, part, gradient)
+                optimiser.update(name, part, gradient if step < num_steps // 4 else gradient / 10)
     return optimiser.state(), torch.cat([parameter.detach().flatten() for parameter in layer.parameters()])
 
 
 @pytest.mark.parametrize("settings", NARROW, ids=str)
-def test_state_in_bfloat16_takes_half_and_is_right_on_the_average(settings):
+def test_state_in_bfloat16_takes_half_and_follows_the_gradients(settings, monkeypatch):
     narrow, weights = take_many_steps(settings)
     wide, same_weights = take_many_steps(dataclasses.replace(settings, state_dtype="fp32"))
     for name, tensor in wide.items():
         if name != "num_steps":
             assert narrow[name].nbytes == tensor.nbytes // 2
-            relative = narrow[name].float().sum() / tensor.sum()
-            assert relative == pytest.approx(1.0, abs=0.01), (
-                name
-            )  # rounded to the nearest, Adam's second is off by a third
-    assert (weights - same_weights).norm() < 0.1 * (same_weights - take_many_steps(settings, 0)[1]).norm()
+            assert narrow[name].float().sum() / tensor.sum() == pytest.approx(1.0, abs=0.05), name
+    moved = same_weights - take_many_steps(settings, 0)[1]
+    assert (weights - same_weights).norm() < 0.1 * moved.norm()
+    if settings.name != "sgd":  # what the noise is for
+        monkeypatch.setattr("ffstream.optimiser._SLOW", ())
+        nearest, _ = take_many_steps(settings)
+        assert nearest["weight.exp_avg_sq"].float().sum() > 1.5 * wide["weight.exp_avg_sq"].sum()
 
 
 def test_state_in_bfloat16_is_a_function_of_the_generator():
