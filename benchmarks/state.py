@@ -27,7 +27,8 @@ def measure_state(data_root: str, device: str, folder: Path) -> dict[str, Any]:
             rows.append({"seed": seed, "state_dtype": dtype, "validation_error": error, "training_s": elapsed_s})
     peaks = {}
     for dtype in DTYPES:
-        config = ff.Config(layers=3, width=2000, batch=512, device=device).override({"cache.tier": "disk"})
+        config = ff.Config(layers=3, width=2000, batch=512, device=device, precision="bf16")
+        config = config.override({"cache.tier": "disk", "cache.shard_samples": 512})  # as a small budget chooses
         plan = ff.make_plan(
             config.override({"optimiser.state_dtype": dtype}), data=DataShape.of(60000, 784, 10, 1 / 12)
         )
