@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -83,18 +84,23 @@ def _budget(noun: str, text: str, default_bytes: int, most_bytes: int) -> int:
 
 
 def measure_rates(config: Config, device: torch.device, folder: Path) -> Rates:
-    """How fast this machine is at a run's work, from its products and the steps of a small and of a large layer.
+    """How fast this machine is at a run's work, from its products and the steps of small and of large layers.
 
-    Neither memory nor the start of an operator is as fast in a step as alone: both are taken from the two steps.
+    Neither memory nor the start of an operator is as fast in a step as alone: both are taken from steps.
     """
     flops_per_s = _measure_products(config, device)
     small_s, small = _measure_step(config, 256, 128, device)
-    large_s, large = _measure_step(config, 2000, 512, device)
-    small_rest_s, large_rest_s = small_s - small.flops / flops_per_s, large_s - large.flops / flops_per_s
-    # Two equations: rest = moved_bytes / moved_bytes_per_s + num_operators * operator_s.
-    ratio = small.num_operators / large.num_operators
-    byte_s = (large_rest_s * ratio - small_rest_s) / (large.moved_bytes * ratio - small.moved_bytes)
-    byte_s = min(max(byte_s, _LEAST_SHARE * large_rest_s / large.moved_bytes), large_rest_s / large.moved_bytes)
+    small_rest_s = small_s - small.flops / flops_per_s
+    found = []
+    for width in (1000, 2000):  # of which the first may fit in caches, and be faster: their mean is used
+        large_s, large = _measure_step(config, width, 512, device)
+        large_rest_s = large_s - large.flops / flops_per_s
+        # Two equations: rest = moved_bytes / moved_bytes_per_s + num_operators * operator_s.
+        ratio = small.num_operators / large.num_operators
+        byte_s = (large_rest_s * ratio - small_rest_s) / (large.moved_bytes * ratio - small.moved_bytes)
+        most_s = large_rest_s / large.moved_bytes
+        found.append(min(max(byte_s, _LEAST_SHARE * most_s), most_s))
+    byte_s = statistics.geometric_mean(found)
     operator_s = max(small_rest_s - small.moved_bytes * byte_s, _LEAST_SHARE * small_rest_s) / small.num_operators
     return Rates(
         flops_per_s=flops_per_s,
