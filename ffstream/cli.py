@@ -232,8 +232,9 @@ def profile(
     width: Annotated[int, typer.Option(help="Units a layer.")] = 2000,
     batch: Annotated[int, typer.Option(help="Samples a step.")] = 5000,
     micro_batch: Annotated[
-        int, typer.Option(help="Samples at once, for ffstream, resident FF and backprop with accumulation.")
-    ] = 500,
+        int | None,
+        typer.Option(help="Samples at once, for ffstream, resident and accumulation (a tenth of the batch)."),
+    ] = None,
     methods: Annotated[
         str, typer.Option(help="Of ffstream, resident, backprop, checkpointing and accumulation.")
     ] = "ffstream,resident,backprop,checkpointing,accumulation",
@@ -258,6 +259,8 @@ def profile(
         label = f"{METHODS[point.method]}, {point.num_layers} layers"
         typer.echo(f"{label}: {format_point(point)} MiB, {point.elapsed_s:.0f} s", err=as_json)
 
+    if micro_batch is None:
+        micro_batch = max(batch // 10, 1)
     settings = ProfileSettings.here(
         device=device, precision=precision, width=width, batch=batch, micro_batch=micro_batch
     )
