@@ -259,8 +259,6 @@ def profile(
         label = f"{METHODS[point.method]}, {point.num_layers} layers"
         typer.echo(f"{label}: {format_point(point)} MiB, {point.elapsed_s:.0f} s", err=as_json)
 
-    if micro_batch is None:
-        micro_batch = max(batch // 10, 1)
     settings = ProfileSettings.here(
         device=device, precision=precision, width=width, batch=batch, micro_batch=micro_batch
     )

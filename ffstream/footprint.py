@@ -168,7 +168,7 @@ class _Shard:
 
     def __init__(self, layout: CacheLayout, out_features: int) -> None:
         self.block = torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
-        self.num_samples = min(chunk_samples(layout), len(self.block))  # of the chunk
+        self.num_samples = min(chunk_samples(layout.num_rows), len(self.block))  # of the chunk
         self.chunk = self.block[: self.num_samples].flatten(0, 1)
         self.written = torch.empty(len(self.chunk), out_features, dtype=layout.dtype, device=PAPER)
 

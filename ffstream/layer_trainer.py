@@ -196,13 +196,7 @@ class LayerTrainer:
             yield MicroBatch(block, index, candidates.index_select(0, index), of_others)
 
     @torch.no_grad()
-    def step(
-        self,
-        parts: Iterable[MicroBatch],
-        num_samples: int,
-        factor: float,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def step(self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator) -> Tensor:
         """One update from a batch of `num_samples`. Returns summed loss, goodness (positive, negative), wins.
 
         `generator`, on the device, draws what is dropped, and how state in bfloat16 is rounded.
@@ -224,11 +218,7 @@ class LayerTrainer:
 
     @torch.no_grad()
     def step_in_parts(
-        self,
-        parts: Iterable[MicroBatch],
-        num_samples: int,
-        factor: float,
-        generator: torch.Generator,
+        self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator
     ) -> Tensor:
         """The same update from parts that are small enough, by the sums of their gradients."""
         self.optimiser.begin_step(factor, generator)

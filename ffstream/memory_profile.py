@@ -58,19 +58,26 @@ _KILLED = -9  # by the system, which does so when memory is out
 class ProfileSettings:
     """What all points have in common."""
 
-    width: int = 2000
-    batch: int = 5000
-    micro_batch: int = 500  # of ffstream, resident FF and backprop with accumulation
+    width: int
+    batch: int
+    micro_batch: int  # of ffstream, resident FF and backprop with accumulation
+    device: str
+    precision: str
     num_features: int = 784
-    device: str = "cpu"
-    precision: str = "fp32"
 
     @classmethod
-    def here(cls, *, device: str, precision: str, **sizes: int) -> ProfileSettings:
-        """With the device and the precision that are meant here. Raises ConfigError, DeviceError."""
+    def here(
+        cls, *, device: str, precision: str, width: int = 2000, batch: int = 5000, micro_batch: int | None = None
+    ) -> ProfileSettings:
+        """With the device and the precision that are meant here, and a tenth of the batch at once unless it is given.
+
+        Raises ConfigError, DeviceError.
+        """
         found = resolve_device(device)
         Config(precision=precision)  # which says what is allowed
-        return cls(device=str(found), precision=resolve_precision(precision, found), **sizes)
+        if micro_batch is None:
+            micro_batch = max(batch // 10, 1)
+        return cls(width, batch, micro_batch, device=str(found), precision=resolve_precision(precision, found))
 
     def configure(self, num_layers: int) -> Config:
         """The configuration of a run of so many layers. Raises ConfigError."""
@@ -133,13 +140,12 @@ def measure_profile(
     for depth in depths:
         settings.configure(depth)
     path, scratch = folder / "profile.json", folder / "scratch"
-    profile = _open(
-        Profile(settings, {"device_name": device_name(settings.device), "torch": torch.__version__}, []), path
-    )
+    machine = {"device_name": device_name(settings.device), "torch": torch.__version__}
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with RunLock(folder):
         remove_temporaries(folder)
+        profile = _open(Profile(settings, machine, []), path)
         for depth in depths:
             for method in methods:
                 if profile.find(method, depth) is None:

@@ -340,11 +340,11 @@ def _all_work(config: Config, layer: PaperLayer, layouts: Mapping[str, CacheLayo
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     train, num_epochs = layouts["train"], config.epochs * config.num_tiles
     work = layer.step * (num_epochs * -(-train.num_samples // config.batch))
-    work += layer.measure * ((config.num_tiles - 1) * -(-train.num_samples // chunk_samples(train)))
+    work += layer.measure * ((config.num_tiles - 1) * -(-train.num_samples // chunk_samples(train.num_rows)))
     if "validation" in layouts:
         validation = layouts["validation"]
-        work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation)))
-    first_chunks = sum(min(chunk_samples(layout), layout.num_samples) for layout in layouts.values())
+        work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows)))
+    first_chunks = sum(min(chunk_samples(layout.num_rows), layout.num_samples) for layout in layouts.values())
     return work + layer.hand_on * -(-sum(layout.num_samples for layout in layouts.values()) // first_chunks)
 
 

@@ -233,11 +233,7 @@ def _step_rows(config: Config, method: LabelMethod, layout: CacheLayout) -> set[
 
 def _pass_rows(layout: CacheLayout) -> set[int]:
     """The numbers of rows that occur in the products of a pass."""
-    chunk = chunk_samples(layout)
-    sizes = _shard_sizes(layout)
+    chunk = chunk_samples(layout.num_rows)
+    sizes = layout.shard_sizes()
     counts = {min(chunk, samples) for samples in sizes} | {samples % chunk for samples in sizes}
     return {count * layout.num_rows for count in counts if count}
-
-
-def _shard_sizes(layout: CacheLayout) -> set[int]:
-    return {layout.shard_shape(shard)[0] for shard in (0, layout.num_shards - 1)}

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ffstream.cache import ActivationCache, CacheLayout
+from ffstream.cache import ActivationCache
 from ffstream.goodness import Goodness
 from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
@@ -18,7 +18,7 @@ from ffstream.transfer import Transfer
 
 # Rows in one matrix product. Few, so that the activities under each label stay in a CPU's own cache; fixed, because the
 # last bit of a product may depend on the number of rows, and a cache that is computed again must equal the lost one.
-CHUNK_ROWS = 1024
+_CHUNK_ROWS = 1024
 
 # Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
 RowsOf = Callable[[slice], Tensor]
@@ -27,7 +27,7 @@ RowsOf = Callable[[slice], Tensor]
 def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf) -> None:
     """Fill a cache from a function that makes rows, asked for few samples at a time, in order."""
     layout = cache.layout
-    step = chunk_samples(layout)
+    step = chunk_samples(layout.num_rows)
     for shard in range(layout.num_shards):
         samples = layout.shard_range(shard)
         with transfer.storing(cache, shard) as output:
@@ -71,7 +71,7 @@ def measure_goodness(
     weight = goodness.weight(tile.num_units, num_units)
     for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
         start = cache.layout.shard_range(shard).start
-        for chunk in rows.split(chunk_samples(cache.layout)):
+        for chunk in rows.split(chunk_samples(cache.layout.num_rows)):
             found = method.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight
             if not len(total):
                 total = torch.empty(cache.layout.num_samples, found.shape[1])
@@ -89,7 +89,7 @@ def propagate(
     With `move`, a shard of `source` is freed as soon as that of `target` is durable, so that the two together are
     little more than one.
     """
-    step = chunk_samples(source.layout)
+    step = chunk_samples(source.layout.num_rows)
     hand_on_shard = hand_on_whole if layer.num_tiles == 1 else hand_on_by_tiles
     for shard, rows in transfer.blocks(source, target.missing()):
         with transfer.storing(target, shard, partial(source.free, shard) if move else None) as output:
@@ -123,6 +123,6 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
         written[:, -num_skip:] = rows[:, -num_skip:]
 
 
-def chunk_samples(layout: CacheLayout) -> int:
-    """Samples whose rows make up one matrix product of a pass."""
-    return max(1, CHUNK_ROWS // layout.num_rows)
+def chunk_samples(num_rows: int) -> int:
+    """Samples, of `num_rows` rows each, that make up one matrix product of a pass."""
+    return max(1, _CHUNK_ROWS // num_rows)

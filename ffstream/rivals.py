@@ -18,8 +18,8 @@ from ffstream.data import scale_images
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer, MicroBatch
-from ffstream.network import build_layer, compute_layer_specs, hand_on
-from ffstream.propagation import CHUNK_ROWS
+from ffstream.network import build_layer, compute_layer_specs
+from ffstream.propagation import FrozenLayer, chunk_samples, hand_on_whole
 from ffstream.workspace import Workspace
 
 
@@ -84,13 +84,13 @@ class ResidentFF(Rival):
     def _hand_on(self, number: int, rows: Tensor) -> Tensor:
         spec, layer = self._specs[number], self._trainers[number].layer
         handed = torch.empty(*rows.shape[:2], spec.out_features, dtype=rows.dtype, device=rows.device)
-        for chunk, written in zip(self._chunks(rows), self._chunks(handed), strict=True):
-            flat = chunk.flatten(0, 1)
-            written.flatten(0, 1).copy_(hand_on(spec, flat, layer.preactivations(flat), layer.workspace))
+        pairs = zip(self._chunks(rows), self._chunks(handed), strict=True)
+        whole = FrozenLayer(spec, [slice(0, spec.num_units)], lambda _: layer)
+        hand_on_whole(whole, [(chunk.flatten(0, 1), written.flatten(0, 1)) for chunk, written in pairs])
         return handed
 
     def _chunks(self, rows: Tensor) -> Sequence[Tensor]:
-        return torch.split(rows, max(1, CHUNK_ROWS // rows.shape[1]))
+        return torch.split(rows, chunk_samples(rows.shape[1]))
 
 
 class Backprop(Rival):
@@ -139,8 +139,10 @@ class Backprop(Rival):
 
     def _forward(self, rows: Tensor) -> Tensor:
         if self._num_segments == 1:
-            return self._network(rows)  # type: ignore[no-any-return]
-        return checkpoint_sequential(self._network, self._num_segments, rows, use_reentrant=False)  # type: ignore[no-any-return]
+            scores: Tensor = self._network(rows)
+        else:
+            scores = checkpoint_sequential(self._network, self._num_segments, rows, use_reentrant=False)
+        return scores
 
     def _load(self, images: Tensor) -> Tensor:
         return scale_images(images, 255.0).to(self._device)

@@ -20,7 +20,7 @@ from ffstream.rivals import Backprop, ResidentFF
 from tests.helpers import run_cli, run_process
 
 CPU = torch.device("cpu")
-SETTINGS = ProfileSettings(width=96, batch=256, micro_batch=16, num_features=64, device="cpu", precision="fp32")
+SETTINGS = ProfileSettings(width=96, batch=256, micro_batch=16, device="cpu", precision="fp32", num_features=64)
 WEIGHTS = SETTINGS.width * (SETTINGS.width + 1)  # of a layer, biases too
 
 

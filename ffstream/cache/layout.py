@@ -52,10 +52,13 @@ class CacheLayout:
         samples = self.shard_range(shard)
         return samples.stop - samples.start, self.num_rows, self.num_features
 
+    def shard_sizes(self) -> set[int]:
+        """The numbers of samples that shards have."""
+        return {self.shard_shape(shard)[0] for shard in (0, self.num_shards - 1)}
+
     def batch_sizes(self, batch: int) -> set[int]:
         """The numbers of samples of the batches that shards are cut into, by `compute_batches`."""
-        counts = {self.shard_shape(shard)[0] for shard in (0, self.num_shards - 1)}
-        batches = {count: -(-count // batch) for count in counts}
+        batches = {count: -(-count // batch) for count in self.shard_sizes()}
         return {size for count, num in batches.items() for size in (count // num, -(-count // num))}
 
     def to_mapping(self) -> dict[str, Any]:
