@@ -30,7 +30,8 @@ NUM_DISTINCT = 3
 
 _NUM_PARTS = 3  # of a batch: the first makes the buffers, the next finds them there and the one before still held
 
-_SMALL_BYTES = 4096  # figures of an epoch and the like
+# Figures of an epoch and the like. An accelerator's allocator also rounds each of some twenty tensors up to 512 bytes.
+_SMALL_BYTES = {"cpu": 1024, "accelerator": 16 << 10}
 
 # Which buffers of the workspace are named together.
 _BUFFERS = {
@@ -180,6 +181,7 @@ class _PaperWork:
         self._config = config
         self._method = method
         self._draws_on_device = draws_on_device
+        self._small_bytes = _SMALL_BYTES["cpu" if draws_on_device else "accelerator"]
         self._workspace = Workspace(PAPER)
         self._ledger = Ledger()
 
@@ -203,6 +205,7 @@ class _PaperWork:
             training, done = self._train(trainer, shards, layouts["train"], kernels, of_tiles)
             buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
             del trainer
+            self._workspace.clear()  # as the runner does
             ledger.start_peak()
             if spec.index + 1 < self._config.layers:
                 start = ledger.work
@@ -218,8 +221,8 @@ class _PaperWork:
         terms = buffers | {
             "weights": weights,
             "optimiser": optimiser,
-            "others": training - weights - optimiser - sum(buffers.values()) + on_host + _SMALL_BYTES,
-            "handing_on": handing_on + on_host + _SMALL_BYTES,
+            "others": training - weights - optimiser - sum(buffers.values()) + on_host + self._small_bytes,
+            "handing_on": handing_on + on_host + self._small_bytes,
         }
         return terms, done
 

@@ -212,6 +212,7 @@ class Runner:
     def _propagate(self, spec: LayerSpec) -> None:
         """Move the caches through the layer: what the next layer reads takes the place of what this one read."""
         layer = self._take_layer(spec)
+        self._workspace.clear()  # of a step's buffers: slots for what is written take their place
         for name, source in list(self._caches.current.items()):
             target = self._caches.make(spec.index + 1, name)
             propagate(self._transfer, layer, source, target, move=True)

@@ -29,6 +29,10 @@ class Workspace:
             buffer = self._buffers[name] = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         return buffer[:num_bytes].view(dtype).view(shape)
 
+    def clear(self) -> None:
+        """Free all buffers: what comes next has little use for them, and needs the room."""
+        self._buffers.clear()
+
     def num_bytes(self, names: Collection[str]) -> int:
         """Of the buffers of these names."""
         return sum(buffer.numel() for name, buffer in self._buffers.items() if name in names)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import ffstream as ff
+from ffstream import probe, session
+from ffstream.config import Config
 from ffstream.data import load_dataset
 
 
@@ -55,3 +59,17 @@ def small_config(small_data):
 def _two_threads():
     """The same number of threads in every test, so that results do not depend on which tests ran before."""
     torch.set_num_threads(2)
+
+
+@functools.cache
+def _rates_once(precision, device, folder):
+    return probe.measure_rates(Config(precision=precision), device, folder)
+
+
+@pytest.fixture(autouse=True)
+def _rates_are_measured_once(monkeypatch, tmp_path_factory):
+    """The machine's rates are the same in every test, and take seconds to measure."""
+    folder = tmp_path_factory.getbasetemp()
+    monkeypatch.setattr(
+        session, "measure_rates", lambda config, device, _: _rates_once(config.precision, device, folder)
+    )

@@ -16,6 +16,7 @@ from ffstream.memory import (
     measure_peak_bytes,
     resident_bytes,
 )
+from ffstream.transfer import allocate_host
 
 GIB = 1 << 30
 CPU = torch.device("cpu")
@@ -93,3 +94,15 @@ def test_errors_of_memory_are_told_from_others():
         assert is_out_of_memory(error)
     for error in (RuntimeError("shapes differ"), ValueError("can't allocate memory")):
         assert not is_out_of_memory(error)
+
+
+def test_memory_that_cannot_be_locked_is_taken_pageable(monkeypatch):
+    def empty(*shape, pin_memory=False, **settings):
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")  # what a limit on locked memory is reported as
+        return torch.zeros(*shape, **settings)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    taken = allocate_host(100, pinned=True)
+    assert (taken.shape, taken.dtype) == ((100,), torch.uint8)
+    assert not taken.any()
