@@ -59,13 +59,21 @@ class PeakMeter:
     """Measures the most bytes that tensors have on a device at once, from `start` on, as its allocator tells.
 
     On a CPU only the tensors of this thread are seen, and the account of them grows with every allocation, by hundreds
-    of bytes each: a long work is measured in laps.
+    of bytes each: a long work is measured in laps. It is closed on leaving `with`, by an error too: an interpreter that
+    ends with an open account crashes.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before_bytes = 0  # alive at the start, or made since and alive when the lap began
-        self._profiler: Any = None
+        self._before_bytes = 0  # alive at the start (on CUDA), or made since and alive when the lap began
+        self._profiler: Any = None  # while an account is open
+
+    def __enter__(self) -> PeakMeter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._profiler is not None:
+            self._close_account()
 
     def start(self) -> None:
         """What is allocated from here on counts."""
@@ -74,6 +82,7 @@ class PeakMeter:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before_bytes = torch.cuda.memory_allocated(self._device)
         else:
+            self._before_bytes = 0
             self._open_account()
 
     def lap(self) -> int:
@@ -90,8 +99,7 @@ class PeakMeter:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             return int(torch.cuda.max_memory_allocated(self._device)) - self._before_bytes
-        self._profiler.__exit__(None, None, None)
-        events = self._profiler.profiler.kineto_results.events()
+        events = self._close_account()
         changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
         alive: list[int] = list(
             itertools.accumulate((num_bytes for _, num_bytes in changes), initial=self._before_bytes)
@@ -106,13 +114,18 @@ class PeakMeter:
         self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._profiler.__enter__()
 
+    def _close_account(self) -> Any:
+        profiler, self._profiler = self._profiler, None
+        profiler.__exit__(None, None, None)
+        return profiler.profiler.kineto_results.events()
+
 
 def measure_peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """The most bytes that tensors made by `work` on this thread had on the device at once."""
-    meter = PeakMeter(device)
-    meter.start()
-    work()
-    return meter.stop()
+    with PeakMeter(device) as meter:
+        meter.start()
+        work()
+        return meter.stop()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -216,8 +216,8 @@ def _measure(settings: ProfileSettings, method: str, num_layers: int, folder: Pa
 class _Metering(Observer):
     """Measures a run from its first step to its last, in laps."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._meter = PeakMeter(device)
+    def __init__(self, meter: PeakMeter) -> None:
+        self._meter = meter
         self.peak_bytes = 0
 
     def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
@@ -236,15 +236,16 @@ class _Metering(Observer):
 def _measure_run(config: Config, images: Tensor, labels: Tensor, device: torch.device, folder: Path) -> dict[str, int]:
     """A run of ours, and its evaluation of a batch by goodness."""
     save_file({"train.images": images, "train.labels": labels}, folder / "data.safetensors")
-    training = _Metering(device)
-    run = train(dataclasses.replace(config, data=str(folder / "data.safetensors")), folder / "run", observer=training)
-    split, data = Split(images[: config.batch], labels[: config.batch]), run.directory.read_data()
-    meter, peaks = PeakMeter(device), []
-    meter.start()
-    evaluate_goodness(
-        run.directory, run.config, "test", split, data, device, on_layer=lambda: peaks.append(meter.lap())
-    )
-    peaks.append(meter.stop())
+    config, peaks = dataclasses.replace(config, data=str(folder / "data.safetensors")), []
+    with PeakMeter(device) as meter:
+        training = _Metering(meter)
+        run = train(config, folder / "run", observer=training)
+        split, data = Split(images[: config.batch], labels[: config.batch]), run.directory.read_data()
+        meter.start()
+        evaluate_goodness(
+            run.directory, run.config, "test", split, data, device, on_layer=lambda: peaks.append(meter.lap())
+        )
+        peaks.append(meter.stop())
     return {"training_bytes": training.peak_bytes, "evaluation_bytes": max(peaks)}
 
 
@@ -252,16 +253,16 @@ def _measure_rival(
     make: Callable[..., Rival], config: Config, images: Tensor, labels: Tensor, device: torch.device
 ) -> dict[str, int]:
     """A rival that is trained on a few batches, then asked for the labels of one."""
-    meter = PeakMeter(device)
-    meter.start()
-    rival = make(config, images.shape[1], _NUM_CLASSES, device)
-    for part, wanted in zip(
-        images.split(config.batch)[:_NUM_STEPS], labels.split(config.batch)[:_NUM_STEPS], strict=True
-    ):
-        rival.train_batch(part, wanted)
-    training_bytes = meter.lap()
-    rival.predict(images[: config.batch])
-    return {"training_bytes": training_bytes, "evaluation_bytes": meter.stop()}
+    with PeakMeter(device) as meter:
+        meter.start()
+        rival = make(config, images.shape[1], _NUM_CLASSES, device)
+        for part, wanted in zip(
+            images.split(config.batch)[:_NUM_STEPS], labels.split(config.batch)[:_NUM_STEPS], strict=True
+        ):
+            rival.train_batch(part, wanted)
+        training_bytes = meter.lap()
+        rival.predict(images[: config.batch])
+        return {"training_bytes": training_bytes, "evaluation_bytes": meter.stop()}
 
 
 def main() -> None:

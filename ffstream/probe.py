@@ -90,11 +90,11 @@ def measure_rates(config: Config, device: torch.device, folder: Path) -> Rates:
     """
     flops_per_s = _measure_products(config, device)
     small_s, small = _measure_step(config, 256, 128, device)
-    small_rest_s = small_s - small.flops / flops_per_s
+    small_rest_s = _rest_s(small_s, small, flops_per_s)
     found = []
     for width in (1000, 2000):  # of which the first may fit in caches, and be faster: their mean is used
         large_s, large = _measure_step(config, width, 512, device)
-        large_rest_s = large_s - large.flops / flops_per_s
+        large_rest_s = _rest_s(large_s, large, flops_per_s)
         # Two equations: rest = moved_bytes / moved_bytes_per_s + num_operators * operator_s.
         ratio = small.num_operators / large.num_operators
         byte_s = (large_rest_s * ratio - small_rest_s) / (large.moved_bytes * ratio - small.moved_bytes)
@@ -108,6 +108,11 @@ def measure_rates(config: Config, device: torch.device, folder: Path) -> Rates:
         operator_s=operator_s,
         loaded_bytes_per_s={"host": _measure_link(device), "disk": _measure_disk(folder)},
     )
+
+
+def _rest_s(step_s: float, work: Work, flops_per_s: float) -> float:
+    """Of a step beside its products; where the machine was disturbed while these were measured, a small share of it."""
+    return max(step_s - work.flops / flops_per_s, _LEAST_SHARE * step_s)
 
 
 def _measure_products(config: Config, device: torch.device) -> float:

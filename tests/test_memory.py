@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,16 @@ def test_the_peak_is_of_what_was_alive_at_once():
 
     assert measure_peak_bytes(work, CPU) == 6000
     assert measure_peak_bytes(lambda: None, CPU) == 0
+
+
+def test_work_that_fails_while_it_is_measured_lets_the_interpreter_end():
+    program = (
+        "import torch; from ffstream.memory import measure_peak_bytes\n"
+        "measure_peak_bytes(lambda: torch.zeros(3) / None, torch.device('cpu'))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended.stderr
+    assert "TypeError" in ended.stderr.splitlines()[-1]
 
 
 def test_errors_of_memory_are_told_from_others():

@@ -73,16 +73,16 @@ def test_a_method_that_takes_micro_batches_takes_less_with_smaller_ones(method, 
 
 
 def test_a_peak_in_laps_is_the_peak_of_all():
-    meter = PeakMeter(CPU)
-    meter.start()
-    kept = torch.empty(1000, dtype=torch.uint8)
-    torch.empty(5000, dtype=torch.uint8)
-    laps = [meter.lap()]
-    torch.empty(2000, dtype=torch.uint8)
-    laps.append(meter.lap())
-    del kept
-    torch.empty(4000, dtype=torch.uint8)
-    assert [*laps, meter.stop()] == [6000, 3000, 4000]
+    with PeakMeter(CPU) as meter:
+        meter.start()
+        kept = torch.empty(1000, dtype=torch.uint8)
+        torch.empty(5000, dtype=torch.uint8)
+        laps = [meter.lap()]
+        torch.empty(2000, dtype=torch.uint8)
+        laps.append(meter.lap())
+        del kept
+        torch.empty(4000, dtype=torch.uint8)
+        assert [*laps, meter.stop()] == [6000, 3000, 4000]
 
 
 # --- rivals
