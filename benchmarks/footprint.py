@@ -84,6 +84,7 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     if rng.random() < 0.25:  # a layer in tiles
         settings["network.tile_units"] = rng.randint(-(-width // 8), width)
     settings["optimiser.state_dtype"] = rng.choice(["fp32", "fp32", "bf16"])
+    settings["objective.perturbation"] = rng.choice([0.0, 0.1])
     return config.override(settings), num_features
 
 

@@ -78,6 +78,9 @@ class ObjectiveConfig:
     goodness: str = "mean_squares"  # a registered goodness
     threshold: float | str = _limit("auto", word="auto")  # theta; auto: the width for sums, 1 for means
     scale: float = _limit(10.0, above=0.0)  # one over the temperature
+    # How far each feature that a layer reads is moved, while it trains, in the direction that raises the loss:
+    # adversarial training of one layer. Features have unit RMS. It costs a second pass of each step.
+    perturbation: float = _limit(0.0, at_least=0.0)
     peer_normalisation: float = _limit(0.0, at_least=0.0)  # strength (Hinton's program: 0.03)
     peer_momentum: float = _limit(0.9, at_least=0.0, below=1.0)  # of the running mean activity of each unit
 

@@ -35,7 +35,7 @@ _SMALL_BYTES = {"cpu": 1024, "accelerator": 16 << 10}
 
 # Which buffers of the workspace are named together.
 _BUFFERS = {
-    "rows": ("rows", "cast rows", "dropout words", "dropout mask"),
+    "rows": ("rows", "cast rows", "dropout words", "dropout mask", "input gradient", "moved rows"),
     "activities": ("preactivations", "activities", "gradient"),
     "gradient": (
         *("part", "part product", "product", "embedding gradient", "gradient sums"),

@@ -22,6 +22,8 @@ from ffstream.optimiser import LayerOptimiser
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
+_MOVED_ROWS = 128  # at a time, where their type is not that of the products
+
 _TICK_S = 0.2  # between two reports within an epoch; each one makes the host wait for the device
 
 
@@ -239,27 +241,51 @@ class LayerTrainer:
 
         The mean is over the `num_samples` of the whole batch.
         """
-        scale = self._config.objective.scale
-        index, candidates = part.index, part.candidates
-        rows, activities, goodness = self.forward(part.block, index, candidates, generator)
-        if part.others is not None:
-            goodness += part.others
-        loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
-        positive, negatives = goodness[:, 0], goodness[:, 1:]
-        wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
-        figures = torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
+        rows, activities, goodness = self.forward(part.block, part.index, part.candidates, generator)
+        if self._config.objective.perturbation:
+            _, gradients = self._differentiate_goodness(activities, goodness, part, num_samples)
+            gradient, _ = self._method.collect(gradients, part.candidates, self._workspace)
+            self._perturb_(rows, gradient)
+            activities, goodness = self.read_goodness(rows, part.candidates)
         peer_gradient = None
         if self._config.objective.peer_normalisation:
-            peer_gradient = self._peer_gradient(activities[0], len(index) / num_samples)
-        upstream = upstream * (scale * self._weight / num_samples)  # of the mean loss with respect to the goodness
-        gradients = [self._goodness.gradient_(h, g) for h, g in zip(activities, upstream.unbind(1), strict=True)]
+            peer_gradient = self._peer_gradient(activities[0], len(part.index) / num_samples)
+        figures, gradients = self._differentiate_goodness(activities, goodness, part, num_samples)
         if peer_gradient is not None:
             gradients[0] += peer_gradient / num_samples
-        gradient, embedding_gradient = self._method.collect(gradients, candidates, self._workspace)
+        gradient, embedding_gradient = self._method.collect(gradients, part.candidates, self._workspace)
         found = self.layer.gradients(rows, gradient)
         if embedding_gradient is not None:
             found = itertools.chain(found, [("label_embedding", slice(None), embedding_gradient)])
         return figures, found
+
+    def _differentiate_goodness(
+        self, activities: list[Tensor], goodness: Tensor, part: MicroBatch, num_samples: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Figures of a batch, or of a part of it, and the gradient of its mean loss by each candidate's preactivations.
+
+        These take the place of the activities.
+        """
+        scale = self._config.objective.scale
+        if part.others is not None:
+            goodness = goodness + part.others
+        loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
+        positive, negatives = goodness[:, 0], goodness[:, 1:]
+        wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
+        figures = torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
+        upstream = upstream * (scale * self._weight / num_samples)  # of the mean loss with respect to the goodness
+        return figures, [self._goodness.gradient_(h, g) for h, g in zip(activities, upstream.unbind(1), strict=True)]
+
+    def _perturb_(self, rows: Tensor, gradient: Tensor) -> None:
+        """Move each feature a little in the direction that raises the loss (Goodfellow, Shlens and Szegedy 2015, 4).
+
+        The gradient ends at the rows: what a layer reads is a number in a cache.
+        """
+        direction = self.layer.input_gradient(rows, gradient).sign_()
+        for part, moved in zip(direction.split(_MOVED_ROWS), rows.split(_MOVED_ROWS), strict=True):
+            if part.dtype != moved.dtype:  # an addition of two types would make copies of its own, as large as they are
+                part = self._workspace.take("moved rows", tuple(part.shape), moved.dtype).copy_(part)
+            moved.add_(part, alpha=self._config.objective.perturbation)
 
     def _zero_gradients(self) -> dict[str, Tensor]:
         """Room for the gradient of every parameter, in one buffer."""
@@ -281,12 +307,16 @@ class LayerTrainer:
         if self._config.network.dropout:
             shared = candidates.shape[1] if len(rows) != len(index) else 1
             drop_features_(rows, self._config.network.dropout, shared, generator, self._workspace)
+        return rows, *self.read_goodness(rows, candidates)
+
+    def read_goodness(self, rows: Tensor, candidates: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Each candidate's activities, and their goodness (n, 1 + K), from the rows of a step."""
         preactivations = self.layer.preactivations(rows)
         activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
         goodness = torch.stack([self._goodness.value(h) for h in activities], dim=1)
         if self._weight != 1.0:
             goodness *= self._weight
-        return rows, activities, goodness
+        return activities, goodness
 
     def _peer_gradient(self, positive_activities: Tensor, share: float) -> Tensor:
         """Pull of each unit's running mean activity towards that of its peers: (num_units,).

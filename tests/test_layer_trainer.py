@@ -62,20 +62,27 @@ def train_by_autograd(config, digits, num_epochs):
                 progress = (epoch + taken / len(labels)) / config.epochs
                 factor = 1.0 if progress < 0.5 else 2 * (1 - progress)
                 optimiser.param_groups[0]["lr"] = config.optimiser.learning_rate * factor
-                columns = []
-                for number, candidate in enumerate(candidates[index].unbind(1)):
-                    if layer.label_embedding is not None:
-                        z = F.linear(rows[part][index, 0], weight, bias) + layer.label_embedding[candidate]
-                    else:
-                        z = F.linear(rows[part][index, candidate], weight, bias)
-                    h = torch.relu(z)
-                    if number == 0:
-                        running = 0.9 * running + 0.1 * h.detach().mean(0)
-                        peer = (z * (running - running.mean())).sum() * config.objective.peer_normalisation / len(index)
-                    columns.append(goodness.value(h))
-                logits = (torch.stack(columns, 1) - threshold) * config.objective.scale
+                injected = layer.label_embedding is not None
+                shown = candidates[index]  # (n, 1 + K)
+                read = rows[part][index] if injected else rows[part][index.unsqueeze(1), shown]
+
+                def preactivations(read, shown=shown):
+                    z = F.linear(read, weight, bias)
+                    return z + layer.label_embedding[shown] if layer.label_embedding is not None else z
+
+                def loss_of(z):
+                    values = torch.stack([goodness.value(h) for h in torch.relu(z).unbind(1)], 1)
+                    return objective.loss((values - threshold) * config.objective.scale).mean()
+
+                if config.objective.perturbation:
+                    leaf = read.clone().requires_grad_()
+                    (direction,) = torch.autograd.grad(loss_of(preactivations(leaf)), leaf)
+                    read = read + config.objective.perturbation * direction.sign()
+                z = preactivations(read)
+                running = 0.9 * running + 0.1 * torch.relu(z[:, 0]).detach().mean(0)
+                peer = (z[:, 0] * (running - running.mean())).sum() * config.objective.peer_normalisation / len(index)
                 optimiser.zero_grad()
-                (objective.loss(logits).mean() + peer).backward()
+                (loss_of(z) + peer).backward()
                 optimiser.step()
                 taken += len(index)
     return layer
@@ -91,6 +98,8 @@ CASES = {
         "objective__peer_normalisation": 0.03,
     },
     "inject, quiet positives": {"objective__goodness": "neg_mean_squares", "objective__name": "pairwise"},
+    "inject, perturbed": {"objective__perturbation": 0.1},
+    "hinton, perturbed": {"recipe": "hinton", "objective__perturbation": 0.1},
     "hinton, pairwise, 3 negatives": {
         "recipe": "hinton",
         "objective__name": "pairwise",

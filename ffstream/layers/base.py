@@ -72,6 +72,13 @@ class Layer(nn.Module):
         for name, value in zip(names, found, strict=True):
             yield name, slice(None), value
 
+    def input_gradient(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """dL/drows (n, in_features), given dL/dpreactivations (n, num_units): for the rows, never for a layer below."""
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_()
+            (found,) = torch.autograd.grad(self.preactivations(leaf), leaf, gradient)
+        return found
+
     def forward(self, rows: Tensor, label: int | None = None) -> Tensor:
         """Activities (n, num_units), under `label` when labels are injected and one is given."""
         preactivations = self.preactivations(rows)

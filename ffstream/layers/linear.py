@@ -68,6 +68,16 @@ class Linear(Layer):
             yield "weight", units, part
         yield "bias", slice(None), gradient.sum(dim=0)
 
+    def input_gradient(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """gradient W, summed over some units at a time: (n, in_features) in `compute_dtype`."""
+        room, weight = self.workspace or Workspace(gradient.device), self.weight.detach()
+        total = room.take("input gradient", (len(gradient), self.in_features), self.compute_dtype)
+        for units in cut_units(self.num_units, _PRODUCT_UNITS):
+            left = self._cast("product", gradient[:, units], room)
+            right = self._cast("part", weight[units], room)
+            total.addmm_(left, right, beta=min(units.start, 1))
+        return total
+
     def _cast(self, name: str, tensor: Tensor, room: Workspace) -> Tensor:
         tensor = tensor.detach()
         if tensor.dtype == self.compute_dtype:
