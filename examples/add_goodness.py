@@ -1,20 +1,20 @@
-"""Add a goodness: the mean activity. `value` is enough; its gradient comes from autograd."""
+"""Add a goodness: the mean of cubes. `value` is enough; its gradient comes from autograd."""
 
 from torch import Tensor
 
 import ffstream as ff
 
 
-class MeanActivity(ff.Goodness):
-    """The mean of the activities, without a square."""
+class MeanCubes(ff.Goodness):
+    """The mean of the cubed activities: few loud units count for more than in a mean of squares."""
 
     def value(self, activities: Tensor) -> Tensor:
         """(n, num_units) -> (n,)."""
-        return activities.mean(dim=1)
+        return activities.pow(3).mean(dim=1)
 
 
-ff.GOODNESSES.register("mean_activity", MeanActivity())
+ff.GOODNESSES.register("mean_cubes", MeanCubes())
 
-config = ff.Config(layers=2, width=100, epochs=3).override({"objective.goodness": "mean_activity"})
+config = ff.Config(layers=2, width=100, epochs=3).override({"objective.goodness": "mean_cubes"})
 run = ff.train(config, "runs/add-goodness", resume=True)
 print(f"test error: {100 * run.evaluate().error:.2f} %")

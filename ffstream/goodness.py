@@ -32,7 +32,7 @@ class Goodness:
         with torch.enable_grad():
             leaf = activities.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.value(leaf), leaf, upstream)
-        return gradient.mul_(activities > 0)
+        return gradient.contiguous().mul_(activities > 0)  # that of a sum is one number, expanded
 
     def weight(self, num_part: int, num_units: int) -> float:
         """By what the value of `num_part` units is multiplied to be their part in that of `num_units`."""
@@ -64,8 +64,29 @@ class SquaredGoodness(Goodness):
         return self._sign / (activities.shape[1] if self.over_units == "mean" else 1)
 
 
+class LinearGoodness(Goodness):
+    """sum(h), or its mean over units (the mean: DeeperForward, Sun et al. 2025)."""
+
+    def __init__(self, *, mean: bool) -> None:
+        self.over_units = "mean" if mean else "sum"
+
+    def value(self, activities: Tensor) -> Tensor:
+        """Goodness of each row: (n, num_units) -> (n,)."""
+        return activities.sum(dim=1) * self.factor(activities.shape[1])
+
+    def gradient_(self, activities: Tensor, upstream: Tensor) -> Tensor:
+        """`upstream` where the ReLU is open, in place."""
+        return activities.sign_().mul_((upstream * self.factor(activities.shape[1])).unsqueeze(1))
+
+    def factor(self, num_units: int) -> float:
+        """By what the sum over `num_units` units is multiplied."""
+        return 1 / num_units if self.over_units == "mean" else 1.0
+
+
 GOODNESSES: Registry[Goodness] = Registry("goodness")
 GOODNESSES.register("sum_squares", SquaredGoodness(mean=False, sign=1))
 GOODNESSES.register("mean_squares", SquaredGoodness(mean=True, sign=1))
 GOODNESSES.register("neg_sum_squares", SquaredGoodness(mean=False, sign=-1))
 GOODNESSES.register("neg_mean_squares", SquaredGoodness(mean=True, sign=-1))
+GOODNESSES.register("sum", LinearGoodness(mean=False))
+GOODNESSES.register("mean", LinearGoodness(mean=True))

@@ -14,6 +14,8 @@ REFERENCES = {
     "mean_squares": lambda h: (h * h).mean(1),
     "neg_sum_squares": lambda h: -(h * h).sum(1),
     "neg_mean_squares": lambda h: -(h * h).mean(1),
+    "sum": lambda h: h.sum(1),
+    "mean": lambda h: h.mean(1),
 }
 
 
@@ -43,7 +45,14 @@ def test_value_and_gradient_are_those_of_the_definition(name, seed, num_rows, nu
 
 @pytest.mark.parametrize(
     ("name", "threshold"),
-    [("sum_squares", 70.0), ("mean_squares", 1.0), ("neg_sum_squares", -70.0), ("neg_mean_squares", -1.0)],
+    [
+        ("sum_squares", 70.0),
+        ("mean_squares", 1.0),
+        ("neg_sum_squares", -70.0),
+        ("neg_mean_squares", -1.0),
+        ("sum", 70.0),
+        ("mean", 1.0),
+    ],
 )
 def test_automatic_threshold_is_the_width_for_sums_and_one_for_means(name, threshold):
     assert GOODNESSES[name].default_threshold(70) == pytest.approx(threshold)
