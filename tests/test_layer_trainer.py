@@ -100,7 +100,7 @@ CASES = {
     "inject, quiet positives": {"objective__goodness": "neg_mean_squares", "objective__name": "pairwise"},
     "inject, perturbed": {"objective__perturbation": 0.1},
     "hinton, perturbed": {"recipe": "hinton", "objective__perturbation": 0.1},
-    "inject, mean": {"objective__goodness": "mean"},
+    "inject, mean": {"objective__goodness": "mean", "objective__name": "logistic"},
     "hinton, pairwise, 3 negatives": {
         "recipe": "hinton",
         "objective__name": "pairwise",
