@@ -55,10 +55,12 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class LabelsConfig:
-    """How the label reaches a layer."""
+    """How labels and a layer meet."""
 
-    method: str = _limit("injection", choices=("injection", "overlay"))
-    embedding_std: float = _limit(1.0, above=0.0)  # injection: U ~ N(0, std^2)
+    # injection and overlay show a layer the true and K wrong labels; groups and classifier read the goodness of every
+    # label off one label-free pass, without negatives.
+    method: str = _limit("injection", choices=("injection", "overlay", "groups", "classifier"))
+    embedding_std: float = _limit(1.0, above=0.0)  # injection, classifier: each label's row ~ N(0, std^2)
 
 
 @dataclass(frozen=True)

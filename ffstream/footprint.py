@@ -305,13 +305,13 @@ class _PaperWork:
             order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
         else:
             order = torch.empty(size, dtype=torch.int64, device=PAPER)
-        shape = (num_samples, 1 + self._config.negatives.per_step)
+        shape = (num_samples, self._method.num_candidates)
         return order[:size], torch.empty(shape, dtype=torch.int64, device=PAPER)
 
 
 def goodness_bytes(method: LabelMethod, layouts: Mapping[str, CacheLayout], num_classes: int) -> dict[str, int]:
     """Bytes, for each split, of one number for each label of a sample, or for all that a candidate may be."""
-    values = {"train": num_classes if method.uses_embedding else layouts["train"].num_rows}
+    values = {"train": num_classes if method.shares_row else layouts["train"].num_rows}
     return {name: 4 * layout.num_samples * values.get(name, num_classes) for name, layout in layouts.items()}
 
 

@@ -1,4 +1,4 @@
-"""How the label reaches a layer: by overlay on the input, or by injection into every layer.
+"""How labels and a layer meet: by overlay on the input, by injection into every layer, or at its output alone.
 
 A label method decides which rows the cache holds for a sample, which of them a step reads, and how the goodness of all
 C labels is read off. Rows have shape (samples, rows a sample, features).
@@ -6,24 +6,30 @@ C labels is read off. Rows have shape (samples, rows a sample, features).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ffstream.config import Config
 from ffstream.errors import ConfigError
-from ffstream.goodness import Goodness
+from ffstream.goodness import GOODNESSES, Goodness, LinearGoodness
 from ffstream.layers import Layer
 from ffstream.negatives import NEGATIVE_SAMPLERS, NegativeSampler, distinct_offsets
 from ffstream.normalisation import length_normalise
+from ffstream.registry import Registry
 from ffstream.workspace import Workspace
 
 
 class LabelMethod(ABC):
-    """How the label reaches a layer. `images` are (n, features), scaled to at most 1; `labels` are (n,) int64."""
+    """How labels and a layer meet. `images` are (n, features), scaled to at most 1; `labels` are (n,) int64."""
 
-    uses_embedding: bool
+    uses_embedding: bool  # of labels, a parameter of every layer
+    shares_row: bool  # candidates are labels, and share one label-free row
+    num_groups: int = 1  # of units, each of which makes a goodness
+    num_candidates: int  # of a sample in a step, 1 + K
     num_training_rows: int  # a sample, in the training cache
     num_sweep_rows: int  # a sample, in a cache that all labels are read off
 
@@ -51,13 +57,31 @@ class LabelMethod(ABC):
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
-        """Activities of each candidate, 1 + K tensors (n, num_units). May reuse the memory of `preactivations`."""
+        """What goodness is measured on, first the activities (n, num_units) of the positive, or of all candidates.
+
+        May reuse the memory of `preactivations`.
+        """
 
     @abstractmethod
-    def collect(
-        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
+    def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
+        """Goodness of each candidate, (n, 1 + K), from what `activities` gave."""
+
+    @abstractmethod
+    def differentiate(
+        self,
+        layer: Layer,
+        goodness: Goodness,
+        activities: list[Tensor],
+        candidates: Tensor,
+        upstream: Tensor,
+        pull: Tensor | None,
+        workspace: Workspace,
     ) -> tuple[Tensor, Tensor | None]:
-        """dL/dpreactivations from that of each candidate, and that of the label embedding where there is one."""
+        """dL/dpreactivations, and that of the label embedding where there is one.
+
+        `upstream` is dL/dgoodness, (n, 1 + K); `pull`, (num_units,), is added for every sample's first activities. May
+        reuse the memory of `activities`, which `measure` has read.
+        """
 
     @abstractmethod
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
@@ -68,17 +92,42 @@ class LabelMethod(ABC):
         """
 
 
-class LabelInjection(LabelMethod):
-    """h = relu(W x + b + U[label]) at every layer: one label-free row a sample, candidates are labels."""
+class _ShownLabels(LabelMethod):
+    """A layer is shown each candidate, and has activities for it."""
 
-    uses_embedding = True
+    def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
+        """Goodness of each candidate's activities."""
+        return torch.stack([goodness.value(h) for h in activities], dim=1)
+
+    def differentiate(
+        self,
+        layer: Layer,
+        goodness: Goodness,
+        activities: list[Tensor],
+        candidates: Tensor,
+        upstream: Tensor,
+        pull: Tensor | None,
+        workspace: Workspace,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Through each candidate's activities."""
+        gradients = [goodness.gradient_(h, g) for h, g in zip(activities, upstream.unbind(1), strict=True)]
+        if pull is not None:
+            gradients[0] += pull
+        return self.collect(gradients, candidates, workspace)
+
+    @abstractmethod
+    def collect(
+        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
+        """dL/dpreactivations from that of each candidate, and that of the label embedding where there is one."""
+
+
+class _LabelFreeRows(LabelMethod):
+    """One label-free row a sample."""
+
+    shares_row = True
     num_training_rows = 1
     num_sweep_rows = 1
-
-    def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int) -> None:
-        self._num_classes = num_classes
-        self._sampler = sampler
-        self._num_negatives = num_negatives
 
     def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The normalised image: (n, 1, features)."""
@@ -92,14 +141,26 @@ class LabelInjection(LabelMethod):
         """The normalised image: (n, 1, features)."""
         return self.sweep_rows(images)
 
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
+        """One row a sample: (n, features), shared by all candidates."""
+        return _take_rows(block, index, workspace)
+
+
+class LabelInjection(_ShownLabels, _LabelFreeRows):
+    """h = relu(W x + b + U[label]) at every layer: one label-free row a sample, candidates are labels."""
+
+    uses_embedding = True
+
+    def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int) -> None:
+        self._num_classes = num_classes
+        self._sampler = sampler
+        self._num_negatives = num_negatives
+        self.num_candidates = 1 + num_negatives
+
     def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Labels, the true one first: (n, 1 + K)."""
         wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
         return torch.cat([labels.unsqueeze(1), wrong], dim=1)
-
-    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
-        """One row a sample: (n, features), shared by all candidates."""
-        return _take_rows(block, index, workspace)
 
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
@@ -138,19 +199,21 @@ class LabelInjection(LabelMethod):
         return torch.stack([goodness.value(h) for h in activities], dim=1)
 
 
-class LabelOverlay(LabelMethod):
+class LabelOverlay(_ShownLabels):
     """The label replaces the first C features of the image (Hinton 2022, section 3.3); candidates are cached rows.
 
     With all wrong labels cached, row c of a sample carries label c; with R of them, row 0 carries the true label.
     """
 
     uses_embedding = False
+    shares_row = False
 
     def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int, num_cached: int) -> None:
         self._num_classes = num_classes
         self._sampler = sampler
         self._num_negatives = num_negatives
         self._num_cached = num_cached
+        self.num_candidates = 1 + num_negatives
         self.num_training_rows = 1 + num_cached
         self.num_sweep_rows = num_classes
 
@@ -214,8 +277,192 @@ class LabelOverlay(LabelMethod):
         return length_normalise(rows)
 
 
+class _ReadLabels(_LabelFreeRows):
+    """Every label has a goodness of its own in one label-free pass: candidates are all labels, the true one first.
+
+    No negatives are drawn.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        self.num_candidates = num_classes
+
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The true label, and the others in their order from there: (n, num_classes)."""
+        return (labels.unsqueeze(1) + torch.arange(self._num_classes)) % self._num_classes
+
+    def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
+        """Goodness of every label, in the order of the candidates."""
+        return self._read(layer, goodness, activities).gather(1, candidates)
+
+    def differentiate(
+        self,
+        layer: Layer,
+        goodness: Goodness,
+        activities: list[Tensor],
+        candidates: Tensor,
+        upstream: Tensor,
+        pull: Tensor | None,
+        workspace: Workspace,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Through the activities that all candidates share."""
+        by_label = torch.empty_like(upstream).scatter_(1, candidates, upstream)  # each place once
+        gradient, embedding_gradient = self._differentiate(layer, goodness, activities, by_label, workspace)
+        if pull is not None:
+            gradient += pull
+        return gradient, embedding_gradient
+
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
+        """Every label's goodness from one matrix product."""
+        overwritten = preactivations if layer.workspace is not None else preactivations.clone()
+        activities = self._split(layer, overwritten.relu_(), layer.workspace or Workspace(preactivations.device))
+        return self._read(layer, goodness, activities)
+
+    def activities(
+        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
+    ) -> list[Tensor]:
+        """relu(z), in place, and what else goodness is read off."""
+        return self._split(layer, preactivations.relu_(), workspace)
+
+    @abstractmethod
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace) -> list[Tensor]:
+        """The activities (n, num_units), and what else goodness is read off."""
+
+    @abstractmethod
+    def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
+        """Goodness of every label, (n, num_classes), from what `_split` gave."""
+
+    @abstractmethod
+    def _differentiate(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients, from those of the goodness of every label (n, num_classes)."""
+
+
+class LabelGroups(_ReadLabels):
+    """Unit u belongs to class u mod C; the goodness of a label is that of its units (CwComp, Papachristodoulou 2024).
+
+    Groups differ by one unit at most. A mean is over num_units / C, so that tiles add up to the layer; every tile has
+    its part of each group.
+    """
+
+    uses_embedding = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.num_groups = num_classes
+
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace) -> list[Tensor]:
+        """The activities, and copies of them by group: of those that have one unit more, and of the others.
+
+        The copies are (n, groups, units), as goodness wants the units of a group side by side.
+        """
+        found = [activities]
+        room = workspace.take("activities", (activities.numel(),), activities.dtype)
+        for groups, rows in self._pieces(activities):
+            num_units = sum(piece.shape[1] for piece in rows)
+            shape = (len(activities), groups.stop - groups.start, num_units)
+            part, room = room[: math.prod(shape)].view(shape), room[math.prod(shape) :]
+            for piece, place in _aligned(rows, part):
+                place.copy_(piece)
+            found.append(part)
+        return found
+
+    def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
+        parts = [
+            goodness.value(part.flatten(0, 1)).view(part.shape[:2]) * self._weight(layer, goodness, part)
+            for part in activities[1:]
+        ]
+        missing = self._num_classes - sum(part.shape[1] for part in parts)  # of a tile of fewer units than classes
+        if missing:
+            parts.append(parts[0].new_zeros(len(parts[0]), missing))
+        return torch.cat(parts, dim=1).roll(layer.first_unit, dims=1)
+
+    def _differentiate(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
+        """Into the memory of the activities."""
+        gradient, *parts = activities
+        by_group = upstream.roll(-layer.first_unit, dims=1)
+        for (groups, rows), part in zip(self._pieces(gradient), parts, strict=True):
+            of_part = (by_group[:, groups] * self._weight(layer, goodness, part)).flatten()
+            found = goodness.gradient_(part.flatten(0, 1), of_part).view(part.shape)
+            for piece, place in _aligned(rows, found):
+                piece.copy_(place)
+        return gradient, None
+
+    def _pieces(self, activities: Tensor) -> list[tuple[slice, list[Tensor]]]:
+        """Groups of as many units each, with views (n, units, groups) that are theirs. Groups of no unit are left out.
+
+        Counted from the first unit of the tile: its group is the first.
+        """
+        num_units, num_groups = activities.shape[1], self._num_classes
+        least, num_larger = divmod(num_units, num_groups)
+        found = []
+        whole = activities[:, : least * num_groups].unflatten(1, (least, num_groups)) if least else None
+        if num_larger:
+            rest = activities[:, least * num_groups :].unsqueeze(1)
+            rows = [whole[:, :, :num_larger], rest] if whole is not None else [rest]
+            found.append((slice(0, num_larger), rows))
+        if whole is not None:
+            found.append((slice(num_larger, num_groups), [whole[:, :, num_larger:]]))
+        return found
+
+    def _weight(self, layer: Layer, goodness: Goodness, part: Tensor) -> float:
+        """By what the value of a group is multiplied: a mean is over as many units as groups have on average."""
+        return goodness.weight(part.shape[2] * self._num_classes, layer.num_units)
+
+
+class LabelClassifier(_ReadLabels):
+    """The goodness of label c is the activities' product with M[c], learnt with the layer (Mono-Forward, Gong 2025).
+
+    A local classifier, as in Nokland and Eidnes 2019 (prediction loss). M is the layer's label embedding; the goodness
+    is a sum or a mean over units of h * M[c].
+    """
+
+    uses_embedding = True
+
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace) -> list[Tensor]:
+        return [activities]
+
+    def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
+        return (activities[0] @ _embedding(layer).t()).mul_(_factor(layer, goodness))
+
+    def _differentiate(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
+        """dz = (g M) where the ReLU is open, dM = g^T h, with g the gradient of the products."""
+        (activity,), embedding = activities, _embedding(layer)
+        upstream = upstream * _factor(layer, goodness)
+        room = workspace.take("embedding gradient", tuple(embedding.shape), embedding.dtype)
+        embedding_gradient = torch.mm(upstream.t(), activity, out=room)
+        back = workspace.take("activities", tuple(activity.shape), activity.dtype)
+        return activity.sign_().mul_(torch.mm(upstream, embedding, out=back)), embedding_gradient
+
+
+LABEL_METHODS: Registry[type[LabelMethod]] = Registry("label method")
+LABEL_METHODS.register("injection", LabelInjection)
+LABEL_METHODS.register("overlay", LabelOverlay)
+LABEL_METHODS.register("groups", LabelGroups)
+LABEL_METHODS.register("classifier", LabelClassifier)
+
+
 def make_label_method(config: Config, num_classes: int, num_features: int) -> LabelMethod:
     """The label method of a configuration. Raises ConfigError when it does not fit the data."""
+    if config.labels.method == "groups":
+        if num_classes > config.width:
+            raise ConfigError(
+                f"config width: found {config.width}, allowed {num_classes} or more with labels.method=groups, which "
+                "gives units to each class"
+            )
+        return LabelGroups(num_classes)
+    if config.labels.method == "classifier":
+        if not isinstance(GOODNESSES[config.objective.goodness], LinearGoodness):
+            raise ConfigError(
+                f"config objective.goodness: found {config.objective.goodness!r}, allowed mean or sum with "
+                "labels.method=classifier, whose goodness is a product of activities and learnt weights"
+            )
+        return LabelClassifier(num_classes)
     sampler = NEGATIVE_SAMPLERS[config.negatives.sampler]
     num_wrong = num_classes - 1
     num_negatives = config.negatives.per_step
@@ -246,7 +493,20 @@ def _take_rows(block: Tensor, rows: Tensor, workspace: Workspace) -> Tensor:
     return torch.index_select(block.flatten(0, 1), 0, rows, out=taken)
 
 
+def _aligned(rows: list[Tensor], part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces (n, units, groups), each with its units of `part`, (n, groups, all their units)."""
+    places = part.transpose(1, 2).split([piece.shape[1] for piece in rows], dim=1)
+    return zip(rows, places, strict=True)
+
+
+def _factor(layer: Layer, goodness: Goodness) -> float:
+    assert isinstance(goodness, LinearGoodness), "make_label_method sees to it"
+    return goodness.factor(layer.num_units)
+
+
 def _embedding(layer: Layer) -> Tensor:
     if layer.label_embedding is None:
-        raise ConfigError(f"label injection needs a layer with a label embedding, found {type(layer).__name__} without")
+        raise ConfigError(
+            f"this label method needs a layer with a label embedding, found {type(layer).__name__} without"
+        )
     return layer.label_embedding.detach()

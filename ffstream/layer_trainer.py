@@ -110,13 +110,16 @@ class LayerTrainer:
         self._objective = OBJECTIVES[config.objective.name]
         num_so_far, num_in_tile = units.stop if units is not None else layer.num_units, config.num_in_tile
         self._weight = self._goodness.weight(layer.num_units, num_in_tile)
-        whole = self._goodness.default_threshold(config.width)
-        threshold = self._goodness.default_threshold(num_so_far) * self._goodness.weight(num_so_far, num_in_tile)
+        whole = self._default_threshold(config.width)
+        threshold = self._default_threshold(num_so_far) * self._goodness.weight(num_so_far, num_in_tile)
         if not isinstance(config.objective.threshold, str):
             threshold = config.objective.threshold * (threshold / whole if whole else 1.0)
         self._threshold = threshold
         assert isinstance(config.batch, int), "batch is resolved before training"
         self._batch = config.batch
+
+    def _default_threshold(self, num_units: int) -> float:
+        return self._goodness.default_threshold(max(num_units // self._method.num_groups, 1))
 
     def train_epoch(
         self,
@@ -243,28 +246,26 @@ class LayerTrainer:
         """
         rows, activities, goodness = self.forward(part.block, part.index, part.candidates, generator)
         if self._config.objective.perturbation:
-            _, gradients = self._differentiate_goodness(activities, goodness, part, num_samples)
-            gradient, _ = self._method.collect(gradients, part.candidates, self._workspace)
+            _, gradient, _ = self._differentiate_goodness(activities, goodness, part, num_samples)
             self._perturb_(rows, gradient)
             activities, goodness = self.read_goodness(rows, part.candidates)
-        peer_gradient = None
+        pull = None
         if self._config.objective.peer_normalisation:
-            peer_gradient = self._peer_gradient(activities[0], len(part.index) / num_samples)
-        figures, gradients = self._differentiate_goodness(activities, goodness, part, num_samples)
-        if peer_gradient is not None:
-            gradients[0] += peer_gradient / num_samples
-        gradient, embedding_gradient = self._method.collect(gradients, part.candidates, self._workspace)
+            pull = self._peer_gradient(activities[0], len(part.index) / num_samples) / num_samples
+        figures, gradient, embedding_gradient = self._differentiate_goodness(
+            activities, goodness, part, num_samples, pull
+        )
         found = self.layer.gradients(rows, gradient)
         if embedding_gradient is not None:
             found = itertools.chain(found, [("label_embedding", slice(None), embedding_gradient)])
         return figures, found
 
     def _differentiate_goodness(
-        self, activities: list[Tensor], goodness: Tensor, part: MicroBatch, num_samples: int
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Figures of a batch, or of a part of it, and the gradient of its mean loss by each candidate's preactivations.
+        self, activities: list[Tensor], goodness: Tensor, part: MicroBatch, num_samples: int, pull: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Figures of a batch, or of a part of it; the gradient of its mean loss by preactivations and by the embedding.
 
-        These take the place of the activities.
+        `pull` (num_units,) is added for the positive. The gradient takes the place of the activities.
         """
         scale = self._config.objective.scale
         if part.others is not None:
@@ -274,7 +275,9 @@ class LayerTrainer:
         wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
         figures = torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
         upstream = upstream * (scale * self._weight / num_samples)  # of the mean loss with respect to the goodness
-        return figures, [self._goodness.gradient_(h, g) for h, g in zip(activities, upstream.unbind(1), strict=True)]
+        return figures, *self._method.differentiate(
+            self.layer, self._goodness, activities, part.candidates, upstream, pull, self._workspace
+        )
 
     def _perturb_(self, rows: Tensor, gradient: Tensor) -> None:
         """Move each feature a little in the direction that raises the loss (Goodfellow, Shlens and Szegedy 2015, 4).
@@ -302,7 +305,7 @@ class LayerTrainer:
     def forward(
         self, block: Tensor, index: Tensor, candidates: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The rows that are multiplied by the weights, each candidate's activities, and their goodness (n, 1 + K)."""
+        """The rows that are multiplied by the weights, what goodness is measured on, and it (n, 1 + K)."""
         rows = self._method.select(block, index, candidates, self._workspace)
         if self._config.network.dropout:
             shared = candidates.shape[1] if len(rows) != len(index) else 1
@@ -313,7 +316,7 @@ class LayerTrainer:
         """Each candidate's activities, and their goodness (n, 1 + K), from the rows of a step."""
         preactivations = self.layer.preactivations(rows)
         activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
-        goodness = torch.stack([self._goodness.value(h) for h in activities], dim=1)
+        goodness = self._method.measure(self.layer, self._goodness, activities, candidates)
         if self._weight != 1.0:
             goodness *= self._weight
         return activities, goodness

@@ -11,6 +11,7 @@ from ffstream import seeding
 from ffstream.config import Config
 from ffstream.errors import ConfigError
 from ffstream.goodness import GOODNESSES
+from ffstream.labels import LABEL_METHODS
 from ffstream.layers import LAYER_KINDS, Layer, cut_units
 from ffstream.normalisation import length_normalise, length_normalise_
 from ffstream.workspace import Workspace
@@ -63,7 +64,8 @@ def make_layer(config: Config, spec: LayerSpec, num_classes: int, units: slice) 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     num_units = units.stop - units.start
     layer = LAYER_KINDS[config.network.kind](spec.in_features, num_units, dtype)
-    if config.labels.method == "injection":
+    layer.first_unit = units.start
+    if LABEL_METHODS[config.labels.method].uses_embedding:
         layer.label_embedding = torch.nn.Parameter(torch.empty(num_classes, num_units))
     return layer
 

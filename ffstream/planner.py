@@ -314,7 +314,7 @@ def _layer_plans(
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
             if tier is not None:
-                used = 1 if method.uses_embedding else 1 + config.negatives.per_step  # rows of a sample, in a step
+                used = 1 if method.shares_row else method.num_candidates  # rows of a sample, in a step
                 loaded_bytes = layouts["train"].dtype.itemsize * layouts["train"].num_rows / used
                 hiding_units = loaded_bytes * rates.flops_per_s / (4 * rates.loaded_bytes_per_s[tier])
         plans.append(

@@ -233,7 +233,7 @@ def measure_kernels(
 def _step_rows(config: Config, method: LabelMethod, layout: CacheLayout) -> set[int]:
     """The numbers of rows that occur in the products of training."""
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
-    rows_a_sample = 1 if method.uses_embedding else 1 + config.negatives.per_step
+    rows_a_sample = 1 if method.shares_row else method.num_candidates
     parts = [(size, min(config.num_micro_batches, size)) for size in layout.batch_sizes(config.batch)]
     return {rows_a_sample * size for count, num in parts for size in (count // num, -(-count // num))}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -16,7 +18,11 @@ METHODS = {
     "injection": {},
     "overlay": {"labels.method": "overlay"},
     "overlay of two": {"labels.method": "overlay", "negatives.per_sample": 2, "negatives.per_step": 2},
+    "groups": {"labels.method": "groups"},
+    "groups of one unit": {"labels.method": "groups", "width": 5},
+    "classifier": {"labels.method": "classifier", "objective.goodness": "mean"},
 }
+READ = ["groups", "groups of one unit", "classifier"]  # candidates are all labels
 
 
 def workspace():
@@ -75,47 +81,129 @@ def test_overlay_leaves_the_other_features_in_proportion():
     torch.testing.assert_close(ratio, ratio[:, :, :1].expand_as(ratio))
 
 
+def spell_out(name, layer, goodness, preactivations, candidates):
+    """Goodness of each candidate, (n, 1 + K), by the definition of each method; differentiable."""
+    columns = candidates.unbind(1)
+    if name == "injection":
+        hidden = [torch.relu(preactivations + layer.label_embedding[column]) for column in columns]
+        return torch.stack([goodness.value(h) for h in hidden], dim=1)
+    if name.startswith("overlay"):
+        return torch.stack([goodness.value(torch.relu(part)) for part in preactivations.chunk(len(columns))], dim=1)
+    h = torch.relu(preactivations)
+    if name == "classifier":
+        by_label = [goodness.value(h * row) for row in layer.label_embedding]
+    else:
+        groups = [h[:, (label - layer.first_unit) % NUM_CLASSES :: NUM_CLASSES] for label in range(NUM_CLASSES)]
+        share = layer.num_units / NUM_CLASSES
+        by_label = [
+            goodness.value(group) * goodness.weight(group.shape[1], share) if group.shape[1] else torch.zeros(len(h))
+            for group in groups
+        ]
+    return torch.stack(by_label, dim=1).gather(1, candidates)
+
+
+@pytest.mark.parametrize("goodness_name", ["sum_squares", "neg_mean_squares", "sum", "mean"])
+@pytest.mark.parametrize(("first_unit", "num_units"), [(0, 7), (0, 10), (3, 12), (5, 4), (6, 1)])
 @pytest.mark.parametrize("name", METHODS)
-def test_collected_gradient_equals_autograd(name):
-    method, layer = make(name)
+def test_goodness_and_gradients_are_those_of_the_definition(name, first_unit, num_units, goodness_name):
+    if name == "classifier" and "squares" in goodness_name:
+        return  # refused, see below
+    method, _ = make(name)
+    config = ff.Config().override({"width": 30} | METHODS[name])
+    units = slice(first_unit, first_unit + num_units)
+    layer = build_layer(config, compute_layer_specs(config, NUM_FEATURES)[0], NUM_CLASSES, units).double()
+    layer.compute_dtype = torch.float64
+    goodness = GOODNESSES[goodness_name]
     images, labels, generator = draw()
-    block = method.training_rows(images, labels, generator)
+    block = method.training_rows(images.double(), labels, generator)
     candidates = method.draw_candidates(labels, generator)
-    index = torch.arange(NUM_SAMPLES)
-    rows = method.select(block, index, candidates, workspace())
-    upstream = torch.randn(NUM_SAMPLES, 3, generator=generator)
-    goodness = GOODNESSES["sum_squares"]
+    assert candidates.shape == (NUM_SAMPLES, method.num_candidates)
+    rows = method.select(block, torch.arange(NUM_SAMPLES), candidates, workspace())
+    upstream = torch.randn(NUM_SAMPLES, method.num_candidates, generator=generator, dtype=torch.float64)
+    pull = torch.randn(num_units, generator=generator, dtype=torch.float64)
 
     leaf = layer.preactivations(rows).detach().requires_grad_()
-    if layer.label_embedding is not None:
-        hidden = [torch.relu(leaf + layer.label_embedding[column]) for column in candidates.unbind(1)]
-    else:
-        hidden = [torch.relu(part) for part in leaf.chunk(3)]
-    total = sum((goodness.value(h) * u).sum() for h, u in zip(hidden, upstream.unbind(1), strict=True))
-    total.backward()
+    expected = spell_out(name, layer, goodness, leaf, candidates)
+    ((expected * upstream).sum() + (leaf[:NUM_SAMPLES] * pull).sum()).backward()
 
+    room = workspace()
     with torch.no_grad():
-        activities = method.activities(layer, leaf.detach().clone(), candidates, workspace())
-        gradients = [goodness.gradient_(h, u) for h, u in zip(activities, upstream.unbind(1), strict=True)]
-        gradient, embedding_gradient = method.collect(gradients, candidates, workspace())
+        activities = method.activities(layer, leaf.detach().clone(), candidates, room)
+        torch.testing.assert_close(activities[0].mean(0), positive_mean(name, layer, leaf, candidates))
+        torch.testing.assert_close(method.measure(layer, goodness, activities, candidates), expected)
+        gradient, embedding_gradient = method.differentiate(
+            layer, goodness, activities, candidates, upstream, pull, room
+        )
     torch.testing.assert_close(gradient, leaf.grad)
-    assert (embedding_gradient is None) == (layer.label_embedding is None)
+    assert (embedding_gradient is None) == (layer.label_embedding is None) == (not method.uses_embedding)
+    if name == "injection":
+        layer.label_embedding.grad.index_add_(0, candidates[:, 0], pull.expand(NUM_SAMPLES, -1))
     if embedding_gradient is not None:
         torch.testing.assert_close(embedding_gradient, layer.label_embedding.grad)
 
 
+def positive_mean(name, layer, preactivations, candidates):
+    """Mean activities that peer normalisation reads: of the positives, or of the one label-free pass."""
+    z = preactivations[:NUM_SAMPLES].detach()
+    return torch.relu(z + layer.label_embedding[candidates[:, 0]] if name == "injection" else z).mean(0).detach()
+
+
+@pytest.mark.parametrize("room", [False, True])
 @pytest.mark.parametrize("name", METHODS)
-def test_sweep_equals_one_label_at_a_time(name):
+def test_sweep_equals_one_label_at_a_time(name, room):
     method, layer = make(name)
     images, _, _ = draw()
     rows = method.sweep_rows(images)
-    goodness = GOODNESSES["mean_squares"]
+    goodness = GOODNESSES["mean" if name == "classifier" else "mean_squares"]
     with torch.no_grad():
-        found = method.sweep(layer, goodness, layer.preactivations(rows.flatten(0, 1)), len(rows))
-        for label in range(NUM_CLASSES):
-            row = rows[:, 0] if method.num_sweep_rows == 1 else rows[:, label]
-            expected = goodness.value(layer(row, label if method.uses_embedding else None))
-            torch.testing.assert_close(found[:, label], expected)
+        preactivations = layer.preactivations(rows.flatten(0, 1))
+        if name in READ:
+            every = torch.arange(NUM_CLASSES).expand(NUM_SAMPLES, -1)
+            expected = spell_out(name, layer, goodness, preactivations, every)
+        else:
+            shown = [rows[:, 0] if method.num_sweep_rows == 1 else rows[:, label] for label in range(NUM_CLASSES)]
+            labels = [label if method.uses_embedding else None for label in range(NUM_CLASSES)]
+            expected = torch.stack(
+                [goodness.value(layer(row, label)) for row, label in zip(shown, labels, strict=True)], dim=1
+            )
+        layer.workspace = workspace() if room else None
+        kept = preactivations.clone()
+        torch.testing.assert_close(method.sweep(layer, goodness, preactivations, len(rows)), expected)
+        assert room or torch.equal(preactivations, kept)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_all_labels_are_candidates_and_the_true_one_comes_first(name):
+    method, _ = make(name)
+    _, labels, generator = draw()
+    state = generator.get_state()
+    candidates = method.draw_candidates(labels, generator)
+    assert torch.equal(candidates[:, 0], labels)
+    assert torch.equal(candidates.sort(dim=1).values, torch.arange(NUM_CLASSES).expand(NUM_SAMPLES, -1))
+    assert torch.equal(generator.get_state(), state)  # nothing is drawn
+
+
+@pytest.mark.parametrize("name", READ)
+def test_few_classes_need_no_setting_of_negatives(name):
+    assert make_label_method(ff.Config().override(METHODS[name]), 2, 3).num_candidates == 2
+
+
+@pytest.mark.parametrize("cuts", [[0, 30], [0, 10, 20, 30], [0, 7, 12, 30], [0, 3, 28, 30]])
+@pytest.mark.parametrize("name", ["groups", "classifier"])
+@pytest.mark.parametrize("goodness_name", ["sum", "mean"])
+def test_tiles_add_up_to_the_layer(name, cuts, goodness_name):
+    config = ff.Config().override({"width": 30, "precision": "fp32"} | METHODS[name])
+    spec, goodness = compute_layer_specs(config, NUM_FEATURES)[0], GOODNESSES[goodness_name]
+    method, layer = make_label_method(config, NUM_CLASSES, NUM_FEATURES), build_layer(config, spec, NUM_CLASSES)
+    z = layer.preactivations(draw()[0]).detach()
+    total = torch.zeros(NUM_SAMPLES, NUM_CLASSES)
+    for start, stop in itertools.pairwise(cuts):
+        tile = build_layer(config, spec, NUM_CLASSES, slice(start, stop))
+        if tile.label_embedding is not None:
+            tile.label_embedding.data = layer.label_embedding.data[:, start:stop]
+        found = method.sweep(tile, goodness, z[:, start:stop].contiguous(), NUM_SAMPLES)
+        total += found.detach() * goodness.weight(stop - start, 30)
+    torch.testing.assert_close(total, method.sweep(layer, goodness, z, NUM_SAMPLES).detach())
 
 
 @pytest.mark.parametrize(
@@ -125,6 +213,8 @@ def test_sweep_equals_one_label_at_a_time(name):
         ({"labels.method": "overlay"}, 4, "overlay needs a feature for each of the 5 classes, found 4"),
         ({"labels.method": "overlay", "negatives.per_sample": 1}, 12, r"per_sample: found 1, allowed 3"),
         ({"labels.method": "overlay", "negatives.per_sample": 9}, 12, r"per_sample: found 9"),
+        ({"labels.method": "groups", "width": 4}, 12, "width: found 4, allowed 5 or more with labels.method=groups"),
+        ({"labels.method": "classifier"}, 12, "goodness: found 'mean_squares', allowed mean or sum with labels.method"),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused(settings, num_features, message):
@@ -192,7 +282,7 @@ def test_select_takes_each_candidates_row_and_leaves_the_block_alone(name):
     index = torch.tensor([6, 1, 1, 4])
     candidates = method.draw_candidates(labels, generator)[index]
     rows = method.select(block, index, candidates, workspace())
-    if method.uses_embedding:
+    if method.shares_row:
         assert torch.equal(rows, block[index, 0])
     else:
         assert torch.equal(rows, torch.cat([block[index, column] for column in candidates.unbind(1)]))
@@ -209,15 +299,18 @@ def test_a_step_through_a_used_workspace_equals_one_through_a_fresh_one(name):
 
     def step(num_samples, room):
         index, drawn = torch.arange(num_samples), candidates[:num_samples]
+        goodness = GOODNESSES["mean" if name == "classifier" else "mean_squares"]
         with torch.no_grad():
             rows = method.select(block, index, drawn, room)
             activities = method.activities(layer, layer.preactivations(rows), drawn, room)
-            return [part for part in method.collect([2 * h for h in activities], drawn, room) if part is not None]
+            measured = method.measure(layer, goodness, activities, drawn)
+            found = method.differentiate(layer, goodness, activities, drawn, measured, None, room)
+            return [measured, *(part for part in found if part is not None)]
 
     used = workspace()
     step(NUM_SAMPLES, used)
     found, expected = step(3, used), step(3, workspace())
-    assert len(found) == len(expected) == 1 + method.uses_embedding
+    assert len(found) == len(expected) == 2 + method.uses_embedding
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 

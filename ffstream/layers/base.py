@@ -16,7 +16,8 @@ class Layer(nn.Module):
 
     A subclass makes its parameters in `initialise` and computes `preactivations` from them; with that alone it trains,
     `gradients` being autograd through this one layer. `label_embedding` (num_classes, num_units) is there when
-    labels are injected: the activities under label c are relu(preactivations + label_embedding[c]).
+    labels are injected, where the activities under label c are relu(preactivations + label_embedding[c]), or when the
+    goodness of label c is activities @ label_embedding[c].
 
     A kind sets `tileable` when a unit depends on its own part of each parameter and buffer alone, along `unit_axis`:
     then a layer of some of the units is a tile of the whole.
@@ -25,6 +26,8 @@ class Layer(nn.Module):
     tileable: ClassVar[bool] = False
 
     label_embedding: nn.Parameter | None
+
+    first_unit: int = 0  # of the whole layer's, where this is a tile
 
     # Buffers for a loop that is done with each result before it asks for the next; without, results are fresh.
     workspace: Workspace | None = None
@@ -50,7 +53,7 @@ class Layer(nn.Module):
 
     def draw_label_embedding(self, std: float, generator: torch.Generator) -> None:
         """Fill U ~ N(0, std^2), one row a class."""
-        assert self.label_embedding is not None, "it is there when labels are injected"
+        assert self.label_embedding is not None, "it is there when the label method uses it"
         with torch.no_grad():
             self.label_embedding.normal_(generator=generator).mul_(std)
 
