@@ -129,6 +129,19 @@ def test_planned_memory_is_what_a_run_takes(number, tmp_path):
     assert measured <= planned <= 1.1 * measured
 
 
+@pytest.mark.parametrize("recipe", ["grouped", "mono"])
+@pytest.mark.parametrize("goodness", ["mean", "sum"])
+@pytest.mark.parametrize(
+    ("number", "parts"), [(7, {}), (28, {}), (10, {"network.tile_units": 70}), (29, {"micro_batch": 11})]
+)
+def test_planned_memory_of_recipes_without_negatives_is_what_a_run_takes(recipe, goodness, number, parts, tmp_path):
+    config, num_features = draw_config(number)
+    method = ff.Config(recipe=recipe).labels.method
+    settings = {"labels.method": method, "objective.goodness": goodness, "objective.name": "cross_entropy"}
+    planned, measured = compare(config.override(settings | parts), num_features, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured
+
+
 @pytest.mark.parametrize("kind", ["objective", "goodness", "layer"])
 def test_parts_that_leave_their_gradient_to_autograd_are_planned_for(kind, tmp_path, monkeypatch):
     """What a user registers is planned for without a formula of its own."""

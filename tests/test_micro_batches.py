@@ -49,6 +49,8 @@ def take_steps(config, digits, dtype):
         {},
         {"objective__name": "logistic", "objective__goodness": "sum_squares", "objective__scale": 0.1},
         {"recipe": "hinton", "objective__peer_normalisation": 0.0, "optimiser__name": "sgd"},
+        {"recipe": "grouped"},
+        {"recipe": "mono"},
     ],
 )
 def test_a_step_in_parts_equals_the_step_at_once(settings, micro_batch, dtype, small_config, digits):
@@ -75,7 +77,7 @@ def test_micro_batches_as_large_as_the_batch_change_nothing(small_config, tmp_pa
     assert layer_digests(plain.path) == layer_digests(same.path)
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
 def test_a_run_in_parts_resumes_bitwise(recipe, small_config, tmp_path):
     config = small_config(recipe, micro_batch=10, network__tile_units=16)
     unbroken = ff.train(config, tmp_path / "unbroken")

@@ -21,6 +21,9 @@ RECIPES = {
     "inject": {},
     "inject skip": {"network__input_skip": True},
     "hinton": {"recipe": "hinton"},
+    "grouped": {"recipe": "grouped"},
+    "grouped, mean of activities": {"recipe": "grouped", "objective__goodness": "mean"},
+    "mono": {"recipe": "mono"},
     "hinton two negatives": {"recipe": "hinton", "negatives__per_sample": 3, "negatives__per_step": 2},
 }
 
@@ -69,7 +72,7 @@ def test_streamed_equals_resident_bitwise(name, small_config, tmp_path):
             assert torch.equal(mine, theirs), key
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_tier_trains_the_same_network(recipe, precision, small_config, tmp_path):
     found = {}
@@ -164,7 +167,7 @@ def test_where_the_disk_is_tight_two_caches_take_no_more_than_one_and_a_shard(sm
     assert max(found) <= cache_bytes + shard_bytes
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
 @pytest.mark.parametrize("epoch", range(9))
 def test_interrupted_after_any_epoch_resumes_bitwise(recipe, epoch, small_config, uninterrupted, tmp_path):
     config = small_config(recipe, cache__tier="disk")
