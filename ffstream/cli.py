@@ -54,7 +54,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Epochs a layer (20).")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step (auto).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (of the recipe).")] = None,
-    recipe: Annotated[str | None, typer.Option(help="inject or hinton (inject).")] = None,
+    recipe: Annotated[str | None, typer.Option(help="One that `ffstream recipes` shows (inject).")] = None,
     negatives_per_sample: Annotated[
         str | None, typer.Option(help="Overlay: wrong labels cached a sample, a number or all (all).")
     ] = None,
@@ -277,6 +277,22 @@ def profile(
     except ModuleNotFoundError:
         drawn = "no picture, as matplotlib is not installed; pip install 'ffstream[plot]', then the same command again"
     typer.echo(f"figures in {folder / 'profile.json'}, {drawn}", err=as_json)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """What can be chosen: recipes, label methods, objectives, goodnesses, negative samplers, layer kinds."""
+    from rich.console import Console
+
+    from ffstream.catalogue import read_catalogue
+    from ffstream.reporting import catalogue_tables
+
+    found = read_catalogue()
+    if as_json:
+        typer.echo(json.dumps(found.to_mapping(), indent=1))
+        return
+    for table in catalogue_tables(found):
+        Console().print(table)
 
 
 @app.callback(invoke_without_command=True)

@@ -65,7 +65,7 @@ class SquaredGoodness(Goodness):
 
 
 class LinearGoodness(Goodness):
-    """sum(h), or its mean over units (the mean: DeeperForward, Sun et al. 2025)."""
+    """sum(h), or its mean over units (DeeperForward, Sun et al. 2025)."""
 
     def __init__(self, *, mean: bool) -> None:
         self.over_units = "mean" if mean else "sum"
@@ -84,9 +84,9 @@ class LinearGoodness(Goodness):
 
 
 GOODNESSES: Registry[Goodness] = Registry("goodness")
-GOODNESSES.register("sum_squares", SquaredGoodness(mean=False, sign=1))
-GOODNESSES.register("mean_squares", SquaredGoodness(mean=True, sign=1))
-GOODNESSES.register("neg_sum_squares", SquaredGoodness(mean=False, sign=-1))
-GOODNESSES.register("neg_mean_squares", SquaredGoodness(mean=True, sign=-1))
-GOODNESSES.register("sum", LinearGoodness(mean=False))
-GOODNESSES.register("mean", LinearGoodness(mean=True))
+GOODNESSES.register("sum_squares", SquaredGoodness(mean=False, sign=1), "Sum of squared activities (Hinton 2022).")
+GOODNESSES.register("mean_squares", SquaredGoodness(mean=True, sign=1), "Mean of squared activities.")
+GOODNESSES.register("neg_sum_squares", SquaredGoodness(mean=False, sign=-1), "The same sum, low for positive samples.")
+GOODNESSES.register("neg_mean_squares", SquaredGoodness(mean=True, sign=-1), "The same mean, low for positive samples.")
+GOODNESSES.register("sum", LinearGoodness(mean=False), "Sum of activities.")
+GOODNESSES.register("mean", LinearGoodness(mean=True), "Mean of activities (DeeperForward, Sun et al. 2025).")

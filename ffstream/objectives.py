@@ -57,7 +57,7 @@ class Pairwise(Objective):
 
 
 class CrossEntropy(Objective):
-    """-log softmax over the true label and K sampled wrong ones, at the true label."""
+    """-log softmax over the true label and K wrong ones, which may be all, at the true label."""
 
     def loss(self, logits: Tensor) -> Tensor:
         """Loss of each sample: (n, 1 + K) -> (n,)."""

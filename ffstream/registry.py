@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -16,11 +17,18 @@ class Registry(Generic[T]):
     def __init__(self, noun: str) -> None:
         self._noun = noun
         self._parts: dict[str, T] = {}
+        self._descriptions: dict[str, str] = {}
 
-    def register(self, name: str, part: T) -> T:
-        """Make `part` known as `name`, replacing an earlier one."""
+    def register(self, name: str, part: T, description: str = "") -> T:
+        """Make `part` known as `name`, replacing an earlier one. `description`: a line, for what has no docstring."""
         self._parts[name] = part
+        self._descriptions[name] = description
         return part
+
+    def describe(self, name: str) -> str:
+        """The description of a part, else the first line of its docstring, which may be that of its class."""
+        own = inspect.getdoc(self[name]) or ""
+        return self._descriptions.get(name) or own.partition("\n")[0]
 
     def __getitem__(self, name: str) -> T:
         """Raises ConfigError, naming the nearest known name, when `name` is unknown."""

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ffstream.catalogue import Catalogue
 from ffstream.footprint import Footprint
 from ffstream.layer_trainer import EpochFigures
 from ffstream.memory_profile import METHODS, Point, Profile
@@ -266,3 +268,19 @@ def _describe_epoch(figures: EpochFigures) -> str:
 
 def _samples_per_s(figures: EpochFigures) -> str:
     return f"{figures.num_samples / max(figures.elapsed_s, 1e-9):,.0f}"
+
+
+def catalogue_tables(catalogue: Catalogue) -> list[Table]:
+    """Recipes with what they set, then for each setting what it may name."""
+    recipes = Table("recipe", "what it is", "what it sets", box=box.SIMPLE, title="--recipe")
+    for name, (line, sets) in catalogue.recipes.items():
+        recipes.add_row(
+            name, escape(line), "\n".join(f"{key}={value}" for key, value in sets.items()) or "(the defaults)"
+        )
+    tables = [recipes]
+    for setting, parts in catalogue.parts.items():
+        table = Table("name", "what it is", box=box.SIMPLE, title=f"--set {setting}=")
+        for name, line in parts.items():
+            table.add_row(name, escape(line))
+        tables.append(table)
+    return tables
