@@ -201,8 +201,7 @@ class _PaperWork:
             trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER, units)
             optimiser = ledger.live_bytes - before - weights
             kept = goodness_bytes(self._method, layouts, num_classes) if self._draws_on_device else {}
-            of_tiles = kept.get("train", 0) if tiled else 0
-            training, done = self._train(trainer, shards, layouts["train"], kernels, of_tiles)
+            training, done = self._train(trainer, shards, layouts["train"], kernels, kept.get("train", 0))
             buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
             del trainer
             self._workspace.clear()  # as the runner does
@@ -227,12 +226,12 @@ class _PaperWork:
         return terms, done
 
     def _train(
-        self, trainer: LayerTrainer, shards: dict[str, _Shard], layout: CacheLayout, kernels: KernelBytes, of_tiles: int
+        self, trainer: LayerTrainer, shards: dict[str, _Shard], layout: CacheLayout, kernels: KernelBytes, kept: int
     ) -> tuple[int, dict[str, Work]]:
         """The most bytes at once, and what is done in a step and in measuring.
 
-        `layout`: of the training cache. `of_tiles`: bytes of the goodness of the tiles so far, which that of one more
-        is added to.
+        `layout`: of the training cache. `kept`: bytes of goodness of the training samples, where the device has it: of
+        the tiles so far, which that of one more is added to, and of all, where negatives are drawn by it.
         """
         assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
         num_blocks = min(self._config.num_shards_in_batch, layout.num_shards)
@@ -241,17 +240,18 @@ class _PaperWork:
         labels = torch.zeros(len(block), dtype=torch.int64)
         generator = torch.Generator()
         goodness, tiled = GOODNESSES[self._config.objective.goodness], self._config.num_tiles > 1
+        of_tiles, of_all = (kept if wanted else 0 for wanted in (tiled, self._method.reads_goodness))
         peaks = []  # of moments that do not meet
         done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
-        measured = {"validation": "sweep"} | ({"train": "measure"} if tiled else {})
+        measured = {"validation": "sweep"} | ({"train": "measure"} if tiled or self._method.reads_goodness else {})
         totals = torch.zeros(4, device=PAPER)
         num_epochs = self._config.epochs * self._config.num_tiles
         for num_shards in (2, 1)[:num_epochs]:  # a second step, or epoch, finds all buffers there
             for _ in range(num_shards):
                 ledger.start_peak()
-                index, candidates = self._draw(labels, largest)
+                index, candidates = self._draw(labels, largest, kept // (4 * layout.num_samples))
                 others = torch.empty(candidates.shape, device=PAPER) if tiled else None
-                peaks.append(ledger.peak_bytes + of_tiles)
+                peaks.append(ledger.peak_bytes + of_tiles + of_all)
                 ledger.start_peak()
                 start = ledger.work
                 shown = candidates.index_select(0, index)
@@ -259,7 +259,7 @@ class _PaperWork:
                 batch = MicroBatch(block, index, shown, beside)
                 figures, left_out = self._step(trainer, batch, num_blocks, generator)
                 totals += figures
-                peaks.append(ledger.peak_bytes + kernels.in_steps + of_tiles)
+                peaks.append(ledger.peak_bytes + kernels.in_steps + of_tiles + of_all)
                 done["step"] = ledger.work - start + left_out
             for name in measured.keys() & shards.keys():
                 ledger.start_peak()
@@ -267,7 +267,7 @@ class _PaperWork:
                 rows, num_samples = shards[name].chunk, shards[name].num_samples
                 self._method.sweep(trainer.layer, goodness, trainer.layer.preactivations(rows), num_samples)
                 done[measured[name]] = ledger.work - start
-                peaks.append(ledger.peak_bytes + kernels.in_passes + (2 if name == "train" else 1) * of_tiles)
+                peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
         return max(peaks), done
 
     def _step(
@@ -294,14 +294,18 @@ class _PaperWork:
         for shard in shards.values():
             hand_on_chunks(layer, [(shard.chunk, shard.written)])
 
-    def _draw(self, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """A batch of so many samples of a shard, a view of their order, and the candidates of all of them."""
+    def _draw(self, labels: Tensor, size: int, num_values: int) -> tuple[Tensor, Tensor]:
+        """A batch of so many samples of a shard, a view of their order, and the candidates of all of them.
+
+        `num_values`: that a candidate may take.
+        """
         num_samples = len(labels)
         if self._draws_on_device:  # in truth: on paper it would be slower
             generator = torch.Generator()
             batches = compute_batches(num_samples, size, generator)
-            self._method.draw_candidates(labels, generator)
-            del batches
+            logits = torch.zeros(num_samples, num_values) if self._method.reads_goodness else None
+            self._method.draw_candidates(labels, generator, logits)
+            del batches, logits
             order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
         else:
             order = torch.empty(size, dtype=torch.int64, device=PAPER)

@@ -17,7 +17,7 @@ from ffstream.config import Config
 from ffstream.errors import ConfigError
 from ffstream.goodness import GOODNESSES, Goodness, LinearGoodness
 from ffstream.layers import Layer
-from ffstream.negatives import NEGATIVE_SAMPLERS, NegativeSampler, distinct_offsets
+from ffstream.negatives import NEGATIVE_SAMPLERS, InformedSampler, NegativeSampler, distinct_offsets
 from ffstream.normalisation import length_normalise
 from ffstream.registry import Registry
 from ffstream.workspace import Workspace
@@ -28,6 +28,7 @@ class LabelMethod(ABC):
 
     uses_embedding: bool  # of labels, a parameter of every layer
     shares_row: bool  # candidates are labels, and share one label-free row
+    reads_goodness: bool = False  # to draw negatives
     num_groups: int = 1  # of units, each of which makes a goodness
     num_candidates: int  # of a sample in a step, 1 + K
     num_training_rows: int  # a sample, in the training cache
@@ -46,8 +47,11 @@ class LabelMethod(ABC):
         """Rows that favour no label, for the softmax readout: (n, 1, features)."""
 
     @abstractmethod
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """The positive and K negatives of each sample, as this method counts them: (n, 1 + K) int64."""
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
+        """The positive and K negatives of each sample, as this method counts them: (n, 1 + K) int64.
+
+        `logits`, for a sampler that reads goodness: scale * goodness of all that a candidate may be, (n, values).
+        """
 
     @abstractmethod
     def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
@@ -154,12 +158,16 @@ class LabelInjection(_ShownLabels, _LabelFreeRows):
     def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int) -> None:
         self._num_classes = num_classes
         self._sampler = sampler
+        self.reads_goodness = isinstance(sampler, InformedSampler)
         self._num_negatives = num_negatives
         self.num_candidates = 1 + num_negatives
 
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
         """Labels, the true one first: (n, 1 + K)."""
-        wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
+        if logits is not None and isinstance(self._sampler, InformedSampler):
+            wrong = self._sampler.draw(labels, logits, self._num_negatives, generator)
+        else:
+            wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
         return torch.cat([labels.unsqueeze(1), wrong], dim=1)
 
     def activities(
@@ -211,6 +219,7 @@ class LabelOverlay(_ShownLabels):
     def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int, num_cached: int) -> None:
         self._num_classes = num_classes
         self._sampler = sampler
+        self.reads_goodness = isinstance(sampler, InformedSampler)
         self._num_negatives = num_negatives
         self._num_cached = num_cached
         self.num_candidates = 1 + num_negatives
@@ -239,13 +248,14 @@ class LabelOverlay(_ShownLabels):
         codes = torch.full((len(images), 1, self._num_classes), 1 / self._num_classes, dtype=images.dtype)
         return self._overlay(images, codes)
 
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
         """Rows of the sample, the positive one first: (n, 1 + K)."""
-        if self._caches_all:
-            positive = labels.unsqueeze(1)
+        positive = labels.unsqueeze(1) if self._caches_all else torch.zeros(len(labels), 1, dtype=torch.int64)
+        if logits is not None and isinstance(self._sampler, InformedSampler):
+            wrong = self._sampler.draw(positive.squeeze(1), logits, self._num_negatives, generator)
+        elif self._caches_all:
             wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
         else:
-            positive = torch.zeros(len(labels), 1, dtype=torch.int64)
             wrong = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)
         return torch.cat([positive, wrong], dim=1)
 
@@ -287,7 +297,7 @@ class _ReadLabels(_LabelFreeRows):
         self._num_classes = num_classes
         self.num_candidates = num_classes
 
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
         """The true label, and the others in their order from there: (n, num_classes)."""
         return (labels.unsqueeze(1) + torch.arange(self._num_classes)) % self._num_classes
 

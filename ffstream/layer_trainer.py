@@ -129,11 +129,13 @@ class LayerTrainer:
         epoch: int,
         on_tick: Callable[[EpochFigures], None] | None = None,
         others: Tensor | None = None,
+        goodness: Tensor | None = None,
     ) -> EpochFigures:
         """Visit every sample once, in the order that (seed, layer, epoch) decides.
 
         `labels` (num_samples,) are those of the samples of `cache`. The epochs of a layer are counted through its
         tiles. `others` is the goodness of the tiles before, for all that a candidate may be: (num_samples, values).
+        `goodness` is that of all tiles so far, this one included, for a sampler that reads it.
         Raises DivergedError when the loss is no longer finite.
         """
         start_s = last_tick_s = time.perf_counter()
@@ -143,7 +145,7 @@ class LayerTrainer:
         host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
         generator = seeding.generator(seed, self._index, epoch, "dropout", self._device)
         order = compute_shard_order(cache.layout, seed, self._index, epoch)
-        for num_in_batch, parts in self.load_batches(transfer, cache, order, labels, others, host_generator):
+        for num_in_batch, parts in self.load_batches(transfer, cache, order, labels, others, host_generator, goodness):
             progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
             factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
             totals += self.step(parts, num_in_batch, factor, generator)
@@ -169,6 +171,7 @@ class LayerTrainer:
         labels: Tensor,
         others: Tensor | None,
         generator: torch.Generator,
+        goodness: Tensor | None = None,
     ) -> Iterator[tuple[int, Iterator[MicroBatch]]]:
         """Yield every batch of an epoch: how many samples it has, and these as they are loaded.
 
@@ -179,7 +182,7 @@ class LayerTrainer:
             loaded = itertools.islice(blocks, len(group))
             samples = [cache.layout.shard_range(shard) for shard in group]
             parts = itertools.chain.from_iterable(
-                self._draw_batches(block, labels[part], others[part] if others is not None else None, generator)
+                self._draw_batches(block, labels[part], _part(others, part), generator, _part(goodness, part))
                 for part, (_, block) in zip(samples, loaded, strict=True)
             )
             if len(group) > 1:
@@ -188,11 +191,18 @@ class LayerTrainer:
                 yield from ((len(part.index), iter([part])) for part in parts)
 
     def _draw_batches(
-        self, block: Tensor, labels: Tensor, others: Tensor | None, generator: torch.Generator
+        self,
+        block: Tensor,
+        labels: Tensor,
+        others: Tensor | None,
+        generator: torch.Generator,
+        goodness: Tensor | None,
     ) -> Iterator[MicroBatch]:
         """The samples of a block in batches, with the candidates that this epoch shows them."""
         batches = compute_batches(len(block), self._batch, generator)
-        candidates = self._method.draw_candidates(labels, generator)
+        logits = goodness * self._config.objective.scale if goodness is not None else None
+        candidates = self._method.draw_candidates(labels, generator, logits)
+        del logits
         beside = others.gather(1, candidates).to(self._device) if others is not None else None
         candidates = candidates.to(self._device)
         for index in batches:
@@ -330,6 +340,10 @@ class LayerTrainer:
         objective, mean = self._config.objective, self.layer.mean_activity
         mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum**share)
         return (mean - mean.mean()) * objective.peer_normalisation
+
+
+def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return tensor[part] if tensor is not None else None
 
 
 def _figures(totals: Tensor, num_samples: int, elapsed_s: float) -> EpochFigures:

@@ -207,6 +207,7 @@ class _Planner:
         layouts = cache_layouts(config, self.method, self.data, self.data.num_features)
         kept = goodness_bytes(self.method, layouts, self.data.num_classes) if not on_cpu else {}
         copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # so far, of this tile, of all layers
+        copies["train"] += self.method.reads_goodness
         goodness = sum(copies[name] * size for name, size in kept.items())
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
         host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness)
@@ -306,11 +307,11 @@ def _layer_plans(
         read = sum(layout.num_bytes for layout in layouts.values())
         hands_on = spec.index + 1 < len(specs)
         num_tiles = config.num_tiles
-        measured = (num_tiles - 1) * layouts["train"].num_bytes  # for the next tile to build on
+        measured = _num_measurements(config, method) * layouts["train"].num_bytes
         read_bytes = read * (config.epochs * num_tiles + hands_on) + measured
         seconds = hiding_units = None
         if rates is not None:
-            work = _all_work(config, layer, layouts)
+            work = _all_work(config, method, layer, layouts)
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
             if tier is not None:
@@ -335,12 +336,18 @@ def _layer_plans(
     return plans
 
 
-def _all_work(config: Config, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
+def _num_measurements(config: Config, method: LabelMethod) -> int:
+    """Passes over a layer's training cache: for the next tile to build on, and for negatives to be drawn by."""
+    before_epochs = config.num_tiles * (config.epochs - 1) if method.reads_goodness else 0
+    return config.num_tiles - 1 + before_epochs
+
+
+def _all_work(config: Config, method: LabelMethod, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
     """Of training one layer, measuring it after every epoch and handing its output on; all tiles as the largest."""
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     train, num_epochs = layouts["train"], config.epochs * config.num_tiles
     work = layer.step * (num_epochs * -(-train.num_samples // config.batch))
-    work += layer.measure * ((config.num_tiles - 1) * -(-train.num_samples // chunk_samples(train.num_rows)))
+    work += layer.measure * (_num_measurements(config, method) * -(-train.num_samples // chunk_samples(train.num_rows)))
     if "validation" in layouts:
         validation = layouts["validation"]
         work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows)))

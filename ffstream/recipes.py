@@ -49,18 +49,21 @@ register_recipe(
 register_recipe(
     "grouped",
     {
+        "network.dropout": 0.25,
         "labels.method": "groups",
         "objective.goodness": "mean_squares",
         "objective.scale": 3.0,
     },
     "Units in a group for each class, cross-entropy over the groups' goodness, no negatives (CwComp, DeeperForward).",
 )
+# The paper's goodness is the sum; of the mean, the scale does not depend on the width.
 register_recipe(
     "mono",
     {
         "labels.method": "classifier",
         "objective.goodness": "mean",
-        "objective.scale": 10.0,
+        "objective.scale": 30.0,
+        "optimiser.learning_rate": 4e-3,
     },
     "A linear classifier learnt with each layer, cross-entropy over all labels, no negatives (Mono-Forward).",
 )

@@ -198,7 +198,12 @@ class Runner:
             self._observer.on_tick(number, epoch + 1, num_epochs, figures)
 
         cache, labels = self._caches.current[TRAIN], self._labels[TRAIN]
-        figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN))
+        before = so_far.get(TRAIN)
+        liked = before if self._method.reads_goodness else None  # by the layer before this epoch
+        if self._method.reads_goodness and epoch % self._config.epochs:
+            liked = self._add_tile(spec, trainer.layer, so_far, [TRAIN])[TRAIN]
+        figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, before, liked)
+        del liked
         goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
         error = LabelSweep(self._labels[VALIDATION]).add(goodness)[0] if goodness is not None else None
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}

@@ -129,6 +129,14 @@ def test_planned_memory_is_what_a_run_takes(number, tmp_path):
     assert measured <= planned <= 1.1 * measured
 
 
+@pytest.mark.parametrize(("number", "tile_units"), [(7, "auto"), (28, "auto"), (0, "auto"), (10, 70)])
+def test_planned_memory_of_hard_negatives_is_what_a_run_takes(number, tile_units, tmp_path):
+    config, num_features = draw_config(number)
+    config = config.override({"negatives.sampler": "hard", "network.tile_units": tile_units, "epochs": 2})
+    planned, measured = compare(config, num_features, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured
+
+
 @pytest.mark.parametrize("recipe", ["grouped", "mono"])
 @pytest.mark.parametrize("goodness", ["mean", "sum"])
 @pytest.mark.parametrize(

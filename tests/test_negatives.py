@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffstream.negatives import NEGATIVE_SAMPLERS, distinct_offsets, uniform
+from ffstream.negatives import NEGATIVE_SAMPLERS, Hard, distinct_offsets, uniform
 
 
 def generator(seed=0):
@@ -78,3 +78,23 @@ def test_two_classes_leave_one_wrong_label():
 def test_as_many_negatives_as_wrong_labels_are_all_of_them():
     drawn = uniform(torch.full((20,), 3), 5, 4, generator())
     assert all(sorted(row) == [0, 1, 2, 4] for row in drawn.tolist())
+
+
+@pytest.mark.parametrize("num_negatives", [1, 3])
+def test_hard_negatives_come_by_the_softmax_of_their_goodness(num_negatives):
+    logits = torch.tensor([0.5, 9.0, -1.0, 1.0, 0.0]).expand(40000, -1)
+    drawn = Hard().draw(torch.full((40000,), 1), logits, num_negatives, generator(3))
+    assert (drawn != 1).all()
+    assert all(len(set(row)) == num_negatives for row in drawn[:500].tolist())
+    shares = drawn[:, 0].bincount(minlength=5).double() / 40000  # the first drawn is a plain draw
+    expected = torch.softmax(logits[0].double().index_fill(0, torch.tensor([1]), -torch.inf), dim=0)
+    torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
+
+
+def test_hard_negatives_leave_the_goodness_alone_and_are_a_function_of_the_generator():
+    labels, logits = torch.arange(50) % 5, torch.randn(50, 5, generator=generator(1))
+    kept = logits.clone()
+    first, again = (Hard().draw(labels, logits, 2, generator(4)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(logits, kept)
+    assert sorted(Hard().draw(labels, logits, 4, generator(4))[0].tolist()) == [1, 2, 3, 4]

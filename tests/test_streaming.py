@@ -13,6 +13,7 @@ from ffstream.cache import CacheLayout, DiskCache
 from ffstream.data import load_dataset, scale_images
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
+from ffstream.negatives import Hard
 from ffstream.network import build_layer, compute_layer_specs, hand_on
 from ffstream.run import make_splits
 from tests.helpers import InterruptAt, layer_digests, metrics_without_times
@@ -109,6 +110,47 @@ def check_resumed_equals(whole, resumed):
     assert metrics_without_times(resumed) == metrics_without_times(whole)
     assert not (resumed / "cache").exists()
     assert not (resumed / "progress").exists()
+
+
+HARD = {
+    "injection": {},
+    "overlay": {"recipe": "hinton"},
+    "some overlays": {"recipe": "hinton", "negatives__per_sample": 3, "negatives__per_step": 2},
+    "tiles": {"network__tile_units": 10},
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_negatives_are_drawn_and_resume_bitwise(name, small_config, uninterrupted, tmp_path):
+    config = small_config(**HARD[name], negatives__sampler="hard", cache__tier="disk", layers=2)
+    whole = uninterrupted(config)
+    plain = uninterrupted(config.override({"negatives.sampler": "uniform"}))
+    assert all(a != b for a, b in zip(layer_digests(whole), layer_digests(plain), strict=True))
+    for epoch in (0, 1, 4):
+        with pytest.raises(KeyboardInterrupt):
+            ff.train(config, tmp_path / str(epoch), observer=InterruptAt("on_epoch", epoch))
+        check_resumed_equals(whole, ff.resume(tmp_path / str(epoch)).path)
+    host = ff.train(config.override({"cache.tier": "host"}), tmp_path / "host")
+    assert layer_digests(host.path) == layer_digests(whole)
+
+
+def test_hard_negatives_are_those_that_the_layer_took_for_likely(small_config, monkeypatch, tmp_path):
+    """What is drawn in an epoch is what the goodness at the end of the one before says."""
+    seen = []
+
+    def spy(sampler, labels, logits, num_negatives, generator):
+        if logits.any():  # and not on paper
+            seen.append((labels, logits))
+        return draw(sampler, labels, logits, num_negatives, generator)
+
+    draw = Hard.draw
+    monkeypatch.setattr(Hard, "draw", spy)
+    config = small_config(negatives__sampler="hard", layers=1, epochs=30, cache__shard_samples=300)
+    ff.train(config, tmp_path / "run")
+    assert len(seen) == 29  # none before the first epoch
+    labels, logits = seen[-1]
+    assert (logits.argmax(dim=1) == labels).float().mean() > 0.9
+    assert logits.shape == (len(labels), 10)
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
