@@ -1,0 +1,60 @@
+"""How labels and a layer meet: by overlay on the input, by injection into every layer, or at its output alone."""
+
+from ffstream.config import Config
+from ffstream.errors import ConfigError
+from ffstream.goodness import GOODNESSES, LinearGoodness
+from ffstream.labels.base import LabelMethod
+from ffstream.labels.injection import LabelInjection
+from ffstream.labels.overlay import LabelOverlay
+from ffstream.labels.read_off import LabelClassifier, LabelGroups
+from ffstream.negatives import NEGATIVE_SAMPLERS
+from ffstream.registry import Registry
+
+LABEL_METHODS: Registry[type[LabelMethod]] = Registry("label method")
+LABEL_METHODS.register("injection", LabelInjection)
+LABEL_METHODS.register("overlay", LabelOverlay)
+LABEL_METHODS.register("groups", LabelGroups)
+LABEL_METHODS.register("classifier", LabelClassifier)
+
+__all__ = ["LABEL_METHODS", "LabelMethod", "make_label_method"]
+
+
+def make_label_method(config: Config, num_classes: int, num_features: int) -> LabelMethod:
+    """The label method of a configuration. Raises ConfigError when it does not fit the data."""
+    if config.labels.method == "groups":
+        if num_classes > config.width:
+            raise ConfigError(
+                f"config width: found {config.width}, allowed {num_classes} or more with labels.method=groups, which "
+                "gives units to each class"
+            )
+        return LabelGroups(num_classes)
+    if config.labels.method == "classifier":
+        if not isinstance(GOODNESSES[config.objective.goodness], LinearGoodness):
+            raise ConfigError(
+                f"config objective.goodness: found {config.objective.goodness!r}, allowed mean or sum with "
+                "labels.method=classifier, whose goodness is a product of activities and learnt weights"
+            )
+        return LabelClassifier(num_classes)
+    sampler = NEGATIVE_SAMPLERS[config.negatives.sampler]
+    num_wrong = num_classes - 1
+    num_negatives = config.negatives.per_step
+    if num_negatives > num_wrong:
+        raise ConfigError(
+            f"config negatives.per_step: found {num_negatives}, allowed at most {num_wrong}, "
+            f"the wrong labels of {num_classes} classes"
+        )
+    if config.labels.method == "injection":
+        return LabelInjection(num_classes, sampler, num_negatives)
+    if num_classes > num_features:
+        raise ConfigError(
+            f"config labels.method: overlay needs a feature for each of the {num_classes} classes, found "
+            f"{num_features} features; use labels.method=injection"
+        )
+    per_sample = config.negatives.per_sample
+    num_cached = num_wrong if isinstance(per_sample, str) else per_sample
+    if not num_negatives <= num_cached <= num_wrong:
+        raise ConfigError(
+            f"config negatives.per_sample: found {num_cached}, allowed {num_negatives} (negatives.per_step) to "
+            f"{num_wrong} (the wrong labels of {num_classes} classes), or 'all'"
+        )
+    return LabelOverlay(num_classes, sampler, num_negatives, num_cached)

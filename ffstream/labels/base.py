@@ -1,0 +1,160 @@
+"""What every label method is.
+
+It decides which rows the cache holds for a sample, which of them a step reads, and how the goodness of all C labels is
+read off. Rows have shape (samples, rows a sample, features).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ffstream.errors import ConfigError
+from ffstream.goodness import Goodness
+from ffstream.layers import Layer
+from ffstream.normalisation import length_normalise
+from ffstream.workspace import Workspace
+
+
+class LabelMethod(ABC):
+    """How labels and a layer meet. `images` are (n, features), scaled to at most 1; `labels` are (n,) int64."""
+
+    uses_embedding: bool  # of labels, a parameter of every layer
+    shares_row: bool  # candidates are labels, and share one label-free row
+    reads_goodness: bool = False  # to draw negatives
+    num_groups: int = 1  # of units, each of which makes a goodness
+    num_candidates: int  # of a sample in a step, 1 + K
+    num_training_rows: int  # a sample, in the training cache
+    num_sweep_rows: int  # a sample, in a cache that all labels are read off
+
+    @abstractmethod
+    def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows of the first training cache: (n, num_training_rows, features)."""
+
+    @abstractmethod
+    def sweep_rows(self, images: Tensor) -> Tensor:
+        """Rows of the first cache of a label sweep: (n, num_sweep_rows, features)."""
+
+    @abstractmethod
+    def neutral_rows(self, images: Tensor) -> Tensor:
+        """Rows that favour no label, for the softmax readout: (n, 1, features)."""
+
+    @abstractmethod
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
+        """The positive and K negatives of each sample, as this method counts them: (n, 1 + K) int64.
+
+        `logits`, for a sampler that reads goodness: scale * goodness of all that a candidate may be, (n, values).
+        """
+
+    @abstractmethod
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
+        """A copy of the rows that a step multiplies by the weights: (m, features), for the samples `index`."""
+
+    @abstractmethod
+    def activities(
+        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
+    ) -> list[Tensor]:
+        """What goodness is measured on, first the activities (n, num_units) of the positive, or of all candidates.
+
+        May reuse the memory of `preactivations`.
+        """
+
+    @abstractmethod
+    def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
+        """Goodness of each candidate, (n, 1 + K), from what `activities` gave."""
+
+    @abstractmethod
+    def differentiate(
+        self,
+        layer: Layer,
+        goodness: Goodness,
+        activities: list[Tensor],
+        candidates: Tensor,
+        upstream: Tensor,
+        pull: Tensor | None,
+        workspace: Workspace,
+    ) -> tuple[Tensor, Tensor | None]:
+        """dL/dpreactivations, and that of the label embedding where there is one.
+
+        `upstream` is dL/dgoodness, (n, 1 + K); `pull`, (num_units,), is added for every sample's first activities. May
+        reuse the memory of `activities`, which `measure` has read.
+        """
+
+    @abstractmethod
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
+        """Goodness of all labels, (n, num_classes), from the preactivations of n samples' sweep rows.
+
+        Of training rows likewise: (n, the number of values that a candidate takes). With a workspace of the layer's,
+        `preactivations` may be overwritten by their activities.
+        """
+
+
+class ShownLabels(LabelMethod):
+    """A layer is shown each candidate, and has activities for it."""
+
+    def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
+        """Goodness of each candidate's activities."""
+        return torch.stack([goodness.value(h) for h in activities], dim=1)
+
+    def differentiate(
+        self,
+        layer: Layer,
+        goodness: Goodness,
+        activities: list[Tensor],
+        candidates: Tensor,
+        upstream: Tensor,
+        pull: Tensor | None,
+        workspace: Workspace,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Through each candidate's activities."""
+        gradients = [goodness.gradient_(h, g) for h, g in zip(activities, upstream.unbind(1), strict=True)]
+        if pull is not None:
+            gradients[0] += pull
+        return self.collect(gradients, candidates, workspace)
+
+    @abstractmethod
+    def collect(
+        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
+        """dL/dpreactivations from that of each candidate, and that of the label embedding where there is one."""
+
+
+class LabelFreeRows(LabelMethod):
+    """One label-free row a sample."""
+
+    shares_row = True
+    num_training_rows = 1
+    num_sweep_rows = 1
+
+    def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The normalised image: (n, 1, features)."""
+        return self.sweep_rows(images)
+
+    def sweep_rows(self, images: Tensor) -> Tensor:
+        """The normalised image: (n, 1, features)."""
+        return length_normalise(images).unsqueeze(1)
+
+    def neutral_rows(self, images: Tensor) -> Tensor:
+        """The normalised image: (n, 1, features)."""
+        return self.sweep_rows(images)
+
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
+        """One row a sample: (n, features), shared by all candidates."""
+        return take_rows(block, index, workspace)
+
+
+def take_rows(block: Tensor, rows: Tensor, workspace: Workspace) -> Tensor:
+    """A copy of some of the rows of a block, counted through its samples: (m, features)."""
+    taken = workspace.take("rows", (len(rows), block.shape[2]), block.dtype)
+    return torch.index_select(block.flatten(0, 1), 0, rows, out=taken)
+
+
+def label_embedding_of(layer: Layer) -> Tensor:
+    """The layer's row for every label, (num_classes, num_units), without a graph. Raises ConfigError if it has none."""
+    if layer.label_embedding is None:
+        raise ConfigError(
+            f"this label method needs a layer with a label embedding, found {type(layer).__name__} without"
+        )
+    return layer.label_embedding.detach()

@@ -1,0 +1,69 @@
+"""Label injection: every layer is told the label by a vector of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ffstream.goodness import Goodness
+from ffstream.labels.base import LabelFreeRows, ShownLabels, label_embedding_of
+from ffstream.layers import Layer
+from ffstream.negatives import InformedSampler, NegativeSampler
+from ffstream.workspace import Workspace
+
+
+class LabelInjection(ShownLabels, LabelFreeRows):
+    """h = relu(W x + b + U[label]) at every layer: one label-free row a sample, candidates are labels."""
+
+    uses_embedding = True
+
+    def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int) -> None:
+        self._num_classes = num_classes
+        self._sampler = sampler
+        self.reads_goodness = isinstance(sampler, InformedSampler)
+        self._num_negatives = num_negatives
+        self.num_candidates = 1 + num_negatives
+
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
+        """Labels, the true one first: (n, 1 + K)."""
+        if logits is not None and isinstance(self._sampler, InformedSampler):
+            wrong = self._sampler.draw(labels, logits, self._num_negatives, generator)
+        else:
+            wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
+        return torch.cat([labels.unsqueeze(1), wrong], dim=1)
+
+    def activities(
+        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
+    ) -> list[Tensor]:
+        """relu(z + U[label]) for each candidate label."""
+        embedding = label_embedding_of(layer)
+        shape = (candidates.shape[1], *preactivations.shape)
+        activities = list(workspace.take("activities", shape, embedding.dtype).unbind(0))
+        for activity, column in zip(activities, candidates.unbind(1), strict=True):
+            torch.index_select(embedding, 0, column, out=activity).add_(preactivations).relu_()
+        return activities
+
+    def collect(
+        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
+        """dz is the sum over candidates; dU[c] the sum over the samples with candidate c.
+
+        dU is a product with one-hot rows: index_add_ would add in an order of its own on CUDA.
+        """
+        shape, dtype = (self._num_classes, gradients[0].shape[1]), gradients[0].dtype
+        embedding_gradient = workspace.take("embedding gradient", shape, dtype).zero_()
+        for column, gradient in zip(candidates.unbind(1), gradients, strict=True):
+            shown = torch.nn.functional.one_hot(column, self._num_classes).to(dtype)
+            embedding_gradient.addmm_(shown.t(), gradient)
+        total = gradients[0]
+        for gradient in gradients[1:]:
+            total.add_(gradient)
+        return total, embedding_gradient
+
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
+        """Every label's goodness from one matrix product: z + U[c] for every c."""
+        room = None
+        if layer.workspace is not None:
+            room = layer.workspace.take("activities", tuple(preactivations.shape), preactivations.dtype)
+        activities = (torch.add(preactivations, u, out=room).relu_() for u in label_embedding_of(layer))
+        return torch.stack([goodness.value(h) for h in activities], dim=1)

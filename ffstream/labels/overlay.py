@@ -1,0 +1,93 @@
+"""Label overlay: the label is a part of the image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ffstream.goodness import Goodness
+from ffstream.labels.base import ShownLabels, take_rows
+from ffstream.layers import Layer
+from ffstream.negatives import InformedSampler, NegativeSampler, distinct_offsets
+from ffstream.normalisation import length_normalise
+from ffstream.workspace import Workspace
+
+
+class LabelOverlay(ShownLabels):
+    """The label replaces the first C features of the image (Hinton 2022, section 3.3); candidates are cached rows.
+
+    With all wrong labels cached, row c of a sample carries label c; with R of them, row 0 carries the true label.
+    """
+
+    uses_embedding = False
+    shares_row = False
+
+    def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int, num_cached: int) -> None:
+        self._num_classes = num_classes
+        self._sampler = sampler
+        self.reads_goodness = isinstance(sampler, InformedSampler)
+        self._num_negatives = num_negatives
+        self._num_cached = num_cached
+        self.num_candidates = 1 + num_negatives
+        self.num_training_rows = 1 + num_cached
+        self.num_sweep_rows = num_classes
+
+    @property
+    def _caches_all(self) -> bool:
+        return self._num_cached == self._num_classes - 1
+
+    def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """(n, 1 + R, features)."""
+        if self._caches_all:
+            return self.sweep_rows(images)
+        wrong = self._sampler(labels, self._num_classes, self._num_cached, generator)
+        shown = torch.cat([labels.unsqueeze(1), wrong], dim=1)
+        return self._overlay(images, torch.nn.functional.one_hot(shown, self._num_classes).to(images.dtype))
+
+    def sweep_rows(self, images: Tensor) -> Tensor:
+        """(n, num_classes, features)."""
+        codes = torch.eye(self._num_classes, dtype=images.dtype)
+        return self._overlay(images, codes.expand(len(images), -1, -1))
+
+    def neutral_rows(self, images: Tensor) -> Tensor:
+        """(n, 1, features), every label pixel at 1/C (the neutral label of the paper)."""
+        codes = torch.full((len(images), 1, self._num_classes), 1 / self._num_classes, dtype=images.dtype)
+        return self._overlay(images, codes)
+
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
+        """Rows of the sample, the positive one first: (n, 1 + K)."""
+        positive = labels.unsqueeze(1) if self._caches_all else torch.zeros(len(labels), 1, dtype=torch.int64)
+        if logits is not None and isinstance(self._sampler, InformedSampler):
+            wrong = self._sampler.draw(positive.squeeze(1), logits, self._num_negatives, generator)
+        elif self._caches_all:
+            wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
+        else:
+            wrong = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)
+        return torch.cat([positive, wrong], dim=1)
+
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
+        """((1 + K) n, features): all positives, then all first negatives, and so on."""
+        return take_rows(block, (index.unsqueeze(1) * block.shape[1] + candidates).t().reshape(-1), workspace)
+
+    def activities(
+        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
+    ) -> list[Tensor]:
+        """relu(z), in place, cut into candidates."""
+        return list(preactivations.relu_().chunk(candidates.shape[1]))
+
+    def collect(
+        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
+        """The candidates' gradients one above the other, as the rows were."""
+        shape = (sum(len(gradient) for gradient in gradients), gradients[0].shape[1])
+        return torch.cat(gradients, out=workspace.take("gradient", shape, gradients[0].dtype)), None
+
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
+        """Every row's goodness, those of a sample side by side; row c of its sweep rows carries label c."""
+        activities = torch.relu(preactivations) if layer.workspace is None else preactivations.relu_()
+        return goodness.value(activities).view(num_samples, -1)
+
+    def _overlay(self, images: Tensor, codes: Tensor) -> Tensor:
+        rows = images.unsqueeze(1).repeat(1, codes.shape[1], 1)
+        rows[:, :, : self._num_classes] = codes
+        return length_normalise(rows)
