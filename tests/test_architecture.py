@@ -19,7 +19,7 @@ ORDER = """
 errors recipes units seeding schedule workspace ledger memory
 normalisation
 config registry files device
-tensor_file lock metrics goodness objectives negatives layers data cache
+tensor_file lock metrics goodness combination objectives negatives layers data cache
 labels catalogue network transfer optimiser
 checkpoint
 layer_trainer propagation

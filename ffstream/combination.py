@@ -1,0 +1,169 @@
+"""Probabilities from goodness: p = softmax(sum_k w_k g_k / T), with w_k and T fitted on goodness that is held out.
+
+Goodness is given layer by layer, (n, C) each. A layer's weight is relative to the plain sum, in which each counted
+layer has 1. Everything here is a function of its arguments, computed in float64 on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+NUM_BINS = 15  # of the expected calibration error
+
+# Strengths that a fit chooses from, the strongest first: with it the fit is the plain sum, to a percent or so.
+RIDGES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
+_NUM_FOLDS = 5
+
+_MAX_ITERATIONS = 200
+_GRADIENT_TOLERANCE = 1e-6  # of the mean cross-entropy in nats, by weights of about 1
+_LEAST_WEIGHT = 1e-9  # of a sum that tells nothing or the contrary, by its spread: probabilities are then all alike
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A weight for each layer from the first on, 0 for one that is left out, and the temperature of their sum."""
+
+    weights: tuple[float, ...]
+    temperature: float
+    ridge: float | None = None  # that the weights were fitted with; None: they were not
+
+    def logits(self, goodness_by_layer: Iterable[Tensor]) -> Tensor:
+        """sum_k w_k g_k / T: (n, C) float64 from as many (n, C) as there are weights, one in memory at a time.
+
+        The label of the largest is that of the plain sum, bit for bit, where the weights are 0 and 1.
+        """
+        return _weighted_sum(self.weights, goodness_by_layer).double() / self.temperature
+
+
+@dataclass(frozen=True)
+class ProbabilityFigures:
+    """How far probabilities can be trusted on a split."""
+
+    negative_log_likelihood: float  # mean over samples, in nats
+    expected_calibration_error: float  # a share
+
+
+def plain_sum(num_layers: int, first_layer: int, temperature: float) -> Combination:
+    """Weight 1 for layers `first_layer` (from 1) and above; while there are none, for the newest one."""
+    first = min(first_layer, num_layers)
+    return Combination((0.0,) * (first - 1) + (1.0,) * (num_layers - first + 1), temperature)
+
+
+def fit_temperature(combination: Combination, goodness_by_layer: Iterable[Tensor], labels: Tensor) -> Combination:
+    """The same weights with the temperature of maximum likelihood (Guo et al. 2017, arXiv:1706.04599, section 4.2).
+
+    So that a temperature is there even when no sample is wrong, one more sample is counted, of all labels alike.
+    """
+    total = _weighted_sum(combination.weights, goodness_by_layer).double()
+    return replace(combination, temperature=1.0 / _fit_inverse_temperature(total, labels))
+
+
+def fit_weights(
+    goodness_by_layer: Sequence[Tensor], labels: Tensor, first_layer: int, ridge: float | None = None
+) -> Combination:
+    """Weights w_k >= 0 of layers `first_layer` and above, and the temperature, by cross-entropy on `labels` (n,).
+
+    The convex problem is kept from fitting noise by `ridge * sum_k (w_k - 1)^2`, which draws it to the calibrated plain
+    sum; None: the ridge that does best in cross-validation. Weights are scaled to a mean of 1 over the counted layers.
+    """
+    first = plain_sum(len(goodness_by_layer), first_layer, 1.0).weights.count(0.0)
+    goodness = torch.stack([layer.double() for layer in goodness_by_layer[first:]])
+    ridge = choose_ridge(goodness, labels) if ridge is None else ridge
+    start = _fit_inverse_temperature(goodness.sum(dim=0), labels)
+    found = start * _minimise(goodness * start, labels, ridge)
+    mean = float(found.mean())
+    return Combination((0.0,) * first + tuple((found / mean).tolist()), 1.0 / mean, ridge)
+
+
+def choose_ridge(goodness: Tensor, labels: Tensor) -> float:
+    """The strongest ridge whose held-out cross-entropy, of (layers, n, C), is as good as the best.
+
+    That is: worse by no more than one standard error of the mean difference (Breiman et al. 1984, section 3.4.3).
+    Sample i is held out in fold i modulo 5; samples must be in random order, as those of a validation split are.
+    """
+    num_folds = min(_NUM_FOLDS, len(labels))
+    if num_folds < 2 or len(goodness) == 1:  # nothing to hold out, or nothing to choose
+        return RIDGES[0]
+    fold = torch.arange(len(labels)) % num_folds
+    losses = torch.empty(len(RIDGES), len(labels), dtype=torch.float64)
+    for number in range(num_folds):
+        held_out = fold == number
+        scaled = goodness * _fit_inverse_temperature(goodness[:, ~held_out].sum(dim=0), labels[~held_out])
+        for row, ridge in zip(losses, RIDGES, strict=True):
+            weights = _minimise(scaled[:, ~held_out], labels[~held_out], ridge)
+            logits = _weighted_sum(weights.tolist(), scaled[:, held_out])
+            row[held_out] = torch.nn.functional.cross_entropy(logits, labels[held_out], reduction="none")
+    worse = losses - losses[losses.mean(dim=1).argmin()]
+    is_as_good = worse.mean(dim=1) <= worse.std(dim=1) / len(labels) ** 0.5
+    return RIDGES[int(is_as_good.int().argmax())]
+
+
+def measure_probabilities(logits: Tensor, labels: Tensor) -> ProbabilityFigures:
+    """Figures of softmax(logits), (n, C), for the true labels (n,).
+
+    The calibration error is that of the predicted label in 15 bins of equal width (Guo et al. 2017, section 2).
+    """
+    log_probabilities = torch.log_softmax(logits.double(), dim=1)
+    loss = torch.nn.functional.nll_loss(log_probabilities, labels)
+    confidence, predicted = log_probabilities.exp().max(dim=1)
+    bins = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
+    excess = confidence - (predicted == labels).double()
+    error = torch.bincount(bins, weights=excess, minlength=NUM_BINS).abs().sum() / len(labels)
+    return ProbabilityFigures(float(loss), float(error))
+
+
+def _weighted_sum(weights: Sequence[float], goodness_by_layer: Iterable[Tensor]) -> Tensor:
+    """In the type of the goodness, the first layer first, as a plain sum is taken everywhere."""
+    total: Tensor | None = None
+    for weight, goodness in zip(weights, goodness_by_layer, strict=True):
+        if weight != 0 or total is None:
+            part = goodness * weight
+            total = part if total is None else total + part
+    assert total is not None, "a network has a layer"
+    return total
+
+
+def _fit_inverse_temperature(total: Tensor, labels: Tensor) -> float:
+    """Of a sum (n, C)."""
+    spread = float((total - total.mean(dim=1, keepdim=True)).square().mean().sqrt())
+    scale = 1.0 / spread if spread > 0 and math.isfinite(1.0 / spread) else 1.0  # a dead network's goodness is all one
+    return scale * max(float(_minimise((total * scale).unsqueeze(0), labels, 0.0)[0]), _LEAST_WEIGHT)
+
+
+def _minimise(goodness: Tensor, labels: Tensor, ridge: float) -> Tensor:
+    """The weights (layers,) >= 0 of least cross-entropy + ridge * sum_k (w_k - 1)^2, for goodness (layers, n, C).
+
+    Each weight is a square, so that L-BFGS needs no bounds: from all ones, where no square stands still, it goes to the
+    minimum of the convex problem, which has no other.
+    """
+    num_layers, num_samples, num_classes = goodness.shape
+    features = goodness.reshape(num_layers, -1)
+    targets = torch.full((num_samples, num_classes), 1.0 / num_classes / num_samples, dtype=torch.float64)
+    targets[torch.arange(num_samples), labels] += 1.0
+    targets /= num_samples + 1
+    roots = torch.ones(num_layers, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [roots],
+        max_iter=_MAX_ITERATIONS,
+        tolerance_grad=_GRADIENT_TOLERANCE,
+        tolerance_change=0.0,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    @torch.no_grad()
+    def loss() -> float:
+        weights = roots.square()
+        log_probabilities = torch.log_softmax((weights @ features).view(num_samples, num_classes), dim=1)
+        residual = log_probabilities.exp() * targets.sum(dim=1, keepdim=True) - targets
+        gradient = features @ residual.flatten() + 2 * ridge * (weights - 1)
+        roots.grad = 2 * roots * gradient
+        return float(-(targets * log_probabilities).sum() + ridge * (weights - 1).square().sum())
+
+    optimiser.step(loss)
+    return roots.detach().square()
