@@ -13,7 +13,7 @@ import torch
 
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
-from ffstream.data import SOURCES, Dataset, Split, load_dataset
+from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.errors import DeviceError, RunError, RunMismatchError
 from ffstream.files import remove_temporaries, storage_errors
@@ -215,6 +215,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
     dataset = load_dataset(config.data, config.data_root)
     method = make_label_method(config, dataset.num_classes, dataset.num_features)
     splits = make_splits(dataset, config)
+    check_classes(config.data, splits["train"], dataset.class_names)
     config = dataclasses.replace(
         config,
         device=str(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -358,6 +359,26 @@ def test_one_class_of_images_and_classes_that_differ_are_refused(tmp_path):
     write_images(tmp_path / "two" / "test", classes=("cat", "fish"))
     with pytest.raises(ff.DataError, match="differ"):
         load_dataset(str(tmp_path / "two"))
+
+
+def test_a_class_without_a_training_image_is_refused_before_anything_is_written(tmp_path):
+    gap = save(tmp_path / "gap.npz", arrays(**{"train.labels": np.arange(30) % 3 * 2}))
+    config = ff.Config(data=gap, layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
+    with pytest.raises(ff.DataError, match=r"found no training image of class '1' \(label 1\) and 1 more, allowed one"):
+        ff.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_the_validation_split_takes_away_is_refused(tmp_path):
+    labels = {"train.labels": np.arange(30) // 29, "test.labels": np.zeros(6, int)}
+    rare = save(tmp_path / "rare.npz", arrays(**labels))
+    config = ff.Config(data=rare, layers=1, width=8, epochs=1, validation_fraction=0.9)
+    config = config.override({"negatives.per_step": 1})
+    dataset = load_dataset(rare)
+    kept = [1 in split_validation(dataset, 0.9, seed)[0].labels for seed in range(20)]
+    seed = kept.index(False)
+    with pytest.raises(ff.DataError, match=r"class '1' \(label 1\), allowed one .*lower validation_fraction"):
+        ff.make_plan(dataclasses.replace(config, seed=seed), tmp_path / "run")
 
 
 @settings(max_examples=50, deadline=None)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ffstream.data.dataset import Dataset, Split, scale_images, split_validation
+from ffstream.data.dataset import Dataset, Split, check_classes, scale_images, split_validation
 from ffstream.data.standard import SOURCES, default_data_root
 from ffstream.errors import DataError, nearest
 
-__all__ = ["SOURCES", "Dataset", "Split", "load_dataset", "scale_images", "split_validation"]
+__all__ = ["SOURCES", "Dataset", "Split", "check_classes", "load_dataset", "scale_images", "split_validation"]
 
 
 _MAX_NAME = 255

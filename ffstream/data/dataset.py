@@ -105,6 +105,19 @@ def _check_split(name: str, part: str, split: Split) -> None:
         raise DataError(f"data {name}: {part} labels go down to {int(labels.min())}, allowed integers from 0")
 
 
+def check_classes(name: str, train: Split, class_names: tuple[str, ...]) -> None:
+    """Raise DataError when the training split has no image of a class: it would only ever be a wrong label."""
+    counts = torch.bincount(train.labels, minlength=len(class_names))
+    absent = [number for number, count in enumerate(counts.tolist()) if count == 0]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise DataError(
+            f"data {name}: found no training image of class {class_names[absent[0]]!r} (label {absent[0]}){more}, "
+            "allowed one or more of each when the validation split is taken away; number the labels without gaps, add "
+            "images, or lower validation_fraction"
+        )
+
+
 def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
     """Cut the training data into what is trained on and a validation split, both in one seeded order.
 
