@@ -33,6 +33,8 @@ app = typer.Typer(
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+OneDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+FirstLayer = Annotated[int, typer.Option("--first-layer", help="First layer that counts, from 1.")]
 Cache = Annotated[str | None, typer.Option("--cache", help="Cache tier: auto, device, host or disk.")]
 Budget = Annotated[str | None, typer.Option(help="Most device memory to take, such as 1GiB (most of what is free).")]
 DataRoot = Annotated[
@@ -151,25 +153,28 @@ def resume(
 @app.command()
 def evaluate(
     run: RunDir,
-    method: Annotated[str, typer.Option(help="goodness (label sweep) or softmax (linear readout).")] = "goodness",
+    method: Annotated[
+        str, typer.Option(help="goodness (label sweep), fitted (its layers weighted) or softmax (linear readout).")
+    ] = "goodness",
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
-    first_layer: Annotated[int, typer.Option(help="First layer that counts, from 1.")] = 2,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    first_layer: FirstLayer = 2,
+    device: OneDevice = "auto",
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Error of a run on a split, by depth; never more than one layer is on the device."""
-    from ffstream.reporting import format_share
+    """Error of a run on a split, by depth and by class; never more than one layer is on the device."""
+    from rich.console import Console
+
+    from ffstream.reporting import evaluation_report
     from ffstream.run import Run
 
     found = Run(run).evaluate(method, split, first_layer=first_layer, device=device, data_root=data_root or "")
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
         return
-    for depth, error in enumerate(found.errors_by_depth, found.first_depth):
-        alone = f", {format_share(found.layer_errors[depth - 1])} alone" if found.layer_errors else ""
-        typer.echo(f"layer {depth}: {format_share(error)} to here{alone}")
-    typer.echo(f"{split} error {format_share(found.error)} on {found.num_samples} samples, by {method}")
+    console = Console()
+    for part in evaluation_report(found, console.width):
+        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
 
 
 @app.command()

@@ -70,7 +70,16 @@ def evaluate_softmax(
     if saved is None:
         with contextlib.suppress(StorageError):  # a read-only run can be evaluated too; it is fitted again next time
             directory.commit_readout(tensors, identity)
-    return Evaluation("softmax", split_name, len(split), errors[-1], first_layer, errors, [])
+    return Evaluation.of(
+        "softmax",
+        split_name,
+        split.labels,
+        data,
+        first_depth=first_layer,
+        errors_by_depth=errors,
+        layer_errors=[],
+        uncalibrated_logits=logits,
+    )
 
 
 def _identity(directory: RunDirectory, config: Config, num_layers: int, first_layer: int) -> dict[str, Any]:

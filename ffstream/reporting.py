@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from ffstream.catalogue import Catalogue
+from ffstream.combination import ProbabilityFigures
+from ffstream.evaluate import Evaluation
 from ffstream.footprint import Footprint
 from ffstream.layer_trainer import EpochFigures
 from ffstream.memory_profile import METHODS, Point, Profile
@@ -23,6 +26,8 @@ from ffstream.units import format_bytes
 
 _PLAIN_INTERVAL_S = 10.0
 _DAY_S = 24 * 3600
+_MAX_CLASS_NAME = 14
+_MAX_PAIRS = 15
 
 
 def make_observer(console: Console) -> Observer:
@@ -172,6 +177,97 @@ def layer_table(layers: list[LayerFigures]) -> Table:
             f"{figures.elapsed_s:.1f}",
         )
     return table
+
+
+def evaluation_report(found: Evaluation, width: int) -> Iterator[Table | str]:
+    """Errors by depth, the confusion of classes on `width` columns, and what to know of the probabilities."""
+    combination = found.combination
+    total = sum(combination.weights) if combination is not None else 1.0
+    for depth, error in enumerate(found.errors_by_depth, found.first_depth):
+        alone = f", {format_share(found.layer_errors[depth - 1])} alone" if found.layer_errors else ""
+        weight = ""
+        if combination is not None and combination.ridge is not None:
+            weight = f", weight {100 * combination.weights[depth - 1] / total:.1f} %"
+        yield f"layer {depth}: {format_share(error)} to here{alone}{weight}"
+    yield ""
+    yield from confusion_report(found, width)
+    yield f"{found.split} error {format_share(found.error)} on {found.num_samples} samples, by {found.method}"
+    as_they_are = _describe_probabilities(found.uncalibrated)
+    if found.calibrated is None:
+        why = "" if found.method == "softmax" else " (no validation split to calibrate them on)"
+        yield f"probabilities{why}: {as_they_are}"
+        return
+    where = "this very split" if found.split == "validation" else "the validation split"
+    yield f"probabilities calibrated on {where}: {_describe_probabilities(found.calibrated)}"
+    yield f"not calibrated: {as_they_are}"
+
+
+def confusion_report(found: Evaluation, width: int) -> Iterator[Table | str]:
+    """The confusion matrix or, where that is wider than `width`, the most confused pairs of classes."""
+    counts, names = found.confusion, found.class_names
+    cells = [[str(count) if count else "." for count in row] for row in counts]
+    labels = [_shorten(name, _MAX_CLASS_NAME) for name in names]
+    room = (width - max(len("true"), *map(len, labels)) - len(" 100.00 %")) // len(names) - 1
+    headings = _make_headings(names, room)
+    if headings is None or max(len(cell) for row in cells for cell in row) > room:
+        yield from _confused_pairs(found)
+        return
+    title = "samples: true classes in rows, predicted in columns"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("true", no_wrap=True)
+    for heading in (*headings, "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, (label, row) in enumerate(zip(labels, cells, strict=True)):
+        styled = [Text(cell, "bold" if column == number else "") for column, cell in enumerate(row)]
+        table.add_row(label, *styled, format_share(_class_error(counts[number], number)))
+    yield table
+
+
+def _confused_pairs(found: Evaluation) -> Iterator[Table | str]:
+    pairs = [
+        (count, true, predicted)
+        for true, row in enumerate(found.confusion)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    ]
+    shown = sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:_MAX_PAIRS]
+    title = "classes taken for others most often"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+    for heading in ("true", "predicted", "samples", "of the true class"):
+        table.add_column(heading, justify="left" if heading in ("true", "predicted") else "right")
+    for count, true, predicted in shown:
+        names = (_shorten(found.class_names[number], 2 * _MAX_CLASS_NAME) for number in (true, predicted))
+        table.add_row(*names, str(count), format_share(count / sum(found.confusion[true])))
+    if shown:
+        yield table
+    num_left = sum(count for count, _, _ in pairs) - sum(count for count, _, _ in shown)
+    if num_left:
+        yield f"and {num_left} samples in {len(pairs) - len(shown)} more pairs (all in --json)"
+
+
+def _make_headings(names: list[str], room: int) -> list[str] | None:
+    """Names, their first or last words or their beginnings, whichever are all different and no longer than `room`."""
+    words = [name.split() or [name] for name in names]
+    first, last, beginnings = [w[0] for w in words], [w[-1] for w in words], [name[: max(room, 0)] for name in names]
+    for headings in (names, first, last, beginnings):
+        if len(set(headings)) == len(names) and max(map(len, headings)) <= room:
+            return headings
+    return None
+
+
+def _class_error(row: list[int], number: int) -> float | None:
+    return 1 - row[number] / sum(row) if any(row) else None
+
+
+def _shorten(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def _describe_probabilities(figures: ProbabilityFigures) -> str:
+    return (
+        f"negative log likelihood {figures.negative_log_likelihood:.4f}, expected calibration error "
+        f"{format_share(figures.expected_calibration_error)}"
+    )
 
 
 def plan_report(plan: Plan) -> Iterator[Table | str]:

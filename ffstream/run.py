@@ -11,12 +11,12 @@ from ffstream.config import Config
 from ffstream.data import Dataset, Split, load_dataset, split_validation
 from ffstream.device import resolve_device
 from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError, nearest
-from ffstream.evaluate import Evaluation, evaluate_goodness
+from ffstream.evaluate import Evaluation, evaluate_fitted, evaluate_goodness
 from ffstream.model import FFNetwork, export_network, load_network
 from ffstream.observer import LayerFigures
 from ffstream.readout import evaluate_softmax
 
-_METHODS = ("goodness", "softmax")
+_METHODS = ("goodness", "fitted", "softmax")
 _SPLITS = ("test", "validation", "train")
 
 
@@ -60,26 +60,37 @@ class Run:
     ) -> Evaluation:
         """Error on a split, streamed: never more than one layer is on the device.
 
-        `method` is "goodness" (argmax over labels of the goodness summed over layers `first_layer` and above, from 1)
-        or "softmax" (a linear readout of the same layers, fitted on the training split the first time). Raises
-        ConfigError, DataError, RunError, DeviceError.
+        `method` is "goodness" (argmax over labels of the goodness summed over layers `first_layer` and above, from 1),
+        "fitted" (of their sum with weights that are fitted on the validation split) or "softmax" (a linear readout of
+        the same layers, fitted on the training split the first time). Raises ConfigError, DataError, RunError,
+        DeviceError.
         """
-        for noun, word, allowed in (("method", method, _METHODS), ("split", split, _SPLITS)):
-            if word not in allowed:
-                raise ConfigError(f"{noun} {word!r}: unknown; {nearest(word, allowed)}")
-        if first_layer < 1:
-            raise ConfigError(f"first layer {first_layer}: allowed an integer >= 1")
+        _check_words(first_layer, ("method", method, _METHODS), ("split", split, _SPLITS))
         config, data = self.config, self.directory.read_data()
-        dataset = load_dataset(config.data, data_root or config.data_root)
-        check_same_data(self.path, data, dataset)
-        splits = make_splits(dataset, config)
+        splits = self._load_splits(data, data_root)
         if split not in splits:
             raise DataError(f"data {config.data}: has no {split} split; found {', '.join(sorted(splits))}")
+        common = (self.directory, config, split, splits[split])
         target = resolve_device(device)
+        if method == "softmax":
+            return evaluate_softmax(*common, splits["train"], data, target, first_layer)
+        labels = splits["validation"].labels if "validation" in splits else None
         if method == "goodness":
-            return evaluate_goodness(self.directory, config, split, splits[split], data, target, first_layer)
-        return evaluate_softmax(
-            self.directory, config, split, splits[split], splits["train"], data, target, first_layer
+            return evaluate_goodness(*common, data, target, first_layer, validation_labels=labels)
+        if labels is None:
+            raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
+        return evaluate_fitted(*common, data, target, labels, first_layer)
+
+    def _load_splits(self, data: dict[str, Any], data_root: str) -> dict[str, Split]:
+        config = self.config
+        dataset = load_dataset(config.data, data_root or config.data_root)
+        check_same_data(self.path, data, dataset)
+        return make_splits(dataset, config)
+
+    def _no_validation(self, purpose: str, remedy: str) -> RunError:
+        return RunError(
+            f"run {self.path}: has no validation split to {purpose} on (validation_fraction is 0); {remedy}, or train "
+            "a run that has one"
         )
 
     def load(self) -> FFNetwork:
@@ -95,6 +106,14 @@ class Run:
         for index in range(self.num_layers_done):
             self.directory.verify_layer(index)
         return self.num_layers_done
+
+
+def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> None:
+    for noun, word, allowed in words:
+        if word not in allowed:
+            raise ConfigError(f"{noun} {word!r}: unknown; {nearest(word, allowed)}")
+    if first_layer < 1:
+        raise ConfigError(f"first layer {first_layer}: allowed an integer >= 1")
 
 
 def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:

@@ -381,6 +381,13 @@ def test_a_class_that_the_validation_split_takes_away_is_refused(tmp_path):
         ff.make_plan(dataclasses.replace(config, seed=seed), tmp_path / "run")
 
 
+def test_a_class_without_a_test_image_is_a_row_of_zeros(tmp_path):
+    data = save(tmp_path / "data.npz", arrays(**{"test.labels": np.array([0, 0, 0, 2, 2, 2])}))
+    config = ff.Config(data=data, layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
+    found = ff.train(config, tmp_path / "run").evaluate()
+    assert [sum(row) for row in found.confusion] == [3, 0, 3]
+
+
 @settings(max_examples=50, deadline=None)
 @given(num_samples=st.integers(1, 200), fraction=st.floats(0, 0.999), seed=st.integers(0, 99))
 def test_any_fraction_covers_all_once_or_is_refused(num_samples, fraction, seed):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import ffstream as ff
-from ffstream.evaluate import LabelSweep, error_rate
+from ffstream.combination import RIDGES, fit_weights
+from ffstream.data import load_dataset, split_validation
+from ffstream.evaluate import LabelSweep, count_confusion, error_rate
 from tests.helpers import InterruptAt
 
 LABELS = torch.tensor([0, 1, 1])
@@ -81,6 +85,56 @@ def test_a_readout_of_other_layers_is_fitted_anew(small_config, tmp_path):
     before = (run.path / "readout/manifest.json").read_text()
     ff.resume(run.path, layers=3).evaluate("softmax")
     assert (run.path / "readout/manifest.json").read_text() != before
+
+
+@pytest.mark.parametrize("method", ["goodness", "fitted", "softmax"])
+def test_confusion_counts_every_sample_once_and_the_wrong_ones_off_the_diagonal(method, run, small_data):
+    found, labels = run.evaluate(method), load_file(small_data)["test.labels"]
+    confusion = torch.tensor(found.confusion)
+    assert confusion.sum(dim=1).tolist() == labels.bincount(minlength=10).tolist()
+    assert 1 - int(confusion.trace()) / len(labels) == pytest.approx(found.error)
+    assert found.class_names == [str(label) for label in range(10)]
+
+
+def test_confusion_has_true_classes_in_rows():
+    assert count_confusion(torch.tensor([1, 1, 2]), torch.tensor([0, 1, 1]), 3) == [[0, 1, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_fitted_errors_of_each_depth_are_those_of_weights_for_the_layers_to_it(run, small_data):
+    found = run.evaluate("fitted")
+    arrays = load_file(small_data)
+    _, validation = split_validation(load_dataset(str(small_data)), run.config.validation_fraction, run.config.seed)
+    held_out = [run.directory.load_validation_goodness(index) for index in range(3)]
+    with torch.no_grad():
+        by_layer = run.load().goodness_by_layer(arrays["test.images"])
+    for depth in (1, 2, 3):
+        weighted = fit_weights(held_out[:depth], validation.labels, 2, found.combination.ridge)
+        error = error_rate(weighted.logits(by_layer[:depth]), arrays["test.labels"])
+        assert found.errors_by_depth[depth - 1] == pytest.approx(error)
+    assert found.layer_errors == run.evaluate().layer_errors
+    assert found.combination.ridge in RIDGES
+
+
+def test_weights_make_up_for_layers_that_went_wrong(small_config, tmp_path):
+    run = ff.train(small_config(layers=8, width=16, epochs=8), tmp_path / "run")
+    plain, fitted = run.evaluate(split="validation"), run.evaluate("fitted", split="validation")
+    assert fitted.calibrated.negative_log_likelihood <= plain.calibrated.negative_log_likelihood + 1e-6
+
+
+def test_calibration_is_on_the_validation_split_and_lowers_the_likelihoods_loss_there(run):
+    found = run.evaluate(split="validation")
+    assert found.calibrated.negative_log_likelihood <= found.uncalibrated.negative_log_likelihood
+    assert found.combination == run.evaluate().combination
+    assert found.error == run.evaluate("goodness", "validation").error
+
+
+def test_an_evaluation_is_json(run):
+    for method in ("goodness", "fitted", "softmax"):
+        found = run.evaluate(method)
+        read = json.loads(json.dumps(found.to_mapping()))
+        assert read["confusion"] == found.confusion
+        assert read["uncalibrated"]["negative_log_likelihood"] == found.uncalibrated.negative_log_likelihood
+        assert (read["combination"] is None) == (method == "softmax")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,20 @@ from __future__ import annotations
 import io
 
 import pytest
+import torch
 from rich.console import Console
 
 import ffstream as ff
-from ffstream.reporting import BarObserver, PlainObserver, _Clock, format_seconds, format_share, make_observer
+from ffstream.evaluate import Evaluation
+from ffstream.reporting import (
+    BarObserver,
+    PlainObserver,
+    _Clock,
+    evaluation_report,
+    format_seconds,
+    format_share,
+    make_observer,
+)
 from tests.helpers import InterruptAt
 
 
@@ -71,3 +81,69 @@ def test_time_left_counts_only_what_this_process_took():
 def test_figures_are_written_for_people():
     assert [format_share(0.0135), format_share(None)] == ["1.35 %", "-"]
     assert [format_seconds(s) for s in (None, 7.4, 75, 3725)] == ["-", "0:07", "1:15", "1:02:05"]
+
+
+def shown(class_names, width, num_samples=10_000, noise=1.0):
+    """The lines of an evaluation of so many samples, whose goodness is noise with something for the true label."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(len(class_names), (num_samples,), generator=generator)
+    logits = noise * torch.randn(num_samples, len(class_names), generator=generator)
+    logits[torch.arange(num_samples), labels] += 3
+    data = {"class_names": class_names, "num_classes": len(class_names)}
+    found = Evaluation.of(
+        "goodness", "test", labels, data,
+        first_depth=1, errors_by_depth=[0.1], layer_errors=[0.1], uncalibrated_logits=logits,
+    )  # fmt: skip
+    text = io.StringIO()
+    console = Console(file=text, width=width)
+    for part in evaluation_report(found, width):
+        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+    return found, text.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("class_names", "headings"),
+    [
+        ([str(label) for label in range(10)], [str(label) for label in range(10)]),
+        ("airplane automobile bird cat deer dog frog horse ship truck".split(), ["airpl", "autom", "bird", "cat"]),
+        ([f"{label} - word" for label in range(10)], [str(label) for label in range(10)]),
+        ([f"class {label}" for label in range(10)], [str(label) for label in range(10)]),
+    ],
+)
+def test_the_confusion_of_ten_classes_is_a_matrix_of_eighty_columns(class_names, headings):
+    found, lines = shown(class_names, 80)
+    (top,) = [number for number, line in enumerate(lines) if line.startswith("true")]
+    assert lines[top].split()[1 : 1 + len(headings)] == headings
+    for row, name, line in zip(found.confusion, class_names, lines[top + 2 :], strict=False):
+        assert line.startswith(name)
+        assert line.split()[-12:-2] == [str(count or ".") for count in row]
+        assert line.split()[-2:] == [f"{100 * (1 - max(row) / sum(row)):.2f}", "%"]
+    assert max(map(len, lines[: top + 12])) <= 80
+
+
+def test_of_more_classes_than_fit_the_most_confused_pairs_are_shown():
+    found, lines = shown([f"class {label}" for label in range(100)], 80)
+    (top,) = [number for number, line in enumerate(lines) if line.startswith(" true")]
+    pairs = [line.split() for line in lines[top + 2 : top + 17]]
+    counts = sorted((n for t, row in enumerate(found.confusion) for p, n in enumerate(row) if t != p), reverse=True)
+    assert [int(words[4]) for words in pairs] == counts[:15]
+    for words in pairs:
+        assert found.confusion[int(words[1])][int(words[3])] == int(words[4])
+    assert f"and {sum(counts[15:])} samples in {sum(n > 0 for n in counts[15:])} more pairs" in lines[top + 17]
+
+
+def test_many_classes_of_which_none_is_mistaken_show_no_pairs():
+    _, lines = shown([f"class {label}" for label in range(100)], 80, noise=0.0)
+    assert not [line for line in lines if "predicted" in line]
+
+
+def test_an_evaluation_says_what_its_probabilities_are_calibrated_on(small_config, tmp_path):
+    run = ff.train(small_config(), tmp_path / "run")
+    for split, words in (("test", "calibrated on the validation split"), ("validation", "calibrated on this very")):
+        lines = [part for part in evaluation_report(run.evaluate(split=split), 80) if isinstance(part, str)]
+        assert words in lines[-2]
+        assert lines[-1].startswith("not calibrated: negative log likelihood")
+    fitted = [part for part in evaluation_report(run.evaluate("fitted"), 80) if isinstance(part, str)]
+    assert ["weight" in line for line in fitted[:3]] == [True] * 3
+    bare = ff.train(small_config(validation_fraction=0.0), tmp_path / "bare").evaluate()
+    assert "no validation split to calibrate them on" in [*evaluation_report(bare, 80)][-1]
