@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ffstream.observer import LayerFigures as LayerFigures
     from ffstream.observer import Observer as Observer
     from ffstream.plan import Plan as Plan
+    from ffstream.predictions import Predictions as Predictions
     from ffstream.recipes import register_recipe as register_recipe
     from ffstream.run import Run as Run
     from ffstream.session import make_plan as make_plan
@@ -74,6 +75,7 @@ _PUBLIC = {
     "Objective": ("objectives", "Objective"),
     "Observer": ("observer", "Observer"),
     "Plan": ("plan", "Plan"),
+    "Predictions": ("predictions", "Predictions"),
     "Run": ("run", "Run"),
     "RunError": ("errors", "RunError"),
     "RunLockedError": ("errors", "RunLockedError"),

@@ -2,6 +2,7 @@
 
 RUN/config.toml                        the resolved configuration
 RUN/data.json                          what the network must know of its data: classes, shape, scale, digest
+RUN/validation.safetensors             labels of the validation split, in the order of its goodness
 RUN/layers/000/weights.safetensors     parameters of layer 0
 RUN/layers/000/validation.safetensors  its goodness of all labels on the validation split
 RUN/layers/000/manifest.json           digests and figures; a layer counts as done only by it, so it comes last
@@ -42,8 +43,11 @@ class RunDirectory:
         """Whether a run was started here."""
         return (self.path / "config.toml").is_file()
 
-    def create(self, config_toml: str, data: dict[str, Any]) -> None:
-        """Start a run: data.json, then config.toml, which makes it one."""
+    def create(self, config_toml: str, data: dict[str, Any], validation_labels: Tensor | None = None) -> None:
+        """Start a run: labels of the validation split (n,), data.json, then config.toml, which makes it one."""
+        if validation_labels is not None:
+            publish_file = write_tensors(self._validation_path, {"labels": validation_labels})
+            data = data | {"validation_labels_digest": publish_file()}
         write_manifest(self.path / "data.json", data)
         self.write_config(config_toml)
 
@@ -57,6 +61,15 @@ class RunDirectory:
             return read_manifest(self.path / "data.json")
         except FileNotFoundError:
             raise RunError(f"run {self.path}: has no data.json; restore it from a copy") from None
+
+    def load_validation_labels(self) -> Tensor | None:
+        """Labels (n,) that `create` was given, or None; also of a run that was started before they were kept."""
+        digest = self.read_data().get("validation_labels_digest")
+        return None if digest is None else load_tensors(self._validation_path, digest)["labels"]
+
+    @property
+    def _validation_path(self) -> Path:
+        return self.path / "validation.safetensors"
 
     # --- layers
 

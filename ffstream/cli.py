@@ -178,6 +178,61 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    run: RunDir,
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Images, folders of them, or arrays (.npy, .npz, .safetensors)."),
+    ],
+    method: Annotated[
+        str, typer.Option(help="goodness (label sweep) or fitted (its layers weighted as fits the validation split).")
+    ] = "goodness",
+    first_layer: FirstLayer = 2,
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="Probabilities as they are, for a run without a validation split.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="A .csv or .json file to write (CSV on standard output).")] = None,
+    device: OneDevice = "auto",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Label each image, with its probability (in JSON those of all classes); one layer is on the device at a time.
+
+    Probabilities are calibrated on the run's validation split. Arrays are in the units of the training data.
+    """
+    if output is not None and output.suffix not in (".csv", ".json"):
+        raise ConfigError(f"--output {output}: found {output.suffix or 'no suffix'!r}, allowed .csv or .json")
+    if output is not None and as_json and output.suffix != ".json":
+        raise ConfigError(f"--json: found with --output {output}, allowed with a .json file; leave one of them out")
+    from ffstream.files import write_atomic
+    from ffstream.predictions import find_unit_mismatch
+    from ffstream.run import Run
+
+    found = Run(run)
+    images = found.load_images(files)
+    oddity = find_unit_mismatch(images.images, found.directory.read_data()["scale"])
+    if oddity is not None:
+        typer.echo(f"ffstream: note: {oddity}", err=True)
+    predictions = found.predict(
+        images.images,
+        method,
+        first_layer=first_layer,
+        calibrated=not uncalibrated,
+        device=device,
+        data_root=data_root or "",
+    )
+    in_json = as_json or (output is not None and output.suffix == ".json")
+    text = predictions.to_csv(images.names)
+    if in_json:
+        text = json.dumps({"run": str(run)} | predictions.to_mapping(images.names), indent=1) + "\n"
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    write_atomic(output, text.encode())
+    typer.echo(f"{len(images)} predictions written to {output}")
+
+
+@app.command()
 def inspect(
     run: RunDir,
     verify: Annotated[bool, typer.Option("--verify", help="Check every digest of the finished layers.")] = False,

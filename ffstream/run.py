@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ffstream.checkpoint import RunDirectory
+from ffstream.combination import fit_weights, plain_sum
 from ffstream.config import Config
-from ffstream.data import Dataset, Split, load_dataset, split_validation
+from ffstream.data import Dataset, Split, fit_images, holds_pictures, load_dataset, split_validation
 from ffstream.device import resolve_device
 from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError, nearest
-from ffstream.evaluate import Evaluation, evaluate_fitted, evaluate_goodness
+from ffstream.evaluate import (
+    Evaluation,
+    calibrate,
+    count_usable_layers,
+    evaluate_fitted,
+    evaluate_goodness,
+    objective_temperature,
+    read_validation_goodness,
+)
 from ffstream.model import FFNetwork, export_network, load_network
 from ffstream.observer import LayerFigures
+from ffstream.predictions import Predictions, predict
 from ffstream.readout import evaluate_softmax
 
+if TYPE_CHECKING:
+    from ffstream.data.images import NamedImages
+
 _METHODS = ("goodness", "fitted", "softmax")
+_PREDICTING_METHODS = ("goodness", "fitted")
 _SPLITS = ("test", "validation", "train")
 
 
@@ -81,11 +98,65 @@ class Run:
             raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
         return evaluate_fitted(*common, data, target, labels, first_layer)
 
+    def predict(
+        self,
+        images: Tensor,
+        method: str = "goodness",
+        *,
+        first_layer: int = 2,
+        calibrated: bool = True,
+        device: str = "auto",
+        data_root: str = "",
+    ) -> Predictions:
+        """Labels and their probabilities for images (n, *image_shape), in the units of the training data, streamed.
+
+        `method` is "goodness" (the sum over layers `first_layer` and above, from 1, at the temperature that fits the
+        validation split best) or "fitted" (with weights that are fitted on it too). Not `calibrated`: at the
+        temperature of the training objective. The data set is read for runs only that were started before they kept the
+        labels of their validation split. Raises ConfigError, DataError, RunError, DeviceError.
+        """
+        _check_words(first_layer, ("method", method, _PREDICTING_METHODS))
+        if method == "fitted" and not calibrated:
+            raise ConfigError("method 'fitted': its weights are calibrated by themselves; leave --uncalibrated out")
+        directory, config, data = self.directory, self.config, self.directory.read_data()
+        images = fit_images(images, tuple(data["image_shape"]), f"run {self.path}")
+        target = resolve_device(device)
+        num_layers = count_usable_layers(directory, first_layer)
+        if not calibrated:
+            combination = plain_sum(num_layers, first_layer, objective_temperature(config))
+        else:
+            labels = self._load_validation_labels(data, data_root)
+            if method == "goodness":
+                combination = calibrate(directory, config, num_layers, labels, first_layer)
+            else:
+                held_out = list(read_validation_goodness(directory, num_layers))
+                combination = fit_weights(held_out, labels, first_layer)
+        return predict(directory, config, images, data, target, method, combination, is_calibrated=calibrated)
+
+    def load_images(self, paths: Sequence[str | Path]) -> NamedImages:
+        """Images for `predict`: image files, folders of them, and .npy, .npz and .safetensors files of arrays.
+
+        What is white in an image file is as large as the largest training value, or 255 where that is how the training
+        data are kept. Raises DataError naming the first file that does not fit.
+        """
+        from ffstream.data.images import WHITE, load_images
+
+        data = self.directory.read_data()
+        in_bytes = holds_pictures(self.config.data) or data["scale"] > WHITE / 2
+        shape = tuple(data["image_shape"])
+        return load_images([Path(path) for path in paths], shape, WHITE if in_bytes else data["scale"])
+
     def _load_splits(self, data: dict[str, Any], data_root: str) -> dict[str, Split]:
         config = self.config
         dataset = load_dataset(config.data, data_root or config.data_root)
         check_same_data(self.path, data, dataset)
         return make_splits(dataset, config)
+
+    def _load_validation_labels(self, data: dict[str, Any], data_root: str) -> Tensor:
+        if self.config.validation_fraction == 0:
+            raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
+        labels = self.directory.load_validation_labels()
+        return self._load_splits(data, data_root)["validation"].labels if labels is None else labels
 
     def _no_validation(self, purpose: str, remedy: str) -> RunError:
         return RunError(

@@ -249,7 +249,9 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
     with RunLock(directory.path):
         remove_temporaries(directory.path)
         if not directory.exists():
-            directory.create(config.to_toml(), describe_data(dataset))
+            validation = splits.get("validation")
+            labels = None if validation is None else validation.labels
+            directory.create(config.to_toml(), describe_data(dataset), labels)
         data = directory.read_data()
         check_same_data(directory.path, data, dataset)
         if Run(directory.path).config != config:

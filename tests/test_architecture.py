@@ -29,7 +29,7 @@ planner
 probe machine trial
 observer cache_set frozen
 evaluate model
-readout
+readout predictions
 run
 runner
 session
@@ -43,8 +43,8 @@ __main__
 PUBLIC = """
 BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation FFNetwork
 FFStreamError GOODNESSES Goodness LAYER_KINDS Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES Objective Observer Plan
-Run RunError RunLockedError RunMismatchError SOURCES Split StorageError __version__ load make_plan register_recipe
-resume train
+Predictions Run RunError RunLockedError RunMismatchError SOURCES Split StorageError __version__ load make_plan
+register_recipe resume train
 """.split()
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -44,6 +45,8 @@ def test_readme_commands_run_one_after_another(tmp_path, small_data):
     commands = readme_commands()
     assert len(commands) >= 8
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "images").mkdir()  # to predict: of the size of `small_data`
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "black.png")
     for command in commands:
         words = [sys.executable, "-m", *make_smaller(command, small_data)]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)

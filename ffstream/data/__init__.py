@@ -2,14 +2,25 @@
 
 from pathlib import Path
 
-from ffstream.data.dataset import Dataset, Split, check_classes, scale_images, split_validation
+from ffstream.data.dataset import Dataset, Split, check_classes, fit_images, scale_images, split_validation
 from ffstream.data.standard import SOURCES, default_data_root
 from ffstream.errors import DataError, nearest
 
-__all__ = ["SOURCES", "Dataset", "Split", "check_classes", "load_dataset", "scale_images", "split_validation"]
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "Split",
+    "check_classes",
+    "fit_images",
+    "holds_pictures",
+    "load_dataset",
+    "scale_images",
+    "split_validation",
+]
 
 
 _MAX_NAME = 255
+_ARRAYS = (".safetensors", ".npz")
 
 
 def load_dataset(source: str, data_root: str = "") -> Dataset:
@@ -19,7 +30,7 @@ def load_dataset(source: str, data_root: str = "") -> Dataset:
     path = Path(source).expanduser()
     if len(path.name) > _MAX_NAME:  # the system would refuse to look for it
         raise DataError(f"data {source[:40]}…: neither a known data set, nor a name that a file can have")
-    if path.suffix in (".safetensors", ".npz"):
+    if path.suffix in _ARRAYS:
         from ffstream.data.arrays import load_arrays
 
         return load_arrays(path)
@@ -31,3 +42,8 @@ def load_dataset(source: str, data_root: str = "") -> Dataset:
         f"data {source}: neither a known data set, a folder of images by class, nor a .safetensors or .npz file; "
         f"{nearest(source, SOURCES)}"
     )
+
+
+def holds_pictures(source: str) -> bool:
+    """Whether `source` is a folder of images, so that its values are those of picture files; it need not be there."""
+    return source not in SOURCES and Path(source).suffix not in _ARRAYS

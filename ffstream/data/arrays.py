@@ -31,19 +31,49 @@ _NUMPY_ERRORS = (OSError, ValueError, TypeError, EOFError, RuntimeError, NotImpl
 def load_arrays(path: Path, name: str | None = None) -> Dataset:
     """Read a file of arrays. Raises DataError when it is absent, unreadable or lacks an array. Never unpickles."""
     name = name or str(path)
-    if not path.is_file():
-        raise DataError(f"data {name}: no such file")
-    try:
-        arrays = load_file(path) if path.suffix == ".safetensors" else _load_npz(path)
-    except (SafetensorError, zipfile.BadZipFile, zlib.error, *_NUMPY_ERRORS) as error:
-        raise DataError(f"data {name}: cannot be read as {path.suffix} ({error})") from error
+    arrays = read_arrays(path, name)
     train = _find_split(arrays, "train", name)
     if train is None:
         raise DataError(f"data {name}: found arrays {sorted(arrays)}, needs train.images and train.labels")
     return check_dataset(name, train, _find_split(arrays, "test", name))
 
 
-def _load_npz(path: Path) -> dict[str, Tensor]:
+def read_arrays(path: Path, name: str) -> dict[str, Tensor]:
+    """All arrays of a .safetensors or .npz file; that of a .npy file is called "images". Raises DataError."""
+    if not path.is_file():
+        raise DataError(f"data {name}: no such file")
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else _load_numpy(path)
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, *_NUMPY_ERRORS) as error:
+        raise DataError(f"data {name}: cannot be read as {path.suffix} ({_one_line(error)})") from error
+
+
+def find_images(arrays: dict[str, Tensor], name: str) -> Tensor:
+    """The images without labels: those called "images", else the test images, else the only array there is."""
+    for alias in ("images", *_NAMES["test.images"]):
+        if alias in arrays:
+            return as_images(arrays[alias], name, alias)
+    if len(arrays) != 1:
+        raise DataError(f"data {name}: found arrays {sorted(arrays)}, needs images or test.images, or one array alone")
+    ((alias, images),) = arrays.items()
+    return as_images(images, name, alias)
+
+
+def as_images(images: Tensor, name: str, part: str) -> Tensor:
+    """In a type that torch computes in. Raises DataError for complex numbers."""
+    if images.is_complex():
+        raise DataError(f"data {name}: {part} are {images.dtype}, allowed real numbers")
+    # torch computes little on the other unsigned types, and half of float64 is enough
+    return images if images.dtype == torch.uint8 else images.to(torch.float32)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _load_numpy(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".npy":
+        return {"images": torch.from_numpy(np.ascontiguousarray(np.load(path, allow_pickle=False)))}
     with np.load(path, allow_pickle=False) as file:
         return {key: torch.from_numpy(np.ascontiguousarray(file[key])) for key in file.files}
 
@@ -63,6 +93,4 @@ def _find_split(arrays: dict[str, Tensor], part: str, name: str) -> Split | None
         raise DataError(
             f"data {name}: {part} images are {images.dtype} and labels {labels.dtype}, allowed numbers and integers"
         )
-    if images.dtype != torch.uint8:  # torch computes little on the other unsigned types, and half of float64 is enough
-        images = images.to(torch.float32)
-    return Split(images, labels.to(torch.int64))
+    return Split(as_images(images, name, f"{part} images"), labels.to(torch.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -133,6 +134,44 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Spli
     order = torch.randperm(len(train), generator=seeding.generator(seed, 0, 0, "split"))
     held_out, kept = order[:num_validation], order[num_validation:]
     return Split(train.images[kept], train.labels[kept]), Split(train.images[held_out], train.labels[held_out])
+
+
+def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
+    """Bring to (n, *shape) what differs in axes of length one, is flattened, or is one image alone.
+
+    Raises DataError, beginning with `noun`, for any other shape, no image, or values that are not finite.
+    """
+    for batch in (images, images.unsqueeze(0)):
+        if batch.dim() and _is_same(tuple(batch.shape[1:]), shape):
+            _check_values(batch, noun)
+            return batch.reshape(len(batch), *shape)
+    hint = "bring them to that size"
+    if len(shape) == 3 and images.dim() in (3, 4) and sorted(images.shape[-3:]) == sorted(shape):
+        hint = "put the axes of each image in that order"
+    raise DataError(
+        f"{noun}: images have shape {tuple(images.shape)}, allowed (n, {', '.join(map(str, shape))}), as the run was "
+        f"trained on; {hint}"
+    )
+
+
+def _is_same(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an image of shape `own` says by itself how to be brought to `shape`."""
+    is_flat = min(len(own), len(shape)) == 1 and math.prod(own) == math.prod(shape)
+    return is_flat or without_ones(own) == without_ones(shape)
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes that are longer than one."""
+    return tuple(size for size in shape if size != 1)
+
+
+def _check_values(images: Tensor, noun: str) -> None:
+    if len(images) == 0:
+        raise DataError(f"{noun}: found no image, allowed one or more")
+    finite = torch.isfinite(images).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise DataError(f"{noun}: image {row} holds a value that is not finite; remove it or mend the file")
 
 
 def scale_images(images: Tensor, scale: float) -> Tensor:

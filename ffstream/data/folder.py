@@ -34,16 +34,10 @@ def _load_part(path: Path) -> tuple[Split, tuple[str, ...]]:
     except FileNotFoundError as error:
         raise DataError(f"data {path}: {' '.join(str(error).split())}; needs one folder of images a class") from error
     images: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
-    mode = ""
+    mode: str | None = None
     for name, _ in folder.samples:
-        try:
-            with Image.open(name) as image:
-                if image.mode.startswith(("I", "F")):  # Pillow clips them at 255 when it converts
-                    raise ValueError(f"mode {image.mode}, more than 8 bits a channel; convert it to 8 bits")
-                mode = mode or ("L" if image.mode in ("1", "L") else "RGB")
-                images.append(np.array(image.convert(mode), dtype=np.uint8))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"data {name}: cannot be read as an image ({error}); mend or remove it") from error
+        mode, image = read_picture(Path(name), mode)
+        images.append(image)
         if images[-1].shape != images[0].shape:
             raise DataError(
                 f"data {name}: image of shape {images[-1].shape}, the first one has {images[0].shape}; "
@@ -51,3 +45,18 @@ def _load_part(path: Path) -> tuple[Split, tuple[str, ...]]:
             )
     labels = torch.tensor([label for _, label in folder.samples], dtype=torch.int64)
     return Split(torch.from_numpy(np.stack(images)), labels), tuple(folder.classes)
+
+
+def read_picture(path: Path, mode: str | None = None) -> tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+    """An image file as "L", (height, width), or "RGB", (height, width, 3): its own mode if none is given.
+
+    Raises DataError for what cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow clips them at 255 when it converts
+                raise ValueError(f"mode {image.mode}, more than 8 bits a channel; convert it to 8 bits")
+            mode = mode or ("L" if image.mode in ("1", "L") else "RGB")
+            return mode, np.array(image.convert(mode), dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"data {path}: cannot be read as an image ({error}); mend or remove it") from error

@@ -1,0 +1,97 @@
+"""What a run says of images whose labels are not known, streamed: a label and the probabilities of all."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.checkpoint import RunDirectory
+from ffstream.combination import Combination
+from ffstream.config import Config
+from ffstream.evaluate import stream_goodness
+
+# Magnitudes of images that differ from those of the training data by more than this are likely of other units.
+_UNUSUAL_RATIO = 8.0
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities (n, C) float64 on the host, of classes that are named; each row adds up to one."""
+
+    class_names: tuple[str, ...]
+    probabilities: Tensor
+    method: str  # goodness or fitted
+    combination: Combination  # of the layers' goodness, behind the probabilities
+    is_calibrated: bool
+
+    @property
+    def labels(self) -> Tensor:
+        """The most probable label of each image: (n,) int64."""
+        return self.probabilities.argmax(dim=1)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of the most probable class of each image."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    def to_mapping(self, images: Sequence[str]) -> dict[str, Any]:
+        """Plain values; `images` names the rows."""
+        rows = zip(images, self.names, self.probabilities.tolist(), strict=True)
+        return {
+            "method": self.method,
+            "is_calibrated": self.is_calibrated,
+            "num_layers": len(self.combination.weights),
+            "weights": list(self.combination.weights),
+            "temperature": self.combination.temperature,
+            "class_names": list(self.class_names),
+            "predictions": [
+                {"image": image, "label": name, "probability": max(row), "probabilities": row}
+                for image, name, row in rows
+            ],
+        }
+
+    def to_csv(self, images: Sequence[str]) -> str:
+        """A line an image: its name in `images`, the label, and the probability of that label."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "label", "probability"])
+        best = self.probabilities.max(dim=1).values.tolist()
+        writer.writerows(
+            [image, name, f"{value:.6f}"] for image, name, value in zip(images, self.names, best, strict=True)
+        )
+        return text.getvalue()
+
+
+def predict(
+    directory: RunDirectory,
+    config: Config,
+    images: Tensor,
+    data: dict[str, Any],
+    device: torch.device,
+    method: str,
+    combination: Combination,
+    *,
+    is_calibrated: bool,
+) -> Predictions:
+    """Probabilities of all labels for images (n, *image_shape), by as many committed layers as there are weights."""
+    num_layers = len(combination.weights)
+    goodness = stream_goodness(directory, config, num_layers, images, data, device)
+    probabilities = torch.softmax(combination.logits(goodness), dim=1)
+    return Predictions(tuple(data["class_names"]), probabilities, method, combination, is_calibrated)
+
+
+def find_unit_mismatch(images: Tensor, scale: float) -> str | None:
+    """What is odd about the values of `images`, where those of the training data have a magnitude up to `scale`."""
+    largest = float(images.float().abs().max())
+    if scale / _UNUSUAL_RATIO <= largest <= scale * _UNUSUAL_RATIO:
+        return None
+    return (
+        f"the largest value of these images is {largest:g}, that of the training images {scale:g}; images are read in "
+        "the units of the training data"
+    )
