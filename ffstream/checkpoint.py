@@ -273,6 +273,15 @@ class RunDirectory:
             return None
         return load_tensors(folder / "weights.safetensors", manifest["digest_file"])
 
+    def load_fitted_readout(self, num_layers: int) -> dict[str, Tensor] | None:
+        """The saved readout if it was fitted on the layers that are here, however. Raises CorruptFileError."""
+        try:
+            identity = read_manifest(self.path / "readout" / _MANIFEST)["identity"]
+        except FileNotFoundError:
+            return None
+        digests = [self.read_layer_manifest(index)["digests"]["weights"] for index in range(num_layers)]
+        return self.load_readout(identity) if identity["layers"] == digests else None
+
     def passing_bytes(self) -> int:
         """Bytes of what is here for a time only: caches and progress."""
         files = [path for name in ("cache", "progress") for path in (self.path / name).rglob("*") if path.is_file()]

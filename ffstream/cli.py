@@ -58,7 +58,7 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Learning rate (of the recipe).")] = None,
     recipe: Annotated[str | None, typer.Option(help="One that `ffstream recipes` shows (inject).")] = None,
     negatives_per_sample: Annotated[
-        str | None, typer.Option(help="Overlay: wrong labels cached a sample, a number or all (all).")
+        str | None, typer.Option(help="Wrong labels (overlay; all) or hybrids cached a sample.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random (0).")] = None,
     device: Device = None,
@@ -154,8 +154,12 @@ def resume(
 def evaluate(
     run: RunDir,
     method: Annotated[
-        str, typer.Option(help="goodness (label sweep), fitted (its layers weighted) or softmax (linear readout).")
-    ] = "goodness",
+        str,
+        typer.Option(
+            help="goodness (label sweep), fitted (its layers weighted), softmax (linear readout), or auto: goodness "
+            "if labels were shown."
+        ),
+    ] = "auto",
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     first_layer: FirstLayer = 2,
     device: OneDevice = "auto",

@@ -58,18 +58,19 @@ class LabelsConfig:
     """How labels and a layer meet."""
 
     # injection and overlay show a layer the true and K wrong labels; groups and classifier read the goodness of every
-    # label off one label-free pass, without negatives.
-    method: str = _limit("injection", choices=("injection", "overlay", "groups", "classifier"))
+    # label off one label-free pass, without negatives; none shows images against hybrids.
+    method: str = _limit("injection", choices=("injection", "overlay", "groups", "classifier", "none"))
     embedding_std: float = _limit(1.0, above=0.0)  # injection, classifier: each label's row ~ N(0, std^2)
 
 
 @dataclass(frozen=True)
 class NegativesConfig:
-    """Which wrong labels a layer is trained against."""
+    """Which wrong labels, or hybrid images where there are no labels, a layer is trained against."""
 
     sampler: str = "uniform"  # a registered negative sampler
-    per_step: int = _limit(3, at_least=1)  # K: wrong labels a sample in each step
-    per_sample: int | str = _limit("all", at_least=1, word="all")  # overlay: R, wrong labels cached a sample
+    per_step: int = _limit(3, at_least=1)  # K: wrong labels, or hybrids, a sample in each step
+    per_sample: int | str = _limit("all", at_least=1, word="all")  # R: wrong labels (overlay), or hybrids, cached
+    blurs: int = _limit(6, at_least=1)  # hybrids: of the random bits that become a mask; more make larger regions
 
 
 @dataclass(frozen=True)

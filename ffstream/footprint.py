@@ -114,7 +114,7 @@ class KernelBytes:
 
 def cache_layouts(config: Config, method: LabelMethod, data: DataShape, num_features: int) -> dict[str, CacheLayout]:
     """The layout of each split's cache of rows of `num_features` features."""
-    num_rows = {"train": method.num_training_rows, "validation": method.num_sweep_rows}
+    num_rows = {"train": method.num_training_rows, "validation": method.num_validation_rows}
     return {
         split: CacheLayout(num_samples, num_rows[split], num_features, config.cache.dtype, config.cache.num_in_shard)
         for split, num_samples in data.num_samples.items()
@@ -314,9 +314,11 @@ class _PaperWork:
 
 
 def goodness_bytes(method: LabelMethod, layouts: Mapping[str, CacheLayout], num_classes: int) -> dict[str, int]:
-    """Bytes, for each split, of one number for each label of a sample, or for all that a candidate may be."""
-    values = {"train": num_classes if method.shares_row else layouts["train"].num_rows}
-    return {name: 4 * layout.num_samples * values.get(name, num_classes) for name, layout in layouts.items()}
+    """Bytes, for each split, of one number for each label of a sample, or for each of its rows."""
+    return {
+        name: 4 * layout.num_samples * (num_classes if method.shares_row else layout.num_rows)
+        for name, layout in layouts.items()
+    }
 
 
 def _largest_shard(layouts: Iterable[CacheLayout]) -> int:

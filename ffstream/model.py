@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,8 @@ class FFNetwork(nn.Module):
     """All layers of a run, resident, for inference.
 
     `forward` maps images (n, *image_shape), in the units of the training data, to the goodness of every label summed
-    over all but the first layer, (n, num_classes). `class_names` names the columns.
+    over all but the first layer, (n, num_classes). `class_names` names the columns. Layers that were trained without
+    labels have no such goodness: there, `forward` gives the logits of the softmax readout that the run holds.
     """
 
     def __init__(self, config: Config, data: dict[str, Any]) -> None:
@@ -42,27 +44,57 @@ class FFNetwork(nn.Module):
         self._method = make_label_method(config, data["num_classes"], data["num_features"])
         self._goodness = GOODNESSES[config.objective.goodness]
         self.layers = nn.ModuleList(build_layer(config, spec, data["num_classes"]) for spec in self._specs)
+        self.readout = nn.ModuleDict()  # by layer, counted from 0
 
     def goodness_by_layer(self, images: Tensor) -> list[Tensor]:
-        """Goodness of every label in each layer: one (n, num_classes) a layer."""
+        """Goodness of every label in each layer: one (n, num_classes) a layer. Without labels, of the image: (n, 1)."""
+        rows = self._make_rows(images, self._method.sweep_rows)
+        return [
+            self._method.sweep(layer, self._goodness, preactivations, len(images))
+            for layer, preactivations, _ in self._pass(rows)
+        ]
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What each layer makes of images without a label, normalised: one (n, num_units) float32 a layer."""
+        rows = self._make_rows(images, self._method.neutral_rows)
+        return [handed_on[:, : layer.num_units].float() for layer, _, handed_on in self._pass(rows)]
+
+    def add_readout(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the network the softmax readout of a run: weights (C, num_units) and biases (C,) by layer."""
+        for name in tensors:
+            index, _, part = name.partition(".")
+            if part == "weight":
+                readout = nn.Linear(self.config.width, len(tensors[name]))
+                readout.load_state_dict({key: tensors[f"{index}.{key}"] for key in ("weight", "bias")})
+                self.readout[index] = readout
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, *image_shape) -> (n, num_classes). Raises RunError where there is neither label nor readout."""
+        if self.config.labels.method == "none":
+            if not len(self.readout):
+                raise RunError(
+                    "network: was trained without labels, and its run holds no softmax readout; fit one by ffstream "
+                    "evaluate RUN and load it again, or ask for features(images)"
+                )
+            found = self.features(images)
+            return torch.stack([readout(found[int(index)]) for index, readout in self.readout.items()]).sum(dim=0)
+        by_layer = self.goodness_by_layer(images)
+        return torch.stack(by_layer[1:] or by_layer).sum(dim=0)
+
+    def _make_rows(self, images: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """On the host, and rounded to the cache's type, as they were for training."""
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, this network reads (n, *{self.image_shape})")
-        # Rows are made on the host and rounded to the cache's type, as they were for training.
-        dtype = DTYPES[self.config.cache.dtype]
-        rows = self._method.sweep_rows(scale_images(images.cpu(), self._data["scale"])).flatten(0, 1)
-        rows = rows.to(dtype).to(images.device)
-        found = []
+        rows = make(scale_images(images.cpu(), self._data["scale"])).flatten(0, 1)
+        return rows.to(DTYPES[self.config.cache.dtype]).to(images.device)
+
+    def _pass(self, rows: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:
+        """Each layer, its preactivations, and what it hands on."""
         for spec, module in zip(self._specs, self.layers, strict=True):
             layer = cast(Layer, module)
             preactivations = layer.preactivations(rows)
-            found.append(self._method.sweep(layer, self._goodness, preactivations, len(images)))
-            rows = hand_on(spec, rows, preactivations).to(dtype)
-        return found
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(n, *image_shape) -> (n, num_classes)."""
-        by_layer = self.goodness_by_layer(images)
-        return torch.stack(by_layer[1:] or by_layer).sum(dim=0)
+            rows = hand_on(spec, rows, preactivations).to(rows.dtype)
+            yield layer, preactivations, rows
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -102,6 +134,8 @@ def _load_run(directory: RunDirectory) -> FFNetwork:
     network = FFNetwork(config, directory.read_data())
     for index, layer in enumerate(network.layers):
         directory.load_layer(index, cast(Layer, layer))
+    readout = directory.load_fitted_readout(num_layers) if config.labels.method == "none" else None
+    network.add_readout(readout or {})
     return network.eval()
 
 
@@ -118,6 +152,7 @@ def _load_file(path: Path) -> FFNetwork:
         )
     try:
         network = FFNetwork(Config.from_mapping(json.loads(metadata["config"])), json.loads(metadata["data"]))
+        network.add_readout({k.removeprefix("readout."): v for k, v in tensors.items() if k.startswith("readout.")})
         network.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise CorruptFileError(

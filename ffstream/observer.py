@@ -10,7 +10,10 @@ from ffstream.layer_trainer import EpochFigures
 
 @dataclass(frozen=True)
 class LayerFigures:
-    """What is known of a finished layer. Errors are shares in [0, 1], on the validation split; None without one."""
+    """What is known of a finished layer. Errors are shares in [0, 1], on the validation split; None without one.
+
+    Without labels they are those of telling an image from a hybrid: how often the hybrid has more goodness.
+    """
 
     layer: int  # from 1
     loss: float

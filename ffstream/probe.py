@@ -137,7 +137,9 @@ def _measure_products(config: Config, device: torch.device) -> float:
 def _measure_step(config: Config, width: int, batch: int, device: torch.device) -> tuple[float, Work]:
     """Seconds and work of one step of a layer that is as wide as its input, as an epoch takes it."""
     num_classes, num_samples = 1 + max(config.negatives.per_step, 9), _NUM_STEPS * batch
-    config = config.override({"negatives.per_sample": "all", "width": width, "batch": batch, "epochs": 1})
+    if config.labels.method == "overlay":
+        config = config.override({"negatives.per_sample": "all"})  # as there are other classes
+    config = config.override({"width": width, "batch": batch, "epochs": 1})
     config = config.override({"network.tile_units": "auto", "micro_batch": "auto"})  # a whole layer, a batch at once
     method = make_label_method(config, num_classes, width)
     (spec,) = compute_layer_specs(config.override({"layers": 1}), width)

@@ -8,8 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ffstream import seeding
 from ffstream.cache import ActivationCache
+from ffstream.data import Split, scale_images
 from ffstream.goodness import Goodness
+from ffstream.hybrids import draw_with_others
 from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
 from ffstream.network import LayerSpec, hand_on
@@ -22,6 +25,26 @@ _CHUNK_ROWS = 1024
 
 # Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
 RowsOf = Callable[[slice], Tensor]
+
+
+def make_first_rows(method: LabelMethod, split: Split, scale: float, seed: int, *, held_out: bool) -> RowsOf:
+    """The rows of the first cache of a split, to be asked for in order: overlay and scale are decided here, once."""
+    if held_out:
+        make, num_rows, purpose = method.validation_rows, method.num_validation_rows, "held-out negatives"
+    else:
+        make, num_rows, purpose = method.training_rows, method.num_training_rows, "cached negatives"
+    generator = seeding.generator(seed, 0, 0, purpose)
+    others = seeding.generator(seed, 0, 0, f"{purpose}, others")
+
+    def rows_of(part: slice) -> Tensor:
+        if method.mixes_samples:
+            index = draw_with_others(part, len(split), num_rows - 1, others)
+            images = scale_images(split.images[index.flatten()], scale).view(*index.shape, -1)
+        else:
+            images = scale_images(split.images[part], scale)
+        return make(images, split.labels[part], generator)
+
+    return rows_of
 
 
 def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf) -> None:

@@ -41,9 +41,10 @@ def evaluate_softmax(
     """Classify `split` by the softmax readout, fitting it on `train` first unless the run holds a fitted one."""
     num_layers = directory.count_layers()
     if num_layers < first_layer:
+        otherwise = "" if config.labels.method == "none" else ", or use --method goodness"
         raise RunError(
             f"run {directory.path}: the softmax readout reads layers {first_layer} and above, found {num_layers}; "
-            "train more layers, lower --first-layer, or use --method goodness"
+            f"train more layers, or lower --first-layer{otherwise}"
         )
     method = make_label_method(config, data["num_classes"], data["num_features"])
     specs = compute_layer_specs(config, data["num_features"])[:num_layers]

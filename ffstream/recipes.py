@@ -67,3 +67,21 @@ register_recipe(
     },
     "A linear classifier learnt with each layer, cross-entropy over all labels, no negatives (Mono-Forward).",
 )
+# Hinton 2022, section 3.2: no labels; images against hybrids of two, with the objective of `hinton`. Several
+# hybrids are cached a sample, as deep layers learn a single one by heart.
+register_recipe(
+    "unsupervised",
+    {
+        "batch": 128,
+        "network.dropout": 0.0,
+        "labels.method": "none",
+        "negatives.per_step": 1,
+        "negatives.per_sample": 8,
+        "objective.name": "logistic",
+        "objective.goodness": "sum_squares",
+        "objective.scale": 1.0,
+        "objective.peer_normalisation": 0.03,
+        "optimiser.learning_rate": 1e-3,
+    },
+    "Without labels (Hinton 2022, section 3.2): images against hybrids of two; read out by softmax.",
+)

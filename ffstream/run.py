@@ -32,7 +32,7 @@ from ffstream.readout import evaluate_softmax
 if TYPE_CHECKING:
     from ffstream.data.images import NamedImages
 
-_METHODS = ("goodness", "fitted", "softmax")
+_METHODS = ("auto", "goodness", "fitted", "softmax")
 _PREDICTING_METHODS = ("goodness", "fitted")
 _SPLITS = ("test", "validation", "train")
 
@@ -68,7 +68,7 @@ class Run:
 
     def evaluate(
         self,
-        method: str = "goodness",
+        method: str = "auto",
         split: str = "test",
         *,
         first_layer: int = 2,
@@ -79,11 +79,15 @@ class Run:
 
         `method` is "goodness" (argmax over labels of the goodness summed over layers `first_layer` and above, from 1),
         "fitted" (of their sum with weights that are fitted on the validation split) or "softmax" (a linear readout of
-        the same layers, fitted on the training split the first time). Raises ConfigError, DataError, RunError,
-        DeviceError.
+        the same layers, fitted on the training split the first time); "auto" is goodness, but softmax for layers that
+        were trained without labels and have no goodness of one. Raises ConfigError, DataError, RunError, DeviceError.
         """
         _check_words(first_layer, ("method", method, _METHODS), ("split", split, _SPLITS))
         config, data = self.config, self.directory.read_data()
+        if method == "auto":
+            method = "softmax" if config.labels.method == "none" else "goodness"
+        if method != "softmax":
+            self._check_labels_were_shown(method, "softmax, or auto")
         splits = self._load_splits(data, data_root)
         if split not in splits:
             raise DataError(f"data {config.data}: has no {split} split; found {', '.join(sorted(splits))}")
@@ -119,6 +123,7 @@ class Run:
         if method == "fitted" and not calibrated:
             raise ConfigError("method 'fitted': its weights are calibrated by themselves; leave --uncalibrated out")
         directory, config, data = self.directory, self.config, self.directory.read_data()
+        self._check_labels_were_shown(method, "evaluation by softmax")
         images = fit_images(images, tuple(data["image_shape"]), f"run {self.path}")
         target = resolve_device(device)
         num_layers = count_usable_layers(directory, first_layer)
@@ -157,6 +162,13 @@ class Run:
             raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
         labels = self.directory.load_validation_labels()
         return self._load_splits(data, data_root)["validation"].labels if labels is None else labels
+
+    def _check_labels_were_shown(self, method: str, allowed: str) -> None:
+        if self.config.labels.method == "none":
+            raise ConfigError(
+                f"method {method!r}: run {self.path} was trained without labels (labels.method none), so that its "
+                f"layers have no goodness of a label; allowed {allowed}"
+            )
 
     def _no_validation(self, purpose: str, remedy: str) -> RunError:
         return RunError(

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffstream import seeding
 from ffstream.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.checkpoint import RunDirectory
-from ffstream.data import Split, scale_images
+from ffstream.data import Split
 from ffstream.errors import CorruptFileError
 from ffstream.evaluate import LabelSweep
 from ffstream.footprint import DataShape
@@ -28,7 +27,7 @@ from ffstream.metrics import MetricsFile
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles, make_layer
 from ffstream.observer import LayerFigures, Observer
 from ffstream.plan import Plan
-from ffstream.propagation import FrozenLayer, measure_goodness, propagate, write_rows
+from ffstream.propagation import FrozenLayer, make_first_rows, measure_goodness, propagate, write_rows
 from ffstream.run import read_layer_figures
 from ffstream.schedule import Action, Step, remaining_steps
 from ffstream.transfer import Transfer
@@ -58,7 +57,7 @@ class Runner:
         self._num_classes = data["num_classes"]
         self._device = device
         self._observer = observer
-        self._method = make_label_method(config, self._num_classes, data["num_features"])
+        self._method = make_label_method(config, self._num_classes, data["num_features"], data["image_shape"])
         self._specs = compute_layer_specs(config, data["num_features"])
         self._goodness = GOODNESSES[config.objective.goodness]
         self._metrics = MetricsFile(directory.path / "metrics.jsonl")
@@ -99,20 +98,12 @@ class Runner:
     # --- the three actions
 
     def _write_input(self, spec: LayerSpec) -> None:
-        """Order, overlay and scale are decided here, once; no later cache reads the data set."""
-        generator = seeding.generator(self._config.seed, 0, 0, "cached negatives")
-
-        def training_rows(part: slice) -> Tensor:
-            images = scale_images(self._images[TRAIN][part], self._scale)
-            return self._method.training_rows(images, self._labels[TRAIN][part], generator)
-
-        def sweep_rows(part: slice) -> Tensor:
-            return self._method.sweep_rows(scale_images(self._images[VALIDATION][part], self._scale))
-
-        rows_of = {TRAIN: training_rows, VALIDATION: sweep_rows}
-        for name in self._labels:
+        """No later cache reads the data set."""
+        for name, labels in self._labels.items():
+            split = Split(self._images[name], labels)
+            rows_of = make_first_rows(self._method, split, self._scale, self._config.seed, held_out=name == VALIDATION)
             self._caches.current[name] = self._caches.make(spec.index, name)
-            write_rows(self._transfer, self._caches.current[name], rows_of[name])
+            write_rows(self._transfer, self._caches.current[name], rows_of)
 
     def _train(self, spec: LayerSpec) -> None:
         """Train, measure, commit, tile by tile. An earlier process's epochs are taken from its progress."""
@@ -205,7 +196,7 @@ class Runner:
         figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, before, liked)
         del liked
         goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
-        error = LabelSweep(self._labels[VALIDATION]).add(goodness)[0] if goodness is not None else None
+        error = self._make_sweep().add(goodness)[0] if goodness is not None else None
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
         self._metrics.append(record | dataclasses.asdict(figures))
         if (epoch + 1) % self._config.epochs:  # after the last one the tile, or the layer, is committed
@@ -259,11 +250,15 @@ class Runner:
         """Sum the goodness of the committed layers."""
         if VALIDATION not in self._labels:
             return
-        self._sweep = LabelSweep(self._labels[VALIDATION])
+        self._sweep = self._make_sweep()
         for index in range(num_done):
             goodness = self._directory.load_validation_goodness(index)
             assert goodness is not None, "a validation split is part of a run's identity"
             self._sweep.add(goodness)
+
+    def _make_sweep(self) -> LabelSweep:
+        """Of the validation split."""
+        return LabelSweep(self._method.targets(self._labels[VALIDATION]))
 
     def _rewind(self, num_done: int) -> None:
         """Bring progress and metrics in line with what is committed."""

@@ -213,7 +213,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
     device = resolve_device(config.device)
     resources = survey_resources(config.memory, device, directory.path, directory.passing_bytes())
     dataset = load_dataset(config.data, config.data_root)
-    method = make_label_method(config, dataset.num_classes, dataset.num_features)
+    method = make_label_method(config, dataset.num_classes, dataset.num_features, dataset.image_shape)
     splits = make_splits(dataset, config)
     check_classes(config.data, splits["train"], dataset.class_names)
     config = dataclasses.replace(

@@ -20,7 +20,7 @@ errors recipes units seeding schedule workspace ledger memory
 normalisation
 config registry files device
 tensor_file lock metrics goodness combination objectives negatives layers data cache
-labels catalogue network transfer optimiser
+hybrids labels catalogue network transfer optimiser
 checkpoint
 layer_trainer propagation
 footprint

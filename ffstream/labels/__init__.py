@@ -1,5 +1,7 @@
 """How labels and a layer meet: by overlay on the input, by injection into every layer, or at its output alone."""
 
+from collections.abc import Sequence
+
 from ffstream.config import Config
 from ffstream.errors import ConfigError
 from ffstream.goodness import GOODNESSES, LinearGoodness
@@ -7,6 +9,7 @@ from ffstream.labels.base import LabelMethod
 from ffstream.labels.injection import LabelInjection
 from ffstream.labels.overlay import LabelOverlay
 from ffstream.labels.read_off import LabelClassifier, LabelGroups
+from ffstream.labels.unlabelled import Unlabelled, make_unlabelled
 from ffstream.negatives import NEGATIVE_SAMPLERS
 from ffstream.registry import Registry
 
@@ -15,12 +18,20 @@ LABEL_METHODS.register("injection", LabelInjection)
 LABEL_METHODS.register("overlay", LabelOverlay)
 LABEL_METHODS.register("groups", LabelGroups)
 LABEL_METHODS.register("classifier", LabelClassifier)
+LABEL_METHODS.register("none", Unlabelled)
 
 __all__ = ["LABEL_METHODS", "LabelMethod", "make_label_method"]
 
 
-def make_label_method(config: Config, num_classes: int, num_features: int) -> LabelMethod:
-    """The label method of a configuration. Raises ConfigError when it does not fit the data."""
+def make_label_method(
+    config: Config, num_classes: int, num_features: int, image_shape: Sequence[int] | None = None
+) -> LabelMethod:
+    """The label method of a configuration. Raises ConfigError or DataError when it does not fit the data.
+
+    `image_shape` may be left out where no training or validation rows are made.
+    """
+    if config.labels.method == "none":
+        return make_unlabelled(config.negatives, image_shape)
     if config.labels.method == "groups":
         if num_classes > config.width:
             raise ConfigError(

@@ -19,8 +19,12 @@ from ffstream.workspace import Workspace
 
 
 class LabelMethod(ABC):
-    """How labels and a layer meet. `images` are (n, features), scaled to at most 1; `labels` are (n,) int64."""
+    """How labels and a layer meet. `images` are (n, features), scaled to at most 1; `labels` are (n,) int64.
 
+    A method that `mixes_samples` makes cached rows from (n, rows a sample, features): images of the sample and others.
+    """
+
+    mixes_samples: bool = False
     uses_embedding: bool  # of labels, a parameter of every layer
     shares_row: bool  # candidates are labels, and share one label-free row
     reads_goodness: bool = False  # to draw negatives
@@ -29,6 +33,11 @@ class LabelMethod(ABC):
     num_training_rows: int  # a sample, in the training cache
     num_sweep_rows: int  # a sample, in a cache that all labels are read off
 
+    @property
+    def num_validation_rows(self) -> int:
+        """Rows a sample, in the validation cache."""
+        return self.num_sweep_rows
+
     @abstractmethod
     def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Rows of the first training cache: (n, num_training_rows, features)."""
@@ -36,6 +45,14 @@ class LabelMethod(ABC):
     @abstractmethod
     def sweep_rows(self, images: Tensor) -> Tensor:
         """Rows of the first cache of a label sweep: (n, num_sweep_rows, features)."""
+
+    def validation_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows of the first validation cache, (n, num_validation_rows, features): those of a label sweep."""
+        return self.sweep_rows(images)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Which of the values that are read off a validation sample should be the largest: (n,) int64."""
+        return labels
 
     @abstractmethod
     def neutral_rows(self, images: Tensor) -> Tensor:
@@ -119,6 +136,35 @@ class ShownLabels(LabelMethod):
         self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
     ) -> tuple[Tensor, Tensor | None]:
         """dL/dpreactivations from that of each candidate, and that of the label embedding where there is one."""
+
+
+class CachedCandidates(ShownLabels):
+    """Candidates are cached rows of the sample, so that a row says by itself what it stands for."""
+
+    uses_embedding = False
+    shares_row = False
+
+    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
+        """((1 + K) n, features): all positives, then all first negatives, and so on."""
+        return take_rows(block, (index.unsqueeze(1) * block.shape[1] + candidates).t().reshape(-1), workspace)
+
+    def activities(
+        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
+    ) -> list[Tensor]:
+        """relu(z), in place, cut into candidates."""
+        return list(preactivations.relu_().chunk(candidates.shape[1]))
+
+    def collect(
+        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, Tensor | None]:
+        """The candidates' gradients one above the other, as the rows were."""
+        shape = (sum(len(gradient) for gradient in gradients), gradients[0].shape[1])
+        return torch.cat(gradients, out=workspace.take("gradient", shape, gradients[0].dtype)), None
+
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
+        """Every row's goodness, those of a sample side by side, in the order of its rows."""
+        activities = torch.relu(preactivations) if layer.workspace is None else preactivations.relu_()
+        return goodness.value(activities).view(num_samples, -1)
 
 
 class LabelFreeRows(LabelMethod):

@@ -5,22 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ffstream.goodness import Goodness
-from ffstream.labels.base import ShownLabels, take_rows
-from ffstream.layers import Layer
+from ffstream.labels.base import CachedCandidates
 from ffstream.negatives import InformedSampler, NegativeSampler, distinct_offsets
 from ffstream.normalisation import length_normalise
-from ffstream.workspace import Workspace
 
 
-class LabelOverlay(ShownLabels):
+class LabelOverlay(CachedCandidates):
     """The label replaces the first C features of the image (Hinton 2022, section 3.3); candidates are cached rows.
 
     With all wrong labels cached, row c of a sample carries label c; with R of them, row 0 carries the true label.
     """
-
-    uses_embedding = False
-    shares_row = False
 
     def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int, num_cached: int) -> None:
         self._num_classes = num_classes
@@ -64,28 +58,6 @@ class LabelOverlay(ShownLabels):
         else:
             wrong = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)
         return torch.cat([positive, wrong], dim=1)
-
-    def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
-        """((1 + K) n, features): all positives, then all first negatives, and so on."""
-        return take_rows(block, (index.unsqueeze(1) * block.shape[1] + candidates).t().reshape(-1), workspace)
-
-    def activities(
-        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
-    ) -> list[Tensor]:
-        """relu(z), in place, cut into candidates."""
-        return list(preactivations.relu_().chunk(candidates.shape[1]))
-
-    def collect(
-        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
-    ) -> tuple[Tensor, Tensor | None]:
-        """The candidates' gradients one above the other, as the rows were."""
-        shape = (sum(len(gradient) for gradient in gradients), gradients[0].shape[1])
-        return torch.cat(gradients, out=workspace.take("gradient", shape, gradients[0].dtype)), None
-
-    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
-        """Every row's goodness, those of a sample side by side; row c of its sweep rows carries label c."""
-        activities = torch.relu(preactivations) if layer.workspace is None else preactivations.relu_()
-        return goodness.value(activities).view(num_samples, -1)
 
     def _overlay(self, images: Tensor, codes: Tensor) -> Tensor:
         rows = images.unsqueeze(1).repeat(1, codes.shape[1], 1)
