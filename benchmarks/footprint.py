@@ -7,6 +7,7 @@ disk to the last layer's end. The data set is left out.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import shutil
 import statistics
@@ -89,11 +90,13 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
 
 
 def write_images(path: Path, num_samples: int, num_features: int) -> None:
-    """The embedded digits, repeated to the size that is asked for."""
+    """The embedded digits, repeated to the size that is asked for, as images that are about square."""
     digits = SOURCES["digits"]("").train
     images = digits.images.flatten(1).repeat(-(-num_samples // len(digits)), -(-num_features // 64))
     labels = digits.labels.repeat(-(-num_samples // len(digits)))
-    arrays = {"x": images[:num_samples, :num_features].to(torch.uint8), "y": labels[:num_samples]}
+    height = next(size for size in range(math.isqrt(num_features), 0, -1) if num_features % size == 0)
+    images = images[:num_samples, :num_features].reshape(num_samples, height, -1)
+    arrays = {"x": images.to(torch.uint8), "y": labels[:num_samples]}
     np.savez(path, **{f"{name}_{part}": array.numpy() for name, array in arrays.items() for part in ("train", "test")})
 
 

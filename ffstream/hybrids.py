@@ -51,10 +51,11 @@ def draw_with_others(samples: slice, num_samples: int, num_others: int, generato
 
 
 def draw_masks(num_masks: int, plane: tuple[int, int, int, int], num_blurs: int, generator: torch.Generator) -> Tensor:
-    """Random regions, (num_masks, features) bool, the same in every channel; both values occur in each mask.
+    """Random regions, (num_masks, features) bool, the same in every channel.
 
     Random bits, blurred `num_blurs` times by [1/4, 1/2, 1/4] in both directions and cut at 0.5. A mask that this leaves
-    without regions, as it does now and then where the plane is small, is cut at its own mean.
+    without regions, as it does now and then where the plane is small, is cut at its own mean: it has both values,
+    unless its bits were all the same.
     """
     before, height, width, after = plane
     num_words = -(-height * width // 64)
@@ -64,9 +65,8 @@ def draw_masks(num_masks: int, plane: tuple[int, int, int, int], num_blurs: int,
     image = bits.view(num_masks, -1)[:, : height * width].reshape(-1, height, width).double()
     # Sums of multiples of 16^-num_blurs: exact up to 13 blurs, in whichever order a product adds.
     image = _blur_matrix(height, num_blurs) @ image @ _blur_matrix(width, num_blurs)
-    mask = image > 0.5
-    has_one_value = (mask == mask[:, :1, :1]).flatten(1).all(dim=1)
-    level = torch.where(has_one_value, image.mean(dim=(1, 2)), 0.5)
+    least, most = image.flatten(1).aminmax(dim=1)
+    level = torch.where((least > 0.5) | (most <= 0.5), image.mean(dim=(1, 2)), 0.5)
     mask = image > level.view(-1, 1, 1)
     return mask.view(-1, 1, height, width, 1).expand(-1, before, -1, -1, after).reshape(num_masks, -1)
 

@@ -115,7 +115,7 @@ def test_more_of_anything_takes_more(key, less, more):
 
 
 def test_every_term_is_positive():
-    for recipe in ("inject", "hinton"):
+    for recipe in ("inject", "hinton", "unsupervised"):
         config = ff.Config(recipe=recipe).to_flat()
         settings = {key: config[key] for key in config if key.partition(".")[0] in ("labels", "objective", "negatives")}
         for footprint in footprints(**settings):
@@ -147,6 +147,16 @@ def test_planned_memory_of_recipes_without_negatives_is_what_a_run_takes(recipe,
     method = ff.Config(recipe=recipe).labels.method
     settings = {"labels.method": method, "objective.goodness": goodness, "objective.name": "cross_entropy"}
     planned, measured = compare(config.override(settings | parts), num_features, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured
+
+
+UNLABELLED = {"labels.method": "none", "negatives.per_step": 2, "negatives.per_sample": 3}
+
+
+@pytest.mark.parametrize("number", [0, 23, 29, 49])
+def test_planned_memory_of_learning_without_labels_is_what_a_run_takes(number, tmp_path):
+    config, num_features = draw_config(number)
+    planned, measured = compare(config.override(UNLABELLED), num_features, tmp_path / "sweep")
     assert measured <= planned <= 1.1 * measured
 
 

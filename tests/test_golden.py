@@ -21,6 +21,7 @@ CASES = {
     "inject skip": {"network.input_skip": True},
     "hinton": {"recipe": "hinton"},
     "hinton three negatives": {"recipe": "hinton", "negatives.per_sample": 3},
+    "unsupervised": {"recipe": "unsupervised"},
     "pairwise sgd": {"objective.name": "pairwise", "optimiser.name": "sgd", "optimiser.learning_rate": 0.05},
     "quiet positives": {"objective.goodness": "neg_mean_squares"},
 }

@@ -77,7 +77,7 @@ def test_micro_batches_as_large_as_the_batch_change_nothing(small_config, tmp_pa
     assert layer_digests(plain.path) == layer_digests(same.path)
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
 def test_a_run_in_parts_resumes_bitwise(recipe, small_config, tmp_path):
     config = small_config(recipe, micro_batch=10, network__tile_units=16)
     unbroken = ff.train(config, tmp_path / "unbroken")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 
 import ffstream as ff
-from ffstream import seeding
 from ffstream.cache import CacheLayout, DiskCache
 from ffstream.data import load_dataset, scale_images
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.negatives import Hard
 from ffstream.network import build_layer, compute_layer_specs, hand_on
+from ffstream.propagation import make_first_rows
 from ffstream.run import make_splits
 from tests.helpers import InterruptAt, layer_digests, metrics_without_times
 
@@ -26,6 +27,7 @@ RECIPES = {
     "grouped, mean of activities": {"recipe": "grouped", "objective__goodness": "mean"},
     "mono": {"recipe": "mono"},
     "hinton two negatives": {"recipe": "hinton", "negatives__per_sample": 3, "negatives__per_step": 2},
+    "unsupervised": {"recipe": "unsupervised"},
 }
 
 
@@ -44,11 +46,10 @@ def train_resident(config):
     """Every layer and every activation in memory at once: no cache, no stream, no checkpoint."""
     dataset = load_dataset(config.data)
     train = make_splits(dataset, config)["train"]
-    method = make_label_method(config, dataset.num_classes, dataset.num_features)
+    method = make_label_method(config, dataset.num_classes, dataset.num_features, dataset.image_shape)
     specs = compute_layer_specs(config, dataset.num_features)
     layers = [build_layer(config, spec, dataset.num_classes) for spec in specs]
-    images = scale_images(train.images, dataset.scale())
-    rows = method.training_rows(images, train.labels, seeding.generator(config.seed, 0, 0, "cached negatives"))
+    rows = make_first_rows(method, train, dataset.scale(), config.seed, held_out=False)(slice(0, len(train)))
     rows = rows.to(torch.bfloat16)
     for spec, layer in zip(specs, layers, strict=True):
         layout = CacheLayout(len(rows), rows.shape[1], rows.shape[2], "bf16", config.cache.shard_samples)
@@ -73,7 +74,7 @@ def test_streamed_equals_resident_bitwise(name, small_config, tmp_path):
             assert torch.equal(mine, theirs), key
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_tier_trains_the_same_network(recipe, precision, small_config, tmp_path):
     found = {}
@@ -163,7 +164,7 @@ def test_interrupted_before_any_step_resumes_bitwise(tier, step, small_config, u
     check_resumed_equals(uninterrupted(config), run.path)
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "unsupervised"])
 @pytest.mark.parametrize("num_moved", range(6))  # of five training shards and one of the validation split
 def test_interrupted_while_shards_move_through_a_layer_resumes_bitwise(
     recipe, num_moved, small_config, uninterrupted, tmp_path, monkeypatch
@@ -209,8 +210,10 @@ def test_where_the_disk_is_tight_two_caches_take_no_more_than_one_and_a_shard(sm
     assert max(found) <= cache_bytes + shard_bytes
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
-@pytest.mark.parametrize("epoch", range(9))
+@pytest.mark.parametrize(
+    ("recipe", "epoch"),
+    [*itertools.product(["inject", "hinton"], range(9)), ("grouped", 4), ("mono", 4), ("unsupervised", 4)],
+)
 def test_interrupted_after_any_epoch_resumes_bitwise(recipe, epoch, small_config, uninterrupted, tmp_path):
     config = small_config(recipe, cache__tier="disk")
     with pytest.raises(KeyboardInterrupt):

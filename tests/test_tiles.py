@@ -99,7 +99,7 @@ def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, 
 # --- the way that is used: tiles are trained one after another, each on top of those before
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
 def test_a_tile_of_all_units_is_the_layer(recipe, small_config, tmp_path):
     plain = ff.train(small_config(recipe), tmp_path / "plain")
     tiled = ff.train(small_config(recipe, network__tile_units=24), tmp_path / "tiled")
@@ -107,7 +107,7 @@ def test_a_tile_of_all_units_is_the_layer(recipe, small_config, tmp_path):
     assert plain.config.network.tile_units == 24  # decided when it started, as a smaller budget must not change it
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
 def test_the_first_tile_is_a_narrow_layer_and_stays_as_it_was(recipe, small_config, tmp_path):
     narrow = ff.train(small_config(recipe, layers=1, width=10), tmp_path / "narrow")
     wide = ff.train(small_config(recipe, layers=1, **TILES), tmp_path / "wide")
@@ -116,7 +116,7 @@ def test_the_first_tile_is_a_narrow_layer_and_stays_as_it_was(recipe, small_conf
         assert torch.equal(mine[name].narrow(Layer.unit_axis(name), 0, 10), value), name
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
 def test_a_later_tile_sees_the_goodness_of_those_before(recipe, small_config, rows):
     config = small_config(recipe, network__dropout=0.0, **TILES)
     method, spec = make_label_method(config, 10, 64), compute_layer_specs(config, 64)[0]
@@ -136,7 +136,7 @@ def test_a_later_tile_sees_the_goodness_of_those_before(recipe, small_config, ro
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
 def test_tiers_train_the_same_bits(recipe, tier, small_config, tmp_path):
     run = ff.train(small_config(recipe, cache__tier=tier, **TILES), tmp_path / tier)
     other = ff.train(small_config(recipe, cache__tier="device", **TILES), tmp_path / "device")
@@ -170,7 +170,7 @@ def test_a_finished_tile_is_not_trained_again(small_config, tmp_path):
     assert epochs == [(layer, epoch, 9) for layer in (1, 2, 3) for epoch in range(1, 10)][5:]
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_streamed_and_resident_evaluation_agree(recipe, skip, small_config, digits, tmp_path):
     run = ff.train(small_config(recipe, network__input_skip=skip, **TILES), tmp_path / "run")
