@@ -25,7 +25,15 @@ from ffstream.errors import CorruptFileError, RunError
 from ffstream.files import read_manifest, write_atomic, write_manifest
 from ffstream.layers import Layer
 from ffstream.optimiser import LayerOptimiser
-from ffstream.tensor_file import RESTORE, check_digest, join_tensors, load_slices, load_tensors, write_tensors
+from ffstream.tensor_file import (
+    RESTORE,
+    check_digest,
+    fill_tensors,
+    join_tensors,
+    load_slices,
+    load_tensors,
+    write_tensors,
+)
 
 _MANIFEST = "manifest.json"
 _TILE = "-tile-"  # in the name of a file of the progress: one that stays until the layer is finished
@@ -213,15 +221,12 @@ class RunDirectory:
         """Fill layer and optimiser from the saved progress. Raises CorruptFileError."""
         found = self.read_progress()
         assert found is not None, "there is progress to load"
-        path = self._epoch_path(*found)
-        tensors = self._load_from_progress(path)
-        layer_part = {k.removeprefix("layer."): v for k, v in tensors.items() if k.startswith("layer.")}
-        _load_state(layer, layer_part, path)
-        state = {k.removeprefix("optimiser."): v for k, v in tensors.items() if k.startswith("optimiser.")}
-        try:
-            optimiser.load_state(state)
-        except (KeyError, RuntimeError) as error:
-            raise CorruptFileError(f"file {path}: not this optimiser's state ({error}); {RESTORE}") from error
+        path, state = self._epoch_path(*found), optimiser.state()
+        # Into the memory of both: a second layer has no room beside this one.
+        targets = {f"layer.{key}": value for key, value in layer.state_dict().items()}
+        targets |= {f"optimiser.{key}": value for key, value in state.items()}
+        fill_tensors(path, self._progress_digest(path), targets)
+        optimiser.load_state(state)
 
     def load_tile(self, index: int, tile: int, layer: Layer) -> None:
         """Fill `layer` with a finished tile of the layer being trained. Raises CorruptFileError."""

@@ -17,6 +17,7 @@ from ffstream.files import make_temporary, publish, removed_on_error, sha256_fil
 
 RESTORE = "restore it from a copy, or delete its folder to have it trained again"
 _FLOAT_BYTES = 4
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[], str]:
@@ -59,6 +60,30 @@ def load_tensors(path: Path, digest: str) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise CorruptFileError(f"file {path}: not a safetensors file ({error}); {RESTORE}") from error
+
+
+def fill_tensors(path: Path, digest: str, targets: Mapping[str, Tensor]) -> None:
+    """Read all tensors of a file into those that are there; on the host no memory is taken beside them.
+
+    Raises CorruptFileError when the file is not the one that was written, or holds others.
+    """
+    check_digest(path, digest)
+    with path.open("rb", buffering=0) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+        own = {name: (_DTYPES[target.dtype], tuple(target.shape)) for name, target in targets.items()}
+        if found != own:
+            raise CorruptFileError(f"file {path}: holds {found}, this configuration needs {own}; {RESTORE}")
+        for name, target in targets.items():
+            room = target if target.device.type == "cpu" else torch.empty_like(target, device="cpu")
+            file.seek(8 + length + header[name]["data_offsets"][0])
+            payload = room.reshape(-1).view(torch.uint8).numpy().data
+            if payload.nbytes and file.readinto(payload) != payload.nbytes:
+                raise CorruptFileError(f"file {path}: cut short since it was checked; {RESTORE}")
+            if room is not target:
+                target.copy_(room)
 
 
 def load_slices(path: Path, axes: Mapping[str, int], units: slice) -> dict[str, Tensor]:

@@ -11,8 +11,10 @@ import sys
 import time
 
 import pytest
+import torch
 
 import ffstream as ff
+from ffstream import tensor_file
 from ffstream.files import atomic_path, read_manifest, remove_temporaries, sha256_file, write_atomic, write_manifest
 from ffstream.lock import RunLock
 from ffstream.metrics import MetricsFile
@@ -220,3 +222,20 @@ def test_a_lock_is_freed_when_its_holder_raises(tmp_path):
     with RunLock(tmp_path):
         assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
     assert not (tmp_path / "lock.json").exists()
+
+
+def test_tensors_are_read_into_the_memory_that_is_there(tmp_path):
+    path = tmp_path / "file"
+    held = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.tensor(4.0), "d": torch.empty(0, 2)}
+    digest = tensor_file.write_tensors(path, held)()
+    targets = {name: torch.zeros_like(tensor) for name, tensor in held.items()}
+    places = [target.data_ptr() for target in targets.values()]
+    tensor_file.fill_tensors(path, digest, targets)
+    assert all(torch.equal(targets[name], held[name]) for name in held)
+    assert [target.data_ptr() for target in targets.values()] == places
+    for other in ({"a": torch.zeros(3, 5)}, targets | {"a": torch.zeros(5, 3)}, targets | {"b": torch.zeros(7)}):
+        with pytest.raises(ff.CorruptFileError, match="this configuration needs"):
+            tensor_file.fill_tensors(path, digest, other)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ff.CorruptFileError, match="altered"):
+        tensor_file.fill_tensors(path, digest, targets)
