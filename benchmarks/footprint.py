@@ -7,6 +7,7 @@ disk to the last layer's end. The data set is left out.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import random
 import shutil
@@ -30,6 +31,7 @@ from ffstream.probe import measure_kernels
 from ffstream.runner import Runner
 
 NUM_CONFIGS = 200
+NUM_IMAGE_ROWS = 8
 
 
 class StoppedError(Exception):
@@ -133,6 +135,7 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     measured = measure_resumed_run(folder / "run")
     shutil.rmtree(folder)
     data = DataShape.of(num_samples, num_features, 10, config.validation_fraction)
+    data = dataclasses.replace(data, image_shape=(NUM_IMAGE_ROWS, num_features // NUM_IMAGE_ROWS))
     method = make_label_method(config, 10, num_features)
     specs = compute_layer_specs(config, num_features)[:NUM_DISTINCT]
     device = torch.device(config.device)

@@ -19,6 +19,7 @@ TRAIN, VALIDATION = "train", "validation"
 class CacheSet:
     """Makes, opens and drops the caches of a run. `current` maps each split to what the layer at hand reads.
 
+    `lasting` names the splits whose caches move through the layers; the others' are written anew for every epoch.
     `identity` says what the rows of the first cache are and what they are put through.
     """
 
@@ -37,7 +38,8 @@ class CacheSet:
         self._directory = directory
         self.tier = tier
         self._layouts = [cache_layouts(config, method, data, spec.in_features) for spec in specs]
-        self._splits = list(data.num_samples)
+        # What is written for one epoch only neither moves on to the next layer nor outlives the process.
+        self.lasting = [name for name in data.num_samples if name != TRAIN or not config.augmentation.restream]
         self._device = device
         self._identity = identity
 
@@ -45,7 +47,8 @@ class CacheSet:
         """A cache for what layer `index` reads of a split, with the shards that an earlier process left there."""
         layout = self._layouts[index][name]
         if self.tier == "disk":
-            return DiskCache(layout, self._directory.cache_folder(index, name), f"{self._identity} {index} {name}")
+            folder, identity = self._directory.cache_folder(index, name), f"{self._identity} {index} {name}"
+            return DiskCache(layout, folder, identity, durable=name in self.lasting)
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
 
     def open_committed(self, num_done: int) -> list[int]:
@@ -55,11 +58,11 @@ class CacheSet:
         """
         useful: list[int] = []
         for index in range(num_done, -1, -1) if self.tier == "disk" else ():
-            caches = {name: self.make(index, name) for name in self._splits}
+            caches = {name: self.make(index, name) for name in self.lasting}
             if all(self._has_all(cache, index, name, num_done) for name, cache in caches.items()):
                 self.current, useful = caches, [index]
                 break
-        kept = {self._directory.cache_folder(k, name) for i in useful for k in (i, i + 1) for name in self._splits}
+        kept = {self._directory.cache_folder(k, name) for i in useful for k in (i, i + 1) for name in self.lasting}
         root = self._directory.cache_root
         for folder in root.iterdir() if root.is_dir() else ():
             if folder not in kept:

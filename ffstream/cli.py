@@ -65,6 +65,11 @@ def train(
     precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, bf16 or fp32 (auto).")] = None,
     cache: Cache = None,
     cache_dtype: Annotated[str | None, typer.Option(help="Of cached rows: bf16, fp16 or fp32 (bf16).")] = None,
+    views: Annotated[int | None, typer.Option(help="Shifted views cached of every training image (1: none).")] = None,
+    restream: Annotated[
+        bool | None, typer.Option("--restream", help="Shift the training images anew for every epoch.")
+    ] = None,
+    max_shift: Annotated[int | None, typer.Option(help="Pixels by which a shift moves an image at most (2).")] = None,
     data_root: DataRoot = None,
     budget: Budget = None,
     host_budget: Annotated[str | None, typer.Option(help="Most host memory for this process.")] = None,
@@ -406,6 +411,9 @@ _SETTINGS = {
     "negatives_per_sample": "negatives.per_sample",
     "cache": "cache.tier",
     "cache_dtype": "cache.dtype",
+    "views": "augmentation.views",
+    "restream": "augmentation.restream",
+    "max_shift": "augmentation.max_shift",
     "budget": "memory.budget",
     "host_budget": "memory.host_budget",
     "disk_budget": "memory.disk_budget",

@@ -118,6 +118,15 @@ class CacheConfig:
 
 
 @dataclass(frozen=True)
+class AugmentationConfig:
+    """Shifted training images: some views of each, cached once, or fresh ones for every epoch."""
+
+    views: int = _limit(1, at_least=1)  # of each image, itself included; an epoch visits one
+    restream: bool = False  # shifts anew for every epoch, put through the finished layers again
+    max_shift: int = _limit(2, at_least=0)  # pixels in each direction; zeros come in
+
+
+@dataclass(frozen=True)
 class MemoryConfig:
     """What a run may take: sizes such as "1.5GiB". auto: most of what is free when it starts."""
 
@@ -165,6 +174,7 @@ class Config:
     objective: ObjectiveConfig = _FROM_RECIPE
     optimiser: OptimiserConfig = _FROM_RECIPE
     cache: CacheConfig = _FROM_RECIPE
+    augmentation: AugmentationConfig = _FROM_RECIPE
     memory: MemoryConfig = _FROM_RECIPE
     readout: ReadoutConfig = _FROM_RECIPE
 
@@ -292,6 +302,7 @@ _SECTIONS: dict[str, Any] = {
     "objective": ObjectiveConfig,
     "optimiser": OptimiserConfig,
     "cache": CacheConfig,
+    "augmentation": AugmentationConfig,
     "memory": MemoryConfig,
     "readout": ReadoutConfig,
 }

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ffstream.augmentation import SHIFT_BYTES, draw_fresh
 from ffstream.cache import CacheLayout, compute_batches
 from ffstream.config import Config
+from ffstream.data import Split
 from ffstream.errors import ConfigError
 from ffstream.goodness import GOODNESSES
+from ffstream.input_rows import InputRows
 from ffstream.labels import LabelMethod
 from ffstream.layer_trainer import LayerTrainer, MicroBatch
 from ffstream.ledger import PAPER, Ledger, Work
@@ -56,6 +59,7 @@ class DataShape:
     num_features: int
     num_classes: int
     num_samples: Mapping[str, int]  # by split: train, and validation if there is one
+    image_shape: tuple[int, ...] | None = None  # where it is known
 
     @classmethod
     def of(cls, num_samples: int, num_features: int, num_classes: int, validation_fraction: float) -> DataShape:
@@ -102,6 +106,8 @@ class PaperLayer:
     sweep: Work  # of a chunk of the validation split
     measure: Work  # of a chunk of the training split, where further tiles build on it
     hand_on: Work  # of a chunk of each split, by all tiles
+    write: Work  # of a chunk of shifted images, where they are written anew for every epoch
+    writing: int  # bytes alive on the device meanwhile
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,10 @@ class KernelBytes:
 def cache_layouts(config: Config, method: LabelMethod, data: DataShape, num_features: int) -> dict[str, CacheLayout]:
     """The layout of each split's cache of rows of `num_features` features."""
     num_rows = {"train": method.num_training_rows, "validation": method.num_validation_rows}
+    num_views = {"train": config.augmentation.views, "validation": 1}
+    dtype, num_in_shard = config.cache.dtype, config.cache.num_in_shard
     return {
-        split: CacheLayout(num_samples, num_rows[split], num_features, config.cache.dtype, config.cache.num_in_shard)
+        split: CacheLayout(num_samples, num_rows[split], num_features, dtype, num_in_shard, num_views[split])
         for split, num_samples in data.num_samples.items()
     }
 
@@ -138,10 +146,12 @@ def do_on_paper(
     specs = specs[:NUM_DISTINCT]
     work = _PaperWork(config, method, draws_on_device)
     layers: list[PaperLayer] = []
+    write, writing = work.on_input(data) if config.augmentation.restream else (Work(), 0)
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
         layouts = cache_layouts(config, method, data, spec.in_features)
         terms, done = work.on_layer(spec, layouts, data.num_classes, beside)
-        layers.append(PaperLayer(Footprint(slots=0, **terms), **done))
+        terms["handing_on"] = max(terms["handing_on"], writing)
+        layers.append(PaperLayer(Footprint(slots=0, **terms), **done, write=write, writing=writing))
     return layers
 
 
@@ -159,6 +169,11 @@ def add_slots(
             written = cache_layouts(config, method, data, spec.out_features).values()
             write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
         handing_on = layer.footprint.handing_on + slots + write_slots
+        if config.augmentation.restream:
+            layout = cache_layouts(config, method, data, data.num_features)["train"]
+            write_slots = layout.shard_bytes * min(layout.num_shards, NUM_SLOTS)
+            were_read = spec.index > 0 or config.epochs * config.num_tiles > 1  # before the last input was written
+            handing_on = max(handing_on, layer.writing + write_slots + (slots if were_read else 0))
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)
         staged.append(dataclasses.replace(layer, footprint=footprint))
     return staged
@@ -186,6 +201,29 @@ class _PaperWork:
         self._ledger = Ledger()
 
     @torch.no_grad()
+    def on_input(self, data: DataShape) -> tuple[Work, int]:
+        """What is done to write a chunk of shifted images, and the bytes that are alive on the device meanwhile.
+
+        The chunk is made on the host. Of images of unknown shape the shifting is left out.
+        """
+        max_shift, num_samples = self._config.augmentation.max_shift, data.num_samples["train"]
+        num_in_chunk = min(chunk_samples(self._method.num_training_rows), num_samples, self._config.cache.num_in_shard)
+        labels = torch.zeros(num_in_chunk, dtype=torch.int64)
+        shape = data.image_shape or (data.num_features,)
+        images = torch.empty(num_in_chunk, *shape, dtype=torch.uint8, device=PAPER)
+        with self._ledger as ledger:
+            shifts = draw_fresh(num_in_chunk, max_shift, 0, 0, 0) if data.image_shape else None
+            ledger.start_peak()
+            before, start = ledger.live_bytes, ledger.work
+            rows = InputRows(self._method, Split(images, labels), 1.0, seed=0)
+            rows.make(shifts, max_shift)(slice(0, num_in_chunk))
+            alive, work = ledger.peak_bytes - before, ledger.work - start
+        layouts = cache_layouts(self._config, self._method, data, data.num_features)
+        kept = 3 * goodness_bytes(self._method, layouts, data.num_classes).get("validation", 0)
+        alive += SHIFT_BYTES * num_samples + kept
+        return work, (alive if self._draws_on_device else 0) + self._small_bytes
+
+    @torch.no_grad()
     def on_layer(
         self, spec: LayerSpec, layouts: dict[str, CacheLayout], num_classes: int, kernels: KernelBytes
     ) -> tuple[dict[str, int], dict[str, Work]]:
@@ -201,7 +239,7 @@ class _PaperWork:
             trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER, units)
             optimiser = ledger.live_bytes - before - weights
             kept = goodness_bytes(self._method, layouts, num_classes) if self._draws_on_device else {}
-            training, done = self._train(trainer, shards, layouts["train"], kernels, kept.get("train", 0))
+            training, done = self._train(trainer, shards, layouts["train"], kernels, kept.get("train", 0), optimiser)
             buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
             del trainer
             self._workspace.clear()  # as the runner does
@@ -226,15 +264,22 @@ class _PaperWork:
         return terms, done
 
     def _train(
-        self, trainer: LayerTrainer, shards: dict[str, _Shard], layout: CacheLayout, kernels: KernelBytes, kept: int
+        self,
+        trainer: LayerTrainer,
+        shards: dict[str, _Shard],
+        layout: CacheLayout,
+        kernels: KernelBytes,
+        kept: int,
+        optimiser: int,
     ) -> tuple[int, dict[str, Work]]:
         """The most bytes at once, and what is done in a step and in measuring.
 
         `layout`: of the training cache. `kept`: bytes of goodness of the training samples, where the device has it: of
-        the tiles so far, which that of one more is added to, and of all, where negatives are drawn by it.
+        the tiles so far, which that of one more is added to when the `optimiser`, of so many bytes, is gone; and of
+        all, where negatives are drawn by it.
         """
         assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
-        num_blocks = min(self._config.num_shards_in_batch, layout.num_shards)
+        num_blocks = min(self._config.num_shards_in_batch, layout.num_blocks)
         largest = max(layout.batch_sizes(self._config.batch))
         ledger, block = self._ledger, shards["train"].block
         labels = torch.zeros(len(block), dtype=torch.int64)
@@ -249,7 +294,7 @@ class _PaperWork:
         for num_shards in (2, 1)[:num_epochs]:  # a second step, or epoch, finds all buffers there
             for _ in range(num_shards):
                 ledger.start_peak()
-                index, candidates = self._draw(labels, largest, kept // (4 * layout.num_samples))
+                index, candidates = self._draw(labels, largest, kept // (4 * layout.num_stored))
                 others = torch.empty(candidates.shape, device=PAPER) if tiled else None
                 peaks.append(ledger.peak_bytes + of_tiles + of_all)
                 ledger.start_peak()
@@ -267,7 +312,10 @@ class _PaperWork:
                 rows, num_samples = shards[name].chunk, shards[name].num_samples
                 self._method.sweep(trainer.layer, goodness, trainer.layer.preactivations(rows), num_samples)
                 done[measured[name]] = ledger.work - start
-                peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
+                beside_it = of_tiles + (kept if name == "train" else 0)
+                if name == "train" and not self._method.reads_goodness:
+                    beside_it -= optimiser
+                peaks.append(ledger.peak_bytes + kernels.in_passes + beside_it)
         return max(peaks), done
 
     def _step(
@@ -314,9 +362,9 @@ class _PaperWork:
 
 
 def goodness_bytes(method: LabelMethod, layouts: Mapping[str, CacheLayout], num_classes: int) -> dict[str, int]:
-    """Bytes, for each split, of one number for each label of a sample, or for each of its rows."""
+    """Bytes, for each split, of one number for each label of a sample stored, or for each of its rows."""
     return {
-        name: 4 * layout.num_samples * (num_classes if method.shares_row else layout.num_rows)
+        name: 4 * layout.num_stored * (num_classes if method.shares_row else layout.num_rows)
         for name, layout in layouts.items()
     }
 

@@ -12,12 +12,13 @@ import torch
 from ffstream.cache import ActivationCache, CacheLayout, DiskCache, MemoryCache
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
+from ffstream.input_rows import RowsOf
 from ffstream.layers import Layer
 from ffstream.ledger import PAPER
 from ffstream.memory import device_free_bytes, host_free_bytes
 from ffstream.network import LayerSpec, compute_tiles, make_layer
 from ffstream.planner import choose_tier
-from ffstream.propagation import FrozenLayer, RowsOf, propagate, write_rows
+from ffstream.propagation import FrozenLayer, propagate, write_rows
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 

@@ -80,7 +80,7 @@ def make_hybrids(
 ) -> Tensor:
     """Each image times a mask plus each of its others times the rest: (n, features), (n, R, features) -> the latter."""
     masks = draw_masks(others.shape[0] * others.shape[1], plane, num_blurs, generator)
-    return torch.where(masks.view(others.shape), images.unsqueeze(1), others)
+    return torch.where(masks.view(others.shape).to(images.device), images.unsqueeze(1), others)
 
 
 def _blur_matrix(size: int, num_blurs: int) -> Tensor:

@@ -131,10 +131,10 @@ class LayerTrainer:
         others: Tensor | None = None,
         goodness: Tensor | None = None,
     ) -> EpochFigures:
-        """Visit every sample once, in the order that (seed, layer, epoch) decides.
+        """Visit every sample once, one view of it, in the order that (seed, layer, epoch) decides.
 
         `labels` (num_samples,) are those of the samples of `cache`. The epochs of a layer are counted through its
-        tiles. `others` is the goodness of the tiles before, for all that a candidate may be: (num_samples, values).
+        tiles. `others` is the goodness of the tiles before, for all that a candidate may be: (num_stored, values).
         `goodness` is that of all tiles so far, this one included, for a sampler that reads it.
         Raises DivergedError when the loss is no longer finite.
         """
@@ -181,9 +181,10 @@ class LayerTrainer:
         for group in group_shards(order, self._config.num_shards_in_batch):
             loaded = itertools.islice(blocks, len(group))
             samples = [cache.layout.shard_range(shard) for shard in group]
+            kept = [cache.layout.stored_range(shard) for shard in group]
             parts = itertools.chain.from_iterable(
-                self._draw_batches(block, labels[part], _part(others, part), generator, _part(goodness, part))
-                for part, (_, block) in zip(samples, loaded, strict=True)
+                self._draw_batches(block, labels[part], _part(others, stored), generator, _part(goodness, stored))
+                for part, stored, (_, block) in zip(samples, kept, loaded, strict=True)
             )
             if len(group) > 1:
                 yield sum(part.stop - part.start for part in samples), parts

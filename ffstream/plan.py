@@ -54,9 +54,11 @@ class LayerPlan:
     num_tiles: int
     footprint: Footprint
     cache_bytes: int  # of what one of them reads
-    read_bytes: int  # from the cache, over the training of one of them
-    written_bytes: int  # to the next one's cache
-    seconds: dict[str, float] | None  # of one of them, by what it is spent on; "loading" goes on beside the rest
+    # Of one of them, or their mean where inputs are written anew for every epoch, by passes of which deeper ones take
+    # more.
+    read_bytes: int  # from caches, over its training
+    written_bytes: int  # to the next one's cache, and to those of such passes
+    seconds: dict[str, float] | None  # by what it is spent on; "loading" goes on beside the rest
     # From so many units on, loading a row takes less time than its products: s F / 4 B, with s bytes an element, F
     # FLOP/s and B bytes/s. None where no rates are known, or nothing is loaded.
     hiding_units: float | None

@@ -302,16 +302,25 @@ def _layer_plans(
     `tier`: where shards are loaded from, None where they are not.
     """
     plans = []
-    for spec, layer in zip(specs[:NUM_DISTINCT], on_paper, strict=True):
-        layouts = cache_layouts(config, method, data, spec.in_features)
-        read = sum(layout.num_bytes for layout in layouts.values())
+    shapes = [cache_layouts(config, method, data, spec.in_features) for spec in specs[:NUM_DISTINCT]]
+    for spec, layer, layouts in zip(specs[:NUM_DISTINCT], on_paper, shapes, strict=True):
+        last = len(specs) if spec.index + 1 == NUM_DISTINCT else spec.index + 1
+        cached = sum(layout.num_bytes for layout in layouts.values())
         hands_on = spec.index + 1 < len(specs)
         num_tiles = config.num_tiles
+        num_epochs = config.epochs * num_tiles
+        in_epochs = num_epochs * sum(layout.epoch_bytes for layout in layouts.values())
         measured = _num_measurements(config, method) * layouts["train"].num_bytes
-        read_bytes = read * (config.epochs * num_tiles + hands_on) + measured
+        moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
+        read_bytes, written_bytes = in_epochs + measured + moved, moved // spec.in_features * spec.out_features
+        anew = Work()
+        if config.augmentation.restream:
+            once, more_read, more_written = _fresh_input(on_paper, shapes, spec.index, last)
+            anew, read_bytes = once * num_epochs, read_bytes + more_read * num_epochs
+            written_bytes += more_written * num_epochs
         seconds = hiding_units = None
         if rates is not None:
-            work = _all_work(config, method, layer, layouts)
+            work = _all_work(config, method, layer, layouts) + anew
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
             if tier is not None:
@@ -321,14 +330,14 @@ def _layer_plans(
         plans.append(
             LayerPlan(
                 first=spec.index + 1,
-                last=len(specs) if spec.index + 1 == NUM_DISTINCT else spec.index + 1,
+                last=last,
                 in_features=spec.in_features,
                 num_units=spec.num_units,
                 num_tiles=num_tiles,
                 footprint=layer.footprint,
-                cache_bytes=read,
+                cache_bytes=cached,
                 read_bytes=read_bytes,
-                written_bytes=read // spec.in_features * spec.out_features if hands_on else 0,
+                written_bytes=written_bytes,
                 seconds=seconds,
                 hiding_units=hiding_units,
             )
@@ -338,8 +347,11 @@ def _layer_plans(
 
 def _num_measurements(config: Config, method: LabelMethod) -> int:
     """Passes over a layer's training cache: for the next tile to build on, and for negatives to be drawn by."""
-    before_epochs = config.num_tiles * (config.epochs - 1) if method.reads_goodness else 0
-    return config.num_tiles - 1 + before_epochs
+    num_tiles, num_epochs = config.num_tiles, config.epochs
+    before_epochs = num_tiles * (num_epochs - 1) if method.reads_goodness else 0
+    if config.augmentation.restream:  # all tiles so far, before every epoch
+        return num_epochs * num_tiles * (num_tiles - 1) // 2 + before_epochs
+    return num_tiles - 1 + before_epochs
 
 
 def _all_work(config: Config, method: LabelMethod, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
@@ -347,12 +359,43 @@ def _all_work(config: Config, method: LabelMethod, layer: PaperLayer, layouts: M
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     train, num_epochs = layouts["train"], config.epochs * config.num_tiles
     work = layer.step * (num_epochs * -(-train.num_samples // config.batch))
-    work += layer.measure * (_num_measurements(config, method) * -(-train.num_samples // chunk_samples(train.num_rows)))
+    work += layer.measure * (_num_measurements(config, method) * -(-train.num_stored // chunk_samples(train.num_rows)))
     if "validation" in layouts:
         validation = layouts["validation"]
         work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows)))
+    num_moved = sum(layouts[name].num_stored for name in _lasting(config, layouts))
+    return work + layer.hand_on * _num_chunks(layouts, num_moved)
+
+
+def _fresh_input(
+    on_paper: list[PaperLayer], shapes: list[dict[str, CacheLayout]], start: int, stop: int
+) -> tuple[Work, int, int]:
+    """Of writing a layer's input anew once: work, bytes read and bytes written, means of layers `start` to `stop`.
+
+    The images are written, then each layer below reads what the one below it wrote.
+    """
+    images, num_layers = shapes[0]["train"], stop - start
+    work = on_paper[0].write * (num_layers * -(-images.num_samples // chunk_samples(images.num_rows)))
+    read, written = 0, num_layers * images.num_bytes
+    for kind, (layer, layouts) in enumerate(zip(on_paper, shapes, strict=True)):
+        # The pairs of a layer and one below it that is of this kind; the last kind are all further ones.
+        num_passes = sum(max(k - kind, 0) if kind + 1 == NUM_DISTINCT else k > kind for k in range(start, stop))
+        work += layer.hand_on * (num_passes * _num_chunks(layouts, layouts["train"].num_samples))
+        read += num_passes * layouts["train"].num_bytes
+        written += num_passes * shapes[min(kind + 1, len(shapes) - 1)]["train"].num_bytes
+    mean = Work(work.flops // num_layers, work.moved_bytes // num_layers, work.num_operators // num_layers)
+    return mean, read // num_layers, written // num_layers
+
+
+def _lasting(config: Config, layouts: Mapping[str, CacheLayout]) -> list[str]:
+    """The splits whose caches move on to the next layer."""
+    return [name for name in layouts if name != "train" or not config.augmentation.restream]
+
+
+def _num_chunks(layouts: Mapping[str, CacheLayout], num_samples: int) -> int:
+    """Times that a chunk of each split is handed on, for so many samples of any of them."""
     first_chunks = sum(min(chunk_samples(layout.num_rows), layout.num_samples) for layout in layouts.values())
-    return work + layer.hand_on * -(-sum(layout.num_samples for layout in layouts.values()) // first_chunks)
+    return -(-num_samples // first_chunks)
 
 
 def _layouts(config: Config, method: LabelMethod, data: DataShape, spec: LayerSpec) -> list[CacheLayout]:

@@ -141,6 +141,7 @@ def _measure_step(config: Config, width: int, batch: int, device: torch.device) 
         config = config.override({"negatives.per_sample": "all"})  # as there are other classes
     config = config.override({"width": width, "batch": batch, "epochs": 1})
     config = config.override({"network.tile_units": "auto", "micro_batch": "auto"})  # a whole layer, a batch at once
+    config = config.override({"augmentation.views": 1, "augmentation.restream": False})
     method = make_label_method(config, num_classes, width)
     (spec,) = compute_layer_specs(config.override({"layers": 1}), width)
     data = DataShape(width, num_classes, {"train": num_samples})

@@ -8,11 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ffstream import seeding
 from ffstream.cache import ActivationCache
-from ffstream.data import Split, scale_images
 from ffstream.goodness import Goodness
-from ffstream.hybrids import draw_with_others
+from ffstream.input_rows import RowsOf
 from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
 from ffstream.network import LayerSpec, hand_on
@@ -23,35 +21,12 @@ from ffstream.transfer import Transfer
 # last bit of a product may depend on the number of rows, and a cache that is computed again must equal the lost one.
 _CHUNK_ROWS = 1024
 
-# Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
-RowsOf = Callable[[slice], Tensor]
 
-
-def make_first_rows(method: LabelMethod, split: Split, scale: float, seed: int, *, held_out: bool) -> RowsOf:
-    """The rows of the first cache of a split, to be asked for in order: overlay and scale are decided here, once."""
-    if held_out:
-        make, num_rows, purpose = method.validation_rows, method.num_validation_rows, "held-out negatives"
-    else:
-        make, num_rows, purpose = method.training_rows, method.num_training_rows, "cached negatives"
-    generator = seeding.generator(seed, 0, 0, purpose)
-    others = seeding.generator(seed, 0, 0, f"{purpose}, others")
-
-    def rows_of(part: slice) -> Tensor:
-        if method.mixes_samples:
-            index = draw_with_others(part, len(split), num_rows - 1, others)
-            images = scale_images(split.images[index.flatten()], scale).view(*index.shape, -1)
-        else:
-            images = scale_images(split.images[part], scale)
-        return make(images, split.labels[part], generator)
-
-    return rows_of
-
-
-def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf) -> None:
-    """Fill a cache from a function that makes rows, asked for few samples at a time, in order."""
+def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf, view: int = 0) -> None:
+    """Fill one view of a cache from a function that makes rows, asked for few samples at a time, in order."""
     layout = cache.layout
     step = chunk_samples(layout.num_rows)
-    for shard in range(layout.num_shards):
+    for shard in range(view, layout.num_shards, layout.num_views):
         samples = layout.shard_range(shard)
         with transfer.storing(cache, shard) as output:
             for written, start in zip(output.split(step), range(samples.start, samples.stop, step), strict=True):
@@ -86,18 +61,18 @@ def measure_goodness(
     goodness: Goodness,
     num_units: int,
 ) -> Tensor:
-    """What a tile adds to the goodness of all labels for each sample: (num_samples, num_classes), on the host.
+    """What a tile adds to the goodness of all labels for each sample stored: (num_stored, num_classes), on the host.
 
     Of training rows: for all that a candidate may be. A mean is taken over `num_units`, the tile's own and others.
     """
     total = torch.empty(0)
     weight = goodness.weight(tile.num_units, num_units)
     for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
-        start = cache.layout.shard_range(shard).start
+        start = cache.layout.stored_range(shard).start
         for chunk in rows.split(chunk_samples(cache.layout.num_rows)):
             found = method.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight
             if not len(total):
-                total = torch.empty(cache.layout.num_samples, found.shape[1])
+                total = torch.empty(cache.layout.num_stored, found.shape[1])
             total[start : start + len(chunk)] = found
             start += len(chunk)
     return total

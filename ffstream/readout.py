@@ -21,10 +21,10 @@ from ffstream.data import Split, scale_images
 from ffstream.errors import RunError, StorageError
 from ffstream.evaluate import Evaluation, error_rate
 from ffstream.frozen import stream_committed_layers
+from ffstream.input_rows import RowsOf
 from ffstream.labels import LabelMethod, make_label_method
 from ffstream.layer_trainer import learning_rate_factor
 from ffstream.network import LayerSpec, compute_layer_specs
-from ffstream.propagation import RowsOf
 from ffstream.transfer import Transfer
 
 

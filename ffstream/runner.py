@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffstream.augmentation import draw_fresh, draw_view
+from ffstream.cache import ActivationCache
 from ffstream.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.checkpoint import RunDirectory
 from ffstream.data import Split
@@ -18,6 +20,7 @@ from ffstream.evaluate import LabelSweep
 from ffstream.footprint import DataShape
 from ffstream.frozen import load_committed
 from ffstream.goodness import GOODNESSES
+from ffstream.input_rows import InputRows
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.layers import Layer
@@ -27,7 +30,7 @@ from ffstream.metrics import MetricsFile
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles, make_layer
 from ffstream.observer import LayerFigures, Observer
 from ffstream.plan import Plan
-from ffstream.propagation import FrozenLayer, make_first_rows, measure_goodness, propagate, write_rows
+from ffstream.propagation import FrozenLayer, measure_goodness, propagate, write_rows
 from ffstream.run import read_layer_figures
 from ffstream.schedule import Action, Step, remaining_steps
 from ffstream.transfer import Transfer
@@ -51,7 +54,7 @@ class Runner:
         self._directory = directory
         self._config = config = plan.config
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
-        self._images = {name: splits[name].images for name in names}  # until the first cache is there
+        self._images = {name: splits[name].images for name in names}  # until no cache is written of them any more
         self._labels = {name: splits[name].labels for name in names}
         self._scale = data["scale"]
         self._num_classes = data["num_classes"]
@@ -88,7 +91,8 @@ class Runner:
         with self._transfer:  # on leaving, by an error too, what was handed over to it is committed
             for step in remaining_steps(len(self._specs), num_done, cached_inputs):
                 if step.action is not Action.WRITE_INPUT:
-                    self._images.clear()
+                    for name in self._caches.lasting:
+                        self._images.pop(name, None)
                 self._observer.on_step(_describe(step))
                 actions[step.action](self._specs[step.layer])
         self._caches.drop_all()
@@ -98,12 +102,15 @@ class Runner:
     # --- the three actions
 
     def _write_input(self, spec: LayerSpec) -> None:
-        """No later cache reads the data set."""
-        for name, labels in self._labels.items():
-            split = Split(self._images[name], labels)
-            rows_of = make_first_rows(self._method, split, self._scale, self._config.seed, held_out=name == VALIDATION)
-            self._caches.current[name] = self._caches.make(spec.index, name)
-            write_rows(self._transfer, self._caches.current[name], rows_of)
+        """Order, overlay, scale and views are decided here, once; no later cache of these splits reads the data set."""
+        settings, caches = self._config.augmentation, self._caches.current
+        for name in self._caches.lasting:
+            caches[name] = self._caches.make(spec.index, name)
+            split, is_held_out = Split(self._images[name], self._labels[name]), name == VALIDATION
+            rows = InputRows(self._method, split, self._scale, self._config.seed, held_out=is_held_out)
+            for view in range(caches[name].layout.num_views):
+                shifts = draw_view(len(split), view, settings.max_shift, self._config.seed) if view else None
+                write_rows(self._transfer, caches[name], rows.make(shifts, settings.max_shift), view)
 
     def _train(self, spec: LayerSpec) -> None:
         """Train, measure, commit, tile by tile. An earlier process's epochs are taken from its progress."""
@@ -113,7 +120,7 @@ class Runner:
         num_finished = start_epoch // self._config.epochs
         so_far: _Goodness = {}
         for number in range(num_finished):
-            so_far = self._add_tile(spec, self._load_tile(spec, number), so_far, self._labels)
+            so_far = self._add_tile(spec, self._load_tile(spec, number), so_far, self._caches.lasting)
         num_samples, training_s = 0, 0.0
         last = len(self._tiles) - 1
         for number in range(num_finished, last + 1):
@@ -123,10 +130,12 @@ class Runner:
             training_s += sum(figures.elapsed_s for figures in epochs)
             if number < last:
                 self._transfer.commit(self._directory.write_tile(spec.index, number, start_epoch, layer))
-                so_far = self._add_tile(spec, layer, so_far, self._labels)
+                so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
                 del layer  # before the next one is made
         samples_per_s = num_samples / training_s / len(self._tiles)
         self._commit_layer(spec, layer, epochs[-1], goodness, samples_per_s, time.perf_counter() - start_s)
+        if TRAIN not in self._caches.lasting:
+            self._caches.current.pop(TRAIN).drop()
 
     def _commit_layer(
         self,
@@ -167,17 +176,52 @@ class Runner:
 
         Epochs count through the tiles of a layer.
         """
+        trainer: LayerTrainer | None = None
+        taken, fresh = [], TRAIN not in self._caches.lasting
+        for epoch in range(start_epoch, (number + 1) * self._config.epochs):
+            beside = so_far
+            if fresh:
+                trainer = None  # off the device: the layers below take its place
+                self._write_fresh_input(spec, epoch)
+                beside = so_far | self._measure_tiles(spec, number)
+            if trainer is None:
+                trainer = self._make_trainer(spec, number, epoch)
+            figures, goodness = self._take_epoch(spec, trainer, epoch, beside)
+            taken.append(figures)
+            del beside  # before it is measured anew
+        assert trainer is not None, "a tile that has taken all its epochs is finished"
+        return trainer.layer, taken, goodness
+
+    def _make_trainer(self, spec: LayerSpec, number: int, epoch: int) -> LayerTrainer:
+        """Of a tile as it is before an epoch: at first as it was built, then as the progress holds it."""
         units = self._tiles[number]
         layer = build_layer(self._config, spec, self._num_classes, units)
         layer.workspace = self._workspace
         trainer = LayerTrainer(layer, spec.index, self._config, self._method, self._device, units)
-        if start_epoch % self._config.epochs:
+        if epoch % self._config.epochs:
             self._directory.load_progress(layer, trainer.optimiser)
-        taken = []
-        for epoch in range(start_epoch, (number + 1) * self._config.epochs):
-            figures, goodness = self._take_epoch(spec, trainer, epoch, so_far)
-            taken.append(figures)
-        return layer, taken, goodness
+        return trainer
+
+    def _write_fresh_input(self, spec: LayerSpec, epoch: int) -> None:
+        """In place of what the layer read in the last epoch: images with fresh shifts, put through the layers below.
+
+        The epochs of a layer are counted through its tiles. Nothing depends on what is there of the last epoch's, or of
+        an earlier process's: shifts and wrong labels are functions of (seed, layer, epoch).
+        """
+        self._observer.on_step(f"writing shifted images for epoch {epoch + 1} of layer {spec.index + 1}")
+        self._transfer.finish()  # the progress, from which the layer comes back
+        if TRAIN in self._caches.current:
+            self._caches.current.pop(TRAIN).drop()
+        self._workspace.clear()
+        seed, max_shift = self._config.seed, self._config.augmentation.max_shift
+        split, cache = Split(self._images[TRAIN], self._labels[TRAIN]), self._caches.make(0, TRAIN)
+        rows = InputRows(self._method, split, self._scale, seed, layer=spec.index, epoch=epoch)
+        shifts = draw_fresh(len(split), max_shift, seed, spec.index, epoch)
+        write_rows(self._transfer, cache, rows.make(shifts, max_shift))
+        for below in self._specs[: spec.index]:
+            cache = self._move(TRAIN, cache, self._take_layer(below))
+        self._resident = None
+        self._caches.current[TRAIN] = cache
 
     def _take_epoch(
         self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness
@@ -210,12 +254,16 @@ class Runner:
         layer = self._take_layer(spec)
         self._workspace.clear()  # of a step's buffers: slots for what is written take their place
         for name, source in list(self._caches.current.items()):
-            target = self._caches.make(spec.index + 1, name)
-            propagate(self._transfer, layer, source, target, move=True)
-            self._transfer.commit(source.drop)
-            self._caches.current[name] = target
+            self._caches.current[name] = self._move(name, source, layer)
 
     # --- what they share
+
+    def _move(self, name: str, source: ActivationCache, layer: FrozenLayer) -> ActivationCache:
+        """The cache of what a layer hands on, in place of what it reads."""
+        target = self._caches.make(layer.spec.index + 1, name)
+        propagate(self._transfer, layer, source, target, move=True)
+        self._transfer.commit(source.drop)
+        return target
 
     def _take_layer(self, spec: LayerSpec) -> FrozenLayer:
         """The layer on the device if it is this one, else the committed one."""
@@ -234,6 +282,13 @@ class Runner:
         self._directory.load_tile(spec.index, number, tile)
         tile.to(self._device).workspace = self._workspace
         return tile
+
+    def _measure_tiles(self, spec: LayerSpec, num_tiles: int) -> _Goodness:
+        """The goodness of the first tiles on the training samples, as they are in this epoch."""
+        found: _Goodness = {}
+        for number in range(num_tiles):
+            found = self._add_tile(spec, self._load_tile(spec, number), found, [TRAIN])
+        return found
 
     def _add_tile(self, spec: LayerSpec, tile: Layer, so_far: _Goodness, names: Iterable[str]) -> _Goodness:
         """The goodness of the tiles so far and of one more, on the splits that are named and there."""

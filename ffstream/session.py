@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ffstream.augmentation import check_augmentation
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
 from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
@@ -90,6 +91,7 @@ def make_plan(
         data, data_bytes = _shape(dataset, make_splits(dataset, config)), dataset.num_bytes
     else:
         data_bytes = data.num_features * sum(data.num_samples.values())  # a byte a feature
+    check_augmentation(config.augmentation, data.image_shape)
     if machine is not None:
         resources = parse_machine(machine)
         precision = "bf16" if config.precision == "auto" else config.precision
@@ -178,7 +180,7 @@ def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
 
 def _shape(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
     num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
-    return DataShape(dataset.num_features, dataset.num_classes, num_samples)
+    return DataShape(dataset.num_features, dataset.num_classes, num_samples, dataset.image_shape)
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
     resources = survey_resources(config.memory, device, directory.path, directory.passing_bytes())
     dataset = load_dataset(config.data, config.data_root)
     method = make_label_method(config, dataset.num_classes, dataset.num_features, dataset.image_shape)
+    check_augmentation(config.augmentation, dataset.image_shape)
     splits = make_splits(dataset, config)
     check_classes(config.data, splits["train"], dataset.class_names)
     config = dataclasses.replace(

@@ -20,7 +20,8 @@ errors recipes units seeding schedule workspace ledger memory
 normalisation
 config registry files device
 tensor_file lock metrics goodness combination objectives negatives layers data cache
-hybrids labels catalogue network transfer optimiser
+hybrids augmentation labels catalogue network transfer optimiser
+input_rows
 checkpoint
 layer_trainer propagation
 footprint

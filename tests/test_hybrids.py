@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 import ffstream as ff
 from ffstream.evaluate import error_rate
 from ffstream.hybrids import draw_masks, draw_with_others, find_plane, make_hybrids
+from ffstream.input_rows import InputRows
 from ffstream.labels import make_label_method
 from ffstream.normalisation import length_normalise
-from ffstream.propagation import make_first_rows
 from ffstream.run import make_splits
 from tests.helpers import run_cli
 
@@ -114,7 +114,7 @@ def first_rows(small_config, digits):
         config = small_config("unsupervised", seed=seed)
         train = make_splits(digits, config)["train"]
         method = make_label_method(config, 10, 64, digits.image_shape)
-        rows_of = make_first_rows(method, train, 16.0, seed, held_out=held_out)
+        rows_of = InputRows(method, train, 16.0, seed, held_out=held_out).make()
         return torch.cat([rows_of(slice(start, min(start + part_size, 100))) for start in range(0, 100, part_size)])
 
     return make

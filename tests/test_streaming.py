@@ -11,11 +11,11 @@ import torch
 import ffstream as ff
 from ffstream.cache import CacheLayout, DiskCache
 from ffstream.data import load_dataset, scale_images
+from ffstream.input_rows import InputRows
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.negatives import Hard
 from ffstream.network import build_layer, compute_layer_specs, hand_on
-from ffstream.propagation import make_first_rows
 from ffstream.run import make_splits
 from tests.helpers import InterruptAt, layer_digests, metrics_without_times
 
@@ -49,7 +49,7 @@ def train_resident(config):
     method = make_label_method(config, dataset.num_classes, dataset.num_features, dataset.image_shape)
     specs = compute_layer_specs(config, dataset.num_features)
     layers = [build_layer(config, spec, dataset.num_classes) for spec in specs]
-    rows = make_first_rows(method, train, dataset.scale(), config.seed, held_out=False)(slice(0, len(train)))
+    rows = InputRows(method, train, dataset.scale(), config.seed).make()(slice(0, len(train)))
     rows = rows.to(torch.bfloat16)
     for spec, layer in zip(specs, layers, strict=True):
         layout = CacheLayout(len(rows), rows.shape[1], rows.shape[2], "bf16", config.cache.shard_samples)

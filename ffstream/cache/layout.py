@@ -17,25 +17,45 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """Rows (num_samples, num_rows, num_features), cut into shards of `shard_samples` samples; the last may be short."""
+    """Rows (num_samples, num_rows, num_features), cut into shards of `shard_samples` samples; the last may be short.
+
+    With several views of every sample, a shard holds one view of some samples, and those of the same samples follow one
+    another: shard s is view s % num_views of block s // num_views.
+    """
 
     num_samples: int
     num_rows: int  # a sample
     num_features: int
     dtype_name: str  # bf16, fp16, fp32
     shard_samples: int
+    num_views: int = 1  # of each sample, of which an epoch visits one
 
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.dtype_name]
 
     @property
-    def num_shards(self) -> int:
+    def num_blocks(self) -> int:
+        """Shards that an epoch visits: one view of each."""
         return -(-self.num_samples // self.shard_samples)
 
     @property
-    def num_bytes(self) -> int:
+    def num_shards(self) -> int:
+        return self.num_blocks * self.num_views
+
+    @property
+    def num_stored(self) -> int:
+        """Samples, each view counted."""
+        return self.num_samples * self.num_views
+
+    @property
+    def epoch_bytes(self) -> int:
+        """That an epoch visits."""
         return self.num_samples * self.num_rows * self.num_features * self.dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        return self.epoch_bytes * self.num_views
 
     @property
     def shard_bytes(self) -> int:
@@ -44,8 +64,15 @@ class CacheLayout:
 
     def shard_range(self, shard: int) -> slice:
         """The samples of a shard."""
-        start = shard * self.shard_samples
+        start = shard // self.num_views * self.shard_samples
         return slice(start, min(start + self.shard_samples, self.num_samples))
+
+    def stored_range(self, shard: int) -> slice:
+        """Where the samples of a shard stand in an array of a number for each view of each sample, shard by shard."""
+        samples = self.shard_range(shard)
+        num_samples = samples.stop - samples.start
+        start = samples.start * self.num_views + shard % self.num_views * num_samples
+        return slice(start, start + num_samples)
 
     def shard_shape(self, shard: int) -> tuple[int, int, int]:
         """(samples, rows, features) of a shard."""
@@ -67,10 +94,19 @@ class CacheLayout:
 
 
 def compute_shard_order(layout: CacheLayout, seed: int, layer: int, epoch: int) -> Sequence[int]:
-    """The shards in the order of this epoch: block shuffle, first half."""
+    """The shards in the order of this epoch: block shuffle, first half. Of several views of a block, it visits one.
+
+    `layout.num_views` epochs visit each view of a block once, in an order of its own.
+    """
     generator = seeding.generator(seed, layer, epoch, "shards")
-    order: list[int] = torch.randperm(layout.num_shards, generator=generator).tolist()
-    return order
+    order = torch.randperm(layout.num_blocks, generator=generator)
+    if layout.num_views > 1:
+        cycle, place = divmod(epoch, layout.num_views)
+        generator = seeding.generator(seed, layer, cycle, "views")
+        views = torch.rand(layout.num_blocks, layout.num_views, generator=generator).argsort(dim=1)[:, place]
+        order = order * layout.num_views + views[order]
+    shards: list[int] = order.tolist()
+    return shards
 
 
 def group_shards(order: Sequence[int], most: int) -> list[Sequence[int]]:

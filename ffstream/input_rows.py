@@ -1,0 +1,64 @@
+"""What the first layer reads: rows made of images, shifted or as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ffstream import seeding
+from ffstream.augmentation import shift_images
+from ffstream.data import Split, scale_images
+from ffstream.hybrids import draw_with_others
+from ffstream.labels import LabelMethod
+
+# Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
+RowsOf = Callable[[slice], Tensor]
+
+
+class InputRows:
+    """Makes the rows that the first layer reads of a split. What is drawn is a function of (seed, layer, epoch).
+
+    `held_out`: of the validation split. `layer` and `epoch` are of those that rows are made for anew.
+    """
+
+    def __init__(
+        self,
+        method: LabelMethod,
+        split: Split,
+        scale: float,
+        seed: int,
+        *,
+        held_out: bool = False,
+        layer: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        self._method, self._split, self._scale = method, split, scale
+        self._make = method.validation_rows if held_out else method.training_rows
+        self._num_rows = method.num_validation_rows if held_out else method.num_training_rows
+        purpose = "held-out negatives" if held_out else "cached negatives"
+        self._generator = seeding.generator(seed, layer, epoch, purpose)
+        self._others = seeding.generator(seed, layer, epoch, f"{purpose}, others")
+
+    def make(self, shifts: Tensor | None = None, max_shift: int = 0) -> RowsOf:
+        """Rows of one view, (n, rows a sample, features), to be asked for in order.
+
+        Images are moved by `shifts` (num_samples,) first, where these are given, so that a label that is laid over an
+        image stays in its place.
+        """
+
+        def images_of(index: Tensor | slice) -> Tensor:
+            images = self._split.images[index]
+            if shifts is not None:
+                images = shift_images(images, shifts[index], max_shift)
+            return scale_images(images, self._scale)
+
+        def rows_of(part: slice) -> Tensor:
+            if self._method.mixes_samples:
+                index = draw_with_others(part, len(self._split), self._num_rows - 1, self._others)
+                images = images_of(index.flatten()).view(*index.shape, -1)
+            else:
+                images = images_of(part)
+            return self._make(images, self._split.labels[part], self._generator)
+
+        return rows_of
