@@ -167,7 +167,7 @@ def test_labels_change_nothing_but_the_readout(small_config, small_data, tmp_pat
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, small_data):
     config = ff.Config(recipe="unsupervised", data=str(small_data), layers=3, width=96, epochs=30, batch=32)
-    config = config.override({"device": "cpu", "precision": "fp32", "optimiser.learning_rate": 3e-3})
+    config = config.override({"device": "cpu", "precision": "fp32"})
     return ff.train(config, tmp_path_factory.mktemp("unsupervised") / "run")
 
 
@@ -225,6 +225,7 @@ def test_a_network_classifies_by_the_readout_of_its_run_and_says_when_there_is_n
 @pytest.mark.parametrize("objective", ["pairwise", "cross_entropy"])
 def test_other_objectives_and_several_negatives_learn_too(objective, small_config, tmp_path):
     settings = {"objective__name": objective, "objective__scale": 0.1, "negatives__per_step": 3, "epochs": 6}
+    settings |= {"optimiser__name": "adam"}
     run = ff.train(small_config("unsupervised", width=64, **settings), tmp_path / "run")
     assert run.layers[0].separation > 0.55
     assert run.evaluate().error < 0.6

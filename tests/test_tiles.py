@@ -116,7 +116,7 @@ def test_the_first_tile_is_a_narrow_layer_and_stays_as_it_was(recipe, small_conf
         assert torch.equal(mine[name].narrow(Layer.unit_axis(name), 0, 10), value), name
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
 def test_a_later_tile_sees_the_goodness_of_those_before(recipe, small_config, rows):
     config = small_config(recipe, network__dropout=0.0, **TILES)
     method, spec = make_label_method(config, 10, 64), compute_layer_specs(config, 64)[0]
@@ -170,7 +170,7 @@ def test_a_finished_tile_is_not_trained_again(small_config, tmp_path):
     assert epochs == [(layer, epoch, 9) for layer in (1, 2, 3) for epoch in range(1, 10)][5:]
 
 
-@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_streamed_and_resident_evaluation_agree(recipe, skip, small_config, digits, tmp_path):
     run = ff.train(small_config(recipe, network__input_skip=skip, **TILES), tmp_path / "run")
