@@ -12,9 +12,9 @@ from torch import Tensor
 from ffstream import seeding
 from ffstream.config import AugmentationConfig
 from ffstream.errors import ConfigError
+from ffstream.plane import find_plane
 
 SHIFT_BYTES = 4  # a sample, of its shift's number
-_MOST_CHANNELS = 4
 
 
 def check_augmentation(settings: AugmentationConfig, image_shape: tuple[int, ...] | None) -> None:
@@ -34,32 +34,18 @@ def check_augmentation(settings: AugmentationConfig, image_shape: tuple[int, ...
         )
     if image_shape is None:
         return
-    first = find_plane(image_shape)
-    if first is None:
+    plane = find_plane(image_shape)
+    if plane is None:
         raise ConfigError(
             f"config augmentation: shifts need images, found samples of shape {image_shape}, allowed (height, width), "
             "(height, width, channels) or (channels, height, width); leave --views and --restream out"
         )
-    height, width = image_shape[first : first + 2]
+    _, height, width, _ = plane
     if settings.max_shift >= min(height, width):
         raise ConfigError(
             f"config augmentation.max_shift: found {settings.max_shift}, allowed at most {min(height, width) - 1} for "
             f"images of {height} x {width} pixels; use a smaller --max-shift"
         )
-
-
-def find_plane(image_shape: tuple[int, ...]) -> int | None:
-    """The first of the two axes that are the plane of an image; None where there is none, or it cannot be told.
-
-    Of three axes, the last is channels if it is at most 4, else the first.
-    """
-    if len(image_shape) == 2:
-        return 0
-    if len(image_shape) != 3:
-        return None
-    if image_shape[2] <= _MOST_CHANNELS:
-        return 0
-    return 1 if image_shape[0] <= _MOST_CHANNELS else None
 
 
 def count_shifts(max_shift: int) -> int:
@@ -93,12 +79,10 @@ def shift_images(images: Tensor, shifts: Tensor, max_shift: int) -> Tensor:
 
     A window of each padded image, all of them gathered at once.
     """
-    first = find_plane(tuple(images.shape[1:]))
-    assert first is not None, "checked before a run starts"
-    planes = images.unsqueeze(1) if first == 0 else images.unsqueeze(-1)  # (n, before, height, width, after)
-    if planes.dim() == 4:
-        planes = planes.unsqueeze(-1)
-    num_images, before, height, width, after = planes.shape
+    plane = find_plane(images.shape[1:])
+    assert plane is not None, "checked before a run starts"
+    num_images, (before, height, width, after) = len(images), plane
+    planes = images.reshape(num_images, *plane)
     padded = planes.new_zeros(num_images, before, height + 2 * max_shift, width + 2 * max_shift, after)
     padded[:, :, max_shift : max_shift + height, max_shift : max_shift + width] = planes
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, before, top, left, after, height, width)

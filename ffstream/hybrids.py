@@ -11,28 +11,16 @@ import torch
 from torch import Tensor
 
 from ffstream.errors import DataError
+from ffstream.plane import Plane, find_plane
 
-_MOST_CHANNELS = 4
 
-
-def find_plane(image_shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """An image's shape as (channels before, height, width, channels after the plane), 1 where there are none.
-
-    (height, width), (height, width, channels) and (channels, height, width) have a plane, of 2 x 2 pixels or more.
-    Raises DataError for any other shape.
-    """
-    shape = tuple(image_shape)
-    plane = (1, 1, 1, 1)
-    if len(shape) == 2:
-        plane = (1, *shape, 1)
-    elif len(shape) == 3 and shape[2] <= _MOST_CHANNELS:
-        plane = (1, *shape)
-    elif len(shape) == 3 and shape[0] <= _MOST_CHANNELS:
-        plane = (*shape, 1)
-    if min(plane[1:3]) < 2:
+def check_plane(image_shape: Sequence[int]) -> Plane:
+    """The plane of images that hybrids are made of, 2 x 2 pixels or more. Raises DataError where there is none."""
+    plane = find_plane(image_shape)
+    if plane is None or min(plane[1:3]) < 2:
         raise DataError(
-            f"data of shape {shape}: hybrid images need a plane, (height, width) of 2 or more, before or after up to "
-            f"{_MOST_CHANNELS} channels; reshape the data, or train with labels (--recipe inject)"
+            f"data of shape {tuple(image_shape)}: hybrid images need a plane, (height, width) of 2 or more, before or "
+            "after up to 4 channels; reshape the data, or train with labels (--recipe inject)"
         )
     return plane
 
@@ -50,7 +38,7 @@ def draw_with_others(samples: slice, num_samples: int, num_others: int, generato
     return torch.cat([own, (own + steps) % num_samples], dim=1)
 
 
-def draw_masks(num_masks: int, plane: tuple[int, int, int, int], num_blurs: int, generator: torch.Generator) -> Tensor:
+def draw_masks(num_masks: int, plane: Plane, num_blurs: int, generator: torch.Generator) -> Tensor:
     """Random regions, (num_masks, features) bool, the same in every channel.
 
     Random bits, blurred `num_blurs` times by [1/4, 1/2, 1/4] in both directions and cut at 0.5. A mask that this leaves
@@ -74,7 +62,7 @@ def draw_masks(num_masks: int, plane: tuple[int, int, int, int], num_blurs: int,
 def make_hybrids(
     images: Tensor,
     others: Tensor,
-    plane: tuple[int, int, int, int],
+    plane: Plane,
     num_blurs: int,
     generator: torch.Generator,
 ) -> Tensor:

@@ -16,7 +16,7 @@ PACKAGE = Path(ffstream.__file__).parent
 
 # From the ground up; a module may import from those before it only. A package counts as one floor.
 ORDER = """
-errors recipes units seeding schedule workspace ledger memory
+errors recipes units plane seeding schedule workspace ledger memory
 normalisation
 config registry files device
 tensor_file lock metrics goodness combination objectives negatives layers data cache

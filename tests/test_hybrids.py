@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import ffstream as ff
 from ffstream.evaluate import error_rate
-from ffstream.hybrids import draw_masks, draw_with_others, find_plane, make_hybrids
+from ffstream.hybrids import check_plane, draw_masks, draw_with_others, make_hybrids
 from ffstream.input_rows import InputRows
 from ffstream.labels import make_label_method
 from ffstream.normalisation import length_normalise
@@ -47,7 +47,7 @@ def test_a_mask_is_random_bits_blurred_and_cut_at_a_half():
 @pytest.mark.parametrize("shape", PLANES)
 @pytest.mark.parametrize("num_blurs", [2, 6, 20])  # one blur often gives 0.5 itself
 def test_every_mask_has_both_values_and_about_half_of_each(shape, num_blurs):
-    masks = draw_masks(3000, find_plane(shape), num_blurs, generator())
+    masks = draw_masks(3000, check_plane(shape), num_blurs, generator())
     assert not masks.all(dim=1).any()
     assert masks.any(dim=1).all()
     assert float(masks.float().mean()) == pytest.approx(0.5, abs=0.03)
@@ -65,7 +65,7 @@ def test_more_blurs_make_larger_regions():
 
 @pytest.mark.parametrize("shape", PLANES)
 def test_each_pixel_of_a_hybrid_is_that_of_one_of_the_two_in_all_channels(shape):
-    plane, num_features = find_plane(shape), torch.Size(shape).numel()
+    plane, num_features = check_plane(shape), torch.Size(shape).numel()
     images = torch.rand(40, num_features, generator=generator(1))
     others = torch.rand(40, 3, num_features, generator=generator(2))
     kept = images.clone(), others.clone()
@@ -83,7 +83,7 @@ def test_each_pixel_of_a_hybrid_is_that_of_one_of_the_two_in_all_channels(shape)
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (64, 1), (9, 9, 9), (2, 3, 8, 8), ()])
 def test_data_without_an_image_plane_are_refused(shape):
     with pytest.raises(ff.DataError, match=r"hybrid images need a plane, .*--recipe inject"):
-        find_plane(shape)
+        check_plane(shape)
 
 
 def test_a_run_on_vectors_is_refused_before_anything_is_written(small_data, tmp_path):

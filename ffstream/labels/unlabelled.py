@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ffstream.config import NegativesConfig
 from ffstream.errors import ConfigError
-from ffstream.hybrids import find_plane, make_hybrids
+from ffstream.hybrids import check_plane, make_hybrids
 from ffstream.labels.base import CachedCandidates
 from ffstream.negatives import distinct_offsets
 from ffstream.normalisation import length_normalise
@@ -30,7 +30,7 @@ class Unlabelled(CachedCandidates):
         self._num_negatives = num_negatives
         self._num_cached = num_cached
         self._num_blurs = num_blurs
-        self._plane = find_plane(image_shape) if image_shape is not None else None
+        self._plane = check_plane(image_shape) if image_shape is not None else None
         self.num_candidates = 1 + num_negatives
         self.num_training_rows = 1 + num_cached
 
