@@ -54,6 +54,8 @@ def short_table(found: dict[str, Any]) -> str:
     rows = [("what was run", "measured")]
     if "inject" in found:
         rows.append(("MNIST, 4 x 1000 units, 20 epochs a layer, 3 seeds", _accuracy(found["inject"])))
+    if "mono" in found:
+        rows.append(("the same with a classifier in each layer (`--recipe mono`)", _accuracy(found["mono"])))
     if "hinton" in found:
         rows.append(("the same, the paper's recipe (`--recipe hinton`)", _accuracy(found["hinton"])))
     if "depth" in found:
@@ -171,6 +173,7 @@ def _profile(found: dict[str, Any]) -> str:
 
 _FIGURES = {
     "inject": _accuracy,
+    "mono": _accuracy,
     "hinton": _accuracy,
     "depth": _depth,
     "memory": _memory,

@@ -30,6 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 
 BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "inject": lambda *where: measure_recipe("inject", *where),
+    "mono": lambda *where: measure_recipe("mono", *where),
     "hinton": lambda *where: measure_recipe("hinton", *where),
     "depth": measure_depth,
     "memory": measure_memory,

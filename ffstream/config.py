@@ -50,7 +50,7 @@ class NetworkConfig:
     input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
     # Units on the device at once: a layer of more grows by tiles. auto: all, or as many as the budget has room for.
     tile_units: int | str = _limit("auto", at_least=1, word="auto")
-    dropout: float = _limit(0.4, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains
+    dropout: float = _limit(0.3, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class LabelsConfig:
 class NegativesConfig:
     """Which wrong labels, or hybrid images where there are no labels, a layer is trained against."""
 
-    sampler: str = "uniform"  # a registered negative sampler
-    per_step: int = _limit(3, at_least=1)  # K: wrong labels, or hybrids, a sample in each step
+    sampler: str = "hard"  # a registered negative sampler
+    per_step: int = _limit(1, at_least=1)  # K: wrong labels, or hybrids, a sample in each step
     per_sample: int | str = _limit("all", at_least=1, word="all")  # R: wrong labels (overlay), or hybrids, cached
     blurs: int = _limit(6, at_least=1)  # hybrids: of the random bits that become a mask; more make larger regions
 
@@ -83,7 +83,7 @@ class ObjectiveConfig:
     scale: float = _limit(10.0, above=0.0)  # one over the temperature
     # How far each feature that a layer reads is moved, while it trains, in the direction that raises the loss:
     # adversarial training of one layer. Features have unit RMS. It costs a second pass of each step.
-    perturbation: float = _limit(0.0, at_least=0.0)
+    perturbation: float = _limit(0.05, at_least=0.0)
     peer_normalisation: float = _limit(0.0, at_least=0.0)  # strength (Hinton's program: 0.03)
     peer_momentum: float = _limit(0.9, at_least=0.0, below=1.0)  # of the running mean activity of each unit
 

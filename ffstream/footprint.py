@@ -285,10 +285,11 @@ class _PaperWork:
         labels = torch.zeros(len(block), dtype=torch.int64)
         generator = torch.Generator()
         goodness, tiled = GOODNESSES[self._config.objective.goodness], self._config.num_tiles > 1
-        of_tiles, of_all = (kept if wanted else 0 for wanted in (tiled, self._method.reads_goodness))
+        is_read = self._method.reads_goodness and self._config.epochs > 1  # not before the first epoch
+        of_tiles, of_all = (kept if wanted else 0 for wanted in (tiled, is_read))
         peaks = []  # of moments that do not meet
         done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
-        measured = {"validation": "sweep"} | ({"train": "measure"} if tiled or self._method.reads_goodness else {})
+        measured = {"validation": "sweep"} | ({"train": "measure"} if tiled or is_read else {})
         totals = torch.zeros(4, device=PAPER)
         num_epochs = self._config.epochs * self._config.num_tiles
         for num_shards in (2, 1)[:num_epochs]:  # a second step, or epoch, finds all buffers there
@@ -313,7 +314,7 @@ class _PaperWork:
                 self._method.sweep(trainer.layer, goodness, trainer.layer.preactivations(rows), num_samples)
                 done[measured[name]] = ledger.work - start
                 beside_it = of_tiles + (kept if name == "train" else 0)
-                if name == "train" and not self._method.reads_goodness:
+                if name == "train" and not is_read:
                     beside_it -= optimiser
                 peaks.append(ledger.peak_bytes + kernels.in_passes + beside_it)
         return max(peaks), done

@@ -26,7 +26,7 @@ def register_recipe(name: str, settings: Mapping[str, Setting], description: str
 register_recipe(
     "inject",
     {},
-    "h = relu(W x + b + U[label]) at every layer, cross-entropy over the goodness of the true and of K wrong labels.",
+    "h = relu(W x + b + U[label]) at every layer, cross-entropy over the goodness of the true and a hard wrong label.",
 )
 # Section 3.3: a threshold equal to the width, and the peer normalisation of his released program (0.03 on a running
 # mean of 0.9).
@@ -36,10 +36,11 @@ register_recipe(
         "batch": 256,
         "network.dropout": 0.0,
         "labels.method": "overlay",
-        "negatives.per_step": 1,
+        "negatives.sampler": "uniform",
         "objective.name": "logistic",
         "objective.goodness": "sum_squares",
         "objective.scale": 1.0,
+        "objective.perturbation": 0.0,
         "objective.peer_normalisation": 0.03,
         "optimiser.learning_rate": 2e-3,
     },
@@ -53,6 +54,7 @@ register_recipe(
         "labels.method": "groups",
         "objective.goodness": "mean_squares",
         "objective.scale": 3.0,
+        "objective.perturbation": 0.0,
     },
     "Units in a group for each class, cross-entropy over the groups' goodness, no negatives (CwComp, DeeperForward).",
 )
@@ -76,11 +78,11 @@ register_recipe(
         "batch": 100,
         "network.dropout": 0.0,
         "labels.method": "none",
-        "negatives.per_step": 1,
         "negatives.per_sample": 8,
         "objective.name": "logistic",
         "objective.goodness": "sum_squares",
         "objective.scale": 1.0,
+        "objective.perturbation": 0.0,
         "objective.peer_normalisation": 0.03,
         "optimiser.name": "sgd",
         "optimiser.learning_rate": 1e-3,

@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.helpers import run_cli
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 # What a reader runs for minutes is run here for seconds: the same command on little data and few layers.
 SMALLER = {"--layers": "2", "--width": "16", "--epochs": "1", "--data": None, "--data-root": None, "--device": "cpu"}
+SMALLER |= {"--depths": "2"}  # of a profile, whose every point is a process
 
 
 def readme_commands():
@@ -41,16 +44,16 @@ def make_smaller(command, data):
     return words
 
 
-def test_readme_commands_run_one_after_another(tmp_path, small_data):
+def test_readme_commands_run_one_after_another(tmp_path, small_data, monkeypatch):
     commands = readme_commands()
     assert len(commands) >= 8
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "images").mkdir()  # to predict: of the size of `small_data`
     Image.new("L", (8, 8)).save(tmp_path / "images" / "black.png")
+    monkeypatch.chdir(tmp_path)
     for command in commands:
-        words = [sys.executable, "-m", *make_smaller(command, small_data)]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        code, output, error = run_cli(*make_smaller(command, small_data)[1:])
+        assert code == 0, f"{command}\n{output}\n{error}"
 
 
 def test_readme_python_runs(tmp_path, monkeypatch, small_data):

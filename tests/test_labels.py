@@ -215,7 +215,11 @@ def test_tiles_add_up_to_the_layer(name, cuts, goodness_name):
     [
         ({"negatives.per_step": 5}, 12, "per_step: found 5, allowed at most 4"),
         ({"labels.method": "overlay"}, 4, "overlay needs a feature for each of the 5 classes, found 4"),
-        ({"labels.method": "overlay", "negatives.per_sample": 1}, 12, r"per_sample: found 1, allowed 3"),
+        (
+            {"labels.method": "overlay", "negatives.per_sample": 1, "negatives.per_step": 3},
+            12,
+            r"per_sample: found 1, allowed 3",
+        ),
         ({"labels.method": "overlay", "negatives.per_sample": 9}, 12, r"per_sample: found 9"),
         ({"labels.method": "groups", "width": 4}, 12, "width: found 4, allowed 5 or more with labels.method=groups"),
         ({"labels.method": "classifier"}, 12, "goodness: found 'mean_squares', allowed mean or sum with labels.method"),

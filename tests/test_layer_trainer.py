@@ -127,7 +127,7 @@ def test_an_epoch_equals_autograd_written_out(name, small_config, digits):
 
 
 def test_figures_are_those_of_the_batches(small_config, digits):
-    config = small_config(optimiser__learning_rate=1e-12, network__dropout=0.0)
+    config = small_config(optimiser__learning_rate=1e-12, network__dropout=0.0, objective__perturbation=0.0)
     method, layer, rows, labels = setup(config, digits)
     cache = Rows(rows)
     figures = LayerTrainer(layer, 0, config, method, torch.device("cpu")).train_epoch(cache, cache, labels, 0)

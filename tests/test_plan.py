@@ -32,7 +32,7 @@ CUDA = dataclasses.replace(PLENTY, device_type="cuda")
 def plan(resources=PLENTY, num_samples=60000, num_features=784, num_done=0, **changes):
     recipe = changes.pop("recipe", "inject")
     config = ff.Config(recipe=recipe, layers=changes.pop("layers", 4), width=changes.pop("width", 500), batch=256)
-    config = config.override({"precision": "bf16"} | changes)
+    config = config.override({"precision": "bf16", "negatives.sampler": "uniform"} | changes)
     method = make_label_method(config, 10, num_features)
     data = DataShape(num_features, 10, {"train": num_samples, "validation": num_samples // 10})
     return compute_plan(config, method, data, num_samples * num_features, resources, num_done)
@@ -215,6 +215,7 @@ def test_time_grows_with_epochs_and_depth_and_shrinks_with_speed():
 def test_products_are_counted_as_arithmetic_says():
     """4 * d_in * d_out a row in training, 2 a row in each pass."""
     changes = {"validation_fraction": 0.0, "epochs": 3, "layers": 2, "width": 512}
+    changes |= {"objective.perturbation": 0.0, "negatives.per_step": 3}
     layer = plan(with_less(CUDA, rates=RATES), num_samples=512 * 100, num_features=512, batch=512, **changes).layers[0]
     rows, embedding = 512 * 100, 4 * 2 * 10 * 512  # and dU, from one-hot rows, of four candidates
     passes = 2 * 512 * 512 * rows * 1.1 * (3 * 0.1 / 1.1 + 1)  # validation each epoch, and handing all on

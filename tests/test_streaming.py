@@ -20,8 +20,8 @@ from ffstream.run import make_splits
 from tests.helpers import InterruptAt, layer_digests, metrics_without_times
 
 RECIPES = {
-    "inject": {},
-    "inject skip": {"network__input_skip": True},
+    "inject": {"negatives__sampler": "uniform"},  # hard ones: further down
+    "inject skip": {"negatives__sampler": "uniform", "network__input_skip": True},
     "hinton": {"recipe": "hinton"},
     "grouped": {"recipe": "grouped"},
     "grouped, mean of activities": {"recipe": "grouped", "objective__goodness": "mean"},
@@ -90,7 +90,7 @@ def uninterrupted(tmp_path_factory, small_data):
     runs = {}
 
     def get(config):
-        key = config.fingerprint()
+        key = config.to_toml()  # of as many layers
         if key not in runs:
             runs[key] = ff.train(config, tmp_path_factory.mktemp("whole") / "run").path
         return runs[key]

@@ -71,7 +71,7 @@ def cut(layer, tiles):
     ],
 )
 def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, rows):
-    whole = small_config(width=60, **settings)
+    whole = small_config(width=60, objective__perturbation=0.0, **settings)
     config = whole.override({"network.tile_units": 25})
     method = make_label_method(config, 10, 64)
     layer = build_layer(whole, compute_layer_specs(whole, 64)[0], 10).to(dtype)
@@ -118,7 +118,7 @@ def test_the_first_tile_is_a_narrow_layer_and_stays_as_it_was(recipe, small_conf
 
 @pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
 def test_a_later_tile_sees_the_goodness_of_those_before(recipe, small_config, rows):
-    config = small_config(recipe, network__dropout=0.0, **TILES)
+    config = small_config(recipe, network__dropout=0.0, objective__perturbation=0.0, **TILES)
     method, spec = make_label_method(config, 10, 64), compute_layer_specs(config, 64)[0]
     second = compute_tiles(config)[1]
     images, labels = rows
