@@ -310,7 +310,8 @@ def _layer_plans(
         num_tiles = config.num_tiles
         num_epochs = config.epochs * num_tiles
         in_epochs = num_epochs * sum(layout.epoch_bytes for layout in layouts.values())
-        measured = _num_measurements(config, method) * layouts["train"].num_bytes
+        train = layouts["train"]
+        measured = _num_measured(config, method, train) * (train.epoch_bytes // train.num_samples)
         moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
         read_bytes, written_bytes = in_epochs + measured + moved, moved // spec.in_features * spec.out_features
         anew = Work()
@@ -345,13 +346,15 @@ def _layer_plans(
     return plans
 
 
-def _num_measurements(config: Config, method: LabelMethod) -> int:
-    """Passes over a layer's training cache: for the next tile to build on, and for negatives to be drawn by."""
+def _num_measured(config: Config, method: LabelMethod, train: CacheLayout) -> int:
+    """Samples whose goodness is measured while a layer trains: for the next tile to build on, all views of them; and
+    for negatives to be drawn by, those that an epoch visits.
+    """
     num_tiles, num_epochs = config.num_tiles, config.epochs
-    before_epochs = num_tiles * (num_epochs - 1) if method.reads_goodness else 0
+    before_epochs = num_tiles * (num_epochs - 1) * train.num_samples if method.reads_goodness else 0
     if config.augmentation.restream:  # all tiles so far, before every epoch
-        return num_epochs * num_tiles * (num_tiles - 1) // 2 + before_epochs
-    return num_tiles - 1 + before_epochs
+        return num_epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples + before_epochs
+    return (num_tiles - 1) * train.num_stored + before_epochs
 
 
 def _all_work(config: Config, method: LabelMethod, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
@@ -359,7 +362,7 @@ def _all_work(config: Config, method: LabelMethod, layer: PaperLayer, layouts: M
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     train, num_epochs = layouts["train"], config.epochs * config.num_tiles
     work = layer.step * (num_epochs * -(-train.num_samples // config.batch))
-    work += layer.measure * (_num_measurements(config, method) * -(-train.num_stored // chunk_samples(train.num_rows)))
+    work += layer.measure * -(-_num_measured(config, method, train) // chunk_samples(train.num_rows))
     if "validation" in layouts:
         validation = layouts["validation"]
         work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows)))

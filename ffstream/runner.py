@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ffstream.augmentation import draw_fresh, draw_view
-from ffstream.cache import ActivationCache
+from ffstream.cache import ActivationCache, compute_shard_order
 from ffstream.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.checkpoint import RunDirectory
 from ffstream.data import Split
@@ -236,7 +236,8 @@ class Runner:
         before = so_far.get(TRAIN)
         liked = before if self._method.reads_goodness else None  # by the layer before this epoch
         if self._method.reads_goodness and epoch % self._config.epochs:
-            liked = self._add_tile(spec, trainer.layer, so_far, [TRAIN])[TRAIN]
+            visited = compute_shard_order(cache.layout, self._config.seed, spec.index, epoch)
+            liked = self._add_tile(spec, trainer.layer, so_far, [TRAIN], visited)[TRAIN]
         figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, before, liked)
         del liked
         goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
@@ -290,13 +291,23 @@ class Runner:
             found = self._add_tile(spec, self._load_tile(spec, number), found, [TRAIN])
         return found
 
-    def _add_tile(self, spec: LayerSpec, tile: Layer, so_far: _Goodness, names: Iterable[str]) -> _Goodness:
-        """The goodness of the tiles so far and of one more, on the splits that are named and there."""
+    def _add_tile(
+        self,
+        spec: LayerSpec,
+        tile: Layer,
+        so_far: _Goodness,
+        names: Iterable[str],
+        shards: Sequence[int] | None = None,
+    ) -> _Goodness:
+        """The goodness of the tiles so far and of one more, on the splits that are named and there.
+
+        With `shards`, that of others is not complete.
+        """
         found: _Goodness = {}
         for name in self._labels.keys() & names:
             averaged = self._config.num_in_tile if name == TRAIN else spec.num_units  # as the trainer does
             cache = self._caches.current[name]
-            found[name] = measure_goodness(self._transfer, tile, cache, self._method, self._goodness, averaged)
+            found[name] = measure_goodness(self._transfer, tile, cache, self._method, self._goodness, averaged, shards)
             if name in so_far:
                 found[name] += so_far[name]
         return found

@@ -11,17 +11,19 @@ import torch
 import ffstream as ff
 from ffstream.cache import CacheLayout, DiskCache
 from ffstream.data import load_dataset, scale_images
+from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import InputRows
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.negatives import Hard
 from ffstream.network import build_layer, compute_layer_specs, hand_on
+from ffstream.propagation import measure_goodness
 from ffstream.run import make_splits
 from tests.helpers import InterruptAt, layer_digests, metrics_without_times
 
 RECIPES = {
-    "inject": {"negatives__sampler": "uniform"},  # hard ones: further down
-    "inject skip": {"negatives__sampler": "uniform", "network__input_skip": True},
+    "inject": {},
+    "inject skip": {"network__input_skip": True},
     "hinton": {"recipe": "hinton"},
     "grouped": {"recipe": "grouped"},
     "grouped, mean of activities": {"recipe": "grouped", "objective__goodness": "mean"},
@@ -56,7 +58,11 @@ def train_resident(config):
         resident = ResidentRows(rows, layout)
         trainer = LayerTrainer(layer, spec.index, config, method, torch.device("cpu"))
         for epoch in range(config.epochs):
-            trainer.train_epoch(resident, resident, train.labels, epoch)
+            liked = None
+            if method.reads_goodness and epoch:
+                measure = GOODNESSES[config.objective.goodness]
+                liked = measure_goodness(resident, layer, resident, method, measure, config.width)
+            trainer.train_epoch(resident, resident, train.labels, epoch, goodness=liked)
         with torch.no_grad():
             # In products of as many rows as the stream's, or the last bit could differ.
             parts = [rows[layout.shard_range(shard)] for shard in range(layout.num_shards)]
