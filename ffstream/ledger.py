@@ -86,8 +86,9 @@ class Ledger(TorchDispatchMode):
             return  # a view
         work = self.work
         flops = moved_bytes = 0
-        if func.overloadpacket in flop_registry:
-            flops = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=found)
+        in_new_memory = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").rstrip("_"), None)
+        if in_new_memory in flop_registry:  # products in place are as many
+            flops = flop_registry[in_new_memory](*args, **(kwargs or {}), out_val=found)
         elif func.overloadpacket is torch.ops.aten.index_select:  # reads no more than it writes
             moved_bytes = 2 * _num_bytes(found)
         else:

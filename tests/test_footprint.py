@@ -58,6 +58,16 @@ def test_the_ledger_does_not_enter_what_was_there_before():
         assert ledger.live_bytes == ledger.peak_bytes == 0
 
 
+def test_products_are_counted_in_new_memory_in_memory_that_is_given_and_in_place():
+    left, right, room = (torch.zeros(shape, device=PAPER) for shape in ((5, 7), (7, 3), (5, 3)))
+    with Ledger() as ledger:
+        for number, product in enumerate(
+            (lambda: left @ right, lambda: torch.mm(left, right, out=room), lambda: room.addmm_(left, right)), 1
+        ):
+            product()
+            assert ledger.work.flops == number * 2 * 5 * 7 * 3
+
+
 def test_the_ledger_and_the_allocator_agree_on_what_operators_take():
     def work(device):
         rows = torch.zeros(50, 40, device=device)
