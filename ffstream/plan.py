@@ -73,7 +73,8 @@ class LayerPlan:
         """Seconds for one of them; None where no rates are known."""
         if self.seconds is None:
             return None
-        return max(sum(self.seconds.values()) - self.seconds["loading"], self.seconds["loading"])
+        rest = sum(seconds for name, seconds in self.seconds.items() if name != "loading")
+        return max(rest, self.seconds["loading"])
 
     @property
     def bottleneck(self) -> str | None:
