@@ -23,7 +23,6 @@ from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
 _MOVED_ROWS = 128  # at a time, where their type is not that of the products
-
 _TICK_S = 0.2  # between two reports within an epoch; each one makes the host wait for the device
 
 
@@ -295,11 +294,13 @@ class LayerTrainer:
 
         The gradient ends at the rows: what a layer reads is a number in a cache.
         """
-        direction = self.layer.input_gradient(rows, gradient).sign_()
+        by, direction = self._config.objective.perturbation, self.layer.input_gradient(rows, gradient).sign_()
+        if direction.dtype == rows.dtype:
+            rows.add_(direction, alpha=by)
+            return
+        # An addition of two types would make copies of its own, as large as they are.
         for part, moved in zip(direction.split(_MOVED_ROWS), rows.split(_MOVED_ROWS), strict=True):
-            if part.dtype != moved.dtype:  # an addition of two types would make copies of its own, as large as they are
-                part = self._workspace.take("moved rows", tuple(part.shape), moved.dtype).copy_(part)
-            moved.add_(part, alpha=self._config.objective.perturbation)
+            moved.add_(self._workspace.take("moved rows", tuple(part.shape), moved.dtype).copy_(part), alpha=by)
 
     def _zero_gradients(self) -> dict[str, Tensor]:
         """Room for the gradient of every parameter, in one buffer."""
