@@ -31,7 +31,6 @@ from ffstream.probe import measure_kernels
 from ffstream.runner import Runner
 
 NUM_CONFIGS = 200
-NUM_IMAGE_ROWS = 8
 
 
 class StoppedError(Exception):
@@ -91,13 +90,18 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     return config.override(settings), num_features
 
 
+def image_shape(num_features: int) -> tuple[int, int]:
+    """(height, width), about square."""
+    height = next(size for size in range(math.isqrt(num_features), 0, -1) if num_features % size == 0)
+    return height, num_features // height
+
+
 def write_images(path: Path, num_samples: int, num_features: int) -> None:
     """The embedded digits, repeated to the size that is asked for, as images that are about square."""
     digits = SOURCES["digits"]("").train
     images = digits.images.flatten(1).repeat(-(-num_samples // len(digits)), -(-num_features // 64))
     labels = digits.labels.repeat(-(-num_samples // len(digits)))
-    height = next(size for size in range(math.isqrt(num_features), 0, -1) if num_features % size == 0)
-    images = images[:num_samples, :num_features].reshape(num_samples, height, -1)
+    images = images[:num_samples, :num_features].reshape(num_samples, *image_shape(num_features))
     arrays = {"x": images.to(torch.uint8), "y": labels[:num_samples]}
     np.savez(path, **{f"{name}_{part}": array.numpy() for name, array in arrays.items() for part in ("train", "test")})
 
@@ -135,7 +139,7 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     measured = measure_resumed_run(folder / "run")
     shutil.rmtree(folder)
     data = DataShape.of(num_samples, num_features, 10, config.validation_fraction)
-    data = dataclasses.replace(data, image_shape=(NUM_IMAGE_ROWS, num_features // NUM_IMAGE_ROWS))
+    data = dataclasses.replace(data, image_shape=image_shape(num_features))
     method = make_label_method(config, 10, num_features)
     specs = compute_layer_specs(config, num_features)[:NUM_DISTINCT]
     device = torch.device(config.device)
