@@ -23,7 +23,7 @@ demo: $(VENV)/run.stamp  ## train 40 layers on the embedded digits and evaluate 
 	@echo "The run is in $(DEMO). Look at it with: $(BIN)/ffstream inspect $(DEMO)"
 
 test: $(VENV)/dev.stamp  ## the whole test suite; tests marked gpu run where there is one
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 10
 
 test-gpu: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m gpu

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of the processes that tests start as well
 
 import pytest
 import torch
@@ -56,9 +59,11 @@ def small_config(small_data):
 
 
 @pytest.fixture(autouse=True)
-def _two_threads():
-    """The same number of threads in every test, so that results do not depend on which tests ran before."""
-    torch.set_num_threads(2)
+def _one_thread():
+    """In every test, whichever ran before: tests run side by side, and two processes of two threads each on two cores
+    slow each other many times.
+    """
+    torch.set_num_threads(1)
 
 
 @functools.cache
