@@ -30,7 +30,8 @@ from ffstream.observer import Observer
 from ffstream.probe import measure_kernels
 from ffstream.runner import Runner
 
-NUM_CONFIGS = 200
+NUM_CONFIGS = 260
+NUM_FIRST = 200  # of recipes that show each layer a label; the others are of those that do not
 
 
 class StoppedError(Exception):
@@ -50,6 +51,8 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     """A configuration of a few layers, and a number of features."""
     rng = random.Random(number)
     recipe = rng.choice(["inject", "inject", "hinton"])
+    if number >= NUM_FIRST:
+        recipe = rng.choice(["grouped", "mono", "unsupervised"])
     granularity = rng.choice([1, 8, 64])
     width = int(2 ** rng.uniform(6, 13)) // granularity * granularity
     num_features = rng.choice([64, 784, 784, 3072])
@@ -79,6 +82,9 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     }
     if recipe == "hinton":
         settings["negatives.per_sample"] = rng.choice([3, "all"])
+    if recipe in ("grouped", "mono"):
+        settings["objective.name"] = "cross_entropy"
+        settings["objective.goodness"] = rng.choice(["mean", "sum"])
     if rng.random() < 0.25:  # a batch in parts, half of these from shards of their own
         settings["micro_batch"] = rng.randint(max(1, batch // 8), batch)
         if rng.random() < 0.5:

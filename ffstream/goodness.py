@@ -40,7 +40,7 @@ class Goodness:
 
     def default_threshold(self, num_units: int) -> float:
         """The threshold theta for `threshold = "auto"`: the goodness of a row of unit RMS."""
-        return float(self.value(torch.ones(1, num_units)))
+        return float(self.value(torch.ones(1, 1).expand(1, num_units)))  # of one number: no row is made
 
 
 class SquaredGoodness(Goodness):

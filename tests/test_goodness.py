@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffstream.goodness import GOODNESSES, Goodness
+from ffstream.memory import measure_peak_bytes
 
 REFERENCES = {
     "sum_squares": lambda h: (h * h).sum(1),
@@ -56,6 +57,11 @@ def test_value_and_gradient_are_those_of_the_definition(name, seed, num_rows, nu
 )
 def test_automatic_threshold_is_the_width_for_sums_and_one_for_means(name, threshold):
     assert GOODNESSES[name].default_threshold(70) == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize("name", GOODNESSES)
+def test_the_threshold_of_a_wide_layer_takes_no_memory(name):
+    assert measure_peak_bytes(lambda: GOODNESSES[name].default_threshold(1 << 20), torch.device("cpu")) < 100
 
 
 def test_no_goodness_of_the_package_lacks_a_reference_here():
