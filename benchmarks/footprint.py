@@ -22,10 +22,10 @@ import torch
 import ffstream as ff
 from ffstream.config import Config
 from ffstream.data import SOURCES
-from ffstream.footprint import NUM_DISTINCT, DataShape, Footprint, add_slots, do_on_paper
+from ffstream.footprint import DataShape, Footprint, add_slots, do_on_paper
 from ffstream.labels import make_label_method
 from ffstream.memory import measure_peak_bytes
-from ffstream.network import compute_layer_specs
+from ffstream.network import compute_layer_specs, count_distinct
 from ffstream.observer import Observer
 from ffstream.probe import measure_kernels
 from ffstream.runner import Runner
@@ -147,7 +147,7 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     data = DataShape.of(num_samples, num_features, 10, config.validation_fraction)
     data = dataclasses.replace(data, image_shape=image_shape(num_features))
     method = make_label_method(config, 10, num_features)
-    specs = compute_layer_specs(config, num_features)[:NUM_DISTINCT]
+    specs = compute_layer_specs(config, num_features, data.image_shape)[: count_distinct(config)]
     device = torch.device(config.device)
     kernels = [measure_kernels(config, spec, method, data, device) for spec in specs]
     on_host = device.type == "cpu"

@@ -46,7 +46,7 @@ def _limit(default: Any, **rules: Any) -> Any:
 class NetworkConfig:
     """Shape of one layer and what surrounds it."""
 
-    kind: str = "linear"  # a registered layer kind
+    kind: str = "linear"  # a registered layer kind: linear, or local (windows of the image)
     input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
     # Units on the device at once: a layer of more grows by tiles. auto: all, or as many as the budget has room for.
     tile_units: int | str = _limit("auto", at_least=1, word="auto")

@@ -241,7 +241,7 @@ def stream_goodness(
     """Goodness of all labels in each of the first layers, (n, C) on the host, one layer on the device at a time."""
     num_features, num_classes = data["num_features"], data["num_classes"]
     method = make_label_method(config, num_classes, num_features)
-    specs = compute_layer_specs(config, num_features)[:num_layers]
+    specs = compute_layer_specs(config, num_features, data["image_shape"])[:num_layers]
     num_rows = method.num_sweep_rows
     layout = CacheLayout(len(images), num_rows, num_features, config.cache.dtype, config.cache.num_in_shard)
     goodness = GOODNESSES[config.objective.goodness]

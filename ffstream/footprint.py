@@ -22,14 +22,10 @@ from ffstream.input_rows import InputRows
 from ffstream.labels import LabelMethod
 from ffstream.layer_trainer import LayerTrainer, MicroBatch
 from ffstream.ledger import PAPER, Ledger, Work
-from ffstream.network import LayerSpec, build_layer, compute_tiles
+from ffstream.network import LayerSpec, build_layer, compute_tiles, count_distinct
 from ffstream.propagation import FrozenLayer, chunk_samples, hand_on_by_tiles, hand_on_whole
 from ffstream.transfer import NUM_SLOTS
 from ffstream.workspace import Workspace
-
-# Layers that may differ: the first reads images, the second finds the buffers that the first one left, and every
-# further one is like the third.
-NUM_DISTINCT = 3
 
 _NUM_PARTS = 3  # of a batch: the first makes the buffers, the next finds them there and the one before still held
 
@@ -138,12 +134,12 @@ def do_on_paper(
     draws_on_device: bool,
     kernels: Sequence[KernelBytes] = (),
 ) -> list[PaperLayer]:
-    """What the first layers take, `NUM_DISTINCT` at most, with the cache on the device.
+    """What the first layers take, as many as differ, with the cache on the device.
 
     `draws_on_device`: the device is the host, so that orders and candidates are drawn in its memory. `kernels`: what
     `probe` measured for each layer.
     """
-    specs = specs[:NUM_DISTINCT]
+    specs = specs[: count_distinct(config)]
     work = _PaperWork(config, method, draws_on_device)
     layers: list[PaperLayer] = []
     write, writing = work.on_input(data) if config.augmentation.restream else (Work(), 0)
@@ -161,7 +157,7 @@ def add_slots(
     """The same layers where shards pass through slots, as the cache does not lie on the device."""
     staged: list[PaperLayer] = []
     read: list[CacheLayout] = []
-    for spec, layer in zip(specs[:NUM_DISTINCT], layers, strict=True):
+    for spec, layer in zip(specs[: count_distinct(config)], layers, strict=True):
         read += cache_layouts(config, method, data, spec.in_features).values()  # slots are kept and only grow
         slots = _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
         write_slots = 0

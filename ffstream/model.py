@@ -40,7 +40,7 @@ class FFNetwork(nn.Module):
         self.image_shape: tuple[int, ...] = tuple(data["image_shape"])
         self.class_names: tuple[str, ...] = tuple(data["class_names"])
         self._data = data
-        self._specs = compute_layer_specs(config, data["num_features"])
+        self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
         self._method = make_label_method(config, data["num_classes"], data["num_features"])
         self._goodness = GOODNESSES[config.objective.goodness]
         self.layers = nn.ModuleList(build_layer(config, spec, data["num_classes"]) for spec in self._specs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,14 +27,16 @@ class LayerSpec:
     num_units: int
     out_features: int  # of a row that the layer hands on
     num_skip_features: int  # trailing features of every row but the first layer's that are the normalised image
+    image_shape: tuple[int, ...] | None = None  # of what the first layer reads, where it is known
 
 
-def compute_layer_specs(config: Config, num_features: int) -> list[LayerSpec]:
+def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence[int] | None = None) -> list[LayerSpec]:
     """Shapes of all layers, for images of `num_features` features."""
+    shape = tuple(image_shape) if image_shape is not None else None
     num_skip = num_features if config.network.input_skip else 0
     out_features = config.width + num_skip
     return [
-        LayerSpec(index, num_features if index == 0 else out_features, config.width, out_features, num_skip)
+        LayerSpec(index, out_features if index else num_features, config.width, out_features, num_skip, shape)
         for index in range(config.layers)
     ]
 
@@ -45,6 +48,13 @@ def compute_tiles(config: Config) -> list[slice]:
     if problem is not None:
         raise ConfigError(f"config network.tile_units: found {config.network.tile_units}, but {problem}")
     return tiles
+
+
+def count_distinct(config: Config) -> int:
+    """Of the layers: how many of them differ in shape, or in what they find in memory; the last one stands for all
+    after it.
+    """
+    return min(config.layers, LAYER_KINDS[config.network.kind].num_distinct)
 
 
 def find_untileable(config: Config) -> str | None:
@@ -65,6 +75,7 @@ def make_layer(config: Config, spec: LayerSpec, num_classes: int, units: slice) 
     num_units = units.stop - units.start
     layer = LAYER_KINDS[config.network.kind](spec.in_features, num_units, dtype)
     layer.first_unit = units.start
+    layer.place(spec.index, spec.image_shape, spec.num_skip_features)
     if LABEL_METHODS[config.labels.method].uses_embedding:
         layer.label_embedding = torch.nn.Parameter(torch.empty(num_classes, num_units))
     return layer

@@ -10,7 +10,6 @@ from ffstream.cache import CacheLayout
 from ffstream.config import Config
 from ffstream.errors import BudgetError
 from ffstream.footprint import (
-    NUM_DISTINCT,
     DataShape,
     Footprint,
     KernelBytes,
@@ -187,7 +186,7 @@ class _Planner:
 
     def _draft(self, config: Config, tier: str, kernels: Sequence[KernelBytes]) -> Plan:
         on_cpu = self.resources.device_type == "cpu"
-        specs = compute_layer_specs(config, self.data.num_features)
+        specs = compute_layer_specs(config, self.data.num_features, self.data.image_shape)
         _check_countable(specs)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
         on_paper = self._on_paper(config, specs, tuple(kernels))
@@ -302,9 +301,9 @@ def _layer_plans(
     `tier`: where shards are loaded from, None where they are not.
     """
     plans = []
-    shapes = [cache_layouts(config, method, data, spec.in_features) for spec in specs[:NUM_DISTINCT]]
-    for spec, layer, layouts in zip(specs[:NUM_DISTINCT], on_paper, shapes, strict=True):
-        last = len(specs) if spec.index + 1 == NUM_DISTINCT else spec.index + 1
+    shapes = [cache_layouts(config, method, data, spec.in_features) for spec in specs[: len(on_paper)]]
+    for spec, layer, layouts in zip(specs, on_paper, shapes, strict=False):
+        last = len(specs) if spec.index + 1 == len(on_paper) else spec.index + 1
         cached = sum(layout.num_bytes for layout in layouts.values())
         hands_on = spec.index + 1 < len(specs)
         num_tiles = config.num_tiles
@@ -382,7 +381,7 @@ def _fresh_input(
     read, written = 0, num_layers * images.num_bytes
     for kind, (layer, layouts) in enumerate(zip(on_paper, shapes, strict=True)):
         # The pairs of a layer and one below it that is of this kind; the last kind are all further ones.
-        num_passes = sum(max(k - kind, 0) if kind + 1 == NUM_DISTINCT else k > kind for k in range(start, stop))
+        num_passes = sum(max(k - kind, 0) if kind + 1 == len(shapes) else k > kind for k in range(start, stop))
         work += layer.hand_on * (num_passes * _num_chunks(layouts, layouts["train"].num_samples))
         read += num_passes * layouts["train"].num_bytes
         written += num_passes * shapes[min(kind + 1, len(shapes) - 1)]["train"].num_bytes

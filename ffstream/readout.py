@@ -47,7 +47,7 @@ def evaluate_softmax(
             f"train more layers, or lower --first-layer{otherwise}"
         )
     method = make_label_method(config, data["num_classes"], data["num_features"])
-    specs = compute_layer_specs(config, data["num_features"])[:num_layers]
+    specs = compute_layer_specs(config, data["num_features"], data["image_shape"])[:num_layers]
     identity = _identity(directory, config, num_layers, first_layer)
     saved = directory.load_readout(identity)
     parts = [split] if saved else [split, train]

@@ -61,7 +61,7 @@ class Runner:
         self._device = device
         self._observer = observer
         self._method = make_label_method(config, self._num_classes, data["num_features"], data["image_shape"])
-        self._specs = compute_layer_specs(config, data["num_features"])
+        self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
         self._goodness = GOODNESSES[config.objective.goodness]
         self._metrics = MetricsFile(directory.path / "metrics.jsonl")
         num_samples = {name: len(labels) for name, labels in self._labels.items()}

@@ -18,14 +18,14 @@ from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.errors import DeviceError, RunError, RunMismatchError
 from ffstream.files import remove_temporaries, storage_errors
-from ffstream.footprint import NUM_DISTINCT, DataShape, KernelBytes
+from ffstream.footprint import DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layers import LAYER_KINDS
 from ffstream.lock import RunLock
 from ffstream.machine import parse_machine
 from ffstream.memory import is_out_of_memory
-from ffstream.network import compute_layer_specs
+from ffstream.network import compute_layer_specs, count_distinct
 from ffstream.objectives import OBJECTIVES
 from ffstream.observer import Observer
 from ffstream.plan import Plan
@@ -230,7 +230,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, directory.path))
 
     def kernels(sized: Config) -> list[KernelBytes]:
-        specs = compute_layer_specs(sized, data.num_features)[:NUM_DISTINCT]
+        specs = compute_layer_specs(sized, data.num_features, data.image_shape)[: count_distinct(sized)]
         return (
             [measure_kernels(sized, spec, method, data, device) for spec in specs]
             if measure or device.type == "cuda"

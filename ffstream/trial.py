@@ -10,7 +10,7 @@ from torch import Tensor
 from ffstream.cache import ActivationCache, CacheLayout
 from ffstream.config import Config
 from ffstream.errors import BudgetError
-from ffstream.footprint import NUM_DISTINCT, DataShape, cache_layouts
+from ffstream.footprint import DataShape, cache_layouts
 from ffstream.labels import LabelMethod
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.memory import is_out_of_memory, measure_peak_bytes
@@ -30,8 +30,8 @@ def try_steps(plan: Plan, method: LabelMethod, data: DataShape, device: torch.de
     """
     allowed_bytes = plan.device.allowed_bytes - plan.device.terms.get("cache", 0)
     staged = plan.tier == "disk" or (plan.tier == "host" and device.type != "cpu")
-    specs = compute_layer_specs(plan.config, data.num_features)[:NUM_DISTINCT]
-    for spec, planned in zip(specs, plan.layers, strict=True):
+    specs = compute_layer_specs(plan.config, data.num_features, data.image_shape)
+    for spec, planned in zip(specs, plan.layers, strict=False):  # of as many as differ
         layout = cache_layouts(plan.config, method, data, spec.in_features)["train"]
         cache = _BlankCache(layout, None if staged else device)
         taken = f"more than {format_bytes(allowed_bytes)}"

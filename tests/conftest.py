@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of the processes that tests start as well
@@ -12,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 import ffstream as ff
-from ffstream import probe, session
-from ffstream.config import Config
+from ffstream import session
 from ffstream.data import load_dataset
+from ffstream.plan import Rates
 
 
 @pytest.fixture(scope="session")
@@ -66,15 +65,8 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@functools.cache
-def _rates_once(precision, device, folder):
-    return probe.measure_rates(Config(precision=precision), device, folder)
-
-
 @pytest.fixture(autouse=True)
-def _rates_are_measured_once(monkeypatch, tmp_path_factory):
-    """The machine's rates are the same in every test, and take seconds to measure."""
-    folder = tmp_path_factory.getbasetemp()
-    monkeypatch.setattr(
-        session, "measure_rates", lambda config, device, _: _rates_once(config.precision, device, folder)
-    )
+def _rates_are_given(monkeypatch):
+    """They take seconds to measure, and decide nothing but the times that a plan shows; their own tests measure."""
+    rates = Rates(1e11, 1e10, 1e-5, {"host": 1e10, "disk": 1e9})
+    monkeypatch.setattr(session, "measure_rates", lambda *_: rates)

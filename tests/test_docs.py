@@ -39,6 +39,8 @@ def make_smaller(command, data):
     if words[1] == "train":
         for option in ("--width", "--epochs"):
             words += [] if option in words else [option, SMALLER[option]]
+    if "network.kind=local" in words:
+        words[words.index("--width") + 1] = "144"  # the smallest that has its grids
     if words[1] == "resume" and "--layers" in words:
         words[words.index("--layers") + 1] = "3"
     return words

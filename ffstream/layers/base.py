@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,10 @@ class Layer(nn.Module):
 
     tileable: ClassVar[bool] = False
 
+    # The number of a layer, counted from 1, from which on all are of the same shapes: the first reads images, and the
+    # second finds what the first one left in memory.
+    num_distinct: ClassVar[int] = 3
+
     label_embedding: nn.Parameter | None
 
     first_unit: int = 0  # of the whole layer's, where this is a tile
@@ -46,6 +50,13 @@ class Layer(nn.Module):
     def unit_axis(name: str) -> int:
         """The axis of a parameter or buffer that runs over units."""
         return 1 if name == "label_embedding" else 0
+
+    def place(self, index: int, image_shape: Sequence[int] | None, num_skip_features: int) -> None:
+        """Told once, before `initialise`, by a network: which layer it is, counted from 0, and of which images.
+
+        `image_shape` is None where it is not known. A kind whose shape depends on them makes its parameters here, and
+        raises ConfigError for what it cannot read. `num_skip_features` of the row are the image again, at its end.
+        """
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the parameters from `generator`, on the CPU."""
