@@ -22,7 +22,7 @@ from ffstream.optimiser import LayerOptimiser
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
-_MOVED_ROWS = 128  # at a time, where their type is not that of the products
+_DROPPED_ROWS = 128  # whose mask exists at once; few, so that it stays in a CPU's own cache
 _TICK_S = 0.2  # between two reports within an epoch; each one makes the host wait for the device
 
 
@@ -68,15 +68,14 @@ def drop_features_(
     The rate is rounded to a 256th: a byte of randomness a feature, drawn eight at a time, costs a tenth of
     `Tensor.bernoulli_` on a CPU.
     """
-    threshold = round(rate * 256)
-    shape = (len(rows) // num_candidates, rows.shape[1])
-    num_bytes = shape[0] * shape[1]
-    words = workspace.take("dropout words", ((num_bytes + 7) // 8,), torch.int64)
-    words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-    drawn = words.view(torch.uint8)[:num_bytes].view(shape)
-    kept = torch.ge(drawn, threshold, out=drawn)  # bytes: bools take five times as long to make and to read
-    mask = workspace.take("dropout mask", shape, rows.dtype).copy_(kept).mul_(256 / (256 - threshold))
-    rows.view(num_candidates, *shape).mul_(mask)
+    threshold, num_features = round(rate * 256), rows.shape[1]
+    for part in rows.view(num_candidates, -1, num_features).split(_DROPPED_ROWS, dim=1):
+        shape = part.shape[1:]
+        words = workspace.take("dropout words", ((shape.numel() + 7) // 8,), torch.int64)
+        words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
+        drawn = words.view(torch.uint8)[: shape.numel()].view(shape)
+        kept = torch.ge(drawn, threshold, out=drawn)  # bytes: bools take five times as long to make and to read
+        part.mul_(workspace.take("beside rows", shape, rows.dtype).copy_(kept).mul_(256 / (256 - threshold)))
     return rows
 
 
@@ -294,13 +293,12 @@ class LayerTrainer:
 
         The gradient ends at the rows: what a layer reads is a number in a cache.
         """
-        by, direction = self._config.objective.perturbation, self.layer.input_gradient(rows, gradient).sign_()
-        if direction.dtype == rows.dtype:
-            rows.add_(direction, alpha=by)
-            return
-        # An addition of two types would make copies of its own, as large as they are.
-        for part, moved in zip(direction.split(_MOVED_ROWS), rows.split(_MOVED_ROWS), strict=True):
-            moved.add_(self._workspace.take("moved rows", tuple(part.shape), moved.dtype).copy_(part), alpha=by)
+        for features, direction in self.layer.input_gradients(rows, gradient):
+            direction.sign_()
+            if direction.dtype != rows.dtype:  # an addition of two types would make a copy of its own
+                room = self._workspace.take("moved rows", tuple(direction.shape), rows.dtype)
+                direction = room.copy_(direction)
+            rows[:, features].add_(direction, alpha=self._config.objective.perturbation)
 
     def _zero_gradients(self) -> dict[str, Tensor]:
         """Room for the gradient of every parameter, in one buffer."""

@@ -152,10 +152,10 @@ class _Planner:
     def choose_with_tiles(self, config: Config) -> Plan:
         """As `choose`, with the largest tiles that fit: by bisection, then with kernels measured.
 
-        The best way is kept to as long as that leaves tiles of `_GOOD_TILE` units.
+        In the best way that leaves tiles of `_GOOD_TILE` units.
         """
         ways = _ways(config, self.data)
-        sized = ways[0] if self._could_fit(ways[0], _GOOD_TILE) else ways[-1]
+        sized = next((way for way in ways if self._could_fit(way, _GOOD_TILE)), ways[-1])
         if not self._could_fit(sized, _TILE_STEP):
             return self.choose(sized, _TILE_STEP)
         fits, most = 1, -(-config.width // _TILE_STEP)  # in steps of units

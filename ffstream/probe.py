@@ -219,7 +219,8 @@ def measure_kernels(
         for num_rows in (most, *row_counts):  # the most first, which makes all buffers
             layer.preactivations(rows[:num_rows])
             if training and config.objective.perturbation:
-                layer.input_gradient(rows[:num_rows], gradient[:num_rows])
+                for _ in layer.input_gradients(rows[:num_rows], gradient[:num_rows]):
+                    pass
             for _ in layer.gradients(rows[:num_rows], gradient[:num_rows]) if training else ():
                 pass
 

@@ -54,16 +54,22 @@ def test_gradients_equal_autograd_over_the_whole_layer(kind, in_features, num_un
 
 
 @pytest.mark.parametrize("workspace", [None, Workspace(torch.device("cpu"))])
-@pytest.mark.parametrize(("kind", "num_units"), [(Linear, 4), (Linear, 1030), (Squared, 4)])
-def test_the_gradient_of_the_rows_equals_autograd(kind, num_units, workspace):
-    layer = kind(6, num_units)
+@pytest.mark.parametrize(
+    ("kind", "in_features", "num_units"), [(Linear, 6, 4), (Linear, 6, 1030), (Linear, 2500, 5), (Squared, 6, 4)]
+)
+def test_the_gradient_of_the_rows_equals_autograd(kind, in_features, num_units, workspace):
+    layer = kind(in_features, num_units)
     if kind is Linear:
         layer.initialise(torch.Generator().manual_seed(3))
-    rows, gradient = draw(9, 6, seed=1).requires_grad_(), draw(9, num_units, seed=2)
+    rows, gradient = draw(9, in_features, seed=1).requires_grad_(), draw(9, num_units, seed=2)
     layer.preactivations(rows).backward(gradient)
     layer.workspace = workspace
     with torch.no_grad():
-        torch.testing.assert_close(layer.input_gradient(rows.detach(), gradient), rows.grad)
+        found = torch.full_like(rows, torch.nan)
+        for features, value in layer.input_gradients(rows.detach(), gradient):
+            assert found[:, features].isnan().all()
+            found[:, features] = value
+        torch.testing.assert_close(found, rows.grad)
 
 
 @pytest.mark.parametrize(("num_units", "most"), [(1, 1), (1, 512), (512, 512), (513, 512), (2000, 512), (7, 2)])

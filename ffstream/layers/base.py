@@ -86,12 +86,16 @@ class Layer(nn.Module):
         for name, value in zip(names, found, strict=True):
             yield name, slice(None), value
 
-    def input_gradient(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """dL/drows (n, in_features), given dL/dpreactivations (n, num_units): for the rows, never for a layer below."""
+    def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield dL/drows, given dL/dpreactivations (n, num_units): for the rows, never for a layer below.
+
+        As (features, their gradient (n, some features)), the last valid until the next is asked for. What was yielded
+        may have changed those features of `rows` by then.
+        """
         with torch.enable_grad():
             leaf = rows.detach().requires_grad_()
             (found,) = torch.autograd.grad(self.preactivations(leaf), leaf, gradient)
-        return found
+        yield slice(None), found
 
     def forward(self, rows: Tensor, label: int | None = None) -> Tensor:
         """Activities (n, num_units), under `label` when labels are injected and one is given."""
@@ -102,5 +106,5 @@ class Layer(nn.Module):
 
 
 def cut_units(num_units: int, most: int) -> list[slice]:
-    """The units in groups of `most`; the last may be smaller."""
+    """The units, or features, in groups of `most`; the last may be smaller."""
     return [slice(start, min(start + most, num_units)) for start in range(0, num_units, most)]

@@ -67,13 +67,13 @@ class Local(Layer):
             yield "weight", units, torch.mm(left.t(), rows.index_select(1, window)).to(self.weight.dtype)
         yield "bias", slice(None), gradient.sum(dim=0)
 
-    def input_gradient(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """gradient W, summed over the places that read a feature: (n, in_features) in `compute_dtype`."""
+    def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """gradient W, summed over the places that read a feature, for all features in `compute_dtype`."""
         total = torch.zeros(len(rows), self.in_features, dtype=self.compute_dtype, device=rows.device)
         for units, window in self._places():
             left, right = gradient[:, units].to(self.compute_dtype), self.weight.detach()[units].to(self.compute_dtype)
             total.index_add_(1, window, torch.mm(left, right))  # distinct features: the same on every device
-        return total
+        yield slice(None), total
 
     def _places(self) -> Iterator[tuple[slice, Tensor]]:
         """The units of each place, and the features that they read."""
