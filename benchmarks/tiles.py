@@ -94,26 +94,32 @@ def measure_tiles(data_root: str, device: str, folder: Path) -> dict[str, Any]:
             row["tiles"]["validation_error"] - row["whole"]["validation_error"] for row in rows
         ),
         "seeds": rows,
-        "exact": [_time_exact_steps(batch, plan.config.num_in_tile, device) for batch in EXACT_BATCHES],
+        "exact": [time_exact_steps(batch, plan.config.num_in_tile, device) for batch in EXACT_BATCHES],
     }
 
 
-def _time_exact_steps(batch: int, tile_units: int, device_name: str) -> dict[str, Any]:
-    """A step of the whole layer against one of its tiles that visit the device twice, weights and state with them."""
+def time_exact_steps(batch: int, tile_units: int, device_name: str, width: int = WIDTH) -> dict[str, Any]:
+    """A step of the whole layer against one of its tiles that visit the device twice, weights and state with them.
+
+    Neither is adversarial.
+    """
     device = torch.device(device_name)
-    config = Config(layers=2, width=WIDTH, batch=batch).override({"precision": "bf16"})
-    method, spec = make_label_method(config, 10, WIDTH), compute_layer_specs(config, WIDTH)[1]
-    tiles = [build_layer(config, spec, 10, units) for units in cut_units(WIDTH, tile_units)]
+    config = Config(layers=2, width=width, batch=batch)
+    config = config.override(
+        {"precision": "bf16", "micro_batch": batch, "cache.shard_samples": batch, "objective.perturbation": 0.0}
+    )
+    method, spec = make_label_method(config, 10, width), compute_layer_specs(config, width)[1]
+    tiles = [build_layer(config, spec, 10, units) for units in cut_units(width, tile_units)]
     exact = make_exact_trainers(tiles, 0, config, method, device)
     whole = LayerTrainer(build_layer(config, spec, 10), 0, config, method, device)
-    block = torch.ones(batch, 1, WIDTH, dtype=torch.bfloat16, device=device)
+    block = torch.ones(batch, 1, width, dtype=torch.bfloat16, device=device)
     index, candidates = torch.arange(batch, device=device), torch.zeros(batch, 4, dtype=torch.int64, device=device)
     generator = torch.Generator(device)
-    at_rest, slot = (torch.zeros(3 * tile_units * WIDTH, device=where) for where in ("cpu", device))
+    at_rest, slot = (torch.zeros(3 * tile_units * width, device=where) for where in ("cpu", device))
 
     def visit_twice() -> None:
         for _ in tiles:
-            slot[: tile_units * WIDTH].copy_(at_rest[: tile_units * WIDTH])
+            slot[: tile_units * width].copy_(at_rest[: tile_units * width])
         take_exact_step(exact, block, index, candidates, 1.0, generator)
         for _ in tiles:
             slot.copy_(at_rest)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
-from benchmarks.tiles import make_exact_trainers, take_exact_step
+from benchmarks.tiles import make_exact_trainers, take_exact_step, time_exact_steps
 from ffstream import tensor_file
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.data import scale_images
@@ -97,6 +97,11 @@ def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, 
 
 
 # --- the way that is used: tiles are trained one after another, each on top of those before
+
+
+def test_steps_of_the_exact_way_are_timed():
+    found = time_exact_steps(8, 16, "cpu", width=64)
+    assert found["ratio"] == found["seconds"]["exact"] / found["seconds"]["whole"] > 0
 
 
 @pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
