@@ -18,7 +18,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     """Processor or GPU, core count, versions and commit."""
     return {
         "device": device_name(device),
-        "num_cores": os.cpu_count(),
+        "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),  # to run on
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ffstream": ffstream.__version__,
