@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,22 @@ def _train(config: ff.Config, folder: Path) -> tuple[ff.Run, float]:
     return run, time.perf_counter() - start_s
 
 
-def measure_recipe(recipe: str, data_root: str, device: str, folder: Path) -> dict[str, Any]:
-    """4 x 1000 units, 20 epochs a layer: the test error of three seeds, read once each.
+# Chosen on one validation split of 10,000 images, beside a dense network of 1000 units.
+SHIFTED = {
+    "network.kind": "local",
+    "width": 1008,
+    "epochs": 25,
+    "augmentation.views": 25,
+    "augmentation.max_shift": 2,
+    "objective.perturbation": 0.02,
+    "network.dropout": 0.1,
+}
+
+
+def measure_recipe(
+    recipe: str, data_root: str, device: str, folder: Path, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """4 x 1000 units, 20 epochs a layer, unless `settings` say otherwise: the test error of three seeds, read once each.
 
     On all 60,000 training images, as the published figures are; the recipe was chosen on a validation split before.
     """
@@ -35,7 +50,7 @@ def measure_recipe(recipe: str, data_root: str, device: str, folder: Path) -> di
             seed=seed,
             device=device,
             validation_fraction=0.0,
-        )
+        ).override(settings or {})
         run, elapsed_s = _train(config, folder / f"{recipe}-{seed}")
         found = run.evaluate(device=device)
         softmax = run.evaluate("softmax", device=device)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import measure_depth, measure_recipe
+from benchmarks.accuracy import SHIFTED, measure_depth, measure_recipe
 from benchmarks.footprint import measure_footprint
 from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "inject": lambda *where: measure_recipe("inject", *where),
     "mono": lambda *where: measure_recipe("mono", *where),
+    "shifts": lambda *where: measure_recipe("mono", *where, SHIFTED),
     "hinton": lambda *where: measure_recipe("hinton", *where),
     "depth": measure_depth,
     "memory": measure_memory,
