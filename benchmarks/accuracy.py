@@ -34,7 +34,7 @@ SHIFTED = {
 def measure_recipe(
     recipe: str, data_root: str, device: str, folder: Path, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """4 x 1000 units, 20 epochs a layer, unless `settings` say otherwise: the test error of three seeds, read once each.
+    """4 x 1000 units, 20 epochs a layer, or as `settings` say: the test error of three seeds, read once each.
 
     On all 60,000 training images, as the published figures are; the recipe was chosen on a validation split before.
     """
