@@ -82,7 +82,7 @@ class ObjectiveConfig:
     threshold: float | str = _limit("auto", word="auto")  # theta; auto: the width for sums, 1 for means
     scale: float = _limit(10.0, above=0.0)  # one over the temperature
     # How far each feature that a layer reads is moved, while it trains, in the direction that raises the loss:
-    # adversarial training of one layer. Features have unit RMS. It costs a second pass of each step.
+    # adversarial training of one layer, or of its first tile. Features have unit RMS. It costs a second pass of a step.
     perturbation: float = _limit(0.05, at_least=0.0)
     peer_normalisation: float = _limit(0.0, at_least=0.0)  # strength (Hinton's program: 0.03)
     peer_momentum: float = _limit(0.9, at_least=0.0, below=1.0)  # of the running mean activity of each unit

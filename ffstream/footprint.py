@@ -287,13 +287,15 @@ class _PaperWork:
         done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
         measured = {"validation": "sweep"} | ({"train": "measure"} if tiled or is_read else {})
         totals = torch.zeros(4, device=PAPER)
-        num_epochs = self._config.epochs * self._config.num_tiles
-        for num_shards in (2, 1)[:num_epochs]:  # a second step, or epoch, finds all buffers there
-            for _ in range(num_shards):
+        num_tiles = self._config.num_tiles
+        steps = {False: Work(), True: Work()}  # of the first tile, and of one with others beside it
+        for num_shards in (2, 1)[: self._config.epochs * num_tiles]:  # a second step, or epoch, finds all buffers there
+            for has_others in [False, True][: 1 + tiled] * num_shards:
+                beside_it = of_all + (of_tiles if has_others else 0)
                 ledger.start_peak()
                 index, candidates = self._draw(labels, largest, kept // (4 * layout.num_stored))
-                others = torch.empty(candidates.shape, device=PAPER) if tiled else None
-                peaks.append(ledger.peak_bytes + of_tiles + of_all)
+                others = torch.empty(candidates.shape, device=PAPER) if has_others else None
+                peaks.append(ledger.peak_bytes + beside_it)
                 ledger.start_peak()
                 start = ledger.work
                 shown = candidates.index_select(0, index)
@@ -301,8 +303,8 @@ class _PaperWork:
                 batch = MicroBatch(block, index, shown, beside)
                 figures, left_out = self._step(trainer, batch, num_blocks, generator)
                 totals += figures
-                peaks.append(ledger.peak_bytes + kernels.in_steps + of_tiles + of_all)
-                done["step"] = ledger.work - start + left_out
+                peaks.append(ledger.peak_bytes + kernels.in_steps + beside_it)
+                steps[has_others] = ledger.work - start + left_out
             for name in measured.keys() & shards.keys():
                 ledger.start_peak()
                 start = ledger.work
@@ -313,6 +315,7 @@ class _PaperWork:
                 if name == "train" and not is_read:
                     beside_it -= optimiser
                 peaks.append(ledger.peak_bytes + kernels.in_passes + beside_it)
+        done["step"] = (steps[False] + steps[True] * (num_tiles - 1)) // num_tiles
         return max(peaks), done
 
     def _step(

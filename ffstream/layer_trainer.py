@@ -84,7 +84,8 @@ class LayerTrainer:
 
     A layer grows by tiles. While one trains, those before it are frozen, those after it are not there, and the
     objective sees the goodness of all units so far: stagewise additive modelling (Friedman, Hastie and Tibshirani 2000,
-    section 4), with tiles for the weak learners. A mean over units is taken per tile, so that each tile adds to it. For
+    section 4), with tiles for the weak learners. The first one alone is trained adversarially: what moved rows would do
+    to the goodness of frozen tiles is not known. A mean over units is taken per tile, so that each tile adds to it. For
     peer normalisation, the peers of a unit are those of its tile.
     """
 
@@ -254,7 +255,7 @@ class LayerTrainer:
         The mean is over the `num_samples` of the whole batch.
         """
         rows, activities, goodness = self.forward(part.block, part.index, part.candidates, generator)
-        if self._config.objective.perturbation:
+        if self._config.objective.perturbation and part.others is None:
             _, gradient, _ = self._differentiate_goodness(activities, goodness, part, num_samples)
             self._perturb_(rows, gradient)
             activities, goodness = self.read_goodness(rows, part.candidates)

@@ -37,6 +37,9 @@ class Work:
     def __mul__(self, times: int) -> Work:
         return Work(*(times * value for value in astuple(self)))
 
+    def __floordiv__(self, count: int) -> Work:
+        return Work(*(value // count for value in astuple(self)))
+
 
 class Ledger(TorchDispatchMode):
     """While it is active, every storage that is made is entered, with its bytes, until it is freed.

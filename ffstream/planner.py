@@ -385,8 +385,7 @@ def _fresh_input(
         work += layer.hand_on * (num_passes * _num_chunks(layouts, layouts["train"].num_samples))
         read += num_passes * layouts["train"].num_bytes
         written += num_passes * shapes[min(kind + 1, len(shapes) - 1)]["train"].num_bytes
-    mean = Work(work.flops // num_layers, work.moved_bytes // num_layers, work.num_operators // num_layers)
-    return mean, read // num_layers, written // num_layers
+    return work // num_layers, read // num_layers, written // num_layers
 
 
 def _lasting(config: Config, layouts: Mapping[str, CacheLayout]) -> list[str]:

@@ -99,6 +99,25 @@ def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, 
 # --- the way that is used: tiles are trained one after another, each on top of those before
 
 
+def test_only_the_first_tile_is_trained_adversarially(digits):
+    """On top of others a step is that without perturbation; the first tile's is not."""
+    config = ff.Config(layers=1, width=40, batch=64).override({"precision": "fp32", "cache.shard_samples": 64})
+    method, spec = make_label_method(config, 10, 64), compute_layer_specs(config, 64)[0]
+    block = method.sweep_rows(scale_images(digits.train.images[:64], 16.0))
+    index, candidates = torch.arange(64), torch.stack([torch.arange(64) % 10, (torch.arange(64) + 3) % 10], dim=1)
+
+    def step(perturbation, others):
+        changed = config.override({"objective.perturbation": perturbation})
+        trainer = LayerTrainer(build_layer(config, spec, 10), 0, changed, method, CPU)
+        trainer.step([MicroBatch(block, index, candidates, others)], 64, 1.0, torch.Generator())
+        return trainer.layer.weight
+
+    others = torch.zeros(64, 2)
+    assert torch.equal(step(0.1, others), step(0.0, others))
+    assert torch.equal(step(0.0, others), step(0.0, None))
+    assert not torch.equal(step(0.1, None), step(0.0, None))
+
+
 def test_steps_of_the_exact_way_are_timed():
     found = time_exact_steps(8, 16, "cpu", width=64)
     assert found["ratio"] == found["seconds"]["exact"] / found["seconds"]["whole"] > 0
