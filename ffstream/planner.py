@@ -155,7 +155,9 @@ class _Planner:
         In the best way that leaves tiles of `_GOOD_TILE` units.
         """
         ways = _ways(config, self.data)
-        sized = next((way for way in ways if self._could_fit(way, _GOOD_TILE)), ways[-1])
+        sized = ways[-1]
+        if self._could_fit(ways[0], _GOOD_TILE) or self._could_fit(sized, _GOOD_TILE):  # else none of them will
+            sized = next((way for way in ways if self._could_fit(way, _GOOD_TILE)), sized)
         if not self._could_fit(sized, _TILE_STEP):
             return self.choose(sized, _TILE_STEP)
         fits, most = 1, -(-config.width // _TILE_STEP)  # in steps of units

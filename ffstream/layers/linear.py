@@ -15,7 +15,8 @@ from ffstream.workspace import Workspace
 # with AMX, a step of 1000 units takes 20 % longer with 256 in both, and no longer with these.
 _PRODUCT_UNITS = 1024
 _GRADIENT_UNITS = 512
-_GRADIENT_FEATURES = 1024  # likewise, of the gradient of what the layer reads
+# Likewise, of the gradient of what the layer reads; of very wide rows a quarter, as each part takes all parts of units.
+_GRADIENT_FEATURES, _MOST_FEATURE_PARTS = 1024, 4
 
 
 class Linear(Layer):
@@ -72,7 +73,8 @@ class Linear(Layer):
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """gradient W, for some features at a time, summed over some units at a time: in `compute_dtype`."""
         room, weight = self.workspace or Workspace(gradient.device), self.weight.detach()
-        for features in cut_units(self.in_features, _GRADIENT_FEATURES):
+        most = max(_GRADIENT_FEATURES, -(-self.in_features // _MOST_FEATURE_PARTS))
+        for features in cut_units(self.in_features, most):
             part = weight[:, features]
             total = room.take("beside rows", (len(gradient), part.shape[1]), self.compute_dtype)  # their mask is used
             for units in cut_units(self.num_units, _PRODUCT_UNITS):
