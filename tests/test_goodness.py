@@ -59,7 +59,7 @@ def test_automatic_threshold_is_the_width_for_sums_and_one_for_means(name, thres
     assert GOODNESSES[name].default_threshold(70) == pytest.approx(threshold)
 
 
-@pytest.mark.parametrize("name", GOODNESSES)
+@pytest.mark.parametrize("name", list(GOODNESSES))
 def test_the_threshold_of_a_wide_layer_takes_no_memory(name):
     assert measure_peak_bytes(lambda: GOODNESSES[name].default_threshold(1 << 20), torch.device("cpu")) < 100
 
