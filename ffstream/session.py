@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,9 +142,10 @@ def _open(config: Config, run_dir: str | Path | None, *, resume: bool) -> tuple[
 
 
 def default_run_dir(config: Config) -> Path:
-    """runs/<data>-<layers>x<width>-<time>."""
-    name = Path(config.data).stem or "data"
-    return Path("runs") / f"{name}-{config.layers}x{config.width}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """runs/<data>-<layers>x<width>-<time>, and -2, -3 ... behind it where a run of the same second has the name."""
+    name = f"{Path(config.data).stem or 'data'}-{config.layers}x{config.width}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 def resolve_batch(batch: int | str, num_samples: int) -> int:

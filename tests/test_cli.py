@@ -50,6 +50,15 @@ def test_train_without_a_run_dir_makes_one_under_runs(tmp_path, monkeypatch):
     assert ff.Run(made).num_layers_done == 2
 
 
+def test_two_runs_of_one_second_get_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20261121-202626")
+    for _ in range(3):
+        assert run_cli("train", *SMALL, "--layers", "1")[0] == 0
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == [f"digits-1x32-20261121-202626{end}" for end in ("", "-2", "-3")]
+
+
 def test_evaluate_by_goodness_and_by_softmax(finished):
     for method in ("goodness", "softmax"):
         code, output, _ = run_cli("evaluate", finished, "--method", method, "--json")
