@@ -93,6 +93,8 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
         settings["network.tile_units"] = rng.randint(-(-width // 8), width)
     settings["optimiser.state_dtype"] = rng.choice(["fp32", "fp32", "bf16"])
     settings["objective.perturbation"] = rng.choice([0.0, 0.1])
+    if recipe in ("inject", "hinton"):
+        settings["negatives.sampler"] = rng.choice(["uniform", "hard"])
     return config.override(settings), num_features
 
 

@@ -99,7 +99,11 @@ CASES = {
     },
     "inject, quiet positives": {"objective__goodness": "neg_mean_squares", "objective__name": "pairwise"},
     "inject, perturbed": {"objective__perturbation": 0.1},
-    "hinton, perturbed": {"recipe": "hinton", "objective__perturbation": 0.1},
+    "hinton, unperturbed, peers": {
+        "recipe": "hinton",
+        "objective__perturbation": 0.0,
+        "objective__peer_normalisation": 0.03,
+    },
     "inject, mean": {"objective__goodness": "mean", "objective__name": "logistic"},
     "hinton, pairwise, 3 negatives": {
         "recipe": "hinton",

@@ -64,7 +64,7 @@ def cut(layer, tiles):
         {"objective__name": "logistic", "objective__goodness": "sum_squares", "objective__scale": 0.1},
         {"objective__threshold": 2.5, "objective__name": "logistic"},
         {"objective__goodness": "mean", "objective__name": "logistic", "objective__scale": 3.0},
-        {"recipe": "hinton", "objective__peer_normalisation": 0.0, "optimiser__name": "sgd"},
+        {"recipe": "hinton", "optimiser__name": "sgd"},
         {"recipe": "grouped"},
         {"recipe": "grouped", "objective__name": "logistic", "objective__goodness": "sum_squares"},
         {"recipe": "mono"},
