@@ -20,6 +20,12 @@ CASES = {
     "inject": {},
     "inject skip": {"network.input_skip": True},
     "hinton": {"recipe": "hinton"},
+    "hinton uniform, peers": {
+        "recipe": "hinton",
+        "negatives.sampler": "uniform",
+        "objective.perturbation": 0.0,
+        "objective.peer_normalisation": 0.03,
+    },
     "hinton three negatives": {"recipe": "hinton", "negatives.per_sample": 3},
     "unsupervised": {"recipe": "unsupervised"},
     "pairwise sgd": {"objective.name": "pairwise", "optimiser.name": "sgd", "optimiser.learning_rate": 0.05},

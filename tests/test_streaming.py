@@ -25,6 +25,12 @@ RECIPES = {
     "inject": {},
     "inject skip": {"network__input_skip": True},
     "hinton": {"recipe": "hinton"},
+    "hinton uniform, peers": {
+        "recipe": "hinton",
+        "negatives__sampler": "uniform",
+        "objective__perturbation": 0.0,
+        "objective__peer_normalisation": 0.03,
+    },
     "grouped": {"recipe": "grouped"},
     "grouped, mean of activities": {"recipe": "grouped", "objective__goodness": "mean"},
     "mono": {"recipe": "mono"},
