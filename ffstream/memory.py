@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ffstream.units import format_bytes
+
 
 def device_free_bytes(device: torch.device) -> int:
     """Bytes that this process could still allocate on the device; 0 for a CPU, whose memory is the host's."""
@@ -31,6 +33,21 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # no /proc: the most it has held
         return peak_memory_bytes(torch.device("cpu"))
+
+
+def unpinned_reason() -> str:
+    """What to say where the system refuses to pin memory: that it costs time, and the limit that may be the cause.
+
+    The limit is told and never enforced: many drivers pin past it, some keep to it.
+    """
+    import resource  # not there on Windows, which has no such limit
+
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    limit = "none" if limit_bytes == resource.RLIM_INFINITY else format_bytes(limit_bytes)
+    return (
+        "host memory cannot be pinned here, so that copies between it and the device are slower and the computation "
+        f"waits for them; the limit on locked memory is {limit} (ulimit -l)"
+    )
 
 
 def is_in_memory(folder: Path) -> bool:

@@ -41,6 +41,9 @@ class Observer:
     def on_step(self, description: str) -> None:
         """A step of the schedule begins."""
 
+    def on_warning(self, text: str) -> None:
+        """The run goes on, but not as well as it could."""
+
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
         """An epoch goes on. Layers and epochs count from 1, epochs through the tiles of a layer."""
 

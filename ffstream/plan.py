@@ -41,6 +41,7 @@ class Resources:
     disk_bytes: int
     disk_is_memory: bool = False  # the run directory lies in a file system that is kept in memory
     rates: Rates | None = None  # no times are planned without
+    unpinned: str | None = None  # what to say where the system refuses to pin host memory for the device
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Plan:
     device: Need
     host: Need
     disk: Need
+    warning: str | None = None  # the run would not go as well as it could
 
     @property
     def fits(self) -> bool:
@@ -141,4 +143,5 @@ class Plan:
             "tile_units": self.config.num_in_tile,
             "layers": layers,
             "peaks": needs,
+            "warning": self.warning,
         }

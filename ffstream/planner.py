@@ -212,7 +212,7 @@ class _Planner:
         goodness = sum(copies[name] * size for name, size in kept.items())
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
         host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness)
-        return Plan(config, tier, max_unsynced, layers, device, host, disk)
+        return Plan(config, tier, max_unsynced, layers, device, host, disk, self.resources.unpinned if staged else None)
 
     def _on_paper(self, config: Config, specs: list[LayerSpec], kernels: tuple[KernelBytes, ...]) -> list[PaperLayer]:
         """Once for all tiers: it takes a part of a second."""

@@ -21,7 +21,14 @@ from ffstream.labels import LabelMethod, make_label_method
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.layers import LAYER_KINDS
 from ffstream.ledger import PAPER, Ledger, Work
-from ffstream.memory import device_free_bytes, host_free_bytes, is_in_memory, measure_peak_bytes, resident_bytes
+from ffstream.memory import (
+    device_free_bytes,
+    host_free_bytes,
+    is_in_memory,
+    measure_peak_bytes,
+    resident_bytes,
+    unpinned_reason,
+)
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs
 from ffstream.plan import Rates, Resources
 from ffstream.propagation import chunk_samples
@@ -71,7 +78,15 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
         host_used_bytes=used,
         disk_bytes=disk,
         disk_is_memory=is_in_memory(place),
+        unpinned=_find_unpinned(device),
     )
+
+
+def _find_unpinned(device: torch.device) -> str | None:
+    """What to say where memory that copies to the device should go from cannot be pinned."""
+    if device.type == "cpu" or allocate_host(_TRANSFER_BYTES, pinned=True).is_pinned():
+        return None
+    return unpinned_reason()
 
 
 def _budget(noun: str, text: str, default_bytes: int, most_bytes: int) -> int:
@@ -163,7 +178,7 @@ def _measure_step(config: Config, width: int, batch: int, device: torch.device) 
 
 
 def _measure_link(device: torch.device) -> float:
-    """Bytes a second from the host's memory to the device."""
+    """Bytes a second from the host's memory to the device: from pinned memory, unless the system refuses it."""
     if device.type == "cpu":
         return float("inf")
     source = allocate_host(_TRANSFER_BYTES, pinned=True)

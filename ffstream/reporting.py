@@ -64,6 +64,10 @@ class PlainObserver(Observer):
         self._num_layers, self._clock = num_layers, _Clock(num_layers, num_done)
         self._print(f"run {run_dir}: {_describe_work(num_layers, num_done, num_samples, num_tiles)}")
 
+    def on_warning(self, text: str) -> None:
+        """A line."""
+        self._print(f"warning: {text}")
+
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
@@ -124,6 +128,10 @@ class BarObserver(Observer):
     def on_step(self, description: str) -> None:
         """What is going on."""
         self._progress.update(self._epochs, note=description)
+
+    def on_warning(self, text: str) -> None:
+        """A line above the bars."""
+        self._console.print(f"warning: {text}", highlight=False, soft_wrap=True, markup=False)
 
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
         """Live figures of the epoch."""
@@ -311,6 +319,8 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
         f"cache on {plan.tier}: {format_bytes(cache)} in {plan.config.cache.dtype}, shards of "
         f"{plan.config.cache.shard_samples} samples; {batch}, precision {plan.config.precision}"
     )
+    if plan.warning is not None:
+        yield f"warning: {plan.warning}"
     if plan.total_s is not None:
         yield f"all {plan.config.layers} layers take about {format_seconds(plan.total_s)}"
 

@@ -25,7 +25,7 @@ from ffstream.labels import make_label_method
 from ffstream.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.layers import Layer
 from ffstream.ledger import PAPER
-from ffstream.memory import peak_memory_bytes
+from ffstream.memory import peak_memory_bytes, unpinned_reason
 from ffstream.metrics import MetricsFile
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles, make_layer
 from ffstream.observer import LayerFigures, Observer
@@ -68,7 +68,7 @@ class Runner:
         shape = DataShape(data["num_features"], self._num_classes, num_samples)
         identity = f"{config.fingerprint()} {data['digest']}"
         self._caches = CacheSet(directory, config, self._specs, self._method, shape, identity, plan.tier, device)
-        self._transfer = Transfer(device, plan.max_unsynced)
+        self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
         self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
         self._tiles = compute_tiles(config)
         self._resident: FrozenLayer | None = None  # at most one layer

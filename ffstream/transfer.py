@@ -33,11 +33,18 @@ class Transfer:
     """The way between caches and one device. A context manager: leaving it ends its threads.
 
     At most `max_unsynced` shards are stored but not yet durable; with 1, a shard more than the cache itself.
+    `on_unpinned` is called, at most once, where a slot on the host should be pinned and the system refuses.
     """
 
-    def __init__(self, device: torch.device, max_unsynced: int | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        max_unsynced: int | None = None,
+        on_unpinned: Callable[[], None] | None = None,
+    ) -> None:
         self.device = device
         self._max_unsynced = max_unsynced
+        self._on_unpinned = on_unpinned
         self._read_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._write_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._writes: deque[Future[None]] = deque()  # not more than there are slots
@@ -74,7 +81,7 @@ class Transfer:
     def _staged_blocks(self, cache: ActivationCache, order: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         slots = self._read_slots
         for slot in slots[: len(order)]:
-            slot.reserve(cache.layout.shard_bytes)
+            self._reserve(slot, cache.layout.shard_bytes)
         pending = self._reader.submit(slots[0].fill, cache, order[0]) if order else None
         try:
             for position, shard in enumerate(order):
@@ -108,7 +115,7 @@ class Transfer:
         if len(self._writes) == NUM_SLOTS:
             self._writes.popleft().result()
         slot = self._write_slots[0]
-        slot.reserve(cache.layout.shard_bytes)
+        self._reserve(slot, cache.layout.shard_bytes)
         yield slot.take(cache.layout.shard_shape(shard), cache.layout.dtype)
         while self._max_unsynced is not None and len(self._commits) >= self._max_unsynced:
             self._commits.popleft().result()
@@ -130,6 +137,12 @@ class Transfer:
         while self._writes:
             self._writes.popleft().result()
         self._write_slots = [_Slot(self.device) for _ in range(NUM_SLOTS)]
+
+    def _reserve(self, slot: _Slot, num_bytes: int) -> None:
+        slot.reserve(num_bytes)
+        if self._on_unpinned is not None and not slot.is_as_wanted:
+            self._on_unpinned()
+            self._on_unpinned = None
 
     # --- durable
 
@@ -180,6 +193,11 @@ class _Slot:
             # What the caching allocator hands out may still be in use on the stream that computes.
             self._consumed.record(torch.cuda.current_stream(self._device))
         self._host_bytes = allocate_host(num_bytes, pinned=self._cuda)
+
+    @property
+    def is_as_wanted(self) -> bool:
+        """Whether the host's part is pinned, if copies to a device go from it."""
+        return not self._cuda or self._host_bytes.is_pinned()
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The reserved memory on the device, in the shape of a shard."""
