@@ -143,7 +143,7 @@ class LayerTrainer:
         seed = self._config.seed
         host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
         generator = seeding.generator(seed, self._index, epoch, "dropout", self._device)
-        order = compute_shard_order(cache.layout, seed, self._index, epoch)
+        order = compute_shard_order(cache.layout, seed, self._index, epoch, self._config.epochs)
         for num_in_batch, parts in self.load_batches(transfer, cache, order, labels, others, host_generator, goodness):
             progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
             factor = learning_rate_factor(progress, self._config.optimiser.decay_start)

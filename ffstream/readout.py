@@ -116,7 +116,8 @@ def _fit(
     for epoch in range(settings.epochs):
         num_seen = 0
         generator = seeding.generator(config.seed, spec.index, epoch, "readout")
-        for shard, block in transfer.blocks(cache, compute_shard_order(cache.layout, config.seed, spec.index, epoch)):
+        order = compute_shard_order(cache.layout, config.seed, spec.index, epoch, settings.epochs)
+        for shard, block in transfer.blocks(cache, order):
             samples = cache.layout.shard_range(shard)
             shard_labels, shard_logits = labels[samples], logits[samples]
             for index in compute_batches(len(block), settings.batch, generator):

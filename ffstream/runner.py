@@ -236,7 +236,7 @@ class Runner:
         before = so_far.get(TRAIN)
         liked = before if self._method.reads_goodness else None  # by the layer before this epoch
         if self._method.reads_goodness and epoch % self._config.epochs:
-            visited = compute_shard_order(cache.layout, self._config.seed, spec.index, epoch)
+            visited = compute_shard_order(cache.layout, self._config.seed, spec.index, epoch, self._config.epochs)
             liked = self._add_tile(spec, trainer.layer, so_far, [TRAIN], visited)[TRAIN]
         figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, before, liked)
         del liked

@@ -93,10 +93,11 @@ def test_fresh_shifts_differ_by_seed_layer_and_epoch_and_are_the_same_again():
     shard_samples=st.integers(1, 70),
     num_views=st.integers(1, 6),
     epoch=st.integers(0, 20),
+    num_epochs=st.integers(1, 8),
 )
-def test_an_epoch_reads_one_view_of_every_sample(num_samples, shard_samples, num_views, epoch):
+def test_an_epoch_reads_one_view_of_every_sample(num_samples, shard_samples, num_views, epoch, num_epochs):
     layout = CacheLayout(num_samples, 1, 3, "fp32", shard_samples, num_views)
-    order = compute_shard_order(layout, 0, 1, epoch)
+    order = compute_shard_order(layout, 0, 1, epoch, num_epochs)
     seen = torch.zeros(num_samples, dtype=torch.int64)
     for shard in order:
         seen[layout.shard_range(shard)] += 1
@@ -105,11 +106,19 @@ def test_an_epoch_reads_one_view_of_every_sample(num_samples, shard_samples, num
     assert torch.equal(stored, torch.arange(layout.num_stored))
 
 
-@given(num_views=st.integers(2, 6), cycle=st.integers(0, 3))
-def test_as_many_epochs_as_there_are_views_read_each_view_once(num_views, cycle):
+@given(num_views=st.integers(2, 9), num_epochs=st.integers(1, 30), num_tiles=st.integers(1, 3))
+def test_the_images_themselves_are_read_last_and_often_and_the_other_views_in_turn(num_views, num_epochs, num_tiles):
     layout = CacheLayout(100, 1, 3, "fp32", 30, num_views)
-    epochs = range(cycle * num_views, (cycle + 1) * num_views)
-    assert sorted(shard for e in epochs for shard in compute_shard_order(layout, 0, 1, e)) == [*range(4 * num_views)]
+    orders = [sorted(compute_shard_order(layout, 0, 1, e, num_epochs)) for e in range(num_tiles * num_epochs)]
+    views = [[shard % num_views for shard in order] for order in orders]
+    of_images = [epoch for epoch, seen in enumerate(views) if 0 in seen]
+    from_last = range(num_epochs - 1, -1, -min(4, num_views))
+    assert of_images == sorted(tile * num_epochs + epoch for tile in range(num_tiles) for epoch in from_last)
+    assert all(set(views[epoch]) == {0} for epoch in of_images)
+    others = [seen for seen in views if 0 not in seen]
+    for start in range(0, len(others) - num_views + 2, num_views - 1):
+        cycle = others[start : start + num_views - 1]
+        assert [sorted(seen) for seen in zip(*cycle, strict=True)] == [[*range(1, num_views)]] * layout.num_blocks
 
 
 class ReadingCaches(ff.Observer):

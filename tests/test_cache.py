@@ -59,8 +59,8 @@ def test_batches_cover_every_sample_once_in_nearly_equal_parts(num_samples, batc
 
 def test_the_order_of_shards_is_a_function_of_seed_layer_and_epoch():
     layout = CacheLayout(1000, 1, 1, "bf16", 20)
-    orders = {key: tuple(compute_shard_order(layout, *key)) for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}
-    assert orders[0, 0, 0] == tuple(compute_shard_order(layout, 0, 0, 0))
+    orders = {key: tuple(compute_shard_order(layout, *key, 10)) for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}
+    assert orders[0, 0, 0] == tuple(compute_shard_order(layout, 0, 0, 0, 10))
     assert len(set(orders.values())) == 4
     assert all(sorted(order) == list(range(50)) for order in orders.values())
 
@@ -159,9 +159,9 @@ def test_swapped_and_missing_shards_are_detected(tmp_path):
 def test_an_order_of_shards_is_a_pure_permutation(num_samples, shard_samples, key):
     layout = CacheLayout(num_samples, 1, 1, "fp32", shard_samples)
     before = torch.get_rng_state()
-    order = list(compute_shard_order(layout, *key))
+    order = list(compute_shard_order(layout, *key, 10))
     assert sorted(order) == list(range(layout.num_shards))
-    assert order == list(compute_shard_order(layout, *key))
+    assert order == list(compute_shard_order(layout, *key, 10))
     assert torch.equal(torch.get_rng_state(), before)
 
 

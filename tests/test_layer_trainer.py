@@ -54,7 +54,7 @@ def train_by_autograd(config, digits, num_epochs):
     for epoch in range(num_epochs):
         generator = seeding.generator(config.seed, 0, epoch, "batches and negatives")
         taken = 0
-        for shard in compute_shard_order(cache.layout, config.seed, 0, epoch):
+        for shard in compute_shard_order(cache.layout, config.seed, 0, epoch, num_epochs):
             part = cache.layout.shard_range(shard)
             batches = compute_batches(part.stop - part.start, config.batch, generator)
             candidates = method.draw_candidates(labels[part], generator)

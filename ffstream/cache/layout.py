@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ffstream import seeding
 
+_MOST_BETWEEN_IMAGES = 4  # epochs from one visit of the images themselves to the next
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -93,20 +95,33 @@ class CacheLayout:
         return asdict(self)
 
 
-def compute_shard_order(layout: CacheLayout, seed: int, layer: int, epoch: int) -> Sequence[int]:
+def compute_shard_order(layout: CacheLayout, seed: int, layer: int, epoch: int, num_epochs: int) -> Sequence[int]:
     """The shards in the order of this epoch: block shuffle, first half. Of several views of a block, it visits one.
 
-    `layout.num_views` epochs visit each view of a block once, in an order of its own.
+    Of `num_epochs`, those of a layer or of one of its tiles, the last one and every fourth before it (every second or
+    third, of so many views) visit view 0, the images themselves: a layer is used on such, and how often it meets them
+    must not be left to chance. The other epochs visit the other views of a block in an order of its own, each once
+    before any of them twice.
     """
     generator = seeding.generator(seed, layer, epoch, "shards")
     order = torch.randperm(layout.num_blocks, generator=generator)
     if layout.num_views > 1:
-        cycle, place = divmod(epoch, layout.num_views)
-        generator = seeding.generator(seed, layer, cycle, "views")
-        views = torch.rand(layout.num_blocks, layout.num_views, generator=generator).argsort(dim=1)[:, place]
-        order = order * layout.num_views + views[order]
+        order = order * layout.num_views + _draw_views(layout, seed, layer, epoch, num_epochs)[order]
     shards: list[int] = order.tolist()
     return shards
+
+
+def _draw_views(layout: CacheLayout, seed: int, layer: int, epoch: int, num_epochs: int) -> Tensor:
+    """The view of each block that an epoch visits: (num_blocks,)."""
+    interval, (repeat, place) = min(_MOST_BETWEEN_IMAGES, layout.num_views), divmod(epoch, num_epochs)
+    if (num_epochs - 1 - place) % interval == 0:
+        return torch.zeros(layout.num_blocks, dtype=torch.int64)
+    num_shifted = layout.num_views - 1
+    before = place - len(range((num_epochs - 1) % interval, place, interval))  # epochs of shifted views
+    before += repeat * (num_epochs - -(-num_epochs // interval))
+    cycle, place = divmod(before, num_shifted)
+    generator = seeding.generator(seed, layer, cycle, "views")
+    return 1 + torch.rand(layout.num_blocks, num_shifted, generator=generator).argsort(dim=1)[:, place]
 
 
 def group_shards(order: Sequence[int], most: int) -> list[Sequence[int]]:
