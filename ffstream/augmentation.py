@@ -53,14 +53,15 @@ def count_shifts(max_shift: int) -> int:
     return (2 * max_shift + 1) ** 2
 
 
-def draw_view(num_samples: int, view: int, max_shift: int, seed: int) -> Tensor:
+def draw_view(num_samples: int, view: int, max_shift: int, seed: int, layer: int = 0) -> Tensor:
     """The shift of each sample in a view from 1 on (view 0 is the image itself): (num_samples,), numbers of shifts.
 
     Those of one sample are distinct: all shifts but none stand in one shuffled order, of which a sample takes those
-    that follow a place of its own, so that each shift is as frequent as any other in every view.
+    that follow a place of its own, so that each shift is as frequent as any other in every view. `layer` is the one
+    that reads them.
     """
     num_shifts = count_shifts(max_shift)
-    generator = seeding.generator(seed, 0, 0, "views")
+    generator = seeding.generator(seed, layer, 0, "views")
     order = torch.randperm(num_shifts - 1, generator=generator, dtype=torch.int32)
     order += order >= num_shifts // 2  # the shift by nothing is left out
     place = torch.randint(num_shifts - 1, (num_samples,), generator=generator, dtype=torch.int32)

@@ -51,13 +51,15 @@ class CacheSet:
             return DiskCache(layout, folder, identity, durable=name in self.lasting)
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
 
-    def open_committed(self, num_done: int) -> list[int]:
+    def open_committed(self, num_done: int, stack_start: int) -> list[int]:
         """Make the newest useful caches on disk current, delete the others, and say which layer reads them.
+
+        The layers from `stack_start` on are those that the layer to be trained next may depend on.
 
         A cache is useful when each of its shards is there, or has moved on to the next layer's cache already.
         """
         useful: list[int] = []
-        for index in range(num_done, -1, -1) if self.tier == "disk" else ():
+        for index in range(num_done, stack_start - 1, -1) if self.tier == "disk" else ():
             caches = {name: self.make(index, name) for name in self.lasting}
             if all(self._has_all(cache, index, name, num_done) for name, cache in caches.items()):
                 self.current, useful = caches, [index]

@@ -53,6 +53,9 @@ def train(
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Number of layers (4).")] = None,
     width: Annotated[int | None, typer.Option(help="Units a layer (500).")] = None,
+    stack_layers: Annotated[
+        int | None, typer.Option(help="Layers after which one reads the images again (0: never).")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a layer (20).")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step (auto).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (of the recipe).")] = None,
@@ -407,6 +410,7 @@ def _train(path: Path, start: Callable[[Observer], Run]) -> None:
 
 # The options of `train` that are settings of other names.
 _SETTINGS = {
+    "stack_layers": "network.stack_layers",
     "lr": "optimiser.learning_rate",
     "negatives_per_sample": "negatives.per_sample",
     "cache": "cache.tier",

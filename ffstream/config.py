@@ -48,6 +48,8 @@ class NetworkConfig:
 
     kind: str = "linear"  # a registered layer kind: linear, or local (windows of the image)
     input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
+    # Layers in a stack: the next one reads the images again, in place of the layer below. 0: all layers are one stack.
+    stack_layers: int = _limit(0, at_least=0)
     # Units on the device at once: a layer of more grows by tiles. auto: all, or as many as the budget has room for.
     tile_units: int | str = _limit("auto", at_least=1, word="auto")
     dropout: float = _limit(0.3, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains

@@ -161,14 +161,14 @@ def add_slots(
         read += cache_layouts(config, method, data, spec.in_features).values()  # slots are kept and only grow
         slots = _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
         write_slots = 0
-        if spec.index + 1 < config.layers:
+        if spec.hands_on:
             written = cache_layouts(config, method, data, spec.out_features).values()
             write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
         handing_on = layer.footprint.handing_on + slots + write_slots
         if config.augmentation.restream:
             layout = cache_layouts(config, method, data, data.num_features)["train"]
             write_slots = layout.shard_bytes * min(layout.num_shards, NUM_SLOTS)
-            were_read = spec.index > 0 or config.epochs * config.num_tiles > 1  # before the last input was written
+            were_read = spec.place > 0 or config.epochs * config.num_tiles > 1  # before the last input was written
             handing_on = max(handing_on, layer.writing + write_slots + (slots if were_read else 0))
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)
         staged.append(dataclasses.replace(layer, footprint=footprint))
@@ -240,7 +240,7 @@ class _PaperWork:
             del trainer
             self._workspace.clear()  # as the runner does
             ledger.start_peak()
-            for _ in range(2 if spec.index + 1 < self._config.layers else 0):  # a second chunk finds all buffers there
+            for _ in range(2 if spec.hands_on else 0):  # a second chunk finds all buffers there
                 start = ledger.work
                 self._hand_on(FrozenLayer(spec, [units], lambda _: layer), shards)
                 done["hand_on"] = (ledger.work - start) * self._config.num_tiles

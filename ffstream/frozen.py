@@ -69,16 +69,20 @@ def stream_committed_layers(
             return moved
 
         workspace = Workspace(device)
-        caches = []
-        for number, (layout, rows_of) in enumerate(sources):
-            caches.append(make_cache(layout, f"000-{number}"))
-            write_rows(way, caches[-1], rows_of)
+        caches: list[ActivationCache] = []
         for spec in specs:
+            if spec.place == 0:
+                for cache in caches:
+                    cache.drop()
+                caches = []
+                for number, (layout, rows_of) in enumerate(sources):
+                    caches.append(make_cache(layout, f"{spec.index:03d}-{number}"))
+                    write_rows(way, caches[-1], rows_of)
             layer = load_committed(directory, config, spec, num_classes, device, workspace)
             if outputs:
                 caches = move(layer, caches)
             yield Stage(layer, caches, way)
-            if not outputs and spec is not specs[-1]:
+            if not outputs and spec.hands_on and spec is not specs[-1]:
                 caches = move(layer, caches)
 
 

@@ -90,8 +90,10 @@ class FFNetwork(nn.Module):
 
     def _pass(self, rows: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:
         """Each layer, its preactivations, and what it hands on."""
+        images = rows
         for spec, module in zip(self._specs, self.layers, strict=True):
             layer = cast(Layer, module)
+            rows = rows if spec.place else images
             preactivations = layer.preactivations(rows)
             rows = hand_on(spec, rows, preactivations).to(rows.dtype)
             yield layer, preactivations, rows

@@ -23,22 +23,37 @@ class LayerSpec:
     """The shape of one layer."""
 
     index: int
+    place: int  # in its stack, from 0; a layer of place 0 reads images
+    hands_on: bool  # to a layer of its stack
     in_features: int  # of a row that the layer reads
     num_units: int
     out_features: int  # of a row that the layer hands on
-    num_skip_features: int  # trailing features of every row but the first layer's that are the normalised image
-    image_shape: tuple[int, ...] | None = None  # of what the first layer reads, where it is known
+    num_skip_features: int  # trailing features, of every row that is not an image itself, that are the normalised image
+    image_shape: tuple[int, ...] | None = None  # where it is known
+
+    @property
+    def stack_start(self) -> int:
+        """Index of the first layer of its stack."""
+        return self.index - self.place
 
 
 def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence[int] | None = None) -> list[LayerSpec]:
     """Shapes of all layers, for images of `num_features` features."""
     shape = tuple(image_shape) if image_shape is not None else None
     num_skip = num_features if config.network.input_skip else 0
-    out_features = config.width + num_skip
-    return [
-        LayerSpec(index, out_features if index else num_features, config.width, out_features, num_skip, shape)
-        for index in range(config.layers)
-    ]
+    out_features, num_in_stack = config.width + num_skip, count_in_stack(config)
+    specs = []
+    for index in range(config.layers):
+        place = index % num_in_stack
+        hands_on = index + 1 < config.layers and place + 1 < num_in_stack
+        in_features = out_features if place else num_features
+        specs.append(LayerSpec(index, place, hands_on, in_features, config.width, out_features, num_skip, shape))
+    return specs
+
+
+def count_in_stack(config: Config) -> int:
+    """Layers of a stack; of the last one, at most."""
+    return config.network.stack_layers or config.layers
 
 
 def compute_tiles(config: Config) -> list[slice]:
@@ -51,10 +66,10 @@ def compute_tiles(config: Config) -> list[slice]:
 
 
 def count_distinct(config: Config) -> int:
-    """Of the layers: how many of them differ in shape, or in what they find in memory; the last one stands for all
-    after it.
+    """Of the layers of a stack: how many of them differ in shape, or in what they find in memory; the last one stands
+    for all after it.
     """
-    return min(config.layers, LAYER_KINDS[config.network.kind].num_distinct)
+    return min(config.layers, count_in_stack(config), LAYER_KINDS[config.network.kind].num_distinct)
 
 
 def find_untileable(config: Config) -> str | None:
@@ -75,7 +90,7 @@ def make_layer(config: Config, spec: LayerSpec, num_classes: int, units: slice) 
     num_units = units.stop - units.start
     layer = LAYER_KINDS[config.network.kind](spec.in_features, num_units, dtype)
     layer.first_unit = units.start
-    layer.place(spec.index, spec.image_shape, spec.num_skip_features)
+    layer.place(spec.place, spec.image_shape, spec.num_skip_features)
     if LABEL_METHODS[config.labels.method].uses_embedding:
         layer.label_embedding = torch.nn.Parameter(torch.empty(num_classes, num_units))
     return layer

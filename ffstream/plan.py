@@ -11,6 +11,8 @@ from ffstream.config import Config
 from ffstream.footprint import Footprint
 from ffstream.ledger import Work
 
+_MOST_RUNS = 2  # of consecutive layers, that a name lists
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -46,10 +48,9 @@ class Resources:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Layers `first` to `last`, from 1, which are alike."""
+    """Layers that are alike."""
 
-    first: int
-    last: int
+    numbers: list[int]  # from 1
     in_features: int
     num_units: int
     num_tiles: int
@@ -63,6 +64,16 @@ class LayerPlan:
     # From so many units on, loading a row takes less time than its products: s F / 4 B, with s bytes an element, F
     # FLOP/s and B bytes/s. None where no rates are known, or nothing is loaded.
     hiding_units: float | None
+
+    @property
+    def name(self) -> str:
+        """Such as "layer 1", "layers 2-40" or "layers 2-5, 7-10, ..."."""
+        numbers = set(self.numbers)
+        starts = [number for number in self.numbers if number - 1 not in numbers]
+        stops = [number for number in self.numbers if number + 1 not in numbers]
+        runs = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True)]
+        shown = runs[:_MOST_RUNS] + ["..."] * (len(runs) > _MOST_RUNS)
+        return f"layer{'s' * (len(self.numbers) > 1)} {', '.join(shown)}"
 
     @property
     def weight_bytes(self) -> int:
@@ -122,7 +133,7 @@ class Plan:
     @property
     def total_s(self) -> float | None:
         """Seconds for all layers, finished ones too; None where no rates are known."""
-        known = [(layer.last - layer.first + 1, layer.total_s) for layer in self.layers]
+        known = [(len(layer.numbers), layer.total_s) for layer in self.layers]
         return sum(count * (each or 0.0) for count, each in known) if known[0][1] is not None else None
 
     def to_mapping(self) -> dict[str, Any]:

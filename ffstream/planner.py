@@ -226,7 +226,7 @@ class _Planner:
 
     def _disk(self, layers: list[LayerPlan], cache_bytes: int) -> tuple[Need, int | None]:
         """Twice the cache where there is room: what was read is freed once what was made of it is durable."""
-        kept = sum(layer.weight_bytes * (layer.last - max(layer.first - 1, self.num_done)) for layer in layers)
+        kept = sum(layer.weight_bytes * sum(number > self.num_done for number in layer.numbers) for layer in layers)
         progress = 2 * max(layer.footprint.weights + layer.footprint.optimiser for layer in layers)
         progress += max(layer.weight_bytes if layer.num_tiles > 1 else 0 for layer in layers)  # finished tiles
         terms = {"layers": kept, "progress": progress}
@@ -298,26 +298,26 @@ def _layer_plans(
     rates: Rates | None,
     tier: str | None,
 ) -> list[LayerPlan]:
-    """The first layers one by one, and all that are like the last of them together.
+    """The first layers of a stack one by one, and all that are like the last of them together.
 
     `tier`: where shards are loaded from, None where they are not.
     """
     plans = []
     shapes = [cache_layouts(config, method, data, spec.in_features) for spec in specs[: len(on_paper)]]
     for spec, layer, layouts in zip(specs, on_paper, shapes, strict=False):
-        last = len(specs) if spec.index + 1 == len(on_paper) else spec.index + 1
+        alike = [other for other in specs if min(other.place, len(on_paper) - 1) == spec.index]
         cached = sum(layout.num_bytes for layout in layouts.values())
-        hands_on = spec.index + 1 < len(specs)
         num_tiles = config.num_tiles
         num_epochs = config.epochs * num_tiles
         in_epochs = num_epochs * sum(layout.epoch_bytes for layout in layouts.values())
         train = layouts["train"]
         measured = _num_measured(config, method, train) * (train.epoch_bytes // train.num_samples)
+        hands_on = any(other.hands_on for other in alike)
         moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
         read_bytes, written_bytes = in_epochs + measured + moved, moved // spec.in_features * spec.out_features
         anew = Work()
         if config.augmentation.restream:
-            once, more_read, more_written = _fresh_input(on_paper, shapes, spec.index, last)
+            once, more_read, more_written = _fresh_input(on_paper, shapes, [other.place for other in alike])
             anew, read_bytes = once * num_epochs, read_bytes + more_read * num_epochs
             written_bytes += more_written * num_epochs
         seconds = hiding_units = None
@@ -331,8 +331,7 @@ def _layer_plans(
                 hiding_units = loaded_bytes * rates.flops_per_s / (4 * rates.loaded_bytes_per_s[tier])
         plans.append(
             LayerPlan(
-                first=spec.index + 1,
-                last=last,
+                numbers=[other.index + 1 for other in alike],
                 in_features=spec.in_features,
                 num_units=spec.num_units,
                 num_tiles=num_tiles,
@@ -372,18 +371,18 @@ def _all_work(config: Config, method: LabelMethod, layer: PaperLayer, layouts: M
 
 
 def _fresh_input(
-    on_paper: list[PaperLayer], shapes: list[dict[str, CacheLayout]], start: int, stop: int
+    on_paper: list[PaperLayer], shapes: list[dict[str, CacheLayout]], places: Sequence[int]
 ) -> tuple[Work, int, int]:
-    """Of writing a layer's input anew once: work, bytes read and bytes written, means of layers `start` to `stop`.
+    """Of writing a layer's input anew once: work, bytes read and bytes written, means of layers of these places.
 
     The images are written, then each layer below reads what the one below it wrote.
     """
-    images, num_layers = shapes[0]["train"], stop - start
+    images, num_layers = shapes[0]["train"], len(places)
     work = on_paper[0].write * (num_layers * -(-images.num_samples // chunk_samples(images.num_rows)))
     read, written = 0, num_layers * images.num_bytes
     for kind, (layer, layouts) in enumerate(zip(on_paper, shapes, strict=True)):
         # The pairs of a layer and one below it that is of this kind; the last kind are all further ones.
-        num_passes = sum(max(k - kind, 0) if kind + 1 == len(shapes) else k > kind for k in range(start, stop))
+        num_passes = sum(max(k - kind, 0) if kind + 1 == len(shapes) else k > kind for k in places)
         work += layer.hand_on * (num_passes * _num_chunks(layouts, layouts["train"].num_samples))
         read += num_passes * layouts["train"].num_bytes
         written += num_passes * shapes[min(kind + 1, len(shapes) - 1)]["train"].num_bytes
@@ -414,9 +413,8 @@ def _device_terms(footprint: Footprint) -> dict[str, int]:
 
 
 def _describe(layer: LayerPlan) -> str:
-    which = f"layer {layer.first}" if layer.first == layer.last else f"layers {layer.first} to {layer.last}"
     tiles = f" in {layer.num_tiles} tiles" if layer.num_tiles > 1 else ""
-    return f"{which}, {layer.in_features} x {layer.num_units}{tiles}"
+    return f"{layer.name}, {layer.in_features} x {layer.num_units}{tiles}"
 
 
 _MENDS = {

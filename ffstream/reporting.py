@@ -283,8 +283,7 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     table = Table(title="a layer on the device", title_justify="left")
     table.add_column("")
     for layer in plan.layers:
-        numbers = f"layer {layer.first}" if layer.first == layer.last else f"layers {layer.first}-{layer.last}"
-        table.add_column(f"{numbers}\n{layer.in_features} x {layer.num_units}", justify="right")
+        table.add_column(f"{layer.name}\n{layer.in_features} x {layer.num_units}", justify="right")
     if any(layer.num_tiles > 1 for layer in plan.layers):
         table.add_row("tiles", *(f"{layer.num_tiles} of {plan.config.num_in_tile} units" for layer in plan.layers))
         table.add_section()

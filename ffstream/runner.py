@@ -27,7 +27,7 @@ from ffstream.layers import Layer
 from ffstream.ledger import PAPER
 from ffstream.memory import peak_memory_bytes, unpinned_reason
 from ffstream.metrics import MetricsFile
-from ffstream.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles, make_layer
+from ffstream.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles, count_in_stack, make_layer
 from ffstream.observer import LayerFigures, Observer
 from ffstream.plan import Plan
 from ffstream.propagation import FrozenLayer, measure_goodness, propagate, write_rows
@@ -55,6 +55,7 @@ class Runner:
         self._config = config = plan.config
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
         self._images = {name: splits[name].images for name in names}  # until no cache is written of them any more
+        self._num_in_stack = count_in_stack(config)
         self._labels = {name: splits[name].labels for name in names}
         self._scale = data["scale"]
         self._num_classes = data["num_classes"]
@@ -80,7 +81,7 @@ class Runner:
         num_done = self._directory.count_layers()
         self._rewind(num_done)
         self._replay_sweep(num_done)
-        cached_inputs = self._caches.open_committed(num_done)
+        cached_inputs = self._caches.open_committed(num_done, num_done - num_done % self._num_in_stack)
         path, num_samples = str(self._directory.path), len(self._labels[TRAIN])
         self._observer.on_start(path, len(self._specs), num_done, num_samples, len(self._tiles))
         actions: dict[Action, Callable[[LayerSpec], None]] = {
@@ -89,8 +90,12 @@ class Runner:
             Action.PROPAGATE: self._propagate,
         }
         with self._transfer:  # on leaving, by an error too, what was handed over to it is committed
-            for step in remaining_steps(len(self._specs), num_done, cached_inputs):
-                if step.action is not Action.WRITE_INPUT:
+            steps = remaining_steps(len(self._specs), self._num_in_stack, num_done, cached_inputs)
+            num_writes = sum(step.action is Action.WRITE_INPUT for step in steps)
+            for step in steps:
+                if step.action is Action.WRITE_INPUT:
+                    num_writes -= 1
+                elif not num_writes:
                     for name in self._caches.lasting:
                         self._images.pop(name, None)
                 self._observer.on_step(_describe(step))
@@ -102,15 +107,25 @@ class Runner:
     # --- the three actions
 
     def _write_input(self, spec: LayerSpec) -> None:
-        """Order, overlay, scale and views are decided here, once; no later cache of these splits reads the data set."""
-        settings, caches = self._config.augmentation, self._caches.current
+        """Overlay, scale and views are decided here; no later cache of a stack reads the data set.
+
+        What the last stack read is gone first. Held-out rows are the same for every stack, whose goodness is summed.
+        """
+        self._resident = None
+        self._workspace.clear()
+        caches, seed, max_shift = self._caches.current, self._config.seed, self._config.augmentation.max_shift
+        for name in list(caches):
+            self._transfer.commit(caches.pop(name).drop)
+        self._transfer.finish()
+        self._transfer.release()
         for name in self._caches.lasting:
             caches[name] = self._caches.make(spec.index, name)
             split, is_held_out = Split(self._images[name], self._labels[name]), name == VALIDATION
-            rows = InputRows(self._method, split, self._scale, self._config.seed, held_out=is_held_out)
+            drawn_for = 0 if is_held_out else spec.index
+            rows = InputRows(self._method, split, self._scale, seed, held_out=is_held_out, layer=drawn_for)
             for view in range(caches[name].layout.num_views):
-                shifts = draw_view(len(split), view, settings.max_shift, self._config.seed) if view else None
-                write_rows(self._transfer, caches[name], rows.make(shifts, settings.max_shift), view)
+                shifts = draw_view(len(split), view, max_shift, seed, spec.index) if view else None
+                write_rows(self._transfer, caches[name], rows.make(shifts, max_shift), view)
 
     def _train(self, spec: LayerSpec) -> None:
         """Train, measure, commit, tile by tile. An earlier process's epochs are taken from its progress."""
@@ -214,11 +229,11 @@ class Runner:
             self._caches.current.pop(TRAIN).drop()
         self._workspace.clear()
         seed, max_shift = self._config.seed, self._config.augmentation.max_shift
-        split, cache = Split(self._images[TRAIN], self._labels[TRAIN]), self._caches.make(0, TRAIN)
+        split, cache = Split(self._images[TRAIN], self._labels[TRAIN]), self._caches.make(spec.stack_start, TRAIN)
         rows = InputRows(self._method, split, self._scale, seed, layer=spec.index, epoch=epoch)
         shifts = draw_fresh(len(split), max_shift, seed, spec.index, epoch)
         write_rows(self._transfer, cache, rows.make(shifts, max_shift))
-        for below in self._specs[: spec.index]:
+        for below in self._specs[spec.stack_start : spec.index]:
             cache = self._move(TRAIN, cache, self._take_layer(below))
         self._resident = None
         self._caches.current[TRAIN] = cache

@@ -144,6 +144,10 @@ class Transfer:
             self._on_unpinned()
             self._on_unpinned = None
 
+    def release(self) -> None:
+        """Free what is kept for reading. Nothing is being read."""
+        self._read_slots = [_Slot(self.device) for _ in range(NUM_SLOTS)]
+
     # --- durable
 
     def commit(self, action: Callable[[], None]) -> None:
