@@ -290,6 +290,23 @@ def inspect(
 
 
 @app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("errors.png"),
+) -> None:
+    """A picture of the validation error against depth, a curve for each run; nothing is computed."""
+    from ffstream.picture import draw_errors
+    from ffstream.run import Run
+
+    curves = {str(path): Run(path).validation_errors_by_depth for path in runs}
+    try:
+        draw_errors(curves, "validation error of the layers to here", output)
+    except ModuleNotFoundError as error:
+        raise ConfigError("plot: found no matplotlib, which draws; pip install 'ffstream[plot]'") from error
+    typer.echo(f"picture in {output}")
+
+
+@app.command()
 def export(run: RunDir, file: Annotated[Path, typer.Argument(help="The .safetensors file to write.")]) -> None:
     """Write the finished layers to one file, for ffstream.load()."""
     from ffstream.run import Run

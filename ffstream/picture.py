@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ffstream.memory_profile import METHODS, Profile
@@ -9,6 +11,7 @@ from ffstream.memory_profile import METHODS, Profile
 _SIZE_INCHES = (7.5, 4.5)
 _DOTS_PER_INCH = 150
 _MIB = 1 << 20
+_LARGEST_SHARE_SHOWN = 2.5  # of the median: the first layers' errors would press all others together
 
 
 def draw_profile(profile: Profile, path: Path) -> None:
@@ -41,4 +44,26 @@ def draw_profile(profile: Profile, path: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def draw_errors(curves: Mapping[str, Sequence[float]], axis: str, path: Path) -> None:
+    """Error against depth, a curve for each label: shares in [0, 1], of the layers to each depth from 1.
+
+    `axis` says which error it is. Raises ModuleNotFoundError.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    for label, errors in curves.items():
+        axes.plot(range(1, len(errors) + 1), [100 * error for error in errors], marker="o", markersize=3, label=label)
+    shown = _LARGEST_SHARE_SHOWN * max(statistics.median(errors) for errors in curves.values())
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100 * shown) if shown else None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("layers")
+    axes.set_ylabel(f"{axis}, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     figure.savefig(path)

@@ -66,6 +66,18 @@ class Run:
         """Figures of the finished layers."""
         return read_layer_figures(self.directory)
 
+    @property
+    def validation_errors_by_depth(self) -> list[float]:
+        """Of the goodness summed to each depth, as it was measured in training. Raises RunError where there is none."""
+        found = [figures.validation_error_to_here for figures in self.layers]
+        errors = [error for error in found if error is not None]
+        if not errors:
+            why = (
+                "no layer is finished yet; resume it first" if not found else "it was trained without validation split"
+            )
+            raise RunError(f"run {self.path}: has no validation errors: {why}")
+        return errors
+
     def evaluate(
         self,
         method: str = "auto",

@@ -396,3 +396,29 @@ def test_a_signal_stops_the_run_with_the_command_that_resumes(number, tmp_path):
     assert "Traceback" not in errors
     assert not list((tmp_path / "run").rglob(".tmp-*"))
     assert Path(tmp_path / "run/layers/000/manifest.json").exists()
+
+
+def test_plot_draws_a_curve_for_each_run(small_config, tmp_path):
+    pytest.importorskip("matplotlib")
+    paths = [ff.train(small_config(seed=seed), tmp_path / f"run{seed}").path for seed in (0, 1)]
+    code, output, _ = run_cli("plot", *paths, "--output", tmp_path / "errors.png")
+    assert code == 0
+    assert str(tmp_path / "errors.png") in output
+    assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
+    assert ff.Run(paths[0]).validation_errors_by_depth == [f.validation_error_to_here for f in ff.Run(paths[0]).layers]
+
+
+def test_plot_says_what_is_missing(small_config, tmp_path, monkeypatch):
+    run = ff.train(small_config(validation_fraction=0.0), tmp_path / "run")
+    _, _, error = run_cli("plot", run.path)
+    assert isinstance(error, ff.RunError)
+    assert "without validation split" in str(error)
+    _, _, error = run_cli("plot", tmp_path / "nowhere")
+    assert isinstance(error, ff.RunError)
+    run = ff.train(small_config(), tmp_path / "validated")
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    _, _, error = run_cli("plot", run.path, "--output", tmp_path / "errors.png")
+    assert isinstance(error, ff.ConfigError)
+    assert "ffstream[plot]" in str(error)
+    assert not (tmp_path / "errors.png").exists()
