@@ -34,7 +34,7 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory."
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 OneDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-FirstLayer = Annotated[int, typer.Option("--first-layer", help="First layer that counts, from 1.")]
+FirstLayer = Annotated[int, typer.Option("--first-layer", help="First layer that counts, from 1; of each stack.")]
 Cache = Annotated[str | None, typer.Option("--cache", help="Cache tier: auto, device, host or disk.")]
 Budget = Annotated[str | None, typer.Option(help="Most device memory to take, such as 1GiB (most of what is free).")]
 DataRoot = Annotated[

@@ -48,10 +48,22 @@ class ProbabilityFigures:
     expected_calibration_error: float  # a share
 
 
-def plain_sum(num_layers: int, first_layer: int, temperature: float) -> Combination:
-    """Weight 1 for layers `first_layer` (from 1) and above; while there are none, for the newest one."""
-    first = min(first_layer, num_layers)
-    return Combination((0.0,) * (first - 1) + (1.0,) * (num_layers - first + 1), temperature)
+def is_counted(index: int, first_layer: int, stack_layers: int) -> bool:
+    """Whether layer `index` (from 0) has a part in the sum: it is `first_layer` (from 1) of its stack, or above.
+
+    Hinton 2022, section 3.3, leaves out the first layer. Of stacks (0 layers: there is one) with fewer layers than
+    that, the last one counts.
+    """
+    place, first = (index % stack_layers, min(first_layer, stack_layers)) if stack_layers else (index, first_layer)
+    return place + 1 >= first
+
+
+def plain_sum(num_layers: int, first_layer: int, temperature: float, stack_layers: int = 0) -> Combination:
+    """Weight 1 for the layers that are counted; while there are none, for the newest one."""
+    weights = [float(is_counted(index, first_layer, stack_layers)) for index in range(num_layers)]
+    if not any(weights):
+        weights[-1] = 1.0
+    return Combination(tuple(weights), temperature)
 
 
 def fit_temperature(combination: Combination, goodness_by_layer: Iterable[Tensor], labels: Tensor) -> Combination:
@@ -64,20 +76,26 @@ def fit_temperature(combination: Combination, goodness_by_layer: Iterable[Tensor
 
 
 def fit_weights(
-    goodness_by_layer: Sequence[Tensor], labels: Tensor, first_layer: int, ridge: float | None = None
+    goodness_by_layer: Sequence[Tensor],
+    labels: Tensor,
+    first_layer: int,
+    ridge: float | None = None,
+    stack_layers: int = 0,
 ) -> Combination:
-    """Weights w_k >= 0 of layers `first_layer` and above, and the temperature, by cross-entropy on `labels` (n,).
+    """Weights w_k >= 0 of the layers that are counted, and the temperature, by cross-entropy on `labels` (n,).
 
     The convex problem is kept from fitting noise by `ridge * sum_k (w_k - 1)^2`, which draws it to the calibrated plain
     sum; None: the ridge that does best in cross-validation. Weights are scaled to a mean of 1 over the counted layers.
     """
-    first = plain_sum(len(goodness_by_layer), first_layer, 1.0).weights.count(0.0)
-    goodness = torch.stack([layer.double() for layer in goodness_by_layer[first:]])
+    plain = plain_sum(len(goodness_by_layer), first_layer, 1.0, stack_layers).weights
+    counted = [index for index, weight in enumerate(plain) if weight]
+    goodness = torch.stack([goodness_by_layer[index].double() for index in counted])
     ridge = choose_ridge(goodness, labels) if ridge is None else ridge
     start = _fit_inverse_temperature(goodness.sum(dim=0), labels)
     found = start * _minimise(goodness * start, labels, ridge)
     mean = float(found.mean())
-    return Combination((0.0,) * first + tuple((found / mean).tolist()), 1.0 / mean, ridge)
+    weights = dict(zip(counted, (found / mean).tolist(), strict=True))
+    return Combination(tuple(weights.get(index, 0.0) for index in range(len(plain))), 1.0 / mean, ridge)
 
 
 def choose_ridge(goodness: Tensor, labels: Tensor) -> float:

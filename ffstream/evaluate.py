@@ -16,6 +16,7 @@ from ffstream.combination import (
     ProbabilityFigures,
     fit_temperature,
     fit_weights,
+    is_counted,
     measure_probabilities,
     plain_sum,
 )
@@ -84,14 +85,14 @@ class Evaluation:
 
 
 class LabelSweep:
-    """Sums goodness (n, C) over layers and counts errors. Layers below `first_layer` (from 1) are left out.
+    """Sums goodness (n, C) over layers and counts errors. Layers below `first_layer` (from 1) of a stack are left out.
 
-    Hinton 2022, section 3.3, leaves out the first. While no counted layer is there, the newest one stands in.
+    While no counted layer is there, the newest one stands in.
     """
 
-    def __init__(self, labels: Tensor, first_layer: int = 2) -> None:
+    def __init__(self, labels: Tensor, first_layer: int = 2, stack_layers: int = 0) -> None:
         self._labels = labels
-        self._first_layer = first_layer
+        self._first_layer, self._stack_layers = first_layer, stack_layers
         self._depth = 0
         self._total: Tensor | None = None
         self.sum = torch.empty(0)  # that the error to here is of
@@ -99,7 +100,7 @@ class LabelSweep:
     def add(self, goodness: Tensor) -> tuple[float, float]:
         """Add the next layer's goodness. Returns (error of this layer alone, error of the sum so far)."""
         self._depth += 1
-        if self._depth >= self._first_layer:
+        if is_counted(self._depth - 1, self._first_layer, self._stack_layers):
             self._total = goodness if self._total is None else self._total + goodness
         self.sum = goodness if self._total is None else self._total
         return self._error(goodness), self._error(self.sum)
@@ -135,7 +136,7 @@ def evaluate_goodness(
     `on_layer` is called after each layer. Probabilities are calibrated where `validation_labels` are given.
     """
     num_layers = count_usable_layers(directory, first_layer)
-    sweep = LabelSweep(split.labels, first_layer)
+    sweep = LabelSweep(split.labels, first_layer, config.network.stack_layers)
     errors = []
     for goodness in stream_goodness(directory, config, num_layers, split.images, data, device):
         errors.append(sweep.add(goodness))
@@ -175,16 +176,17 @@ def evaluate_fitted(
     """
     num_layers = count_usable_layers(directory, first_layer)
     held_out = list(read_validation_goodness(directory, num_layers))
-    combination = fit_weights(held_out, validation_labels, first_layer)
+    num_in_stack = config.network.stack_layers
+    combination = fit_weights(held_out, validation_labels, first_layer, None, num_in_stack)
     goodness = list(stream_goodness(directory, config, num_layers, split.images, data, device))
     errors_by_depth = []
     for depth in range(1, num_layers + 1):
         fitted = combination
         if depth < num_layers:
-            fitted = fit_weights(held_out[:depth], validation_labels, first_layer, combination.ridge)
+            fitted = fit_weights(held_out[:depth], validation_labels, first_layer, combination.ridge, num_in_stack)
         logits = fitted.logits(goodness[:depth])
         errors_by_depth.append(error_rate(logits, split.labels))
-    plain = plain_sum(num_layers, first_layer, objective_temperature(config))
+    plain = plain_sum(num_layers, first_layer, objective_temperature(config), config.network.stack_layers)
     return Evaluation.of(
         "fitted",
         split_name,
@@ -226,7 +228,7 @@ def calibrate(
     directory: RunDirectory, config: Config, num_layers: int, labels: Tensor, first_layer: int = 2
 ) -> Combination:
     """The plain sum with the temperature that fits the committed validation goodness, whose labels are `labels`."""
-    plain = plain_sum(num_layers, first_layer, objective_temperature(config))
+    plain = plain_sum(num_layers, first_layer, objective_temperature(config), config.network.stack_layers)
     return fit_temperature(plain, read_validation_goodness(directory, num_layers), labels)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ffstream.cache import DTYPES
 from ffstream.checkpoint import RunDirectory
+from ffstream.combination import plain_sum
 from ffstream.config import Config
 from ffstream.data import scale_images
 from ffstream.errors import CorruptFileError, RunError
@@ -30,8 +32,9 @@ class FFNetwork(nn.Module):
     """All layers of a run, resident, for inference.
 
     `forward` maps images (n, *image_shape), in the units of the training data, to the goodness of every label summed
-    over all but the first layer, (n, num_classes). `class_names` names the columns. Layers that were trained without
-    labels have no such goodness: there, `forward` gives the logits of the softmax readout that the run holds.
+    over all but the first layer of each stack, (n, num_classes). `class_names` names the columns. Layers that were
+    trained without labels have no such goodness: there, `forward` gives the logits of the softmax readout that the run
+    holds.
     """
 
     def __init__(self, config: Config, data: dict[str, Any]) -> None:
@@ -79,7 +82,8 @@ class FFNetwork(nn.Module):
             found = self.features(images)
             return torch.stack([readout(found[int(index)]) for index, readout in self.readout.items()]).sum(dim=0)
         by_layer = self.goodness_by_layer(images)
-        return torch.stack(by_layer[1:] or by_layer).sum(dim=0)
+        plain = plain_sum(len(by_layer), 2, 1.0, self.config.network.stack_layers)
+        return torch.stack(list(itertools.compress(by_layer, plain.weights))).sum(dim=0)
 
     def _make_rows(self, images: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
         """On the host, and rounded to the cache's type, as they were for training."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from ffstream import seeding
 from ffstream.cache import ActivationCache, CacheLayout, compute_batches, compute_shard_order
 from ffstream.checkpoint import RunDirectory
+from ffstream.combination import is_counted
 from ffstream.config import Config
 from ffstream.data import Split, scale_images
 from ffstream.errors import RunError, StorageError
@@ -59,7 +60,8 @@ def evaluate_softmax(
     stages = stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True)
     for stage in stages:
         index = stage.layer.spec.index
-        if index + 1 < first_layer:
+        if not is_counted(index, first_layer, config.network.stack_layers):
+            errors += errors[-1:]
             continue
         if saved is None:
             weight, bias = _fit(stage.transfer, stage.caches[1], stage.layer.spec, train.labels, train_logits, config)
@@ -76,7 +78,7 @@ def evaluate_softmax(
         split_name,
         split.labels,
         data,
-        first_depth=first_layer,
+        first_depth=num_layers - len(errors) + 1,
         errors_by_depth=errors,
         layer_errors=[],
         uncalibrated_logits=logits,

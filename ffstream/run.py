@@ -138,16 +138,16 @@ class Run:
         self._check_labels_were_shown(method, "evaluation by softmax")
         images = fit_images(images, tuple(data["image_shape"]), f"run {self.path}")
         target = resolve_device(device)
-        num_layers = count_usable_layers(directory, first_layer)
+        num_layers, stack_layers = count_usable_layers(directory, first_layer), config.network.stack_layers
         if not calibrated:
-            combination = plain_sum(num_layers, first_layer, objective_temperature(config))
+            combination = plain_sum(num_layers, first_layer, objective_temperature(config), stack_layers)
         else:
             labels = self._load_validation_labels(data, data_root)
             if method == "goodness":
                 combination = calibrate(directory, config, num_layers, labels, first_layer)
             else:
                 held_out = list(read_validation_goodness(directory, num_layers))
-                combination = fit_weights(held_out, labels, first_layer)
+                combination = fit_weights(held_out, labels, first_layer, None, stack_layers)
         return predict(directory, config, images, data, target, method, combination, is_calibrated=calibrated)
 
     def load_images(self, paths: Sequence[str | Path]) -> NamedImages:

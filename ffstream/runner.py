@@ -339,7 +339,9 @@ class Runner:
 
     def _make_sweep(self) -> LabelSweep:
         """Of the validation split."""
-        return LabelSweep(self._method.targets(self._labels[VALIDATION]))
+        return LabelSweep(
+            self._method.targets(self._labels[VALIDATION]), stack_layers=self._config.network.stack_layers
+        )
 
     def _rewind(self, num_done: int) -> None:
         """Bring progress and metrics in line with what is committed."""

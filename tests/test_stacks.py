@@ -91,6 +91,21 @@ def test_a_loaded_network_has_the_goodness_that_is_streamed(name, stacked, tmp_p
     assert float((predicted != dataset.test.labels).double().mean()) == pytest.approx(error, abs=0.011)
 
 
+@pytest.mark.parametrize(("first_layer", "counted"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3]), (3, [1, 3])])
+def test_goodness_is_summed_over_all_but_the_first_layers_of_a_stack(first_layer, counted, stacked, tmp_path):
+    run, test = ff.train(stacked(), tmp_path / "run"), load_dataset(stacked().data).test
+    by_layer = run.load().goodness_by_layer(test.images)
+    found = run.evaluate(first_layer=first_layer)
+    wrong = sum(by_layer[index] for index in counted).argmax(dim=1) != test.labels
+    assert found.error == pytest.approx(float(wrong.double().mean()), abs=0.011)
+    fitted = run.evaluate("fitted", first_layer=first_layer)
+    assert [index for index, weight in enumerate(fitted.combination.weights) if weight] == counted
+    assert run.layers[-1].validation_error_to_here == run.evaluate(split="validation").error
+    softmax = run.evaluate("softmax", first_layer=first_layer)
+    assert softmax.first_depth == counted[0] + 1
+    assert len(softmax.errors_by_depth) == 5 - counted[0]
+
+
 def test_a_disk_holds_the_caches_of_one_stack_alone(stacked, tmp_path):
     found = []
 
