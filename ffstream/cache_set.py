@@ -59,7 +59,8 @@ class CacheSet:
         A cache is useful when each of its shards is there, or has moved on to the next layer's cache already.
         """
         useful: list[int] = []
-        for index in range(num_done, stack_start - 1, -1) if self.tier == "disk" else ():
+        is_read = self.tier == "disk" and num_done < len(self._layouts)
+        for index in range(num_done, stack_start - 1, -1) if is_read else ():
             caches = {name: self.make(index, name) for name in self.lasting}
             if all(self._has_all(cache, index, name, num_done) for name, cache in caches.items()):
                 self.current, useful = caches, [index]

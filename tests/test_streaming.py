@@ -10,6 +10,7 @@ import torch
 
 import ffstream as ff
 from ffstream.cache import CacheLayout, DiskCache
+from ffstream.cache_set import CacheSet
 from ffstream.data import load_dataset, scale_images
 from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import InputRows
@@ -239,6 +240,18 @@ def test_interrupted_twice_within_one_layer_and_once_in_resume(small_config, uni
     for method, nth in (("on_epoch", 3), ("on_epoch", 0), ("on_step", 0), ("on_layer", 0)):
         with pytest.raises(KeyboardInterrupt):
             ff.train(config, tmp_path / "run", resume=True, observer=InterruptAt(method, nth))
+    check_resumed_equals(uninterrupted(config), ff.resume(tmp_path / "run").path)
+
+
+def test_interrupted_between_the_last_commit_and_the_end_resumes(small_config, uninterrupted, tmp_path, monkeypatch):
+    def interrupt(_caches):
+        raise KeyboardInterrupt
+
+    config = small_config(cache__tier="disk")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CacheSet, "drop_all", interrupt)
+        ff.train(config, tmp_path / "run")
+    assert (tmp_path / "run/cache").exists()
     check_resumed_equals(uninterrupted(config), ff.resume(tmp_path / "run").path)
 
 
