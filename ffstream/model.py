@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ffstream.cache import DTYPES
@@ -24,6 +23,7 @@ from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layers import Layer
 from ffstream.network import build_layer, compute_layer_specs, hand_on
+from ffstream.tensor_file import save_tensors
 
 _FORMAT = "ffstream-1"
 
@@ -126,7 +126,8 @@ def export_network(directory: RunDirectory, path: Path) -> int:
         "data": json.dumps(directory.read_data()),
     }
     with atomic_path(path) as temporary:
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary, metadata)
+        state = {key: value.contiguous() for key, value in network.state_dict().items()}
+        save_tensors(temporary, state, metadata)
     return len(network.layers)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ffstream.errors import CorruptFileError
@@ -17,12 +17,44 @@ from ffstream.files import make_temporary, publish, removed_on_error, sha256_fil
 
 RESTORE = "restore it from a copy, or delete its folder to have it trained again"
 _FLOAT_BYTES = 4
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[], str]:
     """Write tensors under a temporary name. The action that is returned makes the file durable and tells its digest."""
-    return _write(path, lambda temporary: save_file(dict(tensors), temporary))
+    return _write(path, lambda temporary: save_tensors(temporary, tensors))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors on the host to a file, in place, tensor by tensor, those of the largest elements first.
+
+    safetensors' own writer makes a file beside it under a name of its own, which a killed process leaves there.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)  # so that each is aligned
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    with path.open("wb") as file:
+        file.write(encode_header(entries))
+        for _, tensor in ordered:
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def join_tensors(path: Path, parts: Mapping[Path, str], axes: Mapping[str, int]) -> Callable[[], str]:

@@ -12,12 +12,15 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 import ffstream as ff
 from ffstream import tensor_file
 from ffstream.files import atomic_path, read_manifest, remove_temporaries, sha256_file, write_atomic, write_manifest
 from ffstream.lock import RunLock
 from ffstream.metrics import MetricsFile
+from ffstream.tensor_file import save_tensors
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -239,3 +242,26 @@ def test_tensors_are_read_into_the_memory_that_is_there(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ff.CorruptFileError, match="altered"):
         tensor_file.fill_tensors(path, digest, targets)
+
+
+def test_tensors_that_are_written_are_those_that_safetensors_reads(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "byte": torch.tensor([1, 2, 3], dtype=torch.uint8),
+        "flag": torch.tensor([True, False]),
+        "weight": torch.randn(5, 3, generator=generator),
+        "turned": torch.randn(4, 6, generator=generator).t(),
+        "half": torch.randn(7, generator=generator).bfloat16(),
+        "number": torch.tensor(5),
+        "nothing": torch.empty(0, 4),
+        "double": torch.randn(2, dtype=torch.float64, generator=generator),
+    }
+    save_tensors(tmp_path / "a", tensors, {"format": "x"})
+    found = load_file(tmp_path / "a")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        assert file.metadata() == {"format": "x"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
