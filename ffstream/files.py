@@ -57,7 +57,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def make_temporary(path: Path) -> Path:
     """An empty file in the same folder, which is made when it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     os.close(handle)
     return Path(name)
@@ -65,11 +65,12 @@ def make_temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def removed_on_error(temporary: Path) -> Iterator[None]:
-    """Remove a half-written file when what is done with it fails."""
+    """Remove a half-written file when what is done with it fails, as far as a failing disk lets it."""
     try:
         yield
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
 
 
@@ -91,6 +92,14 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing, durably: or all that is in it goes with the power."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(exist_ok=True)
+        sync_folder(place.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in `folder` durable."""
     if os.name == "nt":  # directories cannot be opened there
@@ -103,9 +112,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process left half-written anywhere below `folder`."""
-    for path in folder.rglob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+    """Remove what a killed process left half-written anywhere below `folder`, as far as a failing disk lets it."""
+    with contextlib.suppress(OSError):
+        for path in folder.rglob(f"{TEMPORARY}*"):
+            path.unlink(missing_ok=True)
 
 
 def sha256_file(path: Path) -> str:

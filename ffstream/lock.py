@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from ffstream.errors import RunLockedError
-from ffstream.files import storage_errors
+from ffstream.files import make_folder, storage_errors
 
 
 class RunLock:
@@ -26,8 +27,9 @@ class RunLock:
         self._holder = run_dir / "lock.json"
 
     def __enter__(self) -> RunLock:
-        """Take the lock. Raises RunLockedError when another process holds it."""
+        """Make the folder where it is missing, and take the lock. Raises RunLockedError when another holds it."""
         with storage_errors(self._run_dir / "lock"):
+            make_folder(self._run_dir)
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
@@ -41,7 +43,8 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a failing disk, about which more has been said by now
+            self._holder.unlink(missing_ok=True)
         self._lock.release()
 
     def _describe_holder(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ class MetricsFile:
         self._path = path
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one line."""
+        """Add one line, which a later `sync` makes durable."""
         with storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def sync(self) -> None:
+        """Write all lines through to the disk: before what they tell of is committed."""
+        with storage_errors(self._path), self._path.open("rb+") as file:
+            os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines; one torn by a crash is left out."""

@@ -144,7 +144,7 @@ class Runner:
             num_samples += sum(figures.num_samples for figures in epochs)
             training_s += sum(figures.elapsed_s for figures in epochs)
             if number < last:
-                self._transfer.commit(self._directory.write_tile(spec.index, number, start_epoch, layer))
+                self._commit(self._directory.write_tile(spec.index, number, start_epoch, layer))
                 so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
                 del layer  # before the next one is made
         samples_per_s = num_samples / training_s / len(self._tiles)
@@ -179,7 +179,7 @@ class Runner:
         self._metrics.append({"kind": "layer"} | summary.to_mapping())
         self._transfer.finish()  # what the layer depends on
         commit = self._directory.write_layer(spec.index, layer, goodness, summary.to_mapping(), len(self._tiles))
-        self._transfer.commit(commit)
+        self._commit(commit)
         if len(self._tiles) == 1:
             self._resident = FrozenLayer(spec, self._tiles, lambda _: layer)
         self._observer.on_layer(summary)
@@ -261,7 +261,7 @@ class Runner:
         self._metrics.append(record | dataclasses.asdict(figures))
         if (epoch + 1) % self._config.epochs:  # after the last one the tile, or the layer, is committed
             save = self._directory.write_progress(spec.index, epoch + 1, trainer.layer, trainer.optimiser)
-            self._transfer.commit(save)
+            self._commit(save)
         self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
         return figures, goodness
 
@@ -273,6 +273,11 @@ class Runner:
             self._caches.current[name] = self._move(name, source, layer)
 
     # --- what they share
+
+    def _commit(self, action: Callable[[], None]) -> None:
+        """Of what the metrics tell, after their lines are durable."""
+        self._transfer.commit(self._metrics.sync)
+        self._transfer.commit(action)
 
     def _move(self, name: str, source: ActivationCache, layer: FrozenLayer) -> ActivationCache:
         """The cache of what a layer hands on, in place of what it reads."""

@@ -249,9 +249,7 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
     """Everything that can be refused is refused before anything is written."""
     prepared = _prepare(directory, config, measure=config.memory.budget != "auto")
     config, dataset, splits, device = prepared.plan.config, prepared.dataset, prepared.splits, prepared.device
-    with storage_errors(directory.path):
-        directory.path.mkdir(parents=True, exist_ok=True)
-    with RunLock(directory.path):
+    with storage_errors(directory.path), RunLock(directory.path):  # wherever it fails, in removing what is old too
         remove_temporaries(directory.path)
         if not directory.exists():
             validation = splits.get("validation")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ffstream.cache.layout import CacheLayout
 from ffstream.errors import CorruptFileError
-from ffstream.files import TEMPORARY, publish, removed_on_error, storage_errors
+from ffstream.files import TEMPORARY, make_folder, publish, removed_on_error, storage_errors
 from ffstream.tensor_file import encode_header
 
 _SAFETENSORS_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -131,7 +131,7 @@ class DiskCache(ActivationCache):
         header = encode_header({"__metadata__": {"crc32": self._checksum(shard, payload)}, "rows": fields})
         temporary = self._temporary(shard)
         with storage_errors(self._path(shard)):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             with removed_on_error(temporary), temporary.open("wb", buffering=0) as file:
                 for part in (memoryview(header), payload):
                     num_written = 0
