@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := runs/demo
 
-.PHONY: demo test test-gpu lint types check bench bench-gpu clean
+.PHONY: demo test test-gpu lint types check torture bench bench-gpu clean
 
 # A stamp a set of extras: made again when pyproject.toml changes.
 $(VENV)/run.stamp: pyproject.toml
@@ -36,6 +36,9 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 check: lint types test
+
+torture: $(VENV)/dev.stamp  ## crashes, losses of power, full and failing disks at every point; an hour on one core
+	$(BIN)/python -m tests.torture --report benchmarks/reliability
 
 bench: $(VENV)/dev.stamp  ## every figure of benchmarks/README.md; MNIST=folder holding MNIST/raw
 	$(BIN)/python -m benchmarks.run --data-root "$(MNIST)"

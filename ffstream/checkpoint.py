@@ -14,6 +14,8 @@ RUN/metrics.jsonl                      a line an epoch and a line a layer
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from torch import Tensor
 from ffstream.errors import CorruptFileError, RunError
 from ffstream.files import read_manifest, write_atomic, write_manifest
 from ffstream.layers import Layer
+from ffstream.metrics import MetricsFile, MetricsSeal
 from ffstream.optimiser import LayerOptimiser
 from ffstream.tensor_file import (
     RESTORE,
@@ -36,6 +39,7 @@ from ffstream.tensor_file import (
 )
 
 _MANIFEST = "manifest.json"
+_CONFIG_SEAL = b"# sha256 "
 _TILE = "-tile-"  # in the name of a file of the progress: one that stays until the layer is finished
 
 
@@ -60,8 +64,23 @@ class RunDirectory:
         self.write_config(config_toml)
 
     def write_config(self, config_toml: str) -> None:
-        """Replace the configuration."""
-        write_atomic(self.path / "config.toml", config_toml.encode())
+        """Replace the configuration. Its first line, a comment, is the digest of the others."""
+        text = config_toml.encode()
+        write_atomic(self.path / "config.toml", _CONFIG_SEAL + hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+
+    def find_config(self) -> Path:
+        """The file of the configuration. Raises CorruptFileError when it is not as it was written."""
+        path = self.path / "config.toml"
+        with contextlib.suppress(FileNotFoundError):
+            first, _, text = path.read_bytes().partition(b"\n")
+            if first.startswith(_CONFIG_SEAL):
+                digest = first.removeprefix(_CONFIG_SEAL).decode(errors="replace")
+                if digest != hashlib.sha256(text).hexdigest():
+                    raise CorruptFileError(
+                        f"config {path}: altered since it was written (its digest, in the first line, differs); "
+                        "restore it from a copy, or, if it was meant, delete its first line"
+                    )
+        return path
 
     def read_data(self) -> dict[str, Any]:
         """What `create` was given. Raises RunError, CorruptFileError."""
@@ -98,11 +117,18 @@ class RunDirectory:
         return self.path / "layers" / f"{index:03d}"
 
     def write_layer(
-        self, index: int, layer: Layer, goodness: Tensor | None, figures: dict[str, Any], num_tiles: int = 1
+        self,
+        index: int,
+        layer: Layer,
+        goodness: Tensor | None,
+        figures: dict[str, Any],
+        metrics: MetricsSeal,
+        num_tiles: int = 1,
     ) -> Callable[[], None]:
         """Write down a finished layer and its validation goodness (n, C). The action that is returned commits it.
 
-        Of several tiles, `layer` is the last; those before are in the progress, and are joined with it.
+        `metrics` seals the lines that tell of it. Of several tiles, `layer` is the last; those before are in the
+        progress, and are joined with it.
         """
         folder = self.layer_folder(index)
         written = {"weights": self._write_weights(index, layer, num_tiles)}
@@ -111,9 +137,8 @@ class RunDirectory:
 
         def commit() -> None:
             digests = {name: publish_file() for name, publish_file in written.items()}
-            below = self._read_numbered_manifest(index - 1)["digests"]["weights"] if index else ""
-            manifest = {"layer": index, "digests": digests, "digest_below": below, "figures": figures}
-            write_manifest(folder / _MANIFEST, manifest)
+            manifest = {"layer": index, "digests": digests, "figures": figures, "metrics": metrics.to_mapping()}
+            write_manifest(folder / _MANIFEST, manifest | {"digest_below": self._digest_below(index)})
 
         return commit
 
@@ -134,12 +159,16 @@ class RunDirectory:
     def read_layer_manifest(self, index: int) -> dict[str, Any]:
         """The manifest of a committed layer, checked to belong where it stands. Raises CorruptFileError."""
         manifest, path = self._read_numbered_manifest(index), self.layer_folder(index) / _MANIFEST
-        if index and manifest["digest_below"] != self._read_numbered_manifest(index - 1)["digests"]["weights"]:
+        if manifest["digest_below"] != self._digest_below(index):
             raise CorruptFileError(
                 f"manifest {path}: trained on another layer {index} than the one in {self.layer_folder(index - 1)}; "
                 "restore both from one copy"
             )
         return manifest
+
+    def _digest_below(self, index: int) -> str:
+        """Of the weights of the layer that layer `index` was trained on."""
+        return str(self._read_numbered_manifest(index - 1)["digests"]["weights"]) if index else ""
 
     def _read_numbered_manifest(self, index: int) -> dict[str, Any]:
         path = self.layer_folder(index) / _MANIFEST
@@ -179,22 +208,25 @@ class RunDirectory:
     # --- the layer being trained
 
     def write_progress(
-        self, index: int, num_epochs: int, layer: Layer, optimiser: LayerOptimiser
+        self, index: int, num_epochs: int, layer: Layer, optimiser: LayerOptimiser, metrics: MetricsSeal
     ) -> Callable[[], None]:
         """Write down the layer being trained, or its tile, after `num_epochs` epochs; it may change once this returns.
 
-        The action that is returned makes it durable. The progress before is kept until then.
+        `metrics` seals the lines that tell of them. The action that is returned makes it durable. The progress before
+        is kept until then.
         """
         tensors = {f"layer.{key}": value for key, value in _host_state(layer).items()}
         tensors |= {f"optimiser.{key}": value.cpu() for key, value in optimiser.state().items()}
-        return self._write_progress(index, num_epochs, self._epoch_path(index, num_epochs), tensors)
+        return self._write_progress(index, num_epochs, self._epoch_path(index, num_epochs), tensors, metrics)
 
-    def write_tile(self, index: int, tile: int, num_epochs: int, layer: Layer) -> Callable[[], None]:
+    def write_tile(
+        self, index: int, tile: int, num_epochs: int, layer: Layer, metrics: MetricsSeal
+    ) -> Callable[[], None]:
         """Write down a finished tile of the layer being trained, as `write_progress` does."""
-        return self._write_progress(index, num_epochs, self._tile_path(index, tile), _host_state(layer))
+        return self._write_progress(index, num_epochs, self._tile_path(index, tile), _host_state(layer), metrics)
 
     def _write_progress(
-        self, index: int, num_epochs: int, path: Path, tensors: dict[str, Tensor]
+        self, index: int, num_epochs: int, path: Path, tensors: dict[str, Tensor], metrics: MetricsSeal
     ) -> Callable[[], None]:
         """Add a file to the progress, in place of all that are not finished tiles."""
         publish_file = write_tensors(path, tensors)
@@ -204,8 +236,8 @@ class RunDirectory:
             found = self._read_progress_manifest()
             kept = found["digests"] if found is not None and found["layer"] == index else {}
             digests = {name: kept[name] for name in kept if _TILE in name} | {path.name: digest}
-            content = {"layer": index, "num_epochs": num_epochs, "digests": digests}
-            write_manifest(path.parent / _MANIFEST, content)
+            content = {"layer": index, "num_epochs": num_epochs, "digests": digests, "metrics": metrics.to_mapping()}
+            write_manifest(path.parent / _MANIFEST, content | {"digest_below": self._digest_below(index)})
             for old in path.parent.glob("layer-*.safetensors"):
                 if old.name not in digests:
                     old.unlink()
@@ -228,6 +260,17 @@ class RunDirectory:
         fill_tensors(path, self._progress_digest(path), targets)
         optimiser.load_state(state)
 
+    def verify_progress(self) -> None:
+        """Check every digest of the layer being trained, if there is one. Raises CorruptFileError."""
+        manifest = self._read_progress_manifest()
+        try:
+            for name, digest in manifest["digests"].items() if manifest is not None else ():
+                check_digest(self.path / "progress" / name, digest)
+        except CorruptFileError:
+            if manifest == self._read_progress_manifest():
+                raise
+            self.verify_progress()  # another process trains, and has replaced it meanwhile
+
     def load_tile(self, index: int, tile: int, layer: Layer) -> None:
         """Fill `layer` with a finished tile of the layer being trained. Raises CorruptFileError."""
         path = self._tile_path(index, tile)
@@ -244,10 +287,19 @@ class RunDirectory:
             raise CorruptFileError(f"progress {path.parent}: does not name {path.name}; {RESTORE}") from None
 
     def _read_progress_manifest(self) -> dict[str, Any] | None:
+        path = self.path / "progress" / _MANIFEST
         try:
-            return read_manifest(self.path / "progress" / _MANIFEST)
+            manifest = read_manifest(path)
         except FileNotFoundError:
             return None
+        index = manifest["layer"]
+        is_current = index <= self.count_layers()  # not above a layer that is missing: of that more is said elsewhere
+        if is_current and manifest.get("digest_below", self._digest_below(index)) != self._digest_below(index):
+            raise CorruptFileError(
+                f"manifest {path}: trained on another layer {index} than the one in {self.layer_folder(index - 1)}; "
+                "restore both from one copy, or delete its folder to have the layer trained again"
+            )
+        return manifest
 
     def _epoch_path(self, index: int, num_epochs: int) -> Path:
         return self.path / "progress" / f"layer-{index:03d}-epoch-{num_epochs:04d}.safetensors"
@@ -259,6 +311,21 @@ class RunDirectory:
         """The layer is committed: its progress is no longer needed. Manifest first, so that half of it is none."""
         (self.path / "progress" / _MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.path / "progress", ignore_errors=True)
+
+    # --- metrics
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def check_metrics(self) -> None:
+        """Check the lines that tell of what is committed. Raises CorruptFileError."""
+        num_layers, progress = self.count_layers(), self._read_progress_manifest()
+        manifest = self.read_layer_manifest(num_layers - 1) if num_layers else {}
+        if progress is not None and progress["layer"] >= num_layers:
+            manifest = progress
+        if "metrics" in manifest:  # not in those of a run that is older than seals
+            MetricsFile(self.metrics_path).check(MetricsSeal(**manifest["metrics"]))
 
     # --- the softmax readout
 

@@ -247,7 +247,7 @@ def predict(
 @app.command()
 def inspect(
     run: RunDir,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every digest of the finished layers.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every digest of what is committed.")] = False,
     as_json: Json = False,
 ) -> None:
     """What is done in a run, the figures of each layer, and whether its files are whole."""
@@ -284,7 +284,7 @@ def inspect(
     if layers:
         Console().print(layer_table(layers))
     if verify:
-        typer.echo("every digest of the finished layers is right")
+        typer.echo("every digest of what is committed is right")
     if len(layers) < config.layers:
         typer.echo(f"go on with: ffstream resume {run}")
 

@@ -137,7 +137,7 @@ def _load_run(directory: RunDirectory) -> FFNetwork:
     num_layers = directory.count_layers()
     if num_layers == 0:
         raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
-    config = Config.from_toml(directory.path / "config.toml").override({"layers": num_layers})
+    config = Config.from_toml(directory.find_config()).override({"layers": num_layers})
     network = FFNetwork(config, directory.read_data())
     for index, layer in enumerate(network.layers):
         directory.load_layer(index, cast(Layer, layer))

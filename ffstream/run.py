@@ -55,7 +55,7 @@ class Run:
     @property
     def config(self) -> Config:
         """The resolved configuration."""
-        return Config.from_toml(self.path / "config.toml")
+        return Config.from_toml(self.directory.find_config())
 
     @property
     def num_layers_done(self) -> int:
@@ -197,9 +197,13 @@ class Run:
         return export_network(self.directory, Path(path))
 
     def verify(self) -> int:
-        """Check every digest of the finished layers. Returns their number; raises CorruptFileError."""
+        """Check every digest of what is committed. Returns the number of layers; raises CorruptFileError."""
+        self.directory.find_config()
+        self.directory.load_validation_labels()
+        self.directory.check_metrics()
         for index in range(self.num_layers_done):
             self.directory.verify_layer(index)
+        self.directory.verify_progress()
         return self.num_layers_done
 
 

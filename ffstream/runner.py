@@ -64,7 +64,7 @@ class Runner:
         self._method = make_label_method(config, self._num_classes, data["num_features"], data["image_shape"])
         self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
         self._goodness = GOODNESSES[config.objective.goodness]
-        self._metrics = MetricsFile(directory.path / "metrics.jsonl")
+        self._metrics = MetricsFile(directory.metrics_path)
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
         shape = DataShape(data["num_features"], self._num_classes, num_samples)
         identity = f"{config.fingerprint()} {data['digest']}"
@@ -144,7 +144,7 @@ class Runner:
             num_samples += sum(figures.num_samples for figures in epochs)
             training_s += sum(figures.elapsed_s for figures in epochs)
             if number < last:
-                self._commit(self._directory.write_tile(spec.index, number, start_epoch, layer))
+                self._commit(self._directory.write_tile(spec.index, number, start_epoch, layer, self._metrics.seal()))
                 so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
                 del layer  # before the next one is made
         samples_per_s = num_samples / training_s / len(self._tiles)
@@ -178,7 +178,8 @@ class Runner:
         )
         self._metrics.append({"kind": "layer"} | summary.to_mapping())
         self._transfer.finish()  # what the layer depends on
-        commit = self._directory.write_layer(spec.index, layer, goodness, summary.to_mapping(), len(self._tiles))
+        figures_by_name, seal = summary.to_mapping(), self._metrics.seal()
+        commit = self._directory.write_layer(spec.index, layer, goodness, figures_by_name, seal, len(self._tiles))
         self._commit(commit)
         if len(self._tiles) == 1:
             self._resident = FrozenLayer(spec, self._tiles, lambda _: layer)
@@ -260,7 +261,8 @@ class Runner:
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
         self._metrics.append(record | dataclasses.asdict(figures))
         if (epoch + 1) % self._config.epochs:  # after the last one the tile, or the layer, is committed
-            save = self._directory.write_progress(spec.index, epoch + 1, trainer.layer, trainer.optimiser)
+            seal = self._metrics.seal()
+            save = self._directory.write_progress(spec.index, epoch + 1, trainer.layer, trainer.optimiser, seal)
             self._commit(save)
         self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
         return figures, goodness
@@ -359,6 +361,8 @@ class Runner:
         if progress is not None and progress[0] < num_done:  # killed between the layer's commit and its clean-up
             self._directory.drop_progress()
             progress = None
+        if self._directory.metrics_path.exists():  # or the user deleted it
+            self._directory.check_metrics()
         self._epochs_taken = {progress[0]: progress[1]} if progress else {}
         self._metrics.rewind(num_done, self._epochs_taken.get(num_done, 0))
 

@@ -89,7 +89,7 @@ def test_inspect_reports_layers_and_digests(finished):
     assert found["num_layers_done"] == 2
     assert found["verified"]
     assert [layer["layer"] for layer in found["layers"]] == [1, 2]
-    assert "every digest of the finished layers is right" in run_cli("inspect", finished, "--verify")[1]
+    assert "every digest of what is committed is right" in run_cli("inspect", finished, "--verify")[1]
 
 
 def test_export_loads_as_a_plain_module_with_the_same_predictions(finished, tmp_path, digits):

@@ -1,0 +1,80 @@
+"""Run the torture: `python -m tests.torture [--quick] [--report FOLDER]`. Exits with 1 on any silent error."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.torture.faults import Faults, start_preloaded
+
+FULL = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT"}
+_NUM_QUICK = 5  # changes tried of a workload
+BROKEN = {errno.EIO: "EIO", errno.EMFILE: "EMFILE"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a part of all, in a minute or two")
+    parser.add_argument("--stride", type=int, default=1, help="try every so many changes (1)")
+    parser.add_argument("--kinds", default="crash,repeat,full,broken,power,rot", help="which, separated by commas")
+    parser.add_argument("--workloads", default="", help="which, separated by commas; all by default")
+    parser.add_argument("--report", type=Path, help="a folder for torture.json")
+    parser.add_argument("--preloaded", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.preloaded:
+        return start_preloaded(["-m", "tests.torture", *sys.argv[1:], "--preloaded"])
+
+    from tests.torture.crash import Bench, Counts, fail_everywhere, kill_everywhere, kill_often
+    from tests.torture.power import lose_power
+    from tests.torture.rot import let_rot
+    from tests.torture.work import WORKLOADS, make_config, train, write_data
+
+    faults, start_s = Faults(), time.monotonic()
+    names = options.workloads.split(",") if options.workloads else list(WORKLOADS)
+    kinds = options.kinds.split(",")
+    found: dict[str, Counts] = {kind: Counts() for kind in kinds}
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        data = Path(folder) / "data.safetensors"
+        write_data(data)
+        train(make_config("disk", data), Path(folder) / "warm")  # what is imported late is imported by now
+        for name in names:
+            bench = Bench(name, faults, Path(folder), data)
+            stride = max(bench.num_changes // _NUM_QUICK, 1) if options.quick else options.stride
+            for kind in kinds:
+                if kind == "crash":
+                    kill_everywhere(bench, stride, found[kind])
+                elif kind == "repeat":
+                    kill_often(bench, 1 if options.quick else 60 // options.stride, found[kind])
+                elif kind == "full":
+                    errors = [errno.ENOSPC] if options.quick else FULL
+                    fail_everywhere(bench, errors, stride, found[kind], lasting=True)
+                elif kind == "broken":
+                    fail_everywhere(bench, BROKEN, 2 * stride, found[kind], lasting=False)
+                elif kind == "power":
+                    lose_power(bench, stride, 1 if options.quick else 3, found[kind])
+                elif kind == "rot" and (not options.quick or name == "disk"):
+                    let_rot(bench, 1 if options.quick else 40, found[kind])
+                counts = found[kind]
+                print(f"{name} {kind}: {counts.num_cases} cases so far, {len(counts.failures)} wrong", flush=True)
+    for kind, counts in found.items():
+        for failure in counts.failures[:10]:
+            print(f"WRONG {kind} {failure}")
+        print(
+            f"{kind}: {counts.num_cases} cases, {counts.num_exact} resumed exactly, {counts.num_refused} of them "
+            f"refused by name before, {len(counts.failures)} silent errors"
+        )
+    print(f"{time.monotonic() - start_s:.0f} s")
+    if options.report:
+        options.report.mkdir(parents=True, exist_ok=True)
+        content = {kind: vars(counts) for kind, counts in found.items()}
+        (options.report / "torture.json").write_text(json.dumps(content, indent=1) + "\n")
+    return 1 if any(counts.failures for counts in found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""A process that is killed, in place of any one change to its files, and resumed: the same bits as one left alone."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.torture.faults import Faults, Outcome, in_child
+from tests.torture.work import describe, make_config, train
+
+
+@dataclass
+class Counts:
+    """What became of the cases of a kind."""
+
+    num_cases: int = 0
+    num_exact: int = 0  # resumed to the same bits
+    num_refused: int = 0  # stopped by name first, and then resumed to the same bits
+    failures: list[str] = field(default_factory=list)  # anything else
+
+    def add(self, what: str, problem: str | None, *, refused: bool = False) -> None:
+        """One more case, and what is wrong with it."""
+        self.num_cases += 1
+        if problem is not None:
+            self.failures.append(f"{what}: {problem}")
+        else:
+            self.num_exact += 1
+            self.num_refused += refused
+
+
+class Bench:
+    """A workload, what it does when it is left alone, and room to do it again."""
+
+    def __init__(self, name: str, faults: Faults, folder: Path, data: Path) -> None:
+        self.name, self.faults, self.data = name, faults, data
+        self.place = folder / name
+        self.run_dir = self.place / "run"
+        self.config = make_config(name, data)
+        found = self.attempt(lambda: None)
+        assert found.finished, found
+        self.num_changes: int = found.value["changes"]
+        self.whole = self.describe().value
+        assert self.whole["temporary"] == [], self.whole
+
+    def points(self, stride: int) -> range:
+        """Every `stride`-th change."""
+        return range((stride + 1) // 2, self.num_changes + 1, stride)
+
+    def clear(self) -> None:
+        """As before any run."""
+        shutil.rmtree(self.place, ignore_errors=True)
+        self.place.mkdir(parents=True)
+
+    def attempt(self, arm: Callable[[], Any], *, fresh: bool = True, then: Callable[[], Any] = lambda: None) -> Outcome:
+        """Train, or go on, with what `arm` arms; `then` is called at the end."""
+        if fresh:
+            self.clear()
+
+        def work() -> dict[str, int]:
+            self.faults.watch(self.place)
+            arm()
+            train(self.config, self.run_dir)
+            then()
+            return {"changes": self.faults.count()}
+
+        return in_child(work)
+
+    def describe(self) -> Outcome:
+        """What is there."""
+        return in_child(lambda: describe(self.run_dir))
+
+    def find_difference(self) -> str | None:
+        """Go on undisturbed, and say what is then other than in a run that was left alone."""
+        resumed = self.attempt(lambda: None, fresh=False)
+        if not resumed.finished:
+            return f"resume ended with {resumed}"
+        found = self.describe()
+        if not found.finished:
+            return f"what is resumed cannot be read: {found}"
+        different = [key for key in self.whole if found.value[key] != self.whole[key]]
+        return f"{', '.join(different)} differ after resume" if different else None
+
+
+def kill_everywhere(bench: Bench, stride: int, counts: Counts) -> None:
+    """SIGKILL in place of every `stride`-th change."""
+    for number in bench.points(stride):
+        ended = bench.attempt(lambda number=number: bench.faults.kill_before(number))
+        what = f"{bench.name}, killed at change {number}"
+        if not ended.signal and not ended.finished:  # threads differ by a few changes from run to run
+            counts.add(what, f"ended with {ended}")
+            continue
+        counts.add(what, bench.find_difference())
+
+
+def kill_often(bench: Bench, num_cases: int, counts: Counts) -> None:
+    """Two to four kills, each of the resume after the one before."""
+    chance = random.Random(0)
+    for case in range(num_cases):
+        numbers = [chance.randint(1, bench.num_changes) for _ in range(chance.randint(2, 4))]
+        numbers[1:] = [max(number // 3, 1) for number in numbers[1:]]
+        bench.clear()
+        for number in numbers:
+            bench.attempt(lambda number=number: bench.faults.kill_before(number), fresh=False)
+        counts.add(f"{bench.name}, case {case}, killed at changes {numbers}", bench.find_difference())
+
+
+def fail_everywhere(bench: Bench, errors: Iterable[int], stride: int, counts: Counts, *, lasting: bool) -> None:
+    """Every `stride`-th change fails with an errno, once or from then on, as on a full disk; then all is well again."""
+    for error in errors:
+        for number in bench.points(stride):
+            last = 1 << 40 if lasting else number
+            ended = bench.attempt(lambda n=number, e=error, last=last: bench.faults.fail(n, last, e))
+            what = f"{bench.name}, errno {error} {'from' if lasting else 'at'} change {number}"
+            if ended.bug or ended.hung or ended.signal:
+                counts.add(what, f"ended with {ended}")
+                continue
+            if ended.refusal and "\n" in ended.refusal:
+                counts.add(what, f"said more than one line: {ended.refusal}")
+                continue
+            counts.add(what, bench.find_difference(), refused=bool(ended.refusal))

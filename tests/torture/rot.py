@@ -1,0 +1,114 @@
+"""Files that rot: whatever is altered is named before it is used, or makes no difference."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import ffstream as ff
+from tests.helpers import InterruptAt
+from tests.torture.crash import Bench, Counts
+from tests.torture.faults import in_child
+
+_PAGE_BYTES = 4096
+Rot = Callable[[bytes], bytes]
+
+
+def let_rot(bench: Bench, num_bits: int, counts: Counts) -> None:
+    """Alter each file of a run that was stopped in its second layer, and of a finished one, in every way."""
+    whole, other = bench.place.parent / "kept", bench.place.parent / "other"
+    for stopped in (True, False):
+        for place, seed in ((whole, 0), (other, 1)):
+            shutil.rmtree(place, ignore_errors=True)
+            assert in_child(partial(_train, bench, place, seed, stopped=stopped)).finished
+        kind = "stopped" if stopped else "finished"
+        files = sorted(
+            path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and "lock" not in path.name
+        )
+        for file in files:
+            theirs = (other / file).read_bytes() if (other / file).exists() else b"other"
+            for how, alter in _ways(whole / file, theirs, num_bits):
+                bench.clear()
+                shutil.copytree(whole, bench.run_dir)
+                altered = alter((whole / file).read_bytes())
+                if altered == (whole / file).read_bytes():
+                    continue
+                (bench.run_dir / file).write_bytes(altered)
+                problem, refused = _find_problem(bench, file)
+                counts.add(f"{bench.name}, {kind}, {file} {how}", problem, refused=refused)
+
+
+def _train(bench: Bench, place: Path, seed: int, *, stopped: bool) -> None:
+    config = bench.config.override({"seed": seed})
+    try:
+        ff.train(config, place, observer=InterruptAt("on_epoch", 4) if stopped else None)
+    except KeyboardInterrupt:
+        assert stopped
+
+
+def _find_problem(bench: Bench, file: Path) -> tuple[str | None, bool]:
+    """What is wrong with how an altered file was met, and whether it was refused by name."""
+
+    def work() -> str:
+        if not str(file).startswith("cache"):  # of which nothing is lost, and which only a resume reads
+            ff.Run(bench.run_dir).verify()
+        ff.train(bench.config, bench.run_dir, resume=True)
+        return ""
+
+    ended = in_child(work)
+    if ended.refusal:
+        names_it = file.name in ended.refusal or file.parent.name in ended.refusal
+        one_line = "\n" not in ended.refusal
+        return (None, True) if names_it and one_line else (f"refused by {ended.refusal!r}", True)
+    if not ended.finished:
+        return f"ended with {ended}", False
+    found = bench.describe()
+    if not found.finished:
+        return f"was not noticed, and cannot be read after it: {found}", False
+    different = [key for key in bench.whole if found.value[key] != bench.whole[key]]
+    return (f"was not noticed: {', '.join(different)} differ" if different else None), False
+
+
+def _ways(path: Path, theirs: bytes, num_bits: int) -> Iterator[tuple[str, Rot]]:
+    size, chance = path.stat().st_size, random.Random(str(path.name))
+    for bit in sorted(chance.sample(range(8 * size), min(num_bits, 8 * size))):
+        yield f"with bit {bit} flipped", lambda data, bit=bit: _flip(data, bit)
+    for length in range(0, size, _PAGE_BYTES):
+        yield f"cut to {length} bytes", lambda data, length=length: data[:length]
+    yield "without its last byte", lambda data: data[:-1]
+    yield "with a byte more", lambda data: data + b"\0"
+    yield "of zeros", lambda data: bytes(len(data))
+    yield "of another run", lambda _: theirs
+    if path.suffix == ".safetensors":
+        for name, head in _HOSTILE.items():
+            yield name, lambda data, head=head: head + data[len(head) :]
+
+
+def _flip(data: bytes, bit: int) -> bytes:
+    altered = bytearray(data)
+    altered[bit // 8] ^= 1 << bit % 8
+    return bytes(altered)
+
+
+def _header(entries: object) -> bytes:
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+_HOSTILE = {
+    "with a header longer than the file": (1 << 40).to_bytes(8, "little"),
+    "with a header of 2^63 bytes": (1 << 63).to_bytes(8, "little"),
+    "with tensors that overlap": _header(
+        {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("weight", "bias", "rows")}
+    ),
+    "with a tensor beyond the file": _header(
+        {"rows": {"dtype": "F32", "shape": [1 << 60], "data_offsets": [0, 1 << 62]}}
+    ),
+    "with a negative shape": _header({"rows": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}),
+    "with a header of nested lists": (1 << 15).to_bytes(8, "little") + b"[" * (1 << 15),
+    "with another type": _header({"rows": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}),
+}
