@@ -307,6 +307,32 @@ def plot(
 
 
 @app.command()
+def repair(
+    run: RunDir,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Put aside what is damaged; otherwise it is only said.")
+    ] = False,
+) -> None:
+    """What can be kept of a damaged run: the longest prefix of layers without damage. What is put aside is not lost."""
+    from ffstream.repair import diagnose, put_aside
+    from ffstream.run import Run
+
+    directory = Run(run).directory
+    found = diagnose(directory)
+    for problem in found.problems:
+        typer.echo(problem)
+    if not found.problems:
+        typer.echo(f"run {run}: nothing is damaged; {found.num_valid} layers are committed")
+        return
+    typer.echo(f"run {run}: {found.num_valid} of {found.num_committed} committed layers can be kept")
+    names = ", ".join(str(path.relative_to(directory.path)) for path in found.damaged)
+    if not apply:
+        typer.echo(f"to be put aside: {names}; do it with: ffstream repair {run} --apply")
+        return
+    typer.echo(f"put aside into {put_aside(directory, found)}: {names}; go on with: ffstream resume {run}")
+
+
+@app.command()
 def export(run: RunDir, file: Annotated[Path, typer.Argument(help="The .safetensors file to write.")]) -> None:
     """Write the finished layers to one file, for ffstream.load()."""
     from ffstream.run import Run

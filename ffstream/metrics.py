@@ -52,15 +52,18 @@ class MetricsFile:
         return MetricsSeal(self._num_bytes, self._digest.hexdigest())
 
     def check(self, seal: MetricsSeal) -> None:
-        """Raises CorruptFileError when the lines that were sealed are not there any more as they were."""
+        """Raises CorruptFileError when the lines that were sealed are not there any more as they were.
+
+        A file that is gone was taken away by somebody, who does without it.
+        """
         try:
             with self._path.open("rb") as file:
                 found = file.read(seal.num_bytes)
         except FileNotFoundError:
-            found = b""
+            return
         if hashlib.sha256(found).hexdigest() != seal.sha256:
             raise CorruptFileError(
-                f"metrics {self._path}: altered, cut short or gone since they were written (their digest differs); "
+                f"metrics {self._path}: altered or cut short since they were written (their digest differs); "
                 "restore them from a copy, or delete the file to go on without"
             )
 

@@ -361,8 +361,7 @@ class Runner:
         if progress is not None and progress[0] < num_done:  # killed between the layer's commit and its clean-up
             self._directory.drop_progress()
             progress = None
-        if self._directory.metrics_path.exists():  # or the user deleted it
-            self._directory.check_metrics()
+        self._directory.check_metrics()
         self._epochs_taken = {progress[0]: progress[1]} if progress else {}
         self._metrics.rewind(num_done, self._epochs_taken.get(num_done, 0))
 

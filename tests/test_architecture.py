@@ -32,7 +32,7 @@ observer cache_set frozen
 evaluate model
 readout predictions
 run
-runner
+runner repair
 session
 rivals memory_profile picture
 reporting

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import ffstream as ff
+from ffstream.repair import diagnose, put_aside
 from tests.helpers import InterruptAt
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
@@ -62,8 +63,9 @@ def _find_problem(bench: Bench, file: Path) -> tuple[str | None, bool]:
     ended = in_child(work)
     if ended.refusal:
         names_it = file.name in ended.refusal or file.parent.name in ended.refusal
-        one_line = "\n" not in ended.refusal
-        return (None, True) if names_it and one_line else (f"refused by {ended.refusal!r}", True)
+        if not names_it or "\n" in ended.refusal:
+            return f"refused by {ended.refusal!r}", True
+        return _find_unrepaired(bench, file), True
     if not ended.finished:
         return f"ended with {ended}", False
     found = bench.describe()
@@ -71,6 +73,34 @@ def _find_problem(bench: Bench, file: Path) -> tuple[str | None, bool]:
         return f"was not noticed, and cannot be read after it: {found}", False
     different = [key for key in bench.whole if found.value[key] != bench.whole[key]]
     return (f"was not noticed: {', '.join(different)} differ" if different else None), False
+
+
+def _find_unrepaired(bench: Bench, file: Path) -> str | None:
+    """What is wrong after a repair, as far as there is one: the run itself and its labels are restored, or nothing is.
+
+    A cache is deleted, as its error says.
+    """
+    if len(file.parts) == 1 and file.name != "metrics.jsonl":
+        return None
+
+    def work() -> None:
+        directory = ff.Run(bench.run_dir).directory
+        if file.parts[0] == "cache":
+            shutil.rmtree(bench.run_dir / file.parent)
+        else:
+            assert put_aside(directory, diagnose(directory)) is not None
+        ff.train(bench.config, bench.run_dir, resume=True)
+        shutil.rmtree(bench.run_dir / "damaged-1", ignore_errors=True)
+
+    ended = in_child(work)
+    if not ended.finished:
+        return f"was not repaired: {ended}"
+    found = bench.describe()
+    if not found.finished:
+        return f"cannot be read after its repair: {found}"
+    unseen = ("metrics",) if file.name == "metrics.jsonl" else ()
+    different = [key for key in bench.whole if found.value[key] != bench.whole[key] and key not in unseen]
+    return f"repaired to something else: {', '.join(different)} differ" if different else None
 
 
 def _ways(path: Path, theirs: bytes, num_bits: int) -> Iterator[tuple[str, Rot]]:

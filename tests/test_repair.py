@@ -1,0 +1,109 @@
+"""Repair: the longest prefix of layers without damage is kept, the rest is put aside, and the run goes on."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+import ffstream as ff
+from ffstream.lock import RunLock
+from ffstream.repair import diagnose, put_aside
+from tests.helpers import InterruptAt, layer_digests, run_cli
+
+
+@pytest.fixture
+def whole(small_config, tmp_path):
+    return ff.train(small_config(cache__tier="disk"), tmp_path / "whole").path
+
+
+@pytest.fixture
+def damaged(whole, tmp_path):
+    return ff.Run(shutil.copytree(whole, tmp_path / "damaged"))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "validation.safetensors", "manifest.json"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_layers_from_the_first_damage_on_are_trained_again(file, layer, whole, damaged):
+    flip(damaged.path / f"layers/00{layer}/{file}")
+    found = diagnose(damaged.directory)
+    assert (found.num_valid, found.num_committed) == (layer, 3)
+    assert file in found.problems[0]
+    aside = put_aside(damaged.directory, found)
+    assert sorted(path.name for path in (aside / "layers").iterdir()) == [f"00{k}" for k in range(layer, 3)]
+    assert damaged.num_layers_done == layer
+    assert layer_digests(ff.resume(damaged.path).path) == layer_digests(whole)
+    assert diagnose(damaged.directory).problems == []
+
+
+def test_a_layer_that_is_missing_takes_those_above_with_it(whole, damaged):
+    (damaged.path / "layers/001/manifest.json").unlink()
+    found = diagnose(damaged.directory)
+    assert found.num_valid == 1
+    assert "layer 2 is missing" in found.problems[0]
+    put_aside(damaged.directory, found)
+    assert layer_digests(ff.resume(damaged.path).path) == layer_digests(whole)
+
+
+@pytest.mark.parametrize("pattern", ["progress/*.safetensors", "progress/manifest.json", "metrics.jsonl"])
+def test_the_layer_in_training_is_taken_up_from_its_start(pattern, whole, small_config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(cache__tier="disk"), tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    run = ff.Run(tmp_path / "run")
+    (file,) = run.path.glob(pattern)
+    flip(file)
+    with pytest.raises(ff.CorruptFileError, match=file.name):
+        run.verify()
+    with pytest.raises(ff.CorruptFileError, match=file.name):
+        ff.resume(run.path)
+    found = diagnose(run.directory)
+    assert found.num_valid == found.num_committed == 1
+    assert found.damaged == [run.path / pattern.partition("/")[0]]
+    put_aside(run.directory, found)
+    assert layer_digests(ff.resume(run.path).path) == layer_digests(whole)
+
+
+def test_the_readout_is_fitted_again(damaged):
+    error = damaged.evaluate("softmax").error
+    flip(damaged.path / "readout/weights.safetensors")
+    put_aside(damaged.directory, diagnose(damaged.directory))
+    assert damaged.evaluate("softmax").error == error
+
+
+def test_what_makes_the_run_is_restored_and_not_repaired(damaged):
+    flip(damaged.path / "config.toml")
+    with pytest.raises(ff.CorruptFileError, match=r"config\.toml.*first line"):
+        diagnose(damaged.directory)
+
+
+def test_a_configuration_whose_digest_was_taken_out_is_the_users_own(damaged):
+    path = damaged.path / "config.toml"
+    path.write_text("\n".join(path.read_text().splitlines()[1:]) + "\n")
+    assert diagnose(damaged.directory).problems == []
+
+
+def test_nothing_is_put_aside_while_the_run_is_trained(damaged):
+    flip(damaged.path / "layers/001/weights.safetensors")
+    with RunLock(damaged.path), pytest.raises(ff.RunLockedError):
+        put_aside(damaged.directory, diagnose(damaged.directory))
+    assert damaged.num_layers_done == 3
+
+
+def test_the_command_says_first_and_does_when_told_to(damaged):
+    assert "nothing is damaged; 3 layers" in run_cli("repair", damaged.path)[1]
+    flip(damaged.path / "layers/001/weights.safetensors")
+    code, said, _ = run_cli("repair", damaged.path)
+    assert code == 0
+    assert "1 of 3 committed layers can be kept" in said
+    assert "--apply" in said
+    assert damaged.num_layers_done == 3
+    said = run_cli("repair", damaged.path, "--apply")[1]
+    assert f"ffstream resume {damaged.path}" in said
+    assert damaged.num_layers_done == 1
+    assert "nothing is damaged; 1 layers" in run_cli("repair", damaged.path)[1]
