@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.machine import describe_machine
 from tests.torture.faults import Faults, start_preloaded
 
 FULL = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT"}
@@ -71,7 +72,8 @@ def main() -> int:
     print(f"{time.monotonic() - start_s:.0f} s")
     if options.report:
         options.report.mkdir(parents=True, exist_ok=True)
-        content = {kind: vars(counts) for kind, counts in found.items()}
+        run = {"arguments": sys.argv[1:], "took_s": round(time.monotonic() - start_s)} | describe_machine("cpu")
+        content = run | {kind: vars(counts) for kind, counts in found.items()}
         (options.report / "torture.json").write_text(json.dumps(content, indent=1) + "\n")
     return 1 if any(counts.failures for counts in found.values()) else 0
 
