@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    results = dict(sorted(found.items(), key=lambda item: -len(item[1])))  # the machine that most was run on first
     insert(ROOT / "README.md", "\n\n".join(short_table(found) for found in results.values()))
     profiles = [found["profile"] for found in results.values() if "profile" in found]
     insert(ROOT / "README.md", "\n\n".join(map(profile_table, profiles)), "profile")

@@ -137,10 +137,14 @@ def test_imports_are_absolute():
         assert not [node for node in nodes if node.level], path.name
 
 
-@pytest.mark.parametrize("name", ["config", "errors", "recipes", "cli", "__init__", "__main__"])
-def test_what_is_read_before_a_run_imports_no_torch_at_module_level(name):
+@pytest.mark.parametrize(
+    "path",
+    [path for path in files() if floor_name(path) in ("config", "errors", "recipes", "cli", "__init__", "__main__")],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_what_is_read_before_a_run_imports_no_torch_at_module_level(path):
     heavy = {"torch", "torchvision", "numpy", "safetensors", "matplotlib"}
-    for node in ast.parse((PACKAGE / f"{name}.py").read_text()).body:
+    for node in ast.parse(path.read_text()).body:
         modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
         assert not heavy & {module.split(".")[0] for module in modules}
 

@@ -1,0 +1,195 @@
+"""Commands on runs that are there: what they know, whether they are whole, and taking them elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ffstream.cli.app import DataRoot, FirstLayer, Json, OneDevice, RunDir, app
+from ffstream.errors import ConfigError
+
+
+@app.command()
+def evaluate(
+    run: RunDir,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="goodness (label sweep), fitted (its layers weighted), softmax (linear readout), or auto: goodness "
+            "if labels were shown."
+        ),
+    ] = "auto",
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    first_layer: FirstLayer = 2,
+    device: OneDevice = "auto",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Error of a run on a split, by depth and by class; never more than one layer is on the device."""
+    from rich.console import Console
+
+    from ffstream.reporting import evaluation_report
+    from ffstream.run import Run
+
+    found = Run(run).evaluate(method, split, first_layer=first_layer, device=device, data_root=data_root or "")
+    if as_json:
+        typer.echo(json.dumps(found.to_mapping(), indent=1))
+        return
+    console = Console()
+    for part in evaluation_report(found, console.width):
+        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+
+
+@app.command()
+def predict(
+    run: RunDir,
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Images, folders of them, or arrays (.npy, .npz, .safetensors)."),
+    ],
+    method: Annotated[
+        str, typer.Option(help="goodness (label sweep) or fitted (its layers weighted as fits the validation split).")
+    ] = "goodness",
+    first_layer: FirstLayer = 2,
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="Probabilities as they are, for a run without a validation split.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="A .csv or .json file to write (CSV on standard output).")] = None,
+    device: OneDevice = "auto",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Label each image, with its probability (in JSON those of all classes); one layer is on the device at a time.
+
+    Probabilities are calibrated on the run's validation split. Arrays are in the units of the training data.
+    """
+    if output is not None and output.suffix not in (".csv", ".json"):
+        raise ConfigError(f"--output {output}: found {output.suffix or 'no suffix'!r}, allowed .csv or .json")
+    if output is not None and as_json and output.suffix != ".json":
+        raise ConfigError(f"--json: found with --output {output}, allowed with a .json file; leave one of them out")
+    from ffstream.files import write_atomic
+    from ffstream.predictions import find_unit_mismatch
+    from ffstream.run import Run
+
+    found = Run(run)
+    images = found.load_images(files)
+    oddity = find_unit_mismatch(images.images, found.directory.read_data()["scale"])
+    if oddity is not None:
+        typer.echo(f"ffstream: note: {oddity}", err=True)
+    predictions = found.predict(
+        images.images,
+        method,
+        first_layer=first_layer,
+        calibrated=not uncalibrated,
+        device=device,
+        data_root=data_root or "",
+    )
+    in_json = as_json or (output is not None and output.suffix == ".json")
+    text = predictions.to_csv(images.names)
+    if in_json:
+        text = json.dumps({"run": str(run)} | predictions.to_mapping(images.names), indent=1) + "\n"
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    write_atomic(output, text.encode())
+    typer.echo(f"{len(images)} predictions written to {output}")
+
+
+@app.command()
+def inspect(
+    run: RunDir,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every digest of what is committed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What is done in a run, the figures of each layer, and whether its files are whole."""
+    from rich.console import Console
+
+    from ffstream.reporting import layer_table
+    from ffstream.run import Run
+
+    found = Run(run)
+    layers, progress = found.layers, found.directory.read_progress()
+    if progress and progress[0] != len(layers):  # of a layer that is finished: it goes when the run ends
+        progress = None
+    if verify:
+        found.verify()
+    if as_json:
+        content = {
+            "run": str(run),
+            "config": found.config.to_mapping(),
+            "num_layers_done": len(layers),
+            "progress": {"layer": progress[0] + 1, "epochs": progress[1]} if progress else None,
+            "verified": verify,
+            "layers": [figures.to_mapping() for figures in layers],
+        }
+        typer.echo(json.dumps(content, indent=1))
+        return
+    config = found.config
+    typer.echo(
+        f"run {run}: {len(layers)} of {config.layers} layers of {config.width} units done, "
+        f"data {config.data}, recipe {config.recipe}"
+    )
+    if progress:
+        num_epochs = config.epochs * config.num_tiles
+        typer.echo(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")
+    if layers:
+        Console().print(layer_table(layers))
+    if verify:
+        typer.echo("every digest of what is committed is right")
+    if len(layers) < config.layers:
+        typer.echo(f"go on with: ffstream resume {run}")
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("errors.png"),
+) -> None:
+    """A picture of the validation error against depth, a curve for each run; nothing is computed."""
+    from ffstream.picture import draw_errors
+    from ffstream.run import Run
+
+    curves = {str(path): Run(path).validation_errors_by_depth for path in runs}
+    try:
+        draw_errors(curves, "validation error of the layers to here", output)
+    except ModuleNotFoundError as error:
+        raise ConfigError("plot: found no matplotlib, which draws; pip install 'ffstream[plot]'") from error
+    typer.echo(f"picture in {output}")
+
+
+@app.command()
+def repair(
+    run: RunDir,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Put aside what is damaged; otherwise it is only said.")
+    ] = False,
+) -> None:
+    """What can be kept of a damaged run: the longest prefix of layers without damage. What is put aside is not lost."""
+    from ffstream.repair import diagnose, put_aside
+    from ffstream.run import Run
+
+    directory = Run(run).directory
+    found = diagnose(directory)
+    for problem in found.problems:
+        typer.echo(problem)
+    if not found.problems:
+        typer.echo(f"run {run}: nothing is damaged; {found.num_valid} layers are committed")
+        return
+    typer.echo(f"run {run}: {found.num_valid} of {found.num_committed} committed layers can be kept")
+    names = ", ".join(str(path.relative_to(directory.path)) for path in found.damaged)
+    if not apply:
+        typer.echo(f"to be put aside: {names}; do it with: ffstream repair {run} --apply")
+        return
+    typer.echo(f"put aside into {put_aside(directory, found)}: {names}; go on with: ffstream resume {run}")
+
+
+@app.command()
+def export(run: RunDir, file: Annotated[Path, typer.Argument(help="The .safetensors file to write.")]) -> None:
+    """Write the finished layers to one file, for ffstream.load()."""
+    from ffstream.run import Run
+
+    num_layers = Run(run).export(file)
+    typer.echo(f"{num_layers} layers written to {file}; in Python: ffstream.load({str(file)!r})")

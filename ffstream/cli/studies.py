@@ -1,0 +1,93 @@
+"""Commands that need no run: what can be chosen, and how memory grows with depth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ffstream.cli.app import Json, app, fail
+from ffstream.errors import ConfigError
+
+
+@app.command()
+def profile(
+    depths: Annotated[str, typer.Option(help="Numbers of layers.")] = "2,7,12,22,47",
+    width: Annotated[int, typer.Option(help="Units a layer.")] = 2000,
+    batch: Annotated[int, typer.Option(help="Samples a step.")] = 5000,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(help="Samples at once, for ffstream, resident and accumulation (a tenth of the batch)."),
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Of ffstream, resident, backprop, checkpointing and accumulation.")
+    ] = "ffstream,resident,backprop,checkpointing,accumulation",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of matrix products: auto, bf16 or fp32.")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for profile.json and profile.png (runs/profile-<width>x<batch>).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure peak memory against depth, beside resident FF and backprop; goes on where it was interrupted.
+
+    Every point is measured in a process of its own, on images of noise with 784 features.
+    """
+    from rich.console import Console
+
+    from ffstream.memory_profile import METHODS, Point, ProfileSettings, measure_profile
+    from ffstream.picture import draw_profile
+    from ffstream.reporting import format_point, profile_table
+
+    def show(point: Point) -> None:
+        label = f"{METHODS[point.method]}, {point.num_layers} layers"
+        typer.echo(f"{label}: {format_point(point)} MiB, {point.elapsed_s:.0f} s", err=as_json)
+
+    settings = ProfileSettings.here(
+        device=device, precision=precision, width=width, batch=batch, micro_batch=micro_batch
+    )
+    folder = output or Path("runs") / f"profile-{width}x{batch}"
+    try:
+        found = measure_profile(settings, _words(methods), _numbers("--depths", depths), folder, show)
+    except KeyboardInterrupt:
+        fail("ffstream: stopped; the points above are kept, go on with the same command", 130)
+    if as_json:
+        typer.echo(json.dumps(found.to_mapping(), indent=1))
+    else:
+        Console().print(profile_table(found))
+    try:
+        draw_profile(found, folder / "profile.png")
+        drawn = f"picture in {folder / 'profile.png'}"
+    except ModuleNotFoundError:
+        drawn = "no picture, as matplotlib is not installed; pip install 'ffstream[plot]', then the same command again"
+    typer.echo(f"figures in {folder / 'profile.json'}, {drawn}", err=as_json)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """What can be chosen: recipes, label methods, objectives, goodnesses, negative samplers, layer kinds."""
+    from rich.console import Console
+
+    from ffstream.catalogue import read_catalogue
+    from ffstream.reporting import catalogue_tables
+
+    found = read_catalogue()
+    if as_json:
+        typer.echo(json.dumps(found.to_mapping(), indent=1))
+        return
+    for table in catalogue_tables(found):
+        Console().print(table)
+
+
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Whole numbers from 1, in ascending order."""
+    words = _words(text)
+    if not words or not all(word.isdecimal() and int(word) for word in words):
+        raise ConfigError(f"{option} {text}: allowed whole numbers from 1, such as 2,7,12")
+    return sorted(int(word) for word in words)

@@ -1,0 +1,189 @@
+"""Commands that train, or say what training would take."""
+
+from __future__ import annotations
+
+import inspect as inspect_module
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ffstream.cli.app import Budget, Cache, DataRoot, Device, Json, RunDir, app, fail
+from ffstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ffstream.config import Config
+    from ffstream.observer import Observer
+    from ffstream.run import Run
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, mnist, fashion-mnist, kmnist, cifar10, a folder by class, .safetensors, .npz (digits)."
+        ),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of layers (4).")] = None,
+    width: Annotated[int | None, typer.Option(help="Units a layer (500).")] = None,
+    stack_layers: Annotated[
+        int | None, typer.Option(help="Layers after which one reads the images again (0: never).")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs a layer (20).")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step (auto).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (of the recipe).")] = None,
+    recipe: Annotated[str | None, typer.Option(help="One that `ffstream recipes` shows (inject).")] = None,
+    negatives_per_sample: Annotated[
+        str | None, typer.Option(help="Wrong labels (overlay; all) or hybrids cached a sample.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random (0).")] = None,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, bf16 or fp32 (auto).")] = None,
+    cache: Cache = None,
+    cache_dtype: Annotated[str | None, typer.Option(help="Of cached rows: bf16, fp16 or fp32 (bf16).")] = None,
+    views: Annotated[int | None, typer.Option(help="Shifted views cached of every training image (1: none).")] = None,
+    restream: Annotated[
+        bool | None, typer.Option("--restream", help="Shift the training images anew for every epoch.")
+    ] = None,
+    max_shift: Annotated[int | None, typer.Option(help="Pixels by which a shift moves an image at most (2).")] = None,
+    data_root: DataRoot = None,
+    budget: Budget = None,
+    host_budget: Annotated[str | None, typer.Option(help="Most host memory for this process.")] = None,
+    disk_budget: Annotated[str | None, typer.Option(help="Most disk space for the run.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="(runs/<data>-<layers>x<width>-<time>).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --run-dir if it is there already.")] = False,
+) -> None:
+    """Train a network, layer by layer.
+
+    Settings: the recipe's, then --config, then --set, then the options here.
+    """
+    resolved = _resolve_settings(dict(locals()))
+    from ffstream.session import default_run_dir
+    from ffstream.session import train as start
+
+    path = run_dir or default_run_dir(resolved)
+    _train(path, lambda observer: start(resolved, path, resume=resume, observer=observer))
+
+
+def plan(
+    machine: Annotated[
+        str | None,
+        typer.Option(help="Plan for another machine: device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Plan for so many training samples of no data in particular.")
+    ] = None,
+    features: Annotated[int, typer.Option(help="Features of each, with --samples.")] = 784,
+    classes: Annotated[int, typer.Option(help="Classes, with --samples.")] = 10,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Show what `train` with the same options would do and take; nothing is written."""
+    resolved = _resolve_settings(options)
+    from rich.console import Console
+
+    from ffstream.footprint import DataShape
+    from ffstream.reporting import plan_report
+    from ffstream.session import make_plan
+
+    data = DataShape.of(samples, features, classes, resolved.validation_fraction) if samples is not None else None
+    found = make_plan(resolved, options["run_dir"], resume=options["resume"], machine=machine, data=data)
+    if as_json:
+        typer.echo(json.dumps(found.to_mapping(), indent=1))
+        return
+    for part in plan_report(found):
+        Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+
+
+def _add_options_of(source: Callable[..., None], target: Callable[..., None]) -> None:
+    """Give `target`, in place of its **options, those of `source`."""
+    theirs, own = (inspect_module.signature(f, eval_str=True).parameters.values() for f in (source, target))
+    mine = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind is not p.VAR_KEYWORD]
+    vars(target)["__signature__"] = inspect_module.Signature([*theirs, *mine])
+    target.__annotations__ = {parameter.name: parameter.annotation for parameter in [*theirs, *mine]}
+
+
+_add_options_of(train, plan)
+app.command()(plan)
+
+
+@app.command()
+def resume(
+    run: RunDir,
+    layers: Annotated[int | None, typer.Option(help="Grow the network to this many layers.")] = None,
+    device: Device = None,
+    cache: Cache = None,
+    budget: Budget = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Go on with a run after any interruption, or grow a finished one."""
+    from ffstream.session import resume as go_on
+
+    _train(
+        run,
+        lambda observer: go_on(
+            run, layers=layers, device=device, cache=cache, budget=budget, data_root=data_root, observer=observer
+        ),
+    )
+
+
+def _train(path: Path, start: Callable[[Observer], Run]) -> None:
+    """Run with a report on the terminal; say where the run is first and last, and how to go on after a stop."""
+    from rich.console import Console
+
+    from ffstream.reporting import make_observer
+
+    observer = make_observer(Console())
+    try:
+        run = start(observer)
+    except KeyboardInterrupt:
+        observer.on_stop()
+        fail(f"ffstream: stopped; everything up to the last epoch is saved. Go on with: ffstream resume {path}", 130)
+    except BaseException:
+        observer.on_stop()
+        raise
+    typer.echo(f"run {run.path}: done. Next: ffstream evaluate {run.path}")
+
+
+# The options of `train` that are settings of other names.
+_SETTINGS = {
+    "stack_layers": "network.stack_layers",
+    "lr": "optimiser.learning_rate",
+    "negatives_per_sample": "negatives.per_sample",
+    "cache": "cache.tier",
+    "cache_dtype": "cache.dtype",
+    "views": "augmentation.views",
+    "restream": "augmentation.restream",
+    "max_shift": "augmentation.max_shift",
+    "budget": "memory.budget",
+    "host_budget": "memory.host_budget",
+    "disk_budget": "memory.disk_budget",
+}
+
+
+def _resolve_settings(options: dict[str, Any]) -> Config:
+    """The configuration that the options of `train` ask for."""
+    from ffstream.config import Config, parse_assignment, read_toml
+
+    if options["resume"] and options["run_dir"] is None:
+        raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")
+    options = options | {"negatives_per_sample": _number_or_word(options["negatives_per_sample"])}
+    given = dict(parse_assignment(text) for text in options["set_"] or [])
+    for name, value in options.items():
+        if value is not None and name not in ("config", "set_", "run_dir", "resume"):
+            given[_SETTINGS.get(name, name)] = value
+    settings = read_toml(options["config"]) if options["config"] else {}
+    if "recipe" in given:  # the base that everything else is laid over
+        settings["recipe"] = given["recipe"]
+    return Config.from_mapping(settings).override(given)
+
+
+def _number_or_word(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.lstrip("-").isdigit() else text
