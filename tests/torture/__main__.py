@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a part of all, in a minute or two")
     parser.add_argument("--stride", type=int, default=1, help="try every so many changes (1)")
-    parser.add_argument("--kinds", default="crash,repeat,full,broken,power,rot", help="which, separated by commas")
+    parser.add_argument("--kinds", default="crash,repeat,full,broken,power,rot,soak", help="which, separated by commas")
     parser.add_argument("--workloads", default="", help="which, separated by commas; all by default")
     parser.add_argument("--report", type=Path, help="a folder for torture.json")
     parser.add_argument("--preloaded", action="store_true", help=argparse.SUPPRESS)
@@ -33,6 +33,7 @@ def main() -> int:
     from tests.torture.crash import Bench, Counts, fail_everywhere, kill_everywhere, kill_often
     from tests.torture.power import lose_power
     from tests.torture.rot import let_rot
+    from tests.torture.soak import soak
     from tests.torture.work import WORKLOADS, make_config, train, write_data
 
     faults, start_s = Faults(), time.monotonic()
@@ -59,9 +60,11 @@ def main() -> int:
                 elif kind == "power":
                     lose_power(bench, stride, 1 if options.quick else 3, found[kind])
                 elif kind == "rot" and (not options.quick or name == "disk"):
-                    let_rot(bench, 1 if options.quick else 40, found[kind])
+                    let_rot(bench, 4 if options.quick else 40, 24 if options.quick else options.stride, found[kind])
                 counts = found[kind]
                 print(f"{name} {kind}: {counts.num_cases} cases so far, {len(counts.failures)} wrong", flush=True)
+        if "soak" in kinds and (not options.quick or "disk" in names):
+            soak(Path(folder), data, 40 if options.quick else 400, 0.5, found["soak"])
     for kind, counts in found.items():
         for failure in counts.failures[:10]:
             print(f"WRONG {kind} {failure}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,31 +16,28 @@ from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
 
 _PAGE_BYTES = 4096
-Rot = Callable[[bytes], bytes]
 
 
-def let_rot(bench: Bench, num_bits: int, counts: Counts) -> None:
-    """Alter each file of a run that was stopped in its second layer, and of a finished one, in every way."""
+def let_rot(bench: Bench, num_bits: int, stride: int, counts: Counts) -> None:
+    """Alter each file of a run that was stopped in its second layer, and of a finished one: every `stride`-th case."""
     whole, other = bench.place.parent / "kept", bench.place.parent / "other"
     for stopped in (True, False):
         for place, seed in ((whole, 0), (other, 1)):
             shutil.rmtree(place, ignore_errors=True)
             assert in_child(partial(_train, bench, place, seed, stopped=stopped)).finished
         kind = "stopped" if stopped else "finished"
-        files = sorted(
-            path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and "lock" not in path.name
-        )
-        for file in files:
-            theirs = (other / file).read_bytes() if (other / file).exists() else b"other"
-            for how, alter in _ways(whole / file, theirs, num_bits):
-                bench.clear()
-                shutil.copytree(whole, bench.run_dir)
-                altered = alter((whole / file).read_bytes())
-                if altered == (whole / file).read_bytes():
-                    continue
-                (bench.run_dir / file).write_bytes(altered)
-                problem, refused = _find_problem(bench, file)
-                counts.add(f"{bench.name}, {kind}, {file} {how}", problem, refused=refused)
+        cases = [
+            (file, how, altered)
+            for file in sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+            for how, altered in _alter((whole / file).read_bytes(), other / file, num_bits)
+            if "lock" not in file.name and altered != (whole / file).read_bytes()
+        ]
+        for file, how, altered in cases[stride // 2 :: stride]:
+            bench.clear()
+            shutil.copytree(whole, bench.run_dir)
+            (bench.run_dir / file).write_bytes(altered)
+            problem, refused = _find_problem(bench, file)
+            counts.add(f"{bench.name}, {kind}, {file} {how}", problem, refused=refused)
 
 
 def _train(bench: Bench, place: Path, seed: int, *, stopped: bool) -> None:
@@ -103,19 +100,20 @@ def _find_unrepaired(bench: Bench, file: Path) -> str | None:
     return f"repaired to something else: {', '.join(different)} differ" if different else None
 
 
-def _ways(path: Path, theirs: bytes, num_bits: int) -> Iterator[tuple[str, Rot]]:
-    size, chance = path.stat().st_size, random.Random(str(path.name))
-    for bit in sorted(chance.sample(range(8 * size), min(num_bits, 8 * size))):
-        yield f"with bit {bit} flipped", lambda data, bit=bit: _flip(data, bit)
-    for length in range(0, size, _PAGE_BYTES):
-        yield f"cut to {length} bytes", lambda data, length=length: data[:length]
-    yield "without its last byte", lambda data: data[:-1]
-    yield "with a byte more", lambda data: data + b"\0"
-    yield "of zeros", lambda data: bytes(len(data))
-    yield "of another run", lambda _: theirs
-    if path.suffix == ".safetensors":
+def _alter(data: bytes, twin: Path, num_bits: int) -> Iterator[tuple[str, bytes]]:
+    """In every way. `twin` is the same file of another run, which may not be there."""
+    chance = random.Random(twin.name)
+    for bit in sorted(chance.sample(range(8 * len(data)), min(num_bits, 8 * len(data)))):
+        yield f"with bit {bit} flipped", _flip(data, bit)
+    for length in range(0, len(data), _PAGE_BYTES):
+        yield f"cut to {length} bytes", data[:length]
+    yield "without its last byte", data[:-1]
+    yield "with a byte more", data + b"\0"
+    yield "of zeros", bytes(len(data))
+    yield "of another run", twin.read_bytes() if twin.exists() else b"other"
+    if twin.suffix == ".safetensors":
         for name, head in _HOSTILE.items():
-            yield name, lambda data, head=head: head + data[len(head) :]
+            yield name, head + data[len(head) :]
 
 
 def _flip(data: bytes, bit: int) -> bytes:
