@@ -184,3 +184,22 @@ def test_files_that_were_not_exported_are_refused(tmp_path):
     ):
         with pytest.raises(ff.RunError, match=message):
             ff.load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("settings", [{}, {"network__stack_layers": 2}, {"network__tile_units": 10}])
+def test_a_run_can_be_read_while_it_is_trained_and_shows_committed_layers_alone(settings, small_config, tmp_path):
+    path, seen = tmp_path / "run", []
+
+    class Reading(ff.Observer):
+        def on_epoch(self, layer, *_args):
+            run = ff.Run(path)
+            run.verify()
+            seen.append((layer, run.num_layers_done))
+            if run.num_layers_done:
+                assert len(run.layers) == run.num_layers_done
+                assert len(run.evaluate().errors_by_depth) == run.num_layers_done
+                assert len(run.load().layers) == run.num_layers_done
+
+    ff.train(small_config(cache__tier="disk", **settings), path, observer=Reading())
+    assert {layer - num_done for layer, num_done in seen} <= {1, 2}  # a layer is committed behind the next one's start
+    assert max(num_done for _, num_done in seen) == 2

@@ -22,7 +22,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a part of all, in a minute or two")
     parser.add_argument("--stride", type=int, default=1, help="try every so many changes (1)")
-    parser.add_argument("--kinds", default="crash,repeat,full,broken,power,rot,soak", help="which, separated by commas")
+    parser.add_argument(
+        "--kinds", default="crash,repeat,signal,full,broken,power,rot,soak", help="which, separated by commas"
+    )
     parser.add_argument("--workloads", default="", help="which, separated by commas; all by default")
     parser.add_argument("--report", type=Path, help="a folder for torture.json")
     parser.add_argument("--preloaded", action="store_true", help=argparse.SUPPRESS)
@@ -30,7 +32,7 @@ def main() -> int:
     if not options.preloaded:
         return start_preloaded(["-m", "tests.torture", *sys.argv[1:], "--preloaded"])
 
-    from tests.torture.crash import Bench, Counts, fail_everywhere, kill_everywhere, kill_often
+    from tests.torture.crash import Bench, Counts, fail_everywhere, interrupt_often, kill_everywhere, kill_often
     from tests.torture.power import lose_power
     from tests.torture.rot import let_rot
     from tests.torture.soak import soak
@@ -52,6 +54,8 @@ def main() -> int:
                     kill_everywhere(bench, stride, found[kind])
                 elif kind == "repeat":
                     kill_often(bench, 1 if options.quick else 60 // options.stride, found[kind])
+                elif kind == "signal":
+                    interrupt_often(bench, 1 if options.quick else 60 // options.stride, found[kind])
                 elif kind == "full":
                     errors = [errno.ENOSPC] if options.quick else FULL
                     fail_everywhere(bench, errors, stride, found[kind], lasting=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ffstream.files import TEMPORARY
 from tests.torture.faults import Faults, Outcome, in_child
 from tests.torture.work import describe, make_config, train
 
@@ -106,6 +111,32 @@ def kill_often(bench: Bench, num_cases: int, counts: Counts) -> None:
         for number in numbers:
             bench.attempt(lambda number=number: bench.faults.kill_before(number), fresh=False)
         counts.add(f"{bench.name}, case {case}, killed at changes {numbers}", bench.find_difference())
+
+
+def interrupt_often(bench: Bench, num_cases: int, counts: Counts) -> None:
+    """SIGINT or SIGTERM, as the command line handles it, at a random moment."""
+    chance = random.Random(1)
+    start_s = time.monotonic()
+    bench.attempt(lambda: None)
+    longest_s = time.monotonic() - start_s
+
+    def arm(number: int, after_s: float) -> None:
+        def interrupt(_number: int, _frame: object) -> None:
+            raise KeyboardInterrupt
+
+        signal.signal(number, interrupt)
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
+        signal.setitimer(signal.ITIMER_REAL, after_s)
+
+    for case in range(num_cases):
+        number, after_s = chance.choice((signal.SIGINT, signal.SIGTERM)), chance.uniform(0.01, longest_s)
+        ended = bench.attempt(partial(arm, number, after_s))
+        what = f"{bench.name}, case {case}, {number.name} after {after_s:.3f} s"
+        left = [str(path) for path in bench.place.rglob(f"{TEMPORARY}*")] if ended.refusal == "interrupted" else []
+        if not ended.finished and ended.refusal != "interrupted":
+            counts.add(what, f"ended with {ended}")
+        else:
+            counts.add(what, f"left {left}" if left else bench.find_difference(), refused=bool(ended.refusal))
 
 
 def fail_everywhere(bench: Bench, errors: Iterable[int], stride: int, counts: Counts, *, lasting: bool) -> None:

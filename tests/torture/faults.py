@@ -120,6 +120,8 @@ def _report(work: Callable[[], Any], writing: int) -> None:
         found = {"value": work()}
     except ff.FFStreamError as error:
         found = {"refusal": f"{type(error).__name__}: {error}"}
+    except KeyboardInterrupt:
+        found = {"refusal": "interrupted"}
     except BaseException:
         found = {"bug": traceback.format_exc()}
     data = json.dumps(found).encode()
