@@ -8,12 +8,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of the processe
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import ffstream as ff
 from ffstream import session
 from ffstream.data import load_dataset
 from ffstream.plan import Rates
+from tests.helpers import SMALL, write_small_data
 
 
 @pytest.fixture(scope="session")
@@ -22,36 +22,19 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def small_data(tmp_path_factory, digits):
+def small_data(tmp_path_factory):
     """A file of 300 training and 100 test digits."""
     path = tmp_path_factory.mktemp("data") / "small.safetensors"
-    save_file(
-        {
-            "train.images": digits.train.images[:300].clone(),
-            "train.labels": digits.train.labels[:300].clone(),
-            "test.images": digits.test.images[:100].clone(),
-            "test.labels": digits.test.labels[:100].clone(),
-        },
-        path,
-    )
+    write_small_data(path)
     return path
 
 
 @pytest.fixture
 def small_config(small_data):
-    """Three layers of 24 units, three epochs, four shards: everything a large run has, in a tenth of a second."""
+    """A small run of any recipe, with other settings written `section__key`."""
 
     def make(recipe="inject", **settings):
-        base = {
-            "data": str(small_data),
-            "layers": 3,
-            "width": 24,
-            "epochs": 3,
-            "batch": 32,
-            "device": "cpu",
-            "precision": "fp32",
-            "cache.shard_samples": 80,
-        }
+        base = SMALL | {"data": str(small_data)}
         return ff.Config(recipe=recipe).override(base | {key.replace("__", "."): v for key, v in settings.items()})
 
     return make

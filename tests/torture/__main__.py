@@ -32,11 +32,12 @@ def main() -> int:
     if not options.preloaded:
         return start_preloaded(["-m", "tests.torture", *sys.argv[1:], "--preloaded"])
 
+    from tests.helpers import write_small_data
     from tests.torture.crash import Bench, Counts, fail_everywhere, interrupt_often, kill_everywhere, kill_often
     from tests.torture.power import lose_power
     from tests.torture.rot import let_rot
     from tests.torture.soak import soak
-    from tests.torture.work import WORKLOADS, make_config, train, write_data
+    from tests.torture.work import WORKLOADS, make_config, train
 
     faults, start_s = Faults(), time.monotonic()
     names = options.workloads.split(",") if options.workloads else list(WORKLOADS)
@@ -44,7 +45,7 @@ def main() -> int:
     found: dict[str, Counts] = {kind: Counts() for kind in kinds}
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         data = Path(folder) / "data.safetensors"
-        write_data(data)
+        write_small_data(data)
         train(make_config("disk", data), Path(folder) / "warm")  # what is imported late is imported by now
         for name in names:
             bench = Bench(name, faults, Path(folder), data)

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 import ffstream as ff
-from ffstream.data import load_dataset
 from ffstream.files import TEMPORARY
-from tests.helpers import layer_digests, metrics_without_times
+from tests.helpers import SMALL, layer_digests, metrics_without_times
 
 # Of each, the cases of a kind are tried at every point.
 WORKLOADS: dict[str, dict[str, Any]] = {
@@ -24,34 +22,9 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_data(path: Path) -> None:
-    """300 training and 100 test digits."""
-    digits = load_dataset("digits")
-    assert digits.test is not None
-    save_file(
-        {
-            "train.images": digits.train.images[:300].clone(),
-            "train.labels": digits.train.labels[:300].clone(),
-            "test.images": digits.test.images[:100].clone(),
-            "test.labels": digits.test.labels[:100].clone(),
-        },
-        path,
-    )
-
-
 def make_config(name: str, data: Path) -> ff.Config:
-    """Three layers of 24 units, three epochs, four shards."""
-    base = {
-        "data": str(data),
-        "layers": 3,
-        "width": 24,
-        "epochs": 3,
-        "batch": 32,
-        "device": "cpu",
-        "precision": "fp32",
-        "cache.shard_samples": 80,
-    }
-    return ff.Config().override(base | WORKLOADS[name])
+    """Of a workload."""
+    return ff.Config().override(SMALL | {"data": str(data)} | WORKLOADS[name])
 
 
 def train(config: ff.Config, path: Path) -> None:
