@@ -95,6 +95,7 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     settings["objective.perturbation"] = rng.choice([0.0, 0.1])
     if recipe in ("inject", "hinton"):
         settings["negatives.sampler"] = rng.choice(["uniform", "hard"])
+    settings["network.stack_layers"] = rng.choice([0, 0, 1, 2])
     return config.override(settings), num_features
 
 

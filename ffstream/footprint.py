@@ -22,11 +22,12 @@ from ffstream.input_rows import InputRows
 from ffstream.labels import LabelMethod
 from ffstream.layer_trainer import LayerTrainer, MicroBatch
 from ffstream.ledger import PAPER, Ledger, Work
-from ffstream.network import LayerSpec, build_layer, compute_tiles, count_distinct
+from ffstream.network import LayerSpec, build_layer, compute_tiles, count_distinct, count_in_stack
 from ffstream.propagation import FrozenLayer, chunk_samples, hand_on_by_tiles, hand_on_whole
 from ffstream.transfer import NUM_SLOTS
 from ffstream.workspace import Workspace
 
+_DRAWN_NUMBERS = 4  # a sample, while the shifts of a view are drawn
 _NUM_PARTS = 3  # of a batch: the first makes the buffers, the next finds them there and the one before still held
 
 # Figures of an epoch and the like. An accelerator's allocator also rounds each of some twenty tensors up to 512 bytes.
@@ -142,7 +143,9 @@ def do_on_paper(
     specs = specs[: count_distinct(config)]
     work = _PaperWork(config, method, draws_on_device)
     layers: list[PaperLayer] = []
-    write, writing = work.on_input(data) if config.augmentation.restream else (Work(), 0)
+    write, writing = Work(), 0
+    if config.augmentation.restream or _has_stacks(config):  # while a run has trained already
+        write, writing = work.on_input(data)
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
         layouts = cache_layouts(config, method, data, spec.in_features)
         terms, done = work.on_layer(spec, layouts, data.num_classes, beside)
@@ -165,11 +168,13 @@ def add_slots(
             written = cache_layouts(config, method, data, spec.out_features).values()
             write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
         handing_on = layer.footprint.handing_on + slots + write_slots
+        layouts = cache_layouts(config, method, data, data.num_features)
+        of_images = {name: each.shard_bytes * min(each.num_shards, NUM_SLOTS) for name, each in layouts.items()}
+        if _has_stacks(config):  # the slots for reading are released before
+            handing_on = max(handing_on, layer.writing + max(of_images.values()))
         if config.augmentation.restream:
-            layout = cache_layouts(config, method, data, data.num_features)["train"]
-            write_slots = layout.shard_bytes * min(layout.num_shards, NUM_SLOTS)
             were_read = spec.place > 0 or config.epochs * config.num_tiles > 1  # before the last input was written
-            handing_on = max(handing_on, layer.writing + write_slots + (slots if were_read else 0))
+            handing_on = max(handing_on, layer.writing + of_images["train"] + (slots if were_read else 0))
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)
         staged.append(dataclasses.replace(layer, footprint=footprint))
     return staged
@@ -198,26 +203,36 @@ class _PaperWork:
 
     @torch.no_grad()
     def on_input(self, data: DataShape) -> tuple[Work, int]:
-        """What is done to write a chunk of shifted images, and the bytes that are alive on the device meanwhile.
+        """What is done to write a chunk of training images, and the bytes alive on the device while any are written.
 
         The chunk is made on the host. Of images of unknown shape the shifting is left out.
         """
-        max_shift, num_samples = self._config.augmentation.max_shift, data.num_samples["train"]
-        num_in_chunk = min(chunk_samples(self._method.num_training_rows), num_samples, self._config.cache.num_in_shard)
-        labels = torch.zeros(num_in_chunk, dtype=torch.int64)
-        shape = data.image_shape or (data.num_features,)
-        images = torch.empty(num_in_chunk, *shape, dtype=torch.uint8, device=PAPER)
-        with self._ledger as ledger:
-            shifts = draw_fresh(num_in_chunk, max_shift, 0, 0, 0) if data.image_shape else None
-            ledger.start_peak()
-            before, start = ledger.live_bytes, ledger.work
-            rows = InputRows(self._method, Split(images, labels), 1.0, seed=0)
-            rows.make(shifts, max_shift)(slice(0, num_in_chunk))
-            alive, work = ledger.peak_bytes - before, ledger.work - start
-        layouts = cache_layouts(self._config, self._method, data, data.num_features)
+        settings, layouts = (
+            self._config.augmentation,
+            cache_layouts(self._config, self._method, data, data.num_features),
+        )
+        shape, is_shifted = data.image_shape or (data.num_features,), settings.restream or settings.views > 1
+        works, peaks = {}, []
+        for name, layout in layouts.items() if _has_stacks(self._config) else [("train", layouts["train"])]:
+            num_in_chunk = min(chunk_samples(layout.num_rows), layout.num_samples, layout.shard_samples)
+            labels = torch.zeros(num_in_chunk, dtype=torch.int64)
+            images = torch.empty(num_in_chunk, *shape, dtype=torch.uint8, device=PAPER)
+            with self._ledger as ledger:
+                shifts = None
+                if is_shifted and data.image_shape and name == "train":
+                    shifts = draw_fresh(num_in_chunk, settings.max_shift, 0, 0, 0)
+                ledger.start_peak()
+                before, start = ledger.live_bytes, ledger.work
+                rows = InputRows(self._method, Split(images, labels), 1.0, seed=0, held_out=name == "validation")
+                rows.make(shifts, settings.max_shift)(slice(0, num_in_chunk))
+                peaks.append(
+                    ledger.peak_bytes - before + (SHIFT_BYTES * layout.num_samples if shifts is not None else 0)
+                )
+                works[name] = ledger.work - start
+        if settings.views > 1:
+            peaks.append(_DRAWN_NUMBERS * SHIFT_BYTES * data.num_samples["train"])
         kept = 3 * goodness_bytes(self._method, layouts, data.num_classes).get("validation", 0)
-        alive += SHIFT_BYTES * num_samples + kept
-        return work, (alive if self._draws_on_device else 0) + self._small_bytes
+        return works["train"], (max(peaks) + kept if self._draws_on_device else 0) + self._small_bytes
 
     @torch.no_grad()
     def on_layer(
@@ -359,6 +374,10 @@ class _PaperWork:
             order = torch.empty(size, dtype=torch.int64, device=PAPER)
         shape = (num_samples, self._method.num_candidates)
         return order[:size], torch.empty(shape, dtype=torch.int64, device=PAPER)
+
+
+def _has_stacks(config: Config) -> bool:
+    return count_in_stack(config) < config.layers
 
 
 def goodness_bytes(method: LabelMethod, layouts: Mapping[str, CacheLayout], num_classes: int) -> dict[str, int]:

@@ -139,6 +139,15 @@ def test_planned_memory_is_what_a_run_takes(number, tmp_path):
     assert measured <= planned <= 1.1 * measured
 
 
+@pytest.mark.parametrize("augmentation", [{}, {"augmentation.views": 5}, {"augmentation.restream": True}])
+@pytest.mark.parametrize("number", [48, 65])
+def test_planned_memory_of_stacks_whose_images_are_written_again_is_what_a_run_takes(number, augmentation, tmp_path):
+    config, num_features = draw_config(number)
+    assert config.layers > config.network.stack_layers > 0
+    planned, measured = compare(config.override(augmentation), num_features, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured
+
+
 @pytest.mark.parametrize(("number", "tile_units"), [(28, "auto"), (10, 70)])
 def test_planned_memory_of_hard_negatives_is_what_a_run_takes(number, tile_units, tmp_path):
     config, num_features = draw_config(number)
