@@ -149,7 +149,7 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     shutil.rmtree(folder)
     data = DataShape.of(num_samples, num_features, 10, config.validation_fraction)
     data = dataclasses.replace(data, image_shape=image_shape(num_features))
-    method = make_label_method(config, 10, num_features)
+    method = make_label_method(config, 10, num_features, image_shape(num_features))
     specs = compute_layer_specs(config, num_features, data.image_shape)[: count_distinct(config)]
     device = torch.device(config.device)
     kernels = [measure_kernels(config, spec, method, data, device) for spec in specs]

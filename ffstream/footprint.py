@@ -205,8 +205,10 @@ class _PaperWork:
     def on_input(self, data: DataShape) -> tuple[Work, int]:
         """What is done to write a chunk of training images, and the bytes alive on the device while any are written.
 
-        The chunk is made on the host. Of images of unknown shape the shifting is left out.
+        The chunk is made on the host. Of images of unknown shape the shifting is left out, and hybrids of them are.
         """
+        if data.image_shape is None and self._method.mixes_samples:
+            return Work(), self._small_bytes
         settings, layouts = (
             self._config.augmentation,
             cache_layouts(self._config, self._method, data, data.num_features),

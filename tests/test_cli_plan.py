@@ -99,3 +99,13 @@ def test_a_budget_is_kept_by_a_run_that_goes_on_and_may_be_changed(tmp_path):
     assert code != 0
     assert run_cli("resume", tmp_path / "run", "--layers", 3, "--budget", "60MiB")[0] == 0
     assert ff.Run(tmp_path / "run").num_layers_done == 3
+
+
+@pytest.mark.parametrize("options", [["--stack-layers", "2"], ["--restream"]])
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "unsupervised"])
+def test_images_of_no_shape_in_particular_that_are_written_again_are_planned_for(recipe, options):
+    machine = "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
+    size = ["--layers", "6", "--width", "100", "--samples", "10000", "--machine", machine]
+    code, output, _ = run_cli("plan", "--recipe", recipe, *size, *options)
+    assert code == 0, output
+    assert "takes about" in output
