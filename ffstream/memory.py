@@ -13,6 +13,9 @@ import torch
 
 from ffstream.units import format_bytes
 
+# As torch's allocator says it, the system where a file cannot be mapped, and Python where there is no room for a stack.
+_OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread")
+
 
 def device_free_bytes(device: torch.device) -> int:
     """Bytes that this process could still allocate on the device; 0 for a CPU, whose memory is the host's."""
@@ -146,10 +149,10 @@ def measure_peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the host has no memory left; torch has no one type for both."""
+    """Whether an error says that the device or the host has no memory left; there is no one type for all."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _meminfo_available_bytes() -> int:

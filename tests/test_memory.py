@@ -97,17 +97,6 @@ def test_work_that_fails_while_it_is_measured_lets_the_interpreter_end():
     assert "TypeError" in ended.stderr.splitlines()[-1]
 
 
-def test_errors_of_memory_are_told_from_others():
-    for error in (
-        MemoryError(),
-        torch.OutOfMemoryError("x"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ):
-        assert is_out_of_memory(error)
-    for error in (RuntimeError("shapes differ"), ValueError("can't allocate memory")):
-        assert not is_out_of_memory(error)
-
-
 def test_memory_that_cannot_be_locked_is_taken_pageable(monkeypatch):
     def empty(*shape, pin_memory=False, **settings):
         if pin_memory:
@@ -118,3 +107,22 @@ def test_memory_that_cannot_be_locked_is_taken_pageable(monkeypatch):
     taken = allocate_host(100, pinned=True)
     assert (taken.shape, taken.dtype) == ((100,), torch.uint8)
     assert not taken.any()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            True,
+        ),
+        (RuntimeError("unable to mmap 50056 bytes from file <a>: Cannot allocate memory (12)"), True),
+        (RuntimeError("can't start new thread"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("Cannot allocate memory"), False),
+    ],
+)
+def test_whatever_says_that_memory_is_out_is_known_for_it(error, expected):
+    assert is_out_of_memory(error) is expected

@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a part of all, in a minute or two")
     parser.add_argument("--stride", type=int, default=1, help="try every so many changes (1)")
     parser.add_argument(
-        "--kinds", default="crash,repeat,signal,full,broken,power,rot,soak", help="which, separated by commas"
+        "--kinds", default="crash,repeat,signal,memory,full,broken,power,rot,soak", help="which, separated by commas"
     )
     parser.add_argument("--workloads", default="", help="which, separated by commas; all by default")
     parser.add_argument("--report", type=Path, help="a folder for torture.json")
@@ -33,7 +33,7 @@ def main() -> int:
         return start_preloaded(["-m", "tests.torture", *sys.argv[1:], "--preloaded"])
 
     from tests.helpers import write_small_data
-    from tests.torture.crash import Bench, Counts, fail_everywhere, interrupt_often, kill_everywhere, kill_often
+    from tests.torture.crash import Bench, Counts, fail_everywhere, interrupt_often, kill_everywhere, kill_often, starve
     from tests.torture.power import lose_power
     from tests.torture.rot import let_rot
     from tests.torture.soak import soak
@@ -57,6 +57,8 @@ def main() -> int:
                     kill_often(bench, 1 if options.quick else 60 // options.stride, found[kind])
                 elif kind == "signal":
                     interrupt_often(bench, 1 if options.quick else 60 // options.stride, found[kind])
+                elif kind == "memory" and (not options.quick or name == "disk"):
+                    starve(bench, 3 if options.quick else 60 // options.stride, found[kind])
                 elif kind == "full":
                     errors = [errno.ENOSPC] if options.quick else FULL
                     fail_everywhere(bench, errors, stride, found[kind], lasting=True)

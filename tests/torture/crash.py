@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import time
@@ -16,6 +17,8 @@ from typing import Any
 from ffstream.files import TEMPORARY
 from tests.torture.faults import Faults, Outcome, in_child
 from tests.torture.work import describe, make_config, train
+
+_MOST_ROOM_BYTES = 8 << 20
 
 
 @dataclass
@@ -137,6 +140,31 @@ def interrupt_often(bench: Bench, num_cases: int, counts: Counts) -> None:
             counts.add(what, f"ended with {ended}")
         else:
             counts.add(what, f"left {left}" if left else bench.find_difference(), refused=bool(ended.refusal))
+
+
+def starve(bench: Bench, num_cases: int, counts: Counts) -> None:
+    """Address space for so much more than there is when training starts: what does not fit is refused by name."""
+    config, whole = bench.config, bench.whole
+    bench.config = config.override({"width": 1024, "layers": 2, "epochs": 1})
+    assert bench.attempt(lambda: None).finished
+    bench.whole = bench.describe().value
+    chance = random.Random(2)
+
+    def arm(room_bytes: int) -> None:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + room_bytes, resource.RLIM_INFINITY))
+
+    for case in range(num_cases):
+        room_bytes = chance.randrange(_MOST_ROOM_BYTES)
+        ended = bench.attempt(partial(arm, room_bytes))
+        what = f"{bench.name}, case {case}, {room_bytes >> 20} MiB of room"
+        one_line = ended.refusal and "\n" not in ended.refusal
+        left = [str(path) for path in bench.place.rglob(f"{TEMPORARY}*")]
+        if not ended.finished and not one_line:
+            counts.add(what, f"ended with {ended}")
+            continue
+        counts.add(what, f"left {left}" if left else bench.find_difference(), refused=bool(ended.refusal))
+    bench.config, bench.whole = config, whole
 
 
 def fail_everywhere(bench: Bench, errors: Iterable[int], stride: int, counts: Counts, *, lasting: bool) -> None:
