@@ -136,7 +136,8 @@ class Transfer:
         """Wait until every shard handed over can be read back, and free the slots. Raises what went wrong."""
         while self._writes:
             self._writes.popleft().result()
-        self._write_slots = [_Slot(self.device) for _ in range(NUM_SLOTS)]
+        for slot in self._write_slots:
+            slot.free()
 
     def _reserve(self, slot: _Slot, num_bytes: int) -> None:
         slot.reserve(num_bytes)
@@ -146,7 +147,8 @@ class Transfer:
 
     def release(self) -> None:
         """Free what is kept for reading. Nothing is being read."""
-        self._read_slots = [_Slot(self.device) for _ in range(NUM_SLOTS)]
+        for slot in self._read_slots:
+            slot.free()
 
     # --- durable
 
@@ -189,7 +191,7 @@ class _Slot:
         """Make room for a shard of that size; what the slot held before may be given up."""
         if len(self._host_bytes) >= num_bytes:
             return
-        self._host = self._rows = self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
+        self.free()
         if self._cuda:
             self._copied.synchronize()
             self._consumed.synchronize()
@@ -197,6 +199,10 @@ class _Slot:
             # What the caching allocator hands out may still be in use on the stream that computes.
             self._consumed.record(torch.cuda.current_stream(self._device))
         self._host_bytes = allocate_host(num_bytes, pinned=self._cuda)
+
+    def free(self) -> None:
+        """Give the memory back, here and now: another thread may hold on to the slot for a moment."""
+        self._host = self._rows = self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
 
     @property
     def is_as_wanted(self) -> bool:
