@@ -209,10 +209,8 @@ class _PaperWork:
         """
         if data.image_shape is None and self._method.mixes_samples:
             return Work(), self._small_bytes
-        settings, layouts = (
-            self._config.augmentation,
-            cache_layouts(self._config, self._method, data, data.num_features),
-        )
+        settings = self._config.augmentation
+        layouts = cache_layouts(self._config, self._method, data, data.num_features)
         shape, is_shifted = data.image_shape or (data.num_features,), settings.restream or settings.views > 1
         works, peaks = {}, []
         for name, layout in layouts.items() if _has_stacks(self._config) else [("train", layouts["train"])]:

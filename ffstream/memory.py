@@ -43,14 +43,17 @@ def unpinned_reason() -> str:
 
     The limit is told and never enforced: many drivers pin past it, some keep to it.
     """
-    import resource  # not there on Windows, which has no such limit
+    said = (
+        "host memory cannot be pinned here, so that copies between it and the device are slower and the computation "
+        "waits for them"
+    )
+    if sys.platform == "win32":  # which has no such limit
+        return said
+    import resource
 
     limit_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     limit = "none" if limit_bytes == resource.RLIM_INFINITY else format_bytes(limit_bytes)
-    return (
-        "host memory cannot be pinned here, so that copies between it and the device are slower and the computation "
-        f"waits for them; the limit on locked memory is {limit} (ulimit -l)"
-    )
+    return f"{said}; the limit on locked memory is {limit} (ulimit -l)"
 
 
 def is_in_memory(folder: Path) -> bool:
