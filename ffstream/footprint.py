@@ -21,6 +21,7 @@ from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import InputRows
 from ffstream.labels import LabelMethod
 from ffstream.layer_trainer import LayerTrainer, MicroBatch
+from ffstream.layers import Layer
 from ffstream.ledger import PAPER, Ledger, Work
 from ffstream.network import LayerSpec, build_layer, compute_tiles, count_distinct, count_in_stack
 from ffstream.propagation import FrozenLayer, chunk_samples, hand_on_by_tiles, hand_on_whole
@@ -80,7 +81,7 @@ class Footprint:
     rows: int  # what a step multiplies by the weights, and its mask
     activities: int  # preactivations and activities of all candidates
     gradient: int  # of some units at a time, and before it their weights, cast for a product; and what updates them
-    others: int  # numbers by sample (order, candidates, goodness), and what kernels take beside their operands
+    others: int  # by sample (order, candidates, goodness), kernels' own, and what other moments than a step take more
     handing_on: int  # all that is alive while the output is written: the weights (of two tiles), and twice the slots
 
     @property
@@ -103,7 +104,8 @@ class PaperLayer:
     sweep: Work  # of a chunk of the validation split
     measure: Work  # of a chunk of the training split, where further tiles build on it
     hand_on: Work  # of a chunk of each split, by all tiles
-    write: Work  # of a chunk of shifted images, where they are written anew for every epoch
+    handing_on: int  # bytes alive on the device meanwhile
+    write: Work  # of a chunk of images, where they are written while a run has trained already
     writing: int  # bytes alive on the device meanwhile
 
 
@@ -149,8 +151,9 @@ def do_on_paper(
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
         layouts = cache_layouts(config, method, data, spec.in_features)
         terms, done = work.on_layer(spec, layouts, data.num_classes, beside)
-        terms["handing_on"] = max(terms["handing_on"], writing)
-        layers.append(PaperLayer(Footprint(slots=0, **terms), **done, write=write, writing=writing))
+        handing_on = terms.pop("handing_on")
+        footprint = Footprint(slots=0, handing_on=max(handing_on, writing), **terms)
+        layers.append(PaperLayer(footprint, **done, handing_on=handing_on, write=write, writing=writing))
     return layers
 
 
@@ -167,7 +170,7 @@ def add_slots(
         if spec.hands_on:
             written = cache_layouts(config, method, data, spec.out_features).values()
             write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
-        handing_on = layer.footprint.handing_on + slots + write_slots
+        handing_on = layer.handing_on + slots + write_slots
         layouts = cache_layouts(config, method, data, data.num_features)
         of_images = {name: each.shard_bytes * min(each.num_shards, NUM_SLOTS) for name, each in layouts.items()}
         if _has_stacks(config):  # the slots for reading are released before
@@ -178,6 +181,21 @@ def add_slots(
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)
         staged.append(dataclasses.replace(layer, footprint=footprint))
     return staged
+
+
+@dataclass(frozen=True)
+class _PaperTile:
+    """What one tile takes while it trains: bytes of what stays through a step, the most bytes at once, and work."""
+
+    weights: int
+    optimiser: int
+    buffers: dict[str, int]
+    num_bytes: int
+    done: dict[str, Work]
+
+    @property
+    def named_bytes(self) -> int:
+        return self.weights + self.optimiser + sum(self.buffers.values())
 
 
 class _Shard:
@@ -239,55 +257,60 @@ class _PaperWork:
         self, spec: LayerSpec, layouts: dict[str, CacheLayout], num_classes: int, kernels: KernelBytes
     ) -> tuple[dict[str, int], dict[str, Work]]:
         """The terms of a footprint but for slots; what is done in a step, in measuring and in handing on."""
-        units, tiled = compute_tiles(self._config)[0], self._config.num_tiles > 1
+        tiles = compute_tiles(self._config)
         shards = {name: _Shard(layout, spec.out_features) for name, layout in layouts.items()}
+        kept = goodness_bytes(self._method, layouts, num_classes) if self._draws_on_device else {}
         with self._ledger as ledger:
-            before = ledger.live_bytes
-            with PAPER:
-                layer = build_layer(self._config, spec, num_classes, units)
-            layer.workspace = self._workspace
-            weights = ledger.live_bytes - before
-            trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER, units)
-            optimiser = ledger.live_bytes - before - weights
-            kept = goodness_bytes(self._method, layouts, num_classes) if self._draws_on_device else {}
-            training, done = self._train(trainer, shards, layouts["train"], kernels, kept.get("train", 0), optimiser)
-            buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
-            del trainer
+            trained = [
+                self._train_tile(spec, units, shards, layouts["train"], num_classes, kernels, kept.get("train", 0))
+                for units in tiles[:2]  # further ones are no larger than the second
+            ]
+            done = trained[0].done
+            done["step"] = (done["step"] + trained[-1].done["step"] * (len(tiles) - 1)) // len(tiles)
             self._workspace.clear()  # as the runner does
+            layer = self._build(spec, num_classes, tiles[0])
+            weights = ledger.live_bytes
             ledger.start_peak()
             for _ in range(2 if spec.hands_on else 0):  # a second chunk finds all buffers there
                 start = ledger.work
-                self._hand_on(FrozenLayer(spec, [units], lambda _: layer), shards)
-                done["hand_on"] = (ledger.work - start) * self._config.num_tiles
+                self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards)
+                done["hand_on"] = (ledger.work - start) * len(tiles)
             handing_on = ledger.peak_bytes + kernels.in_passes
-        if tiled:  # the next tile comes while the last one goes; and a length is summed for every row of a shard
-            second = compute_tiles(self._config)[1]
-            handing_on += weights * (second.stop - second.start) // units.stop + max(
+        if len(tiles) > 1:  # the next comes while the last goes; and a length is summed for every row of a shard
+            handing_on += weights * (tiles[1].stop - tiles[1].start) // tiles[0].stop + max(
                 4 * len(shard.block) * shard.block.shape[1] for shard in shards.values()
             )
         on_host = 3 * kept.get("validation", 0)  # of the tiles so far, of this one, of the layers so far
-        terms = buffers | {
-            "weights": weights,
-            "optimiser": optimiser,
-            "others": training - weights - optimiser - sum(buffers.values()) + on_host + self._small_bytes,
+        first, more = trained[0], max(tile.num_bytes for tile in trained) - trained[0].named_bytes
+        terms = first.buffers | {
+            "weights": first.weights,
+            "optimiser": first.optimiser,
+            "others": more + on_host + self._small_bytes,
             "handing_on": handing_on + on_host + self._small_bytes,
         }
         return terms, done
 
-    def _train(
+    def _build(self, spec: LayerSpec, num_classes: int, units: slice) -> Layer:
+        with PAPER:
+            layer = build_layer(self._config, spec, num_classes, units)
+        layer.workspace = self._workspace
+        return layer
+
+    def _train_tile(
         self,
-        trainer: LayerTrainer,
+        spec: LayerSpec,
+        units: slice,
         shards: dict[str, _Shard],
         layout: CacheLayout,
+        num_classes: int,
         kernels: KernelBytes,
         kept: int,
-        optimiser: int,
-    ) -> tuple[int, dict[str, Work]]:
-        """The most bytes at once, and what is done in a step and in measuring.
+    ) -> _PaperTile:
+        """What one tile takes until it is measured at its end.
 
         `layout`: of the training cache. `kept`: bytes of goodness of the training samples, where the device has it: of
-        the tiles so far, which that of one more is added to when the `optimiser`, of so many bytes, is gone; and of
-        all, where negatives are drawn by it.
+        the tiles so far, which that of one more is added to when the optimiser is gone; and of all, where negatives are
+        drawn by it.
         """
         assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
         num_blocks = min(self._config.num_shards_in_batch, layout.num_blocks)
@@ -295,18 +318,33 @@ class _PaperWork:
         ledger, block = self._ledger, shards["train"].block
         labels = torch.zeros(len(block), dtype=torch.int64)
         generator = torch.Generator()
-        goodness, tiled = GOODNESSES[self._config.objective.goodness], self._config.num_tiles > 1
-        is_read = self._method.reads_goodness and self._config.epochs > 1  # not before the first epoch
-        of_tiles, of_all = (kept if wanted else 0 for wanted in (tiled, is_read))
+        goodness, has_others = GOODNESSES[self._config.objective.goodness], units.start > 0
+        num_epochs = self._config.epochs
+        is_read = self._method.reads_goodness and num_epochs > 1  # not before the first epoch
+        of_tiles = kept if has_others else 0
+        before = ledger.live_bytes
+        layer = self._build(spec, num_classes, units)
+        weights = ledger.live_bytes - before
+        trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER, units)
+        optimiser = ledger.live_bytes - before - weights
         peaks = []  # of moments that do not meet
         done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
-        measured = {"validation": "sweep"} | ({"train": "measure"} if tiled or is_read else {})
         totals = torch.zeros(4, device=PAPER)
-        num_tiles = self._config.num_tiles
-        steps = {False: Work(), True: Work()}  # of the first tile, and of one with others beside it
-        for num_shards in (2, 1)[: self._config.epochs * num_tiles]:  # a second step, or epoch, finds all buffers there
-            for has_others in [False, True][: 1 + tiled] * num_shards:
-                beside_it = of_all + (of_tiles if has_others else 0)
+
+        def measure(name: str) -> Work:
+            ledger.start_peak()
+            start = ledger.work
+            rows, num_samples = shards[name].chunk, shards[name].num_samples
+            self._method.sweep(layer, goodness, layer.preactivations(rows), num_samples)
+            peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
+            return ledger.work - start
+
+        for num_steps in (2, 1)[:num_epochs]:  # a second step, and a second epoch, finds all buffers there
+            beside_it = of_tiles
+            if is_read and num_steps == 1:
+                done["measure"] = measure("train")
+                beside_it += kept
+            for _ in range(num_steps):
                 ledger.start_peak()
                 index, candidates = self._draw(labels, largest, kept // (4 * layout.num_stored))
                 others = torch.empty(candidates.shape, device=PAPER) if has_others else None
@@ -315,23 +353,17 @@ class _PaperWork:
                 start = ledger.work
                 shown = candidates.index_select(0, index)
                 beside = others.index_select(0, index) if others is not None else None
-                batch = MicroBatch(block, index, shown, beside)
-                figures, left_out = self._step(trainer, batch, num_blocks, generator)
+                figures, left_out = self._step(trainer, MicroBatch(block, index, shown, beside), num_blocks, generator)
                 totals += figures
                 peaks.append(ledger.peak_bytes + kernels.in_steps + beside_it)
-                steps[has_others] = ledger.work - start + left_out
-            for name in measured.keys() & shards.keys():
-                ledger.start_peak()
-                start = ledger.work
-                rows, num_samples = shards[name].chunk, shards[name].num_samples
-                self._method.sweep(trainer.layer, goodness, trainer.layer.preactivations(rows), num_samples)
-                done[measured[name]] = ledger.work - start
-                beside_it = of_tiles + (kept if name == "train" else 0)
-                if name == "train" and not is_read:
-                    beside_it -= optimiser
-                peaks.append(ledger.peak_bytes + kernels.in_passes + beside_it)
-        done["step"] = (steps[False] + steps[True] * (num_tiles - 1)) // num_tiles
-        return max(peaks), done
+                done["step"] = ledger.work - start + left_out
+            if "validation" in shards:
+                done["sweep"] = measure("validation")
+        buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
+        if units.stop < spec.num_units:  # for the next tile, and without the optimiser
+            done["measure"] = measure("train")
+            peaks[-1] -= optimiser
+        return _PaperTile(weights, optimiser, buffers, max(peaks), done)
 
     def _step(
         self, trainer: LayerTrainer, batch: MicroBatch, num_blocks: int, generator: torch.Generator
