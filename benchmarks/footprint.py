@@ -22,11 +22,12 @@ import torch
 import ffstream as ff
 from ffstream.config import Config
 from ffstream.data import SOURCES
-from ffstream.footprint import DataShape, Footprint, add_slots, do_on_paper
+from ffstream.footprint import DataShape, Footprint, add_slots
 from ffstream.labels import make_label_method
 from ffstream.memory import measure_peak_bytes
 from ffstream.network import compute_layer_specs, count_distinct
 from ffstream.observer import Observer
+from ffstream.paper import do_on_paper
 from ffstream.probe import measure_kernels
 from ffstream.runner import Runner
 

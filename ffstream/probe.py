@@ -16,7 +16,7 @@ import torch
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.config import Config, MemoryConfig
 from ffstream.errors import BudgetError
-from ffstream.footprint import DataShape, KernelBytes, cache_layouts, do_on_paper
+from ffstream.footprint import DataShape, KernelBytes, cache_layouts
 from ffstream.labels import LabelMethod, make_label_method
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.layers import LAYER_KINDS
@@ -30,6 +30,7 @@ from ffstream.memory import (
     unpinned_reason,
 )
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs
+from ffstream.paper import do_on_paper
 from ffstream.plan import Rates, Resources
 from ffstream.propagation import chunk_samples
 from ffstream.transfer import Transfer, allocate_host

@@ -24,8 +24,9 @@ hybrids augmentation labels catalogue network transfer optimiser
 input_rows
 checkpoint
 layer_trainer propagation
-footprint
+footprint paper
 plan
+workload
 planner
 probe machine trial
 observer cache_set frozen

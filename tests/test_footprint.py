@@ -9,11 +9,12 @@ import torch
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
-from ffstream.footprint import DataShape, add_slots, do_on_paper
+from ffstream.footprint import DataShape, add_slots
 from ffstream.labels import make_label_method
 from ffstream.ledger import PAPER, Ledger
 from ffstream.memory import measure_peak_bytes
 from ffstream.network import compute_layer_specs
+from ffstream.paper import do_on_paper
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,12 @@ import ffstream as ff
 from benchmarks.footprint import compare, draw_config
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.data import scale_images
-from ffstream.footprint import DataShape, do_on_paper
+from ffstream.footprint import DataShape
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer, MicroBatch
 from ffstream.ledger import Work
 from ffstream.network import build_layer, compute_layer_specs
+from ffstream.paper import do_on_paper
 from ffstream.transfer import Transfer
 from tests.helpers import InterruptAt, layer_digests
 
