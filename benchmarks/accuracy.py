@@ -30,6 +30,10 @@ SHIFTED = {
     "network.dropout": 0.1,
 }
 
+# As in the paper (Hinton 2022, section 3.2); 144 divides the units of a local layer.
+UNLABELLED = {"width": 2000, "epochs": 100}
+UNLABELLED_LOCAL = {"network.kind": "local", "width": 2016, "epochs": 60}
+
 
 def measure_recipe(
     recipe: str, data_root: str, device: str, folder: Path, settings: Mapping[str, Any] | None = None

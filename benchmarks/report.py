@@ -64,6 +64,12 @@ def short_table(found: dict[str, Any]) -> str:
         rows.append(
             ("images shifted by up to 2 pixels, `mono`, 4 x 1008 local units, 25 epochs", _accuracy(found["shifts"]))
         )
+    if "unsupervised" in found:
+        rows.append(
+            ("without labels, 4 x 2000 units, 100 epochs (`--recipe unsupervised`)", _accuracy(found["unsupervised"]))
+        )
+    if "unsupervised-local" in found:
+        rows.append(("the same, 4 x 2016 local units, 60 epochs", _accuracy(found["unsupervised-local"])))
     if "depth" in found:
         rows.append(("MNIST, 40 x 500 units, 8 epochs a layer", _depth(found["depth"])))
     if "memory" in found:
@@ -104,12 +110,13 @@ def long_table(name: str, found: dict[str, Any]) -> str:
 
 
 def _accuracy(found: dict[str, Any]) -> str:
-    softmax = sum(row["test_error_softmax"] for row in found["seeds"]) / len(found["seeds"])
+    softmax = statistics.mean(row["test_error_softmax"] for row in found["seeds"])
     run_s = statistics.median(row["training_s"] for row in found["seeds"])
-    return (
-        f"{100 * found['mean_test_error']:.2f} % test error (spread {100 * found['spread_test_error']:.2f}; "
-        f"softmax readout {100 * softmax:.2f} %), {run_s:.0f} s a run"
+    read_out = f"softmax readout {100 * softmax:.2f} %" if softmax != found["mean_test_error"] else "softmax readout"
+    error = (
+        f"{100 * found['mean_test_error']:.2f} % test error (spread {100 * found['spread_test_error']:.2f}; {read_out})"
     )
+    return f"{error}, {run_s:.0f} s a run"
 
 
 def _depth(found: dict[str, Any]) -> str:
@@ -184,6 +191,8 @@ _FIGURES = {
     "mono": _accuracy,
     "shifts": _accuracy,
     "hinton": _accuracy,
+    "unsupervised": _accuracy,
+    "unsupervised-local": _accuracy,
     "depth": _depth,
     "memory": _memory,
     "tiers": _tiers,

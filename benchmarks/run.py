@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import SHIFTED, measure_depth, measure_recipe
+from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_depth, measure_recipe
 from benchmarks.footprint import measure_footprint
 from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
@@ -33,6 +33,8 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "mono": lambda *where: measure_recipe("mono", *where),
     "shifts": lambda *where: measure_recipe("mono", *where, SHIFTED),
     "hinton": lambda *where: measure_recipe("hinton", *where),
+    "unsupervised": lambda *where: measure_recipe("unsupervised", *where, UNLABELLED),
+    "unsupervised-local": lambda *where: measure_recipe("unsupervised", *where, UNLABELLED_LOCAL),
     "depth": measure_depth,
     "memory": measure_memory,
     "tiers": measure_tiers,

@@ -144,7 +144,7 @@ class ReadoutConfig:
     epochs: int = _limit(5, at_least=1)  # a layer
     batch: int = _limit(256, at_least=1)
     learning_rate: float = _limit(0.01, above=0.0)
-    weight_decay: float = _limit(0.003, at_least=0.0)
+    weight_decay: float = _limit(0.003, at_least=0.0)  # times the learning rate is what a step takes off
 
 
 @dataclass(frozen=True)

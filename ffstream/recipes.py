@@ -84,6 +84,9 @@ register_recipe(
         "optimiser.name": "sgd",
         "optimiser.learning_rate": 1e-3,
         "optimiser.weight_decay": 1e-3,
+        "readout.epochs": 10,
+        "readout.learning_rate": 0.003,
+        "readout.weight_decay": 3.0,
     },
     "Without labels (Hinton 2022, section 3.2): images against hybrids of two; read out by softmax.",
 )
