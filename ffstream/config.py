@@ -29,7 +29,7 @@ _FROM_RECIPE: Any = None
 
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are known by
 # their digest and not by where they lie.
-_FREE_SETTINGS = ("layers", "device", "data", "data_root", "cache.tier")
+_FREE_SETTINGS = ("layers", "device", "data", "data_root", "bad_images", "cache.tier")
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -160,6 +160,7 @@ class Config:
     recipe: str = "inject"
     data: str = "digits"  # a registered source, a folder of images by class, a .safetensors or a .npz file
     data_root: str = ""  # where torchvision's archives lie; "" is $FFSTREAM_DATA or the user's cache folder
+    bad_images: str = _limit("refuse", choices=("refuse", "skip"))  # files of a folder that cannot be read
     validation_fraction: float = _limit(1 / 12, at_least=0.0, below=1.0)  # of the training data
     layers: int = _limit(4, at_least=1)
     width: int = _limit(500, at_least=1)  # units a layer

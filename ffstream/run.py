@@ -156,7 +156,8 @@ class Run:
         What is white in an image file is as large as the largest training value, or 255 where that is how the training
         data are kept. Raises DataError naming the first file that does not fit.
         """
-        from ffstream.data.images import WHITE, load_images
+        from ffstream.data.images import load_images
+        from ffstream.data.picture import WHITE
 
         data = self.directory.read_data()
         in_bytes = holds_pictures(self.config.data) or data["scale"] > WHITE / 2
@@ -165,7 +166,7 @@ class Run:
 
     def _load_splits(self, data: dict[str, Any], data_root: str) -> dict[str, Split]:
         config = self.config
-        dataset = load_dataset(config.data, data_root or config.data_root)
+        dataset = load_dataset(config.data, data_root or config.data_root, skips_bad=config.bad_images == "skip")
         check_same_data(self.path, data, dataset)
         return make_splits(dataset, config)
 

@@ -86,9 +86,11 @@ def make_plan(
     """
     directory, config = _open(config, run_dir, resume=resume)
     if machine is None and data is None:
-        return _prepare(directory, config, measure=True, for_plan=True).plan
+        prepared = _prepare(directory, config, measure=True, for_plan=True)
+        warnings = [text for text in (prepared.plan.warning, prepared.dataset.warning) if text is not None]
+        return dataclasses.replace(prepared.plan, warning="; ".join(warnings) or None)
     if data is None:
-        dataset = load_dataset(config.data, config.data_root)
+        dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
         data, data_bytes = _shape(dataset, make_splits(dataset, config)), dataset.num_bytes
     else:
         data_bytes = data.num_features * sum(data.num_samples.values())  # a byte a feature
@@ -216,7 +218,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
         )
     device = resolve_device(config.device)
     resources = survey_resources(config.memory, device, directory.path, directory.passing_bytes())
-    dataset = load_dataset(config.data, config.data_root)
+    dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
     method = make_label_method(config, dataset.num_classes, dataset.num_features, dataset.image_shape)
     check_augmentation(config.augmentation, dataset.image_shape)
     splits = make_splits(dataset, config)
@@ -248,6 +250,8 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
 def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run:
     """Everything that can be refused is refused before anything is written."""
     prepared = _prepare(directory, config, measure=config.memory.budget != "auto")
+    if prepared.dataset.warning is not None:
+        observer.on_warning(prepared.dataset.warning)
     config, dataset, splits, device = prepared.plan.config, prepared.dataset, prepared.splits, prepared.device
     with storage_errors(directory.path), RunLock(directory.path):  # wherever it fails, in removing what is old too
         remove_temporaries(directory.path)

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import save_file
 
 import ffstream as ff
@@ -126,54 +125,6 @@ def test_truncated_and_foreign_files_are_refused(suffix, tmp_path):
         path.write_bytes(data)
         with pytest.raises(ff.DataError, match="cannot be read"):
             load_dataset(str(path))
-
-
-def write_images(folder, mode="L", size=(6, 5), classes=("cat", "dog"), num_images=4):
-    for number, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for index in range(num_images):
-            Image.new(mode, size, (40 * number + index) if mode == "L" else (index, number, 7)).save(
-                folder / name / f"{index}.png"
-            )
-
-
-@pytest.mark.parametrize(("mode", "shape"), [("L", (5, 6)), ("RGB", (5, 6, 3))])
-def test_a_folder_of_images_by_class(mode, shape, tmp_path):
-    write_images(tmp_path / "train", mode)
-    write_images(tmp_path / "test", mode, num_images=2)
-    dataset = load_dataset(str(tmp_path))
-    assert dataset.image_shape == shape
-    assert dataset.class_names == ("cat", "dog")
-    assert (len(dataset.train), len(dataset.test)) == (8, 4)
-    assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4
-
-
-def test_a_folder_without_a_train_folder_has_no_test_split(tmp_path):
-    write_images(tmp_path / "data", num_images=20)
-    config = ff.Config(data=str(tmp_path / "data"), layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
-    run = ff.train(config, tmp_path / "run")
-    assert run.evaluate(split="validation").num_samples == 3
-    with pytest.raises(ff.DataError, match="has no test split; found train, validation"):
-        run.evaluate()
-
-
-def test_bad_image_folders_are_refused_naming_the_file(tmp_path):
-    write_images(tmp_path / "sizes")
-    Image.new("L", (3, 3)).save(tmp_path / "sizes" / "dog" / "small.png")
-    write_images(tmp_path / "corrupt")
-    (tmp_path / "corrupt" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n????")
-    write_images(tmp_path / "hollow")
-    (tmp_path / "hollow" / "empty").mkdir()
-    (tmp_path / "none").mkdir()
-    for name, message in (
-        ("sizes", r"small\.png.*resize all"),
-        ("corrupt", r"1\.png.*cannot be read as an image"),
-        ("hollow", "empty"),
-        ("none", "needs one folder of images a class"),
-    ):
-        with pytest.raises(ff.DataError, match=message) as caught:
-            load_dataset(str(tmp_path / name))
-        assert "\n" not in str(caught.value)
 
 
 def test_validation_is_disjoint_covers_all_and_follows_the_seed(digits):
@@ -324,41 +275,6 @@ def test_values_that_are_not_finite_are_refused_in_safetensors_too(value, dtype,
 def test_a_file_without_a_test_split_has_none(tmp_path):
     dataset = load_dataset(save(tmp_path / "data.npz", arrays(**{"test.images": None, "test.labels": None})))
     assert dataset.test is None
-
-
-def test_images_of_sixteen_bits_keep_their_shades_or_are_refused(tmp_path):
-    shades = (np.arange(20, dtype=np.uint16) * 3000).reshape(4, 5)
-    for name in ("cat", "dog"):
-        (tmp_path / name).mkdir()
-        Image.fromarray(shades).save(tmp_path / name / "0.png")
-        Image.fromarray(shades[::-1].copy()).save(tmp_path / name / "1.png")
-    try:
-        image = load_dataset(str(tmp_path)).train.images[0].flatten()
-    except ff.DataError:
-        return
-    assert len(image.unique()) > 2
-
-
-def test_truncated_images_are_refused_naming_the_file(tmp_path):
-    write_images(tmp_path, size=(40, 40))
-    path = tmp_path / "cat" / "2.png"
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    data = path.read_bytes()
-    for keep in (0, 20, len(data) // 2, len(data) - 200):
-        path.write_bytes(data[:keep])
-        with pytest.raises(ff.DataError, match=r"cat/2\.png: cannot be read as an image"):
-            load_dataset(str(tmp_path))
-
-
-def test_one_class_of_images_and_classes_that_differ_are_refused(tmp_path):
-    write_images(tmp_path / "one", classes=("cat",))
-    with pytest.raises(ff.DataError, match="one class only"):
-        load_dataset(str(tmp_path / "one"))
-    write_images(tmp_path / "two" / "train")
-    write_images(tmp_path / "two" / "test", classes=("cat", "fish"))
-    with pytest.raises(ff.DataError, match="differ"):
-        load_dataset(str(tmp_path / "two"))
 
 
 def test_a_class_without_a_training_image_is_refused_before_anything_is_written(tmp_path):

@@ -50,6 +50,9 @@ def train(
     ] = None,
     max_shift: Annotated[int | None, typer.Option(help="Pixels by which a shift moves an image at most (2).")] = None,
     data_root: DataRoot = None,
+    bad_images: Annotated[
+        str | None, typer.Option(help="Files of a folder that cannot be read: refuse or skip (refuse).")
+    ] = None,
     budget: Budget = None,
     host_budget: Annotated[str | None, typer.Option(help="Most host memory for this process.")] = None,
     disk_budget: Annotated[str | None, typer.Option(help="Most disk space for the run.")] = None,

@@ -23,8 +23,11 @@ _MAX_NAME = 255
 _ARRAYS = (".safetensors", ".npz")
 
 
-def load_dataset(source: str, data_root: str = "") -> Dataset:
-    """Load the data set that `--data` names. Raises DataError when it is unknown, absent or unreadable."""
+def load_dataset(source: str, data_root: str = "", *, skips_bad: bool = False) -> Dataset:
+    """Load the data set that `--data` names. Raises DataError when it is unknown, absent or unreadable.
+
+    `skips_bad`: of a folder, leave out the files that cannot be read.
+    """
     if source in SOURCES:
         return SOURCES[source](Path(data_root).expanduser() if data_root else default_data_root())
     path = Path(source).expanduser()
@@ -37,7 +40,7 @@ def load_dataset(source: str, data_root: str = "") -> Dataset:
     if path.is_dir():
         from ffstream.data.folder import load_folder
 
-        return load_folder(path)
+        return load_folder(path, skips_bad=skips_bad)
     raise DataError(
         f"data {source}: neither a known data set, a folder of images by class, nor a .safetensors or .npz file; "
         f"{nearest(source, SOURCES)}"

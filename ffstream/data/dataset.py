@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ class Dataset:
     train: Split
     test: Split | None
     class_names: tuple[str, ...]
+    left_out: tuple[str, ...] = ()  # of each file that was, what is wrong with it
 
     @property
     def num_classes(self) -> int:
@@ -51,6 +53,14 @@ class Dataset:
         splits = [self.train] + ([self.test] if self.test is not None else [])
         return sum(part.nbytes for split in splits for part in (split.images, split.labels))
 
+    @property
+    def warning(self) -> str | None:
+        """That not all of it was read, if so."""
+        if not self.left_out:
+            return None
+        num_read = len(self.train) + (len(self.test) if self.test is not None else 0)
+        return f"left out {len(self.left_out)} of {num_read + len(self.left_out)} images; the first: {self.left_out[0]}"
+
     def digest(self) -> str:
         """Digest of the training data: a run refuses to go on with other data."""
         digest = hashlib.sha256(str((self.train.images.dtype, self.train.images.shape)).encode())
@@ -64,7 +74,13 @@ class Dataset:
         return largest or 1.0
 
 
-def check_dataset(name: str, train: Split, test: Split | None, class_names: tuple[str, ...] | None = None) -> Dataset:
+def check_dataset(
+    name: str,
+    train: Split,
+    test: Split | None,
+    class_names: tuple[str, ...] | None = None,
+    left_out: Sequence[str] = (),
+) -> Dataset:
     """Make a Dataset from what a source read. Raises DataError when shapes, types or values do not fit."""
     for part, split in (("train", train), ("test", test)):
         if split is not None:
@@ -88,7 +104,7 @@ def check_dataset(name: str, train: Split, test: Split | None, class_names: tupl
                 f"data {name}: {part} labels go up to {int(split.labels.max())}, allowed 0 to {num_classes - 1}, "
                 "the classes of the training data"
             )
-    return Dataset(name, train, test, class_names or tuple(str(label) for label in range(num_classes)))
+    return Dataset(name, train, test, class_names or tuple(str(label) for label in range(num_classes)), tuple(left_out))
 
 
 def _check_split(name: str, part: str, split: Split) -> None:

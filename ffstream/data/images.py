@@ -8,15 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ffstream.data.arrays import find_images, read_arrays
 from ffstream.data.dataset import fit_images, without_ones
-from ffstream.data.folder import read_picture
+from ffstream.data.picture import PICTURES, WHITE, read_picture
 from ffstream.errors import DataError
 
 _ARRAYS = (".npy", ".npz", ".safetensors")
-WHITE = 255  # in an image file
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ def load_images(paths: Sequence[Path], shape: tuple[int, ...], white: float) -> 
 
 
 def _list_images(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
     if not found:
-        raise DataError(f"data {folder}: found no image in this folder, allowed {', '.join(IMG_EXTENSIONS)}")
+        raise DataError(f"data {folder}: found no image in this folder, allowed {', '.join(PICTURES)}")
     return found
 
 
@@ -61,9 +59,9 @@ def _read_picture(path: Path, shape: tuple[int, ...], white: float) -> Tensor:
     """An image file as (1, *shape)."""
     if not path.is_file():
         raise DataError(f"data {path}: no such file or folder")
-    if path.suffix.lower() not in IMG_EXTENSIONS:
+    if path.suffix.lower() not in PICTURES:
         raise DataError(
-            f"data {path}: found {path.suffix or 'no suffix'!r}, allowed an image ({', '.join(IMG_EXTENSIONS)}), "
+            f"data {path}: found {path.suffix or 'no suffix'!r}, allowed an image ({', '.join(PICTURES)}), "
             f"arrays ({', '.join(_ARRAYS)}), or a folder of images"
         )
     height, width, *channels = _pixel_shape(path, shape)
