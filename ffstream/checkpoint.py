@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ffstream.errors import CorruptFileError, RunError
-from ffstream.files import read_manifest, write_atomic, write_manifest
+from ffstream.files import write_atomic
 from ffstream.layers import Layer
+from ffstream.manifest import ANYTHING, COUNT, DIGEST, NAME, NUMBER, SIZE, TEXT, Shape, read_manifest, write_manifest
 from ffstream.metrics import MetricsFile, MetricsSeal
 from ffstream.optimiser import LayerOptimiser
 from ffstream.tensor_file import (
@@ -34,12 +37,38 @@ from ffstream.tensor_file import (
     fill_tensors,
     join_tensors,
     load_slices,
+    load_tensor,
     load_tensors,
     write_tensors,
 )
 
 _MANIFEST = "manifest.json"
 _CONFIG_SEAL = b"# sha256 "
+_SEAL: Shape = {"num_bytes": COUNT, "sha256": DIGEST}
+_DATA: Shape = {
+    "num_classes": SIZE,
+    "class_names": [TEXT],
+    "image_shape": [SIZE],
+    "num_features": SIZE,
+    "scale": NUMBER,
+    "digest": DIGEST,
+    "validation_labels_digest?": DIGEST,
+}
+_LAYER: Shape = {
+    "layer": COUNT,
+    "digests": {"weights": DIGEST, NAME: DIGEST},
+    "digest_below": TEXT,
+    "figures": {TEXT: ANYTHING},
+    "metrics?": _SEAL,
+}
+_PROGRESS: Shape = {
+    "layer": COUNT,
+    "num_epochs": SIZE,
+    "digests": {NAME: DIGEST},
+    "digest_below?": TEXT,  # in runs that are older
+    "metrics?": _SEAL,
+}
+_READOUT: Shape = {"identity": {"layers": [DIGEST]}, "digest_file": DIGEST}
 _TILE = "-tile-"  # in the name of a file of the progress: one that stays until the layer is finished
 
 
@@ -85,14 +114,21 @@ class RunDirectory:
     def read_data(self) -> dict[str, Any]:
         """What `create` was given. Raises RunError, CorruptFileError."""
         try:
-            return read_manifest(self.path / "data.json")
+            data = read_manifest(self.path / "data.json", _DATA)
         except FileNotFoundError:
             raise RunError(f"run {self.path}: has no data.json; restore it from a copy") from None
+        if math.prod(data["image_shape"]) != data["num_features"] or len(data["class_names"]) != data["num_classes"]:
+            raise CorruptFileError(
+                f"manifest {self.path / 'data.json'}: {data['num_features']} features in images of shape "
+                f"{tuple(data['image_shape'])}, {len(data['class_names'])} names of {data['num_classes']} classes; "
+                "restore it from a copy"
+            )
+        return data
 
     def load_validation_labels(self) -> Tensor | None:
         """Labels (n,) that `create` was given, or None; also of a run that was started before they were kept."""
         digest = self.read_data().get("validation_labels_digest")
-        return None if digest is None else load_tensors(self._validation_path, digest)["labels"]
+        return None if digest is None else load_tensor(self._validation_path, digest, "labels", torch.int64, 1)
 
     @property
     def _validation_path(self) -> Path:
@@ -172,16 +208,20 @@ class RunDirectory:
 
     def _read_numbered_manifest(self, index: int) -> dict[str, Any]:
         path = self.layer_folder(index) / _MANIFEST
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, _LAYER)
         if manifest.get("layer") != index:
             found = manifest.get("layer")
             raise CorruptFileError(f"manifest {path}: belongs to layer index {found}, found at {index}; {RESTORE}")
         return manifest
 
-    def load_layer(self, index: int, layer: Layer) -> None:
-        """Fill `layer` with committed parameters, digest checked first. Raises CorruptFileError."""
+    def load_layer(self, index: int, layer: Layer, *, assign: bool = False) -> None:
+        """Fill `layer` with committed parameters, digest checked first. Raises CorruptFileError.
+
+        With `assign`, they become its own, which need not have had memory.
+        """
         path = self.layer_folder(index) / "weights.safetensors"
-        _load_state(layer, load_tensors(path, self.read_layer_manifest(index)["digests"]["weights"]), path)
+        tensors = load_tensors(path, self.read_layer_manifest(index)["digests"]["weights"])
+        _load_state(layer, tensors, path, assign=assign)
 
     def verify_weights(self, index: int) -> None:
         """Check the digest of a committed layer's parameters. Raises CorruptFileError."""
@@ -198,7 +238,7 @@ class RunDirectory:
         digest = self.read_layer_manifest(index)["digests"].get("validation")
         if digest is None:
             return None
-        return load_tensors(self.layer_folder(index) / "validation.safetensors", digest)["goodness"]
+        return load_tensor(self.layer_folder(index) / "validation.safetensors", digest, "goodness", torch.float32, 2)
 
     def verify_layer(self, index: int) -> None:
         """Check every digest of a committed layer. Raises CorruptFileError."""
@@ -280,7 +320,7 @@ class RunDirectory:
         return load_tensors(path, self._progress_digest(path))
 
     def _progress_digest(self, path: Path) -> str:
-        manifest = read_manifest(path.parent / _MANIFEST)
+        manifest = read_manifest(path.parent / _MANIFEST, _PROGRESS)
         try:
             return str(manifest["digests"][path.name])
         except KeyError:
@@ -289,7 +329,7 @@ class RunDirectory:
     def _read_progress_manifest(self) -> dict[str, Any] | None:
         path = self.path / "progress" / _MANIFEST
         try:
-            manifest = read_manifest(path)
+            manifest = read_manifest(path, _PROGRESS)
         except FileNotFoundError:
             return None
         index = manifest["layer"]
@@ -338,7 +378,7 @@ class RunDirectory:
         """The saved readout if it was trained on the same, else None. Raises CorruptFileError."""
         folder = self.path / "readout"
         try:
-            manifest = read_manifest(folder / _MANIFEST)
+            manifest = read_manifest(folder / _MANIFEST, _READOUT)
         except FileNotFoundError:
             return None
         if manifest["identity"] != identity:
@@ -348,7 +388,7 @@ class RunDirectory:
     def load_fitted_readout(self, num_layers: int) -> dict[str, Tensor] | None:
         """The saved readout if it was fitted on the layers that are here, however. Raises CorruptFileError."""
         try:
-            identity = read_manifest(self.path / "readout" / _MANIFEST)["identity"]
+            identity = read_manifest(self.path / "readout" / _MANIFEST, _READOUT)["identity"]
         except FileNotFoundError:
             return None
         digests = [self.read_layer_manifest(index)["digests"]["weights"] for index in range(num_layers)]

@@ -162,8 +162,8 @@ class Config:
     data_root: str = ""  # where torchvision's archives lie; "" is $FFSTREAM_DATA or the user's cache folder
     bad_images: str = _limit("refuse", choices=("refuse", "skip"))  # files of a folder that cannot be read
     validation_fraction: float = _limit(1 / 12, at_least=0.0, below=1.0)  # of the training data
-    layers: int = _limit(4, at_least=1)
-    width: int = _limit(500, at_least=1)  # units a layer
+    layers: int = _limit(4, at_least=1, at_most=1_000_000)
+    width: int = _limit(500, at_least=1, at_most=1 << 18)  # units a layer
     epochs: int = _limit(20, at_least=1)  # a layer
     batch: int | str = _limit(_FROM_RECIPE, at_least=1, word="auto")
     # Samples of a batch on the device at once; their gradients are summed. auto: all, or as many as there is room for.
@@ -315,6 +315,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Nested settings of a TOML file. Raises ConfigError when it is absent or does not parse."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ConfigError(f"config file {path}: nested too deep; allowed sections of settings") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:

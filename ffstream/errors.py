@@ -24,6 +24,9 @@ from collections.abc import Iterable
 class FFStreamError(Exception):
     """Base of every error that a user can cause and mend."""
 
+    def __init__(self, text: str = "") -> None:
+        super().__init__(" ".join(text.split("\n")))  # names that are quoted may have several lines
+
 
 class ConfigError(FFStreamError):
     """A setting is unknown, of the wrong type or out of range."""

@@ -22,7 +22,7 @@ from ffstream.combination import (
 )
 from ffstream.config import Config
 from ffstream.data import Split, scale_images
-from ffstream.errors import RunError
+from ffstream.errors import CorruptFileError, RunError
 from ffstream.frozen import Stage, stream_committed_layers
 from ffstream.goodness import GOODNESSES, Goodness
 from ffstream.labels import LabelMethod, make_label_method
@@ -217,10 +217,17 @@ def objective_temperature(config: Config) -> float:
 
 
 def read_validation_goodness(directory: RunDirectory, num_layers: int) -> Iterator[Tensor]:
-    """What is committed with each layer, (n, C), of a run that has a validation split."""
+    """What is committed with each layer, (n, C), of a run that has a validation split. Raises CorruptFileError."""
+    shape: tuple[int, ...] | None = None
     for index in range(num_layers):
         goodness = directory.load_validation_goodness(index)
-        assert goodness is not None, "a validation split is part of a run's identity"
+        if goodness is None or (shape is not None and goodness.shape != shape):
+            found = "no validation goodness" if goodness is None else f"goodness of shape {tuple(goodness.shape)}"
+            raise CorruptFileError(
+                f"run {directory.path}: layer {index + 1} has {found}, allowed that of all validation samples; restore "
+                f"{directory.layer_folder(index)} from a copy"
+            )
+        shape = goodness.shape
         yield goodness
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ffstream.errors import CorruptFileError, StorageError
+from ffstream.errors import StorageError
 
 TEMPORARY = ".tmp-"  # what a file is called until it is whole and durable
 _UMASK = os.umask(0)  # can only be read by setting it; once, before there are threads
@@ -125,28 +123,3 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def write_manifest(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON manifest that carries the digest of its own content, durably."""
-    sealed = {**content, "manifest_sha256": _content_digest(content)}
-    write_atomic(path, (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest and check its digest. Raises CorruptFileError; FileNotFoundError when there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-        digest = content.pop("manifest_sha256")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"manifest {path}: not a manifest of ffstream ({error}); {_RESTORE}") from error
-    if digest != _content_digest(content):
-        raise CorruptFileError(f"manifest {path}: altered since it was written (its digest differs); {_RESTORE}")
-    return dict(content)
-
-
-_RESTORE = "restore it from a copy, or delete its folder to have it made again"
-
-
-def _content_digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -27,10 +27,14 @@ class DataShape:
     @classmethod
     def of(cls, num_samples: int, num_features: int, num_classes: int, validation_fraction: float) -> DataShape:
         """Of `num_samples` training samples, of which a fraction is kept for validation. Raises ConfigError."""
-        numbers = {"samples": (num_samples, 2), "features": (num_features, 1), "classes": (num_classes, 2)}
-        for noun, (number, least) in numbers.items():
-            if number < least:
-                raise ConfigError(f"--{noun} {number}: allowed an integer >= {least}")
+        numbers = {
+            "samples": (num_samples, 2, 10**12),
+            "features": (num_features, 1, 10**9),
+            "classes": (num_classes, 2, 10**5),
+        }
+        for noun, (number, least, most) in numbers.items():
+            if not least <= number <= most:
+                raise ConfigError(f"--{noun} {number}: allowed an integer >= {least} and <= {most}")
         held_out = round(num_samples * validation_fraction)
         counts = {"train": num_samples - held_out} | ({"validation": held_out} if held_out else {})
         return cls(num_features, num_classes, counts)

@@ -22,7 +22,8 @@ from ffstream.files import atomic_path
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layers import Layer
-from ffstream.network import build_layer, compute_layer_specs, hand_on
+from ffstream.memory import is_out_of_memory
+from ffstream.network import compute_layer_specs, hand_on, make_layer
 from ffstream.tensor_file import save_tensors
 
 _FORMAT = "ffstream-1"
@@ -46,7 +47,8 @@ class FFNetwork(nn.Module):
         self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
         self._method = make_label_method(config, data["num_classes"], data["num_features"])
         self._goodness = GOODNESSES[config.objective.goodness]
-        self.layers = nn.ModuleList(build_layer(config, spec, data["num_classes"]) for spec in self._specs)
+        whole = [make_layer(config, spec, data["num_classes"], slice(0, spec.num_units)) for spec in self._specs]
+        self.layers = nn.ModuleList(whole)  # of memory that is not touched until there is content to be assigned
         self.readout = nn.ModuleDict()  # by layer, counted from 0
 
     def goodness_by_layer(self, images: Tensor) -> list[Tensor]:
@@ -67,8 +69,8 @@ class FFNetwork(nn.Module):
         for name in tensors:
             index, _, part = name.partition(".")
             if part == "weight":
-                readout = nn.Linear(self.config.width, len(tensors[name]))
-                readout.load_state_dict({key: tensors[f"{index}.{key}"] for key in ("weight", "bias")})
+                readout = nn.Linear(self.config.width, self._data["num_classes"])
+                readout.load_state_dict({key: tensors[f"{index}.{key}"] for key in ("weight", "bias")}, assign=True)
                 self.readout[index] = readout
 
     def forward(self, images: Tensor) -> Tensor:
@@ -138,11 +140,23 @@ def _load_run(directory: RunDirectory) -> FFNetwork:
     if num_layers == 0:
         raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
     config = Config.from_toml(directory.find_config()).override({"layers": num_layers})
-    network = FFNetwork(config, directory.read_data())
+    try:
+        network = FFNetwork(config, directory.read_data())
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"run {directory.path}: its network does not fit into memory whole; evaluate it instead"
+        ) from error
     for index, layer in enumerate(network.layers):
-        directory.load_layer(index, cast(Layer, layer))
+        directory.load_layer(index, cast(Layer, layer), assign=True)
     readout = directory.load_fitted_readout(num_layers) if config.labels.method == "none" else None
-    network.add_readout(readout or {})
+    try:
+        network.add_readout(readout or {})
+    except (KeyError, RuntimeError) as error:
+        raise CorruptFileError(
+            f"run {directory.path}: the readout does not fit the layers ({error}); delete its folder and evaluate again"
+        ) from error
     return network.eval()
 
 
@@ -160,8 +174,8 @@ def _load_file(path: Path) -> FFNetwork:
     try:
         network = FFNetwork(Config.from_mapping(json.loads(metadata["config"])), json.loads(metadata["data"]))
         network.add_readout({k.removeprefix("readout."): v for k, v in tensors.items() if k.startswith("readout.")})
-        network.load_state_dict(tensors)
-    except (KeyError, ValueError, RuntimeError) as error:
+        network.load_state_dict(tensors, assign=True)
+    except (KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
         raise CorruptFileError(
             f"file {path}: its tensors do not fit its configuration ({error}); export it again"
         ) from error

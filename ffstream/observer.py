@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ffstream.layer_trainer import EpochFigures
+from ffstream.manifest import NUMBER
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class LayerFigures:
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, for metrics and manifests."""
         return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> LayerFigures:
+        """The inverse of `to_mapping`. Raises TypeError for other names, ValueError for what is no number."""
+        for item in fields(cls):
+            value = values.get(item.name)
+            is_right = isinstance(value, str) if item.type == "str" else NUMBER.holds(value)
+            if not is_right and not (value is None and "None" in str(item.type)):
+                raise ValueError(f"{item.name} is {value!r}")
+        return cls(**values)
 
 
 class Observer:

@@ -242,7 +242,12 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
 
 def check_same_data(run_dir: Path, data: dict[str, Any], dataset: Dataset) -> None:
     """Raise RunMismatchError when the training data are not those the run was started with."""
-    digest = dataset.digest()
+    found = describe_data(dataset)
+    digest = found["digest"]
+    if digest == data["digest"] and any(found[key] != data[key] for key in ("image_shape", "num_classes", "scale")):
+        raise CorruptFileError(
+            f"manifest {run_dir / 'data.json'}: does not describe the data of its digest; restore it from a copy"
+        )
     if digest != data["digest"]:
         raise RunMismatchError(
             f"run {run_dir}: was started on other training data (digest {data['digest'][:12]}, found {digest[:12]} in "
@@ -256,8 +261,8 @@ def read_layer_figures(directory: RunDirectory) -> list[LayerFigures]:
     for index in range(directory.count_layers()):
         manifest = directory.read_layer_manifest(index)
         try:
-            figures.append(LayerFigures(**manifest["figures"]))
-        except TypeError as error:
+            figures.append(LayerFigures.from_mapping(manifest["figures"]))
+        except (TypeError, ValueError) as error:
             raise CorruptFileError(
                 f"manifest {directory.layer_folder(index)}: figures of another version of ffstream ({error}); "
                 "read it with the version that wrote it"

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +15,12 @@ from torch import Tensor
 
 from ffstream.errors import CorruptFileError
 from ffstream.files import make_temporary, publish, removed_on_error, sha256_file, storage_errors
+from ffstream.manifest import COUNT, TEXT, Shape, find_misfit
 
 RESTORE = "restore it from a copy, or delete its folder to have it trained again"
 _FLOAT_BYTES = 4
+_MAX_HEADER_BYTES = 100_000_000  # as in the format's own library
+_HEADER: Shape = {TEXT: {"dtype": TEXT, "shape": [COUNT], "data_offsets": [COUNT]}}
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -94,6 +98,15 @@ def load_tensors(path: Path, digest: str) -> dict[str, Tensor]:
         raise CorruptFileError(f"file {path}: not a safetensors file ({error}); {RESTORE}") from error
 
 
+def load_tensor(path: Path, digest: str, name: str, dtype: torch.dtype, num_axes: int) -> Tensor:
+    """The tensor of that name, type and number of axes. Raises CorruptFileError when it is not what was written."""
+    tensor = load_tensors(path, digest).get(name)
+    if tensor is None or tensor.dtype != dtype or tensor.dim() != num_axes:
+        found = None if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise CorruptFileError(f"file {path}: {name} is {found}, allowed {dtype} of {num_axes} axes; {RESTORE}")
+    return tensor
+
+
 def fill_tensors(path: Path, digest: str, targets: Mapping[str, Tensor]) -> None:
     """Read all tensors of a file into those that are there; on the host no memory is taken beside them.
 
@@ -101,16 +114,14 @@ def fill_tensors(path: Path, digest: str, targets: Mapping[str, Tensor]) -> None
     """
     check_digest(path, digest)
     with path.open("rb", buffering=0) as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+        header, begin = _read_header(path, file)
         found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
         own = {name: (_DTYPES[target.dtype], tuple(target.shape)) for name, target in targets.items()}
         if found != own:
             raise CorruptFileError(f"file {path}: holds {found}, this configuration needs {own}; {RESTORE}")
         for name, target in targets.items():
             room = target if target.device.type == "cpu" else torch.empty_like(target, device="cpu")
-            file.seek(8 + length + header[name]["data_offsets"][0])
+            file.seek(begin + header[name]["data_offsets"][0])
             payload = room.reshape(-1).view(torch.uint8).numpy().data
             if payload.nbytes and file.readinto(payload) != payload.nbytes:
                 raise CorruptFileError(f"file {path}: cut short since it was checked; {RESTORE}")
@@ -126,18 +137,31 @@ def load_slices(path: Path, axes: Mapping[str, int], units: slice) -> dict[str, 
     """
     found = {}
     with path.open("rb", buffering=0) as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header, begin = _read_header(path, file)
         for name, axis in axes.items():
             shape = header[name]["shape"]
             part = torch.empty([*shape[:axis], units.stop - units.start, *shape[axis + 1 :]])
-            start = 8 + length + header[name]["data_offsets"][0]
+            start = begin + header[name]["data_offsets"][0]
             for offset, piece in _pieces(start, shape, axis, units.start, part):
                 file.seek(offset)
                 if file.readinto(piece) != len(piece):
                     raise CorruptFileError(f"file {path}: cut short since it was checked; {RESTORE}")
             found[name] = part
     return found
+
+
+def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """What the head of a file says of each tensor, and where what it describes begins. Raises CorruptFileError."""
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+        header.pop("__metadata__", None)
+        misfit = find_misfit(header, _HEADER, "header")
+    except (ValueError, AttributeError, RecursionError) as error:
+        misfit = f"header: does not parse ({error})"
+    if misfit is not None:
+        raise CorruptFileError(f"file {path}: {misfit}; {RESTORE}")
+    return header, 8 + length
 
 
 def check_digest(path: Path, digest: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _BINARY = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -16,7 +17,10 @@ def parse_bytes(text: str) -> int:
     unit = found[2].upper() or "B" if found else ""
     if found is None or unit not in _UNITS:
         raise ValueError(f"{text!r} is not a size, such as 512MiB, 1.5GiB or 8GB")
-    return round(float(found[1]) * _UNITS[unit])
+    size = float(found[1]) * _UNITS[unit]
+    if math.isinf(size):
+        raise ValueError(f"{text[:20]}... is more than can be counted")
+    return round(size)
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -19,6 +19,7 @@ ORDER = """
 errors recipes units plane seeding schedule workspace ledger memory
 normalisation
 config registry files device
+manifest
 tensor_file lock metrics goodness combination objectives negatives layers data cache
 hybrids augmentation labels catalogue network transfer optimiser
 input_rows

@@ -15,7 +15,7 @@ SETTINGS = st.fixed_dictionaries(
     optional={
         "data": st.text(st.characters(codec="utf-8"), min_size=1),
         "layers": st.integers(1, 10**6),
-        "width": st.integers(1, 10**6),
+        "width": st.integers(1, 1 << 18),
         "batch": st.one_of(st.just("auto"), st.integers(1, 10**6)),
         "validation_fraction": st.floats(0, 0.99),
         "network.input_skip": st.booleans(),

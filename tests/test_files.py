@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 import ffstream as ff
 from ffstream import tensor_file
-from ffstream.files import atomic_path, read_manifest, remove_temporaries, sha256_file, write_atomic, write_manifest
+from ffstream.files import atomic_path, remove_temporaries, sha256_file, write_atomic
 from ffstream.lock import RunLock
+from ffstream.manifest import read_manifest, write_manifest
 from ffstream.metrics import MetricsFile
 from ffstream.tensor_file import save_tensors
 
@@ -62,7 +63,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 def test_a_manifest_reads_back_and_any_flipped_bit_is_detected(tmp_path):
     path, content = tmp_path / "manifest.json", {"layer": 3, "digests": {"weights": "ab"}, "error": 0.25}
     write_manifest(path, content)
-    assert read_manifest(path) == content
+    assert read_manifest(path, {}) == content
     data = path.read_bytes()
     for position in range(len(data)):
         for bit in (0, 3, 6):
@@ -73,17 +74,17 @@ def test_a_manifest_reads_back_and_any_flipped_bit_is_detected(tmp_path):
             except ValueError:
                 harmless = False
             if harmless:
-                assert read_manifest(path) == content
+                assert read_manifest(path, {}) == content
             else:
                 with pytest.raises(ff.CorruptFileError, match=r"manifest\.json"):
-                    read_manifest(path)
+                    read_manifest(path, {})
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"3", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"manifest_sha256": 1}'])
 def test_what_is_no_manifest_is_refused(data, tmp_path):
     (tmp_path / "manifest.json").write_bytes(data)
     with pytest.raises(ff.CorruptFileError):
-        read_manifest(tmp_path / "manifest.json")
+        read_manifest(tmp_path / "manifest.json", {})
 
 
 def test_sha256_is_that_of_the_whole_file(tmp_path):
@@ -194,7 +195,7 @@ def test_a_manifest_with_content_taken_out_or_put_in_is_refused(tmp_path):
     for changed in (sealed | {"more": 1}, {k: v for k, v in sealed.items() if k != "list"}, sealed | {"list": [2, 1]}):
         path.write_text(json.dumps(changed))
         with pytest.raises(ff.CorruptFileError, match="altered"):
-            read_manifest(path)
+            read_manifest(path, {})
 
 
 @pytest.mark.parametrize("depth", [10, 400, 900, 990, 2_000, 50_000])
@@ -202,12 +203,12 @@ def test_a_manifest_nested_to_any_depth_is_refused_and_not_a_crash(depth, tmp_pa
     text = '{"manifest_sha256": "x", "a": ' + "[" * depth + "]" * depth + "}"
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ff.CorruptFileError):
-        read_manifest(tmp_path / "manifest.json")
+        read_manifest(tmp_path / "manifest.json", {})
 
 
 def test_an_absent_manifest_is_told_from_a_corrupt_one(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read_manifest(tmp_path / "manifest.json")
+        read_manifest(tmp_path / "manifest.json", {})
 
 
 @pytest.mark.parametrize("holder_file", [None, "", "[]", '{"pid": 3}', "\u00ff"])

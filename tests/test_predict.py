@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import ffstream as ff
 from ffstream.combination import measure_probabilities
-from ffstream.files import read_manifest, write_manifest
+from ffstream.manifest import read_manifest, write_manifest
 from tests.helpers import InterruptAt, run_cli, run_process
 
 
@@ -91,7 +91,7 @@ def test_the_data_set_is_not_needed(small_data, small_config, test_split, tmp_pa
 
 def test_a_run_that_kept_no_validation_labels_takes_them_from_its_data(copy, test_split):
     before = copy.predict(test_split[0]).probabilities
-    data = read_manifest(copy.path / "data.json")
+    data = read_manifest(copy.path / "data.json", {})
     del data["validation_labels_digest"]
     write_manifest(copy.path / "data.json", data)
     (copy.path / "validation.safetensors").unlink()

@@ -14,6 +14,7 @@ from benchmarks.machine import describe_machine
 from tests.torture.faults import Faults, start_preloaded
 
 FULL = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT"}
+KINDS = ("crash", "repeat", "signal", "memory", "full", "broken", "power", "rot", "soak", "fuzz")
 _NUM_QUICK = 5  # changes tried of a workload
 BROKEN = {errno.EIO: "EIO", errno.EMFILE: "EMFILE"}
 
@@ -23,9 +24,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a part of all, in a minute or two")
     parser.add_argument("--stride", type=int, default=1, help="try every so many changes (1)")
     parser.add_argument(
-        "--kinds", default="crash,repeat,signal,memory,full,broken,power,rot,soak", help="which, separated by commas"
+        "--kinds",
+        default="crash,repeat,signal,memory,full,broken,power,rot,soak,fuzz",
+        help="which, separated by commas",
     )
     parser.add_argument("--workloads", default="", help="which, separated by commas; all by default")
+    parser.add_argument("--cases", type=int, default=1_000_000, help="of the fuzz (1000000); with --quick a thousandth")
+    parser.add_argument("--seed", type=int, default=0, help="of the fuzz (0)")
     parser.add_argument("--report", type=Path, help="a folder for torture.json")
     parser.add_argument("--preloaded", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -34,6 +39,7 @@ def main() -> int:
 
     from tests.helpers import write_small_data
     from tests.torture.crash import Bench, Counts, fail_everywhere, interrupt_often, kill_everywhere, kill_often, starve
+    from tests.torture.fuzz import fuzz
     from tests.torture.power import lose_power
     from tests.torture.rot import let_rot
     from tests.torture.soak import soak
@@ -72,12 +78,14 @@ def main() -> int:
                 print(f"{name} {kind}: {counts.num_cases} cases so far, {len(counts.failures)} wrong", flush=True)
         if "soak" in kinds and (not options.quick or "disk" in names):
             soak(Path(folder), data, 40 if options.quick else 400, 0.5, found["soak"])
+        if "fuzz" in kinds and (not options.quick or "disk" in names):
+            fuzz(Path(folder), options.cases // (1000 if options.quick else 1), options.seed, found["fuzz"])
     for kind, counts in found.items():
         for failure in counts.failures[:10]:
             print(f"WRONG {kind} {failure}")
         print(
-            f"{kind}: {counts.num_cases} cases, {counts.num_exact} resumed exactly, {counts.num_refused} of them "
-            f"refused by name before, {len(counts.failures)} silent errors"
+            f"{kind}: {counts.num_cases} cases, {counts.num_exact} {'taken' if kind == 'fuzz' else 'resumed exactly'}, "
+            f"{counts.num_refused} refused by name before, {len(counts.failures)} silent errors"
         )
     print(f"{time.monotonic() - start_s:.0f} s")
     if options.report:

@@ -1,0 +1,95 @@
+"""Manifests: JSON files that carry the digest of their own content, and are checked to hold what is read from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ffstream.errors import CorruptFileError
+from ffstream.files import write_atomic
+
+_RESTORE = "restore it from a copy, or delete its folder to have it made again"
+_MOST = 1 << 42  # bytes of a file, units, samples
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value must be, in words, and whether one is."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+COUNT = Kind("an integer >= 0", lambda value: type(value) is int and 0 <= value < _MOST)
+SIZE = Kind("an integer >= 1", lambda value: type(value) is int and 1 <= value < _MOST)
+NUMBER = Kind("a number", lambda value: type(value) in (int, float) and abs(value) < 1e300)
+TEXT = Kind("a string", lambda value: isinstance(value, str))
+DIGEST = Kind("a sha256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
+NAME = Kind("a file name", lambda value: isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None)
+ANYTHING = Kind("anything", lambda _: True)
+
+# What content must be: a Kind, a list of as many as there are, or a mapping by name. A name that ends with "?" may be
+# missing; a Kind in place of a name is of all further names, which are ignored where there is none.
+Shape = Kind | list["Shape"] | Mapping[str | Kind, "Shape"]
+
+
+def write_manifest(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON manifest that carries the digest of its own content, durably."""
+    sealed = {**content, "manifest_sha256": _content_digest(content)}
+    write_atomic(path, (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_manifest(path: Path, shape: Shape) -> dict[str, Any]:
+    """Read a manifest, check its digest and what it holds. Raises CorruptFileError; FileNotFoundError for none."""
+    try:
+        content = json.loads(path.read_bytes())
+        digest = content.pop("manifest_sha256")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CorruptFileError(f"manifest {path}: not a manifest of ffstream ({error}); {_RESTORE}") from error
+    if digest != _content_digest(content):
+        raise CorruptFileError(f"manifest {path}: altered since it was written (its digest differs); {_RESTORE}")
+    misfit = find_misfit(content, shape)
+    if misfit is not None:
+        raise CorruptFileError(f"manifest {path}: {misfit}; {_RESTORE}")
+    return dict(content)
+
+
+def find_misfit(value: Any, shape: Shape, name: str = "content") -> str | None:
+    """Where a value differs from what it must be, what was found there and what is allowed; None if it does not."""
+    if isinstance(shape, Kind):
+        return None if shape.holds(value) else f"{name}: found {_shorten(value)}, allowed {shape.words}"
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{name}: found {_shorten(value)}, allowed a list"
+        return _first(find_misfit(item, shape[0], f"{name}[{number}]") for number, item in enumerate(value))
+    if not isinstance(value, dict):
+        return f"{name}: found {_shorten(value)}, allowed a mapping"
+    named = {key.removesuffix("?"): part for key, part in shape.items() if isinstance(key, str)}
+    missing = [key for key in shape if isinstance(key, str) and not key.endswith("?") and key not in value]
+    if missing:
+        return f"{name}: found no {missing[0]}"
+    found = [find_misfit(value[key], part, key) for key, part in named.items() if key in value]
+    for kind, part in shape.items():
+        if isinstance(kind, Kind):
+            others = [key for key in value if key not in named]
+            found += [find_misfit(key, kind, f"a name in {name}") for key in others]
+            found += [find_misfit(value[key], part, _shorten(key)) for key in others]
+    return _first(found)
+
+
+def _first(found: Any) -> str | None:
+    return next((misfit for misfit in found if misfit is not None), None)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _content_digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
