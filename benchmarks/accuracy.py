@@ -32,7 +32,7 @@ SHIFTED = {
 
 # As in the paper (Hinton 2022, section 3.2); 144 divides the units of a local layer.
 UNLABELLED = {"width": 2000, "epochs": 100}
-UNLABELLED_LOCAL = {"network.kind": "local", "width": 2016, "epochs": 60}
+UNLABELLED_LOCAL = {"network.kind": "local", "width": 2016, "epochs": 30}
 
 
 def measure_recipe(
