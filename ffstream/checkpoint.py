@@ -28,7 +28,7 @@ from torch import Tensor
 from ffstream.errors import CorruptFileError, RunError
 from ffstream.files import write_atomic
 from ffstream.layers import Layer
-from ffstream.manifest import ANYTHING, COUNT, DIGEST, NAME, NUMBER, SIZE, TEXT, Shape, read_manifest, write_manifest
+from ffstream.manifest import DATA, LAYER, PROGRESS, READOUT, read_manifest, write_manifest
 from ffstream.metrics import MetricsFile, MetricsSeal
 from ffstream.optimiser import LayerOptimiser
 from ffstream.tensor_file import (
@@ -44,31 +44,6 @@ from ffstream.tensor_file import (
 
 _MANIFEST = "manifest.json"
 _CONFIG_SEAL = b"# sha256 "
-_SEAL: Shape = {"num_bytes": COUNT, "sha256": DIGEST}
-_DATA: Shape = {
-    "num_classes": SIZE,
-    "class_names": [TEXT],
-    "image_shape": [SIZE],
-    "num_features": SIZE,
-    "scale": NUMBER,
-    "digest": DIGEST,
-    "validation_labels_digest?": DIGEST,
-}
-_LAYER: Shape = {
-    "layer": COUNT,
-    "digests": {"weights": DIGEST, NAME: DIGEST},
-    "digest_below": TEXT,
-    "figures": {TEXT: ANYTHING},
-    "metrics?": _SEAL,
-}
-_PROGRESS: Shape = {
-    "layer": COUNT,
-    "num_epochs": SIZE,
-    "digests": {NAME: DIGEST},
-    "digest_below?": TEXT,  # in runs that are older
-    "metrics?": _SEAL,
-}
-_READOUT: Shape = {"identity": {"layers": [DIGEST]}, "digest_file": DIGEST}
 _TILE = "-tile-"  # in the name of a file of the progress: one that stays until the layer is finished
 
 
@@ -114,7 +89,7 @@ class RunDirectory:
     def read_data(self) -> dict[str, Any]:
         """What `create` was given. Raises RunError, CorruptFileError."""
         try:
-            data = read_manifest(self.path / "data.json", _DATA)
+            data = read_manifest(self.path / "data.json", DATA)
         except FileNotFoundError:
             raise RunError(f"run {self.path}: has no data.json; restore it from a copy") from None
         if math.prod(data["image_shape"]) != data["num_features"] or len(data["class_names"]) != data["num_classes"]:
@@ -208,7 +183,7 @@ class RunDirectory:
 
     def _read_numbered_manifest(self, index: int) -> dict[str, Any]:
         path = self.layer_folder(index) / _MANIFEST
-        manifest = read_manifest(path, _LAYER)
+        manifest = read_manifest(path, LAYER)
         if manifest.get("layer") != index:
             found = manifest.get("layer")
             raise CorruptFileError(f"manifest {path}: belongs to layer index {found}, found at {index}; {RESTORE}")
@@ -320,7 +295,7 @@ class RunDirectory:
         return load_tensors(path, self._progress_digest(path))
 
     def _progress_digest(self, path: Path) -> str:
-        manifest = read_manifest(path.parent / _MANIFEST, _PROGRESS)
+        manifest = read_manifest(path.parent / _MANIFEST, PROGRESS)
         try:
             return str(manifest["digests"][path.name])
         except KeyError:
@@ -329,7 +304,7 @@ class RunDirectory:
     def _read_progress_manifest(self) -> dict[str, Any] | None:
         path = self.path / "progress" / _MANIFEST
         try:
-            manifest = read_manifest(path, _PROGRESS)
+            manifest = read_manifest(path, PROGRESS)
         except FileNotFoundError:
             return None
         index = manifest["layer"]
@@ -378,7 +353,7 @@ class RunDirectory:
         """The saved readout if it was trained on the same, else None. Raises CorruptFileError."""
         folder = self.path / "readout"
         try:
-            manifest = read_manifest(folder / _MANIFEST, _READOUT)
+            manifest = read_manifest(folder / _MANIFEST, READOUT)
         except FileNotFoundError:
             return None
         if manifest["identity"] != identity:
@@ -388,7 +363,7 @@ class RunDirectory:
     def load_fitted_readout(self, num_layers: int) -> dict[str, Tensor] | None:
         """The saved readout if it was fitted on the layers that are here, however. Raises CorruptFileError."""
         try:
-            identity = read_manifest(self.path / "readout" / _MANIFEST, _READOUT)["identity"]
+            identity = read_manifest(self.path / "readout" / _MANIFEST, READOUT)["identity"]
         except FileNotFoundError:
             return None
         digests = [self.read_layer_manifest(index)["digests"]["weights"] for index in range(num_layers)]

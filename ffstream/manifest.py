@@ -37,6 +37,33 @@ ANYTHING = Kind("anything", lambda _: True)
 # missing; a Kind in place of a name is of all further names, which are ignored where there is none.
 Shape = Kind | list["Shape"] | Mapping[str | Kind, "Shape"]
 
+# Those of a run directory.
+_SEAL: Shape = {"num_bytes": COUNT, "sha256": DIGEST}
+DATA: Shape = {
+    "num_classes": SIZE,
+    "class_names": [TEXT],
+    "image_shape": [SIZE],
+    "num_features": SIZE,
+    "scale": NUMBER,
+    "digest": DIGEST,
+    "validation_labels_digest?": DIGEST,
+}
+LAYER: Shape = {
+    "layer": COUNT,
+    "digests": {"weights": DIGEST, NAME: DIGEST},
+    "digest_below": TEXT,
+    "figures": {TEXT: ANYTHING},
+    "metrics?": _SEAL,
+}
+PROGRESS: Shape = {
+    "layer": COUNT,
+    "num_epochs": SIZE,
+    "digests": {NAME: DIGEST},
+    "digest_below?": TEXT,  # in runs that are older
+    "metrics?": _SEAL,
+}
+READOUT: Shape = {"identity": {"layers": [DIGEST]}, "digest_file": DIGEST}
+
 
 def write_manifest(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON manifest that carries the digest of its own content, durably."""
