@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,8 +44,11 @@ class MetricsFile:
         self._count(line)
 
     def sync(self) -> None:
-        """Write all lines through to the disk: before what they tell of is committed."""
-        with storage_errors(self._path), self._path.open("rb+") as file:
+        """Write all lines through to the disk: before what they tell of is committed.
+
+        A file that was taken away is not missed.
+        """
+        with storage_errors(self._path), contextlib.suppress(FileNotFoundError), self._path.open("rb+") as file:
             os.fsync(file.fileno())
 
     def seal(self) -> MetricsSeal:

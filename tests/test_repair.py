@@ -107,3 +107,18 @@ def test_the_command_says_first_and_does_when_told_to(damaged):
     assert f"ffstream resume {damaged.path}" in said
     assert damaged.num_layers_done == 1
     assert "nothing is damaged; 1 layers" in run_cli("repair", damaged.path)[1]
+
+
+def test_metrics_that_are_taken_away_while_a_run_is_trained_are_not_missed(whole, small_config, tmp_path):
+
+    class Taker(ff.Observer):
+        def on_epoch(self, layer, epoch, *_):
+            if (layer, epoch) == (2, 1):
+                (tmp_path / "run" / "metrics.jsonl").unlink()
+
+    run = ff.train(small_config(cache__tier="disk"), tmp_path / "run", observer=Taker())
+    assert layer_digests(run.path) == layer_digests(whole)
+    with pytest.raises(ff.CorruptFileError, match="metrics.jsonl: altered or cut short .* delete the file to go on"):
+        run.verify()
+    run.directory.metrics_path.unlink()
+    run.verify()

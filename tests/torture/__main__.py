@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from tests.torture.faults import Faults, start_preloaded
 
-FULL = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT"}
+FULL = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT", errno.EROFS: "EROFS"}
 KINDS = ("crash", "repeat", "signal", "memory", "full", "broken", "power", "rot", "soak", "fuzz")
 _NUM_QUICK = 5  # changes tried of a workload
 BROKEN = {errno.EIO: "EIO", errno.EMFILE: "EMFILE"}

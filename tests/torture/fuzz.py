@@ -68,15 +68,20 @@ def fuzz(folder: Path, num_cases: int, first_seed: int, counts: Counts) -> None:
     before = _snapshot(folder / "fuzz", place)
     shares = sum(target.share for target in targets)
     signal.signal(signal.SIGALRM, _interrupt)
-    with _memory_limited(), contextlib.chdir(place):
-        for target in targets:
-            left = max(round(num_cases * target.share / shares), 3)
-            for number in range(-(-left // _NUM_TOGETHER)):
-                _draw(target, min(left - number * _NUM_TOGETHER, _NUM_TOGETHER), first_seed + number, counts)
-                written = [name for name in _snapshot(folder / "fuzz", place) if name not in before]
-                if written:
-                    counts.failures.append(f"{target.name}: wrote {written} outside of its folder")
-            print(f"fuzz {target.name}: {counts.num_cases} cases so far, {len(counts.failures)} wrong", flush=True)
+    here = Path.cwd()
+    os.chdir(place)  # where names without a folder lie
+    try:
+        with _memory_limited():
+            for target in targets:
+                left = max(round(num_cases * target.share / shares), 3)
+                for number in range(-(-left // _NUM_TOGETHER)):
+                    _draw(target, min(left - number * _NUM_TOGETHER, _NUM_TOGETHER), first_seed + number, counts)
+                    written = [name for name in _snapshot(folder / "fuzz", place) if name not in before]
+                    if written:
+                        counts.failures.append(f"{target.name}: wrote {written} outside of its folder")
+                print(f"fuzz {target.name}: {counts.num_cases} so far, {len(counts.failures)} wrong", flush=True)
+    finally:
+        os.chdir(here)
 
 
 def _draw(target: Target, num_cases: int, number: int, counts: Counts) -> None:
