@@ -11,13 +11,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from ffstream.errors import ConfigError, nearest
+from ffstream.limits import check_fields, limit
 from ffstream.recipes import RECIPES
-from ffstream.units import parse_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,15 +33,6 @@ _FREE_SETTINGS = ("layers", "device", "data", "data_root", "bad_images", "cache.
 _FREE_SECTIONS = ("memory", "readout")
 
 
-# Magnitudes allowed: what 64 bits hold. Comparing with them refuses nan and infinity as well.
-_LARGEST_INTEGER, _LARGEST_NUMBER = 2**63 - 1, sys.float_info.max
-
-
-def _limit(default: Any, **rules: Any) -> Any:
-    """A dataclass field whose value is checked: at_least, above, at_most, below, choices, word (allowed), size."""
-    return field(default=default, metadata=rules)
-
-
 @dataclass(frozen=True)
 class NetworkConfig:
     """Shape of one layer and what surrounds it."""
@@ -49,10 +40,10 @@ class NetworkConfig:
     kind: str = "linear"  # a registered layer kind: linear, or local (windows of the image)
     input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
     # Layers in a stack: the next one reads the images again, in place of the layer below. 0: all layers are one stack.
-    stack_layers: int = _limit(0, at_least=0)
+    stack_layers: int = limit(0, at_least=0)
     # Units on the device at once: a layer of more grows by tiles. auto: all, or as many as the budget has room for.
-    tile_units: int | str = _limit("auto", at_least=1, word="auto")
-    dropout: float = _limit(0.3, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains
+    tile_units: int | str = limit("auto", at_least=1, word="auto")
+    dropout: float = limit(0.3, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,8 @@ class LabelsConfig:
 
     # injection and overlay show a layer the true and K wrong labels; groups and classifier read the goodness of every
     # label off one label-free pass, without negatives; none shows images against hybrids.
-    method: str = _limit("injection", choices=("injection", "overlay", "groups", "classifier", "none"))
-    embedding_std: float = _limit(1.0, above=0.0)  # injection, classifier: each label's row ~ N(0, std^2)
+    method: str = limit("injection", choices=("injection", "overlay", "groups", "classifier", "none"))
+    embedding_std: float = limit(1.0, above=0.0)  # injection, classifier: each label's row ~ N(0, std^2)
 
 
 @dataclass(frozen=True)
@@ -70,9 +61,9 @@ class NegativesConfig:
     """Which wrong labels, or hybrid images where there are no labels, a layer is trained against."""
 
     sampler: str = "hard"  # a registered negative sampler
-    per_step: int = _limit(1, at_least=1)  # K: wrong labels, or hybrids, a sample in each step
-    per_sample: int | str = _limit("all", at_least=1, word="all")  # R: wrong labels (overlay), or hybrids, cached
-    blurs: int = _limit(6, at_least=1)  # hybrids: of the random bits that become a mask; more make larger regions
+    per_step: int = limit(1, at_least=1)  # K: wrong labels, or hybrids, a sample in each step
+    per_sample: int | str = limit("all", at_least=1, word="all")  # R: wrong labels (overlay), or hybrids, cached
+    blurs: int = limit(6, at_least=1)  # hybrids: of the random bits that become a mask; more make larger regions
 
 
 @dataclass(frozen=True)
@@ -81,36 +72,36 @@ class ObjectiveConfig:
 
     name: str = "cross_entropy"  # a registered objective
     goodness: str = "mean_squares"  # a registered goodness
-    threshold: float | str = _limit("auto", word="auto")  # theta; auto: the width for sums, 1 for means
-    scale: float = _limit(10.0, above=0.0)  # one over the temperature
+    threshold: float | str = limit("auto", word="auto")  # theta; auto: the width for sums, 1 for means
+    scale: float = limit(10.0, above=0.0)  # one over the temperature
     # How far each feature that a layer reads is moved, while it trains, in the direction that raises the loss:
     # adversarial training of one layer, or of its first tile. Features have unit RMS. It costs a second pass of a step.
-    perturbation: float = _limit(0.05, at_least=0.0)
-    peer_normalisation: float = _limit(0.0, at_least=0.0)  # strength (Hinton's program: 0.03)
-    peer_momentum: float = _limit(0.9, at_least=0.0, below=1.0)  # of the running mean activity of each unit
+    perturbation: float = limit(0.05, at_least=0.0)
+    peer_normalisation: float = limit(0.0, at_least=0.0)  # strength (Hinton's program: 0.03)
+    peer_momentum: float = limit(0.9, at_least=0.0, below=1.0)  # of the running mean activity of each unit
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
     """The optimiser and its schedule: constant until `decay_start` of the steps, then linear to zero."""
 
-    name: str = _limit("adam", choices=("adam", "adamw", "sgd"))
-    learning_rate: float = _limit(2e-3, above=0.0)
-    weight_decay: float = _limit(0.0, at_least=0.0)
-    momentum: float = _limit(0.9, at_least=0.0, below=1.0)  # sgd only
-    decay_start: float = _limit(0.5, at_least=0.0, at_most=1.0)
-    state_dtype: str = _limit("fp32", choices=("fp32", "bf16"))  # bf16: half the memory, in which averages are kept
+    name: str = limit("adam", choices=("adam", "adamw", "sgd"))
+    learning_rate: float = limit(2e-3, above=0.0)
+    weight_decay: float = limit(0.0, at_least=0.0)
+    momentum: float = limit(0.9, at_least=0.0, below=1.0)  # sgd only
+    decay_start: float = limit(0.5, at_least=0.0, at_most=1.0)
+    state_dtype: str = limit("fp32", choices=("fp32", "bf16"))  # bf16: half the memory, in which averages are kept
 
 
 @dataclass(frozen=True)
 class CacheConfig:
     """The activation cache."""
 
-    tier: str = _limit("auto", choices=("auto", "device", "host", "disk"))
-    dtype: str = _limit("bf16", choices=("bf16", "fp16", "fp32"))
+    tier: str = limit("auto", choices=("auto", "device", "host", "disk"))
+    dtype: str = limit("bf16", choices=("bf16", "fp16", "fp32"))
     # Samples a shard, also the block of the block shuffle; a batch of more is made of whole shards. auto: 4096, or as
     # many as the budget has room for.
-    shard_samples: int | str = _limit("auto", at_least=1, word="auto")
+    shard_samples: int | str = limit("auto", at_least=1, word="auto")
 
     @property
     def num_in_shard(self) -> int:
@@ -123,28 +114,28 @@ class CacheConfig:
 class AugmentationConfig:
     """Shifted training images: some views of each, cached once, or fresh ones for every epoch."""
 
-    views: int = _limit(1, at_least=1)  # of each image, itself included; an epoch visits one
+    views: int = limit(1, at_least=1)  # of each image, itself included; an epoch visits one
     restream: bool = False  # shifts anew for every epoch, put through the finished layers again
-    max_shift: int = _limit(2, at_least=0)  # pixels in each direction; zeros come in
+    max_shift: int = limit(2, at_least=0)  # pixels in each direction; zeros come in
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
     """What a run may take: sizes such as "1.5GiB". auto: most of what is free when it starts."""
 
-    budget: str = _limit("auto", size=True)  # of the device; on a CPU, of a layer's work, cache and data left out
-    host_budget: str = _limit("auto", size=True)  # of this process, the interpreter included
-    disk_budget: str = _limit("auto", size=True)  # of the run directory
+    budget: str = limit("auto", size=True)  # of the device; on a CPU, of a layer's work, cache and data left out
+    host_budget: str = limit("auto", size=True)  # of this process, the interpreter included
+    disk_budget: str = limit("auto", size=True)  # of the run directory
 
 
 @dataclass(frozen=True)
 class ReadoutConfig:
     """The softmax readout on the normalised activities of all but the first layer."""
 
-    epochs: int = _limit(5, at_least=1)  # a layer
-    batch: int = _limit(256, at_least=1)
-    learning_rate: float = _limit(0.01, above=0.0)
-    weight_decay: float = _limit(0.003, at_least=0.0)  # times the learning rate is what a step takes off
+    epochs: int = limit(5, at_least=1)  # a layer
+    batch: int = limit(256, at_least=1)
+    learning_rate: float = limit(0.01, above=0.0)
+    weight_decay: float = limit(0.003, at_least=0.0)  # times the learning rate is what a step takes off
 
 
 @dataclass(frozen=True)
@@ -160,17 +151,17 @@ class Config:
     recipe: str = "inject"
     data: str = "digits"  # a registered source, a folder of images by class, a .safetensors or a .npz file
     data_root: str = ""  # where torchvision's archives lie; "" is $FFSTREAM_DATA or the user's cache folder
-    bad_images: str = _limit("refuse", choices=("refuse", "skip"))  # files of a folder that cannot be read
-    validation_fraction: float = _limit(1 / 12, at_least=0.0, below=1.0)  # of the training data
-    layers: int = _limit(4, at_least=1, at_most=1_000_000)
-    width: int = _limit(500, at_least=1, at_most=1 << 18)  # units a layer
-    epochs: int = _limit(20, at_least=1)  # a layer
-    batch: int | str = _limit(_FROM_RECIPE, at_least=1, word="auto")
+    bad_images: str = limit("refuse", choices=("refuse", "skip"))  # files of a folder that cannot be read
+    validation_fraction: float = limit(1 / 12, at_least=0.0, below=1.0)  # of the training data
+    layers: int = limit(4, at_least=1, at_most=1_000_000)
+    width: int = limit(500, at_least=1, at_most=1 << 18)  # units a layer
+    epochs: int = limit(20, at_least=1)  # a layer
+    batch: int | str = limit(_FROM_RECIPE, at_least=1, word="auto")
     # Samples of a batch on the device at once; their gradients are summed. auto: all, or as many as there is room for.
-    micro_batch: int | str = _limit("auto", at_least=1, word="auto")
-    seed: int = _limit(0, at_least=0)
+    micro_batch: int | str = limit("auto", at_least=1, word="auto")
+    seed: int = limit(0, at_least=0)
     device: str = "auto"  # auto, cpu, cuda, cuda:N
-    precision: str = _limit("auto", choices=("auto", "bf16", "fp32"))  # of the matrix products; weights stay fp32
+    precision: str = limit("auto", choices=("auto", "bf16", "fp32"))  # of the matrix products; weights stay fp32
     network: NetworkConfig = _FROM_RECIPE
     labels: LabelsConfig = _FROM_RECIPE
     negatives: NegativesConfig = _FROM_RECIPE
@@ -198,8 +189,8 @@ class Config:
                     f"config {name}: found {getattr(self, name)!r}, allowed a {section.__name__}; a single setting is "
                     f'changed with Config(...).override({{"{name}.key": value}})'
                 )
-            _check_fields(getattr(self, name), prefix=f"{name}.")
-        _check_fields(self, prefix="")
+            check_fields(getattr(self, name), prefix=f"{name}.")
+        check_fields(self, prefix="", skipped=_SECTIONS)
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Config:
@@ -353,55 +344,3 @@ def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-
-def _check_fields(section: Any, prefix: str) -> None:
-    hints = get_type_hints(type(section))
-    for item in dataclasses.fields(section):
-        if item.name in _SECTIONS:
-            continue
-        value = getattr(section, item.name)
-        problem = _problem(value, str(hints[item.name]), item.metadata)
-        if problem:
-            raise ConfigError(f"config {prefix}{item.name}: found {value!r}, allowed {problem}")
-        if isinstance(value, int) and not isinstance(value, bool) and "float" in str(hints[item.name]):
-            object.__setattr__(section, item.name, float(value))  # so that 1 and 1.0 have one fingerprint
-        elif isinstance(value, float):
-            object.__setattr__(section, item.name, value + 0.0)  # and -0.0 that of 0.0
-
-
-def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
-    """What would have been allowed, or "" when the value is."""
-    word = rules.get("word")
-    if word is not None and value == word:
-        return ""
-    if "bool" in hint:
-        return "" if isinstance(value, bool) else "true or false"
-    if "int" in hint or "float" in hint:
-        kind, types = ("a number", (int, float)) if "float" in hint else ("an integer", (int,))
-        largest = _LARGEST_NUMBER if "float" in hint else _LARGEST_INTEGER
-        signs = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
-        bounds = " and ".join(f"{sign} {rules[rule]:g}" for rule, sign in signs.items() if rule in rules)
-        allowed = f"{kind} {bounds}".rstrip() + (f", or {word!r}" if word is not None else "")
-        if isinstance(value, bool) or not isinstance(value, types) or not abs(value) <= largest:
-            return allowed
-        inside = (
-            value >= rules.get("at_least", value)
-            and value <= rules.get("at_most", value)
-            and not ("above" in rules and value <= rules["above"])
-            and not ("below" in rules and value >= rules["below"])
-        )
-        return "" if inside else allowed
-    if not isinstance(value, str):
-        return "a string"
-    if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
-        return "a string of whole characters (a path in another encoding cannot be written to config.toml; rename it)"
-    if rules.get("size") and value != "auto":
-        try:
-            positive = parse_bytes(value) > 0
-        except ValueError:
-            positive = False
-        return "" if positive else "'auto', or a size such as 512MiB, 1.5GiB or 8GB"
-    if "choices" in rules and value not in rules["choices"]:
-        return nearest(value, rules["choices"]).removeprefix("allowed: ")
-    return ""

@@ -18,7 +18,7 @@ PACKAGE = Path(ffstream.__file__).parent
 ORDER = """
 errors recipes units plane seeding schedule workspace ledger memory
 normalisation
-config registry files device
+limits config registry files device
 manifest
 tensor_file lock metrics goodness combination objectives negatives layers data cache
 hybrids augmentation labels catalogue network transfer optimiser
