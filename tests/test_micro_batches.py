@@ -201,7 +201,7 @@ def test_the_work_of_many_parts_is_counted_from_few(micro_batch, shard_samples, 
     method, specs = make_label_method(config, 10, 64), compute_layer_specs(config, 64)
     data = DataShape.of(4096, 64, 10, 0.1)
     counted = do_on_paper(config, specs, method, data, draws_on_device=True)
-    monkeypatch.setattr("ffstream.footprint._NUM_PARTS", 1000)
+    monkeypatch.setattr("ffstream.paper._NUM_PARTS", 1000)
     assert do_on_paper(config, specs, method, data, draws_on_device=True) == [
         dataclasses.replace(layer, step=approx_work(layer.step)) for layer in counted
     ]

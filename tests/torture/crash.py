@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ffstream.files import TEMPORARY
 from tests.torture.faults import Faults, Outcome, in_child
 from tests.torture.work import describe, make_config, train
@@ -143,7 +145,10 @@ def interrupt_often(bench: Bench, num_cases: int, counts: Counts) -> None:
 
 
 def starve(bench: Bench, num_cases: int, counts: Counts) -> None:
-    """Address space for so much more than there is when training starts: what does not fit is refused by name."""
+    """Address space for so much more than there is when training starts: what does not fit is refused by name.
+
+    A product is taken before: MKL keeps the buffers that it makes for one, and without room for them rounds otherwise.
+    """
     config, whole = bench.config, bench.whole
     bench.config = config.override({"width": 1024, "layers": 2, "epochs": 1})
     assert bench.attempt(lambda: None).finished
@@ -151,6 +156,7 @@ def starve(bench: Bench, num_cases: int, counts: Counts) -> None:
     chance = random.Random(2)
 
     def arm(room_bytes: int) -> None:
+        torch.mm(*torch.ones(2, 2048, 2048))
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (taken + room_bytes, resource.RLIM_INFINITY))
 
