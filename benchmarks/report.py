@@ -66,10 +66,15 @@ def short_table(found: dict[str, Any]) -> str:
         )
     if "unsupervised" in found:
         rows.append(
-            ("without labels, 4 x 2000 units, 100 epochs (`--recipe unsupervised`)", _accuracy(found["unsupervised"]))
+            ("without labels, 4 x 2000 units, 30 epochs (`--recipe unsupervised`)", _accuracy(found["unsupervised"]))
         )
     if "unsupervised-local" in found:
-        rows.append(("the same, 4 x 2016 local units, 30 epochs", _accuracy(found["unsupervised-local"])))
+        rows.append(
+            (
+                "without labels, 4 x 2016 local units, 30 epochs (`--recipe unsupervised`)",
+                _accuracy(found["unsupervised-local"]),
+            )
+        )
     if "depth" in found:
         rows.append(("MNIST, 40 x 500 units, 8 epochs a layer", _depth(found["depth"])))
     if "memory" in found:
