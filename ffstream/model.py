@@ -174,7 +174,7 @@ def _load_file(path: Path) -> FFNetwork:
     try:
         network = FFNetwork(Config.from_mapping(json.loads(metadata["config"])), json.loads(metadata["data"]))
         network.add_readout({k.removeprefix("readout."): v for k, v in tensors.items() if k.startswith("readout.")})
-        network.load_state_dict(tensors, assign=True)
+        network.load_state_dict(tensors)
     except (KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
         raise CorruptFileError(
             f"file {path}: its tensors do not fit its configuration ({error}); export it again"
