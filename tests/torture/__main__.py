@@ -23,11 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a part of all, in a minute or two")
     parser.add_argument("--stride", type=int, default=1, help="try every so many changes (1)")
-    parser.add_argument(
-        "--kinds",
-        default="crash,repeat,signal,memory,full,broken,power,rot,soak,fuzz",
-        help="which, separated by commas",
-    )
+    parser.add_argument("--kinds", default=",".join(KINDS), help="which, separated by commas")
     parser.add_argument("--workloads", default="", help="which, separated by commas; all by default")
     parser.add_argument("--cases", type=int, default=1_000_000, help="of the fuzz (1000000); with --quick a thousandth")
     parser.add_argument("--seed", type=int, default=0, help="of the fuzz (0)")
