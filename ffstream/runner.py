@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from ffstream.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.layers import Layer
 from ffstream.ledger import PAPER
 from ffstream.memory import peak_memory_bytes, unpinned_reason
-from ffstream.metrics import MetricsFile
+from ffstream.metrics import MetricsFile, MetricsSeal
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles, count_in_stack, make_layer
 from ffstream.observer import LayerFigures, Observer
 from ffstream.plan import Plan
@@ -73,6 +75,7 @@ class Runner:
         self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
         self._tiles = compute_tiles(config)
         self._resident: FrozenLayer | None = None  # at most one layer
+        self._written: Future[None] | None = None  # the last file, until it is committed
         self._epochs_taken: dict[int, int] = {}  # of the layer whose progress an earlier process left
         self._sweep = LabelSweep(torch.empty(0))
 
@@ -144,7 +147,7 @@ class Runner:
             num_samples += sum(figures.num_samples for figures in epochs)
             training_s += sum(figures.elapsed_s for figures in epochs)
             if number < last:
-                self._commit(self._directory.write_tile(spec.index, number, start_epoch, layer, self._metrics.seal()))
+                self._commit(partial(self._directory.write_tile, spec.index, number, start_epoch, layer))
                 so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
                 del layer  # before the next one is made
         samples_per_s = num_samples / training_s / len(self._tiles)
@@ -178,9 +181,11 @@ class Runner:
         )
         self._metrics.append({"kind": "layer"} | summary.to_mapping())
         self._transfer.finish()  # what the layer depends on
-        figures_by_name, seal = summary.to_mapping(), self._metrics.seal()
-        commit = self._directory.write_layer(spec.index, layer, goodness, figures_by_name, seal, len(self._tiles))
-        self._commit(commit)
+        self._commit(
+            lambda seal: self._directory.write_layer(
+                spec.index, layer, goodness, summary.to_mapping(), seal, len(self._tiles)
+            )
+        )
         if len(self._tiles) == 1:
             self._resident = FrozenLayer(spec, self._tiles, lambda _: layer)
         self._observer.on_layer(summary)
@@ -261,9 +266,9 @@ class Runner:
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
         self._metrics.append(record | dataclasses.asdict(figures))
         if (epoch + 1) % self._config.epochs:  # after the last one the tile, or the layer, is committed
-            seal = self._metrics.seal()
-            save = self._directory.write_progress(spec.index, epoch + 1, trainer.layer, trainer.optimiser, seal)
-            self._commit(save)
+            self._commit(
+                partial(self._directory.write_progress, spec.index, epoch + 1, trainer.layer, trainer.optimiser)
+            )
         self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
         return figures, goodness
 
@@ -276,10 +281,16 @@ class Runner:
 
     # --- what they share
 
-    def _commit(self, action: Callable[[], None]) -> None:
-        """Of what the metrics tell, after their lines are durable."""
+    def _commit(self, write: Callable[[MetricsSeal], Callable[[], None]]) -> None:
+        """Write a file down, and commit it after the lines of the metrics that tell of it are durable.
+
+        One file at a time waits for that, or a disk slower than the epochs would hold more than was planned.
+        """
+        if self._written is not None:
+            self._written.result()
+        action = write(self._metrics.seal())
         self._transfer.commit(self._metrics.sync)
-        self._transfer.commit(action)
+        self._written = self._transfer.commit(action)
 
     def _move(self, name: str, source: ActivationCache, layer: FrozenLayer) -> ActivationCache:
         """The cache of what a layer hands on, in place of what it reads."""

@@ -152,14 +152,15 @@ class Transfer:
 
     # --- durable
 
-    def commit(self, action: Callable[[], None]) -> None:
+    def commit(self, action: Callable[[], None]) -> Future[None]:
         """Carry out `action` after everything that was handed over before it, and only if all of that succeeded.
 
-        Raises what went wrong until now.
+        What is returned is done when its turn is over. Raises what went wrong until now.
         """
         while self._commits and self._commits[0].done():
             self._commits.popleft().result()
         self._commits.append(self._committer.submit(self._carry_out, action))
+        return self._commits[-1]
 
     def finish(self) -> None:
         """Wait until all that was handed over is durable. Raises what went wrong."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import os
+import time
 
 import pytest
 import torch
@@ -124,6 +127,23 @@ def check_resumed_equals(whole, resumed):
     assert metrics_without_times(resumed) == metrics_without_times(whole)
     assert not (resumed / "cache").exists()
     assert not (resumed / "progress").exists()
+
+
+@pytest.mark.parametrize("tiles", [{}, {"network__tile_units": 10}])
+def test_a_disk_slower_than_the_epochs_holds_no_more_progress_than_planned(tiles, small_config, tmp_path, monkeypatch):
+    config, seen = small_config(epochs=6, layers=1, width=64, **tiles), []
+
+    class Weigh(ff.Observer):
+        def on_epoch(self, *_):
+            seen.append(0)
+            for path in (tmp_path / "run/progress").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # renamed or removed beside this
+                    seen[-1] += path.stat().st_size
+
+    fsync = os.fsync
+    monkeypatch.setattr("os.fsync", lambda file: (time.sleep(0.02), fsync(file)))
+    ff.train(config, tmp_path / "run", observer=Weigh())
+    assert max(seen) <= ff.make_plan(config).disk.terms["progress"] + 8192, "of headers and the manifest"
 
 
 HARD = {
