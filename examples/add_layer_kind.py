@@ -23,6 +23,11 @@ class LowRank(ff.Layer):
             self.down.normal_(0, self.in_features**-0.5, generator=generator)
             self.up.normal_(0, RANK**-0.5, generator=generator)
 
+    def hide(self, hidden: Tensor) -> None:
+        """Leave features out: for `network.stack_features`, where it is less than 1."""
+        with torch.no_grad():
+            self.down[hidden] = 0.0
+
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) float32."""
         return rows.float() @ self.down @ self.up + self.bias

@@ -19,7 +19,8 @@ RowsOf = Callable[[slice], Tensor]
 class InputRows:
     """Makes the rows that the first layer reads of a split. What is drawn is a function of (seed, layer, epoch).
 
-    `held_out`: of the validation split. `layer` and `epoch` are of those that rows are made for anew.
+    `held_out`: of the validation split. `layer` and `epoch` are of those that rows are made for anew. `hidden`
+    (features,) marks what of a row is zero.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class InputRows:
         held_out: bool = False,
         layer: int = 0,
         epoch: int = 0,
+        hidden: Tensor | None = None,
     ) -> None:
-        self._method, self._split, self._scale = method, split, scale
+        self._method, self._split, self._scale, self._hidden = method, split, scale, hidden
         self._make = method.validation_rows if held_out else method.training_rows
         self._num_rows = method.num_validation_rows if held_out else method.num_training_rows
         purpose = "held-out negatives" if held_out else "cached negatives"
@@ -59,6 +61,7 @@ class InputRows:
                 images = images_of(index.flatten()).view(*index.shape, -1)
             else:
                 images = images_of(part)
-            return self._make(images, self._split.labels[part], self._generator)
+            rows = self._make(images, self._split.labels[part], self._generator)
+            return rows.masked_fill_(self._hidden, 0.0) if self._hidden is not None else rows
 
         return rows_of

@@ -36,6 +36,11 @@ class LayerSpec:
         """Index of the first layer of its stack."""
         return self.index - self.place
 
+    @property
+    def num_image_features(self) -> int:
+        """Trailing features of the row that are the image, label and all."""
+        return self.num_skip_features if self.place else self.in_features
+
 
 def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence[int] | None = None) -> list[LayerSpec]:
     """Shapes of all layers, for images of `num_features` features."""
@@ -102,9 +107,30 @@ def build_layer(config: Config, spec: LayerSpec, num_classes: int, units: slice 
     layer = make_layer(config, spec, num_classes, units)
     generator = seeding.generator(config.seed, spec.index, units.start, "initialise")
     layer.initialise(generator)
+    hidden = draw_hidden(config, spec, num_classes) if spec.num_image_features else None
+    if hidden is not None:
+        layer.hide(torch.cat([hidden.new_zeros(spec.in_features - len(hidden)), hidden]))
     if layer.label_embedding is not None:
         layer.draw_label_embedding(config.labels.embedding_std, generator)
     return layer
+
+
+def draw_hidden(config: Config, spec: LayerSpec, num_classes: int) -> Tensor | None:
+    """Which features of an image no layer of a stack reads: (num_image_features,) bool, of a layer that reads images.
+
+    None for the first stack, which reads all. What stacks know of an image then differs, so that they err less alike:
+    the random subspaces of Ho (1998, section 2). A label that is laid over an image is never hidden.
+    """
+    if not spec.stack_start or config.network.stack_features == 1:
+        return None
+    num_shown = num_classes if LABEL_METHODS[config.labels.method].overlays else 0
+    num_drawn = max(spec.num_image_features - num_shown, 0)
+    generator = seeding.generator(config.seed, spec.stack_start, 0, "hidden features")
+    drawn = torch.randperm(num_drawn, generator=generator, device="cpu")
+    num_read = max(round(config.network.stack_features * num_drawn), 1)
+    hidden = torch.zeros(spec.num_image_features, dtype=torch.bool, device="cpu")
+    hidden[num_shown + drawn[num_read:]] = True
+    return hidden
 
 
 def hand_on(spec: LayerSpec, rows: Tensor, preactivations: Tensor, workspace: Workspace | None = None) -> Tensor:

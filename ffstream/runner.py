@@ -29,7 +29,15 @@ from ffstream.layers import Layer
 from ffstream.ledger import PAPER
 from ffstream.memory import peak_memory_bytes, unpinned_reason
 from ffstream.metrics import MetricsFile, MetricsSeal
-from ffstream.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles, count_in_stack, make_layer
+from ffstream.network import (
+    LayerSpec,
+    build_layer,
+    compute_layer_specs,
+    compute_tiles,
+    count_in_stack,
+    draw_hidden,
+    make_layer,
+)
 from ffstream.observer import LayerFigures, Observer
 from ffstream.plan import Plan
 from ffstream.propagation import FrozenLayer, measure_goodness, propagate, write_rows
@@ -125,7 +133,10 @@ class Runner:
             caches[name] = self._caches.make(spec.index, name)
             split, is_held_out = Split(self._images[name], self._labels[name]), name == VALIDATION
             drawn_for = 0 if is_held_out else spec.index
-            rows = InputRows(self._method, split, self._scale, seed, held_out=is_held_out, layer=drawn_for)
+            hidden = draw_hidden(self._config, spec, self._num_classes) if not is_held_out else None
+            rows = InputRows(
+                self._method, split, self._scale, seed, held_out=is_held_out, layer=drawn_for, hidden=hidden
+            )
             for view in range(caches[name].layout.num_views):
                 shifts = draw_view(len(split), view, max_shift, seed, spec.index) if view else None
                 write_rows(self._transfer, caches[name], rows.make(shifts, max_shift), view)
@@ -236,7 +247,8 @@ class Runner:
         self._workspace.clear()
         seed, max_shift = self._config.seed, self._config.augmentation.max_shift
         split, cache = Split(self._images[TRAIN], self._labels[TRAIN]), self._caches.make(spec.stack_start, TRAIN)
-        rows = InputRows(self._method, split, self._scale, seed, layer=spec.index, epoch=epoch)
+        hidden = draw_hidden(self._config, self._specs[spec.stack_start], self._num_classes)
+        rows = InputRows(self._method, split, self._scale, seed, layer=spec.index, epoch=epoch, hidden=hidden)
         shifts = draw_fresh(len(split), max_shift, seed, spec.index, epoch)
         write_rows(self._transfer, cache, rows.make(shifts, max_shift))
         for below in self._specs[spec.stack_start : spec.index]:

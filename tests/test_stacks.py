@@ -18,7 +18,9 @@ KINDS = {
     "views": {"augmentation__views": 5, "augmentation__max_shift": 1},
     "restream": {"augmentation__restream": True, "augmentation__max_shift": 1},
     "tiles": {"network__tile_units": 10},
+    "half of the features": {"network__stack_features": 0.5},
 }
+SHARES = ["inject", "hinton", "unsupervised", "skip", "views", "restream", "tiles"]
 
 
 @pytest.fixture
@@ -104,6 +106,50 @@ def test_goodness_is_summed_over_all_but_the_first_layers_of_a_stack(first_layer
     softmax = run.evaluate("softmax", first_layer=first_layer)
     assert softmax.first_depth == counted[0] + 1
     assert len(softmax.errors_by_depth) == 5 - counted[0]
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_a_stack_reads_its_own_share_of_the_features_and_nothing_else_changes_what_it_says(name, stacked, tmp_path):
+    run = ff.train(stacked(name, network__stack_features=0.75), tmp_path / "run")
+    layers = run.load().layers
+    hidden = [(layers[index].weight == 0).all(dim=0) for index in range(5)]
+    num_shown = 10 if name == "hinton" else 0  # the label
+    for index in (2, 4) if name != "skip" else (2, 3, 4):
+        assert hidden[index].sum() == 64 - num_shown - round(0.75 * (64 - num_shown))
+        assert not hidden[index][:num_shown].any()
+        assert not (layers[index].weight[:, ~hidden[index]] == 0).any()
+    assert not hidden[0].any()
+    assert not hidden[1].any()
+    assert not torch.equal(hidden[2], hidden[4])
+    if name == "skip":
+        assert torch.equal(hidden[2], hidden[3][-64:])
+    if name == "inject":
+        whole = ff.train(stacked(name), tmp_path / "whole")
+        assert layer_digests(whole.path)[:2] == layer_digests(run.path)[:2]
+
+
+def test_places_of_windows_leave_features_out_too(stacked, tmp_path):
+    run = ff.train(
+        stacked(width=144, layers=2, network__kind="local", network__stack_layers=1, network__stack_features=0.5),
+        tmp_path / "run",
+    )
+    first, second = run.load().layers
+    assert not (first.weight == 0).any()
+    hidden = [set(window[(part == 0).all(dim=0)].tolist()) for part, window in places(second)]
+    assert len(set().union(*hidden)) == 32
+    for found, window in zip(hidden, second.windows, strict=True):
+        assert found == set().union(*hidden) & set(window.tolist())
+
+
+def test_a_kind_that_cannot_leave_features_out_says_so(stacked, tmp_path, monkeypatch):
+    monkeypatch.delattr(ff.layers.Linear, "hide")
+    with pytest.raises(ff.ConfigError, match="network.stack_features: found less than 1, but layers of kind Linear"):
+        ff.train(stacked(network__stack_features=0.5), tmp_path / "run")
+
+
+def places(layer):
+    """The weights of each place, and the features it reads."""
+    return zip(layer.weight.chunk(len(layer.windows)), layer.windows, strict=True)
 
 
 def test_a_disk_holds_the_caches_of_one_stack_alone(stacked, tmp_path):

@@ -25,6 +25,7 @@ class LabelMethod(ABC):
     """
 
     mixes_samples: bool = False
+    overlays: bool = False  # labels on the first features of an image
     uses_embedding: bool  # of labels, a parameter of every layer
     shares_row: bool  # candidates are labels, and share one label-free row
     reads_goodness: bool = False  # to draw negatives

@@ -16,6 +16,8 @@ class LabelOverlay(CachedCandidates):
     With all wrong labels cached, row c of a sample carries label c; with R of them, row 0 carries the true label.
     """
 
+    overlays = True
+
     def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int, num_cached: int) -> None:
         self._num_classes = num_classes
         self._sampler = sampler

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ffstream.errors import ConfigError
 from ffstream.workspace import Workspace
 
 
@@ -61,6 +62,16 @@ class Layer(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the parameters from `generator`, on the CPU."""
         raise NotImplementedError
+
+    def hide(self, hidden: Tensor) -> None:
+        """Do without those features of a row that `hidden` (in_features,) marks: what multiplies them becomes zero.
+
+        Told after `initialise`. Rows hold zeros there while the layer trains, and anything later.
+        """
+        raise ConfigError(
+            f"config network.stack_features: found less than 1, but layers of kind {type(self).__name__} cannot leave "
+            "features out; set it to 1, or network.stack_layers to 0"
+        )
 
     def draw_label_embedding(self, std: float, generator: torch.Generator) -> None:
         """Fill U ~ N(0, std^2), one row a class."""

@@ -37,6 +37,11 @@ class Linear(Layer):
         with torch.no_grad():
             self.weight.normal_(0.0, self.in_features**-0.5, generator=generator)
 
+    def hide(self, hidden: Tensor) -> None:
+        """Zero columns of W, which have no gradient where rows are zero."""
+        with torch.no_grad():
+            self.weight[:, hidden] = 0.0
+
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) in the weights' type."""
         if self.workspace is None:

@@ -50,6 +50,12 @@ class Local(Layer):
         with torch.no_grad():
             self.weight.normal_(0.0, self.weight.shape[1] ** -0.5, generator=generator)
 
+    def hide(self, hidden: Tensor) -> None:
+        """Zero columns of the places whose windows hold them."""
+        with torch.no_grad():
+            for units, window in self._places():
+                self.weight[units, hidden[window]] = 0.0
+
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) in the weights' type."""
         rows = rows.to(self.compute_dtype)
