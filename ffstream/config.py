@@ -40,7 +40,7 @@ class NetworkConfig:
     kind: str = "linear"  # a registered layer kind: linear, or local (windows of the image)
     input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
     # Layers in a stack: the next one reads the images again, in place of the layer below. 0: all layers are one stack.
-    stack_layers: int = limit(0, at_least=0)
+    stack_layers: int = limit(4, at_least=0)
     # Share of an image's features that each stack reads, but for the first, which reads all: others for every stack.
     stack_features: float = limit(1.0, above=0.0, at_most=1.0)
     # Units on the device at once: a layer of more grows by tiles. auto: all, or as many as the budget has room for.

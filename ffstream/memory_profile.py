@@ -83,8 +83,8 @@ class ProfileSettings:
         """The configuration of a run of so many layers. Raises ConfigError."""
         names = ("width", "batch", "micro_batch", "device", "precision")
         sizes = {name: getattr(self, name) for name in names}
-        caches = {"cache.tier": "disk", "cache.shard_samples": self.micro_batch}
-        return Config(layers=num_layers, epochs=2, **sizes).override(caches)
+        settings = {"cache.tier": "disk", "cache.shard_samples": self.micro_batch, "network.stack_layers": 0}
+        return Config(layers=num_layers, epochs=2, **sizes).override(settings)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,20 @@ register_recipe(
     },
     "A linear classifier learnt with each layer, cross-entropy over all labels, no negatives (Mono-Forward).",
 )
+# For images: stacks that read their own views and pixels. Of the menu the recipe that gains most with depth (README).
+register_recipe(
+    "deep",
+    {
+        **RECIPES["mono"],
+        "batch": 128,
+        "network.dropout": 0.0,
+        "network.stack_features": 0.6,
+        "objective.perturbation": 0.02,
+        "augmentation.views": 25,
+        "augmentation.max_shift": 2,
+    },
+    "For images and many layers: mono in stacks of four, each on views of its own of its own share of the pixels.",
+)
 # Hinton 2022, section 3.2: no labels; images against hybrids of two, with the objective of `hinton` and the optimiser
 # of his program, whose rate of 0.01 on an average of gradients (0.9/0.1) is 0.001 on their sum. Several hybrids are
 # cached a sample, as deep layers learn a single one by heart.
@@ -74,6 +88,7 @@ register_recipe(
     {
         "batch": 100,
         "network.dropout": 0.0,
+        "network.stack_layers": 0,
         "labels.method": "none",
         "negatives.per_sample": 8,
         "objective.name": "logistic",

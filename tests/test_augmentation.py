@@ -374,7 +374,8 @@ def test_hard_negatives_are_found_in_the_views_that_an_epoch_visits(small_config
 
 
 def test_a_fresh_input_is_written_every_epoch_through_all_layers_below():
-    found = plan(epochs=3, layers=6, **{"augmentation.restream": True})
+    in_one_stack = {"epochs": 3, "layers": 6, "network.stack_layers": 0}
+    found = plan(**in_one_stack, **{"augmentation.restream": True})
     image, row, validation = 60000 * 784 * 2, 60000 * 500 * 2, 6000 * 500 * 2
     first, second, rest = found.layers
     assert first.read_bytes == 3 * (image + 6000 * 784 * 2) + 6000 * 784 * 2
@@ -382,13 +383,13 @@ def test_a_fresh_input_is_written_every_epoch_through_all_layers_below():
     assert second.read_bytes == 3 * (row + validation) + validation + 3 * image
     assert second.written_bytes == 3 * (image + row) + validation
     assert rest.read_bytes == 3 * (row + validation) + validation + 3 * (image + 2.5 * row)  # 1, 2, 3 and 4 below
-    assert found.disk == plan(epochs=3, layers=6).disk
+    assert found.disk == plan(**in_one_stack).disk
 
 
 def test_time_counts_handing_on_all_views_and_all_passes_of_an_epoch():
     rates = Rates(1e12, 1e15, 1e-15, {"host": 1e15, "disk": 1e15})  # products alone take time
     resources = with_less(PLENTY, rates=rates)
-    changes = {"epochs": 3, "width": 784, "validation_fraction": 0.0, "layers": 8}
+    changes = {"epochs": 3, "width": 784, "validation_fraction": 0.0, "layers": 8, "network.stack_layers": 0}
     plain = plan(resources, **changes)
     one_pass_s = 2 * 784 * 784 * 60000 / 1e12  # of all layers but the last, which is planned for like those before it
     views = plan(resources, **changes | {"augmentation.views": 5})

@@ -21,7 +21,7 @@ def test_plan_takes_the_options_of_train():
 
 def test_plan_for_another_machine_and_no_data_in_particular():
     machine = "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
-    common = ("plan", "--width", 2000, "--layers", 1000, "--samples", 10**9, "--machine", machine)
+    common = ("plan", "--width", 2000, "--layers", 1000, "--stack-layers", 0, "--samples", 10**9, "--machine", machine)
     code, output, _ = run_cli(*common)
     assert code == 0
     for word in ("layers 3-1000", "too much", "takes about", "most of it for", "days"):
@@ -54,7 +54,9 @@ def test_a_plan_for_nonsense_is_one_line(options, words):
 
 
 def test_plan_shows_what_a_run_takes_and_writes_nothing(tmp_path):
-    code, output, _ = run_cli("plan", "--layers", 40, "--width", 64, "--device", "cpu", "--run-dir", tmp_path / "run")
+    code, output, _ = run_cli(
+        *("plan", "--layers", 40, "--stack-layers", 0, "--width", 64, "--device", "cpu", "--run-dir", tmp_path / "run")
+    )
     assert code == 0
     for word in (
         "weights",

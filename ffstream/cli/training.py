@@ -30,7 +30,7 @@ def train(
     layers: Annotated[int | None, typer.Option(help="Number of layers (4).")] = None,
     width: Annotated[int | None, typer.Option(help="Units a layer (500).")] = None,
     stack_layers: Annotated[
-        int | None, typer.Option(help="Layers after which one reads the images again (0: never).")
+        int | None, typer.Option(help="Layers after which one reads the images again (4; 0: never).")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a layer (20).")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step (auto).")] = None,
