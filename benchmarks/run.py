@@ -21,6 +21,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
 from benchmarks.profile import measure_depths
 from benchmarks.state import measure_state
+from benchmarks.step import measure_step
 from benchmarks.tiers import measure_tiers
 from benchmarks.tiles import measure_tiles
 from benchmarks.times import measure_times
@@ -35,20 +36,26 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "hinton": lambda *where: measure_recipe("hinton", *where),
     "unsupervised": lambda *where: measure_recipe("unsupervised", *where, UNLABELLED),
     "unsupervised-local": lambda *where: measure_recipe("unsupervised", *where, UNLABELLED_LOCAL),
-    "depth": measure_depth,
+    "depth": lambda *where: measure_depth(*where, picture_path(where[1], "depth")),
     "memory": measure_memory,
     "tiers": measure_tiers,
     "tiles": measure_tiles,
     "times": measure_times,
     "state": measure_state,
+    "step": lambda _, device, __: measure_step(device),
     "footprint": lambda _, device, folder: measure_footprint(device, folder),
-    "profile": lambda _, device, folder: measure_depths(device, folder, RESULTS / f"{slug(device)}-profile.png"),
+    "profile": lambda _, device, folder: measure_depths(device, folder, picture_path(device, "profile")),
 }
 
 
 def slug(device: str) -> str:
     """The name of a device as a part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+
+
+def picture_path(device: str, noun: str) -> Path:
+    """Where a picture of a device's figures stands."""
+    return RESULTS / f"{slug(device)}-{noun}.png"
 
 
 def main() -> None:
@@ -61,8 +68,8 @@ def main() -> None:
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{slug(options.device)}.json"
-    path.parent.mkdir(exist_ok=True)
     for name in options.names or BENCHMARKS:
         machine, start_s = describe_machine(options.device), time.perf_counter()
         found = BENCHMARKS[name](options.data_root, options.device, options.scratch / name)

@@ -1,0 +1,107 @@
+"""What a step makes of the machine: the arithmetic of an epoch a second, beside that of the plain matrix product."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import ffstream as ff
+from ffstream.cache import CacheLayout, MemoryCache
+from ffstream.device import resolve_device
+from ffstream.labels import make_label_method
+from ffstream.layer_trainer import LayerTrainer
+from ffstream.network import build_layer, compute_layer_specs
+from ffstream.transfer import Transfer
+
+NUM_CLASSES, NUM_BATCHES, NUM_ROUNDS = 10, 8, 7
+PLAIN = {"objective.perturbation": 0.0, "network.dropout": 0.0, "negatives.sampler": "uniform"}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "inject": ("inject", {}),
+    "inject, two products": ("inject", PLAIN),
+    "mono": ("mono", {}),
+    "grouped": ("grouped", {}),
+    "hinton": ("hinton", {"negatives.per_sample": 1}),
+}
+
+
+def measure_step(device: str) -> dict[str, Any]:
+    """By recipe, at 2000 x 2000 in batches of 1024, on a GPU 4096 x 4096 in batches of 4096; interleaved, medians."""
+    on = resolve_device(device)
+    width, batch = (4096, 4096) if on.type == "cuda" else (2000, 1024)
+    left, right = (torch.randn(num, width, device=on).bfloat16() for num in (batch, width))
+    out = left @ right.t()
+    product_flops, rows = 2 * batch * width * width, []
+    for name, (recipe, changes) in VARIANTS.items():
+        settings = {"precision": "bf16", "cache.shard_samples": NUM_BATCHES * batch // 2} | changes
+        config = ff.Config(recipe=recipe, layers=2, width=width, batch=batch, epochs=1000, device=device)
+        epoch, epoch_flops = make_epoch(config.override(settings), on)
+        num_products = round(epoch_flops / product_flops)
+        epoch_s, products_s = [], []
+        for _ in range(NUM_ROUNDS):
+            epoch_s.append(_time(epoch, on, 1))
+            products_s.append(_time(lambda: torch.mm(left, right.t(), out=out), on, num_products))
+        rate = epoch_flops / statistics.median(epoch_s)
+        product_rate = num_products * product_flops / statistics.median(products_s)
+        rows.append(
+            {
+                "recipe": name,
+                "share": rate / product_rate,
+                "products_a_step": epoch_flops / product_flops / NUM_BATCHES,
+                "tflop_per_s": rate / 1e12,
+                "tflop_per_s_of_products": product_rate / 1e12,
+            }
+        )
+    return {
+        "config": f"{width} x {width}, batch {batch}, {NUM_BATCHES} batches an epoch, bf16, cache on the device",
+        "num_threads": torch.get_num_threads(),
+        "lowest_share": min(row["share"] for row in rows),
+        "highest_share": max(row["share"] for row in rows),
+        "recipes": rows,
+    }
+
+
+def make_epoch(config: ff.Config, device: torch.device) -> tuple[Callable[[], object], int]:
+    """An epoch of a second layer on rows of noise, and the floating-point operations of its products."""
+    spec = compute_layer_specs(config, config.width)[1]
+    method = make_label_method(config, NUM_CLASSES, spec.in_features)
+    trainer = LayerTrainer(build_layer(config, spec, NUM_CLASSES), spec.index, config, method, device)
+    assert isinstance(config.batch, int)
+    num_samples, rows_a_sample = NUM_BATCHES * config.batch, method.num_training_rows
+    layout = CacheLayout(num_samples, rows_a_sample, spec.in_features, config.cache.dtype, config.cache.num_in_shard)
+    cache = MemoryCache(layout, device)
+    for shard in range(layout.num_shards):
+        rows = cache.allocate(shard, device)
+        assert rows is not None
+        rows.normal_().relu_()
+    labels = torch.arange(num_samples) % NUM_CLASSES
+    num_candidates = NUM_CLASSES if method.shares_row else rows_a_sample
+    goodness = torch.rand(num_samples, num_candidates) if method.reads_goodness else None
+    transfer, epochs = Transfer(device), iter(range(config.epochs))
+
+    def epoch() -> None:
+        trainer.train_epoch(transfer, cache, labels, next(epochs), goodness=goodness)
+
+    epoch()  # makes the buffers
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _count_addmm}) as counter:
+        epoch()
+    return epoch, counter.get_total_flops()
+
+
+def _count_addmm(_: Any, left: Sequence[int], right: Sequence[int], **__: Any) -> int:
+    """Of shapes; torch counts the product that is not in place alone."""
+    return 2 * prod(left) * right[1]
+
+
+def _time(action: Callable[[], object], device: torch.device, num_repeats: int) -> float:
+    start_s = time.perf_counter()
+    for _ in range(num_repeats):
+        action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start_s
