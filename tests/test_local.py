@@ -18,7 +18,8 @@ KIND = {"network__kind": "local", "width": 144}
 
 
 def build(index, image_shape=(28, 28), width=288):
-    config = ff.Config(layers=6, width=width).override({"network.kind": "local", "precision": "fp32"})
+    settings = {"network.kind": "local", "network.stack_layers": 0, "precision": "fp32"}
+    config = ff.Config(layers=6, width=width).override(settings)
     num_features = torch.Size(image_shape).numel()
     return build_layer(config, compute_layer_specs(config, num_features, image_shape)[index], 10)
 
