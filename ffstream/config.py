@@ -26,6 +26,7 @@ else:
 
 # A section left out is filled in by the recipe when the Config is made; typed Any so that the field keeps its own type.
 _FROM_RECIPE: Any = None
+_MOST_SAMPLES = 10_000_000  # of a batch, or a shard; their labels are there while a run is planned
 
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are known by
 # their digest and not by where they lie.
@@ -103,7 +104,7 @@ class CacheConfig:
     dtype: str = limit("bf16", choices=("bf16", "fp16", "fp32"))
     # Samples a shard, also the block of the block shuffle; a batch of more is made of whole shards. auto: 4096, or as
     # many as the budget has room for.
-    shard_samples: int | str = limit("auto", at_least=1, word="auto")
+    shard_samples: int | str = limit("auto", at_least=1, at_most=_MOST_SAMPLES, word="auto")
 
     @property
     def num_in_shard(self) -> int:
@@ -158,7 +159,7 @@ class Config:
     layers: int = limit(4, at_least=1, at_most=1_000_000)
     width: int = limit(500, at_least=1, at_most=1 << 18)  # units a layer
     epochs: int = limit(20, at_least=1)  # a layer
-    batch: int | str = limit(_FROM_RECIPE, at_least=1, word="auto")
+    batch: int | str = limit(_FROM_RECIPE, at_least=1, at_most=_MOST_SAMPLES, word="auto")
     # Samples of a batch on the device at once; their gradients are summed. auto: all, or as many as there is room for.
     micro_batch: int | str = limit("auto", at_least=1, word="auto")
     seed: int = limit(0, at_least=0)

@@ -41,6 +41,10 @@ def test_plan_for_another_machine_and_no_data_in_particular():
         (["--machine", "device=8GiB,3TFLOP/s;h2d=1GB;host=1GiB;disk=1GiB,3GB/s"], "'1GB' is not a speed, such as"),
         (["--machine", "device=8Gi,3TFLOP/s;h2d=1GB/s;host=1GiB;disk=1GiB,3GB/s"], "'8Gi' is not a size"),
         (["--machine", ""], "found ''"),
+        (
+            ["--samples", 2**31, "--batch", 2**31],
+            "config batch: found 2147483648, allowed an integer >= 1 and <= 1e+07",
+        ),
         (["--samples", 1], "--samples 1: allowed an integer >= 2"),
         (["--samples", 10, "--classes", 1], "--classes 1: allowed"),
     ],

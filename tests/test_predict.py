@@ -235,6 +235,7 @@ BAD_FILES = {
     "notes.txt": r"found '.txt', allowed an image \(.jpg",
     "empty": "found no image in this folder",
     "absent.png": "no such file or folder",
+    "a" * 300: "cannot be read: File name too long",
     "absent.npy": "no such file",
     "channels.npy": r"images have shape \(2, 8, 8, 3\), allowed \(n, 8, 8\)",
     "objects.npy": "cannot be read as .npy",

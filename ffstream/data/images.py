@@ -37,7 +37,7 @@ def load_images(paths: Sequence[Path], shape: tuple[int, ...], white: float) -> 
     names: list[str] = []
     parts: list[Tensor] = []
     for path in paths:
-        for file in _list_images(path) if path.is_dir() else [path]:
+        for file in _list_files(path):
             if file.suffix.lower() in _ARRAYS:
                 found = fit_images(find_images(read_arrays(file, str(file)), str(file)), shape, f"data {file}")
                 names += [f"{file}[{number}]" for number in range(len(found))]
@@ -46,6 +46,14 @@ def load_images(paths: Sequence[Path], shape: tuple[int, ...], white: float) -> 
                 names.append(str(file))
             parts.append(found)
     return NamedImages(names, torch.cat(parts))
+
+
+def _list_files(path: Path) -> list[Path]:
+    """Of a folder its images, else the path itself."""
+    try:
+        return _list_images(path) if path.is_dir() else [path]
+    except OSError as error:  # such as a name that is too long to be one
+        raise DataError(f"data {path}: cannot be read: {error.strerror}; give an image, arrays or a folder") from error
 
 
 def _list_images(folder: Path) -> list[Path]:
