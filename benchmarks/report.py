@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.profile import read_profile
 from benchmarks.run import RESULTS
 from ffstream.memory_profile import METHODS
-from ffstream.reporting import format_point
+from ffstream.tables import format_point
 
 ROOT = Path(__file__).parent.parent
 

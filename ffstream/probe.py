@@ -64,7 +64,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
             f"host budget {format_bytes(host)}: the interpreter with its libraries takes {format_bytes(used)} already; "
             f"allowed more than that, up to {format_bytes(host_total)}"
         )
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    place = find_place(folder)
     usage = shutil.disk_usage(place)
     disk = _budget("disk", settings.disk_budget, int(_SHARE * usage.free) + held_bytes, usage.free + held_bytes)
     if device.type == "cuda":
@@ -124,7 +124,7 @@ def measure_rates(config: Config, device: torch.device, folder: Path) -> Rates:
         flops_per_s=flops_per_s,
         moved_bytes_per_s=1 / byte_s,
         operator_s=operator_s,
-        loaded_bytes_per_s={"host": _measure_link(device), "disk": _measure_disk(folder)},
+        loaded_bytes_per_s={"host": measure_link(device), "disk": _measure_disk(folder)},
     )
 
 
@@ -148,7 +148,7 @@ def _measure_products(config: Config, device: torch.device) -> float:
         torch.mm(gradient[:, : units // 2].t(), left)
         torch.mm(gradient[:, units // 2 :].t(), left)
 
-    return 4 * rows * units * features / _best_s(multiply, device)
+    return 4 * rows * units * features / best_s(multiply, device)
 
 
 @torch.no_grad()
@@ -174,22 +174,28 @@ def _measure_step(config: Config, width: int, batch: int, device: torch.device) 
     labels = torch.zeros(num_samples, dtype=torch.int64)
     trainer = LayerTrainer(build_layer(config, spec, num_classes), 0, config, method, device)
     with Transfer(device) as transfer:
-        epoch_s = _best_s(lambda: trainer.train_epoch(transfer, cache, labels, 0), device, _NUM_EPOCHS)
+        epoch_s = best_s(lambda: trainer.train_epoch(transfer, cache, labels, 0), device, _NUM_EPOCHS)
     return epoch_s / _NUM_STEPS, on_paper.step
 
 
-def _measure_link(device: torch.device) -> float:
-    """Bytes a second from the host's memory to the device: from pinned memory, unless the system refuses it."""
+def measure_link(device: torch.device, *, back: bool = False) -> float:
+    """Bytes a second from the host's memory to the device, or back: pinned memory, unless the system refuses it."""
     if device.type == "cpu":
         return float("inf")
-    source = allocate_host(_TRANSFER_BYTES, pinned=True)
-    target = torch.zeros(_TRANSFER_BYTES, dtype=torch.uint8, device=device)
-    return _TRANSFER_BYTES / _best_s(lambda: target.copy_(source), device)
+    on_host = allocate_host(_TRANSFER_BYTES, pinned=True)
+    on_device = torch.zeros(_TRANSFER_BYTES, dtype=torch.uint8, device=device)
+    source, target = (on_device, on_host) if back else (on_host, on_device)
+    return _TRANSFER_BYTES / best_s(lambda: target.copy_(source), device)
+
+
+def find_place(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _measure_disk(folder: Path) -> float:
     """Bytes a second from a file that was just written: what the system's own cache gives, as for a cache that fits."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    place = find_place(folder)
     with tempfile.TemporaryFile(dir=place, buffering=0) as file:
         file.write(bytes(_TRANSFER_BYTES))
         target = memoryview(bytearray(_TRANSFER_BYTES))
@@ -198,10 +204,11 @@ def _measure_disk(folder: Path) -> float:
             file.seek(0)
             file.readinto(target)
 
-        return _TRANSFER_BYTES / _best_s(read, torch.device("cpu"))
+        return _TRANSFER_BYTES / best_s(read, torch.device("cpu"))
 
 
-def _best_s(work: Callable[[], object], device: torch.device, num_repeats: int = _NUM_REPEATS) -> float:
+def best_s(work: Callable[[], object], device: torch.device, num_repeats: int = _NUM_REPEATS) -> float:
+    """Seconds of the fastest of some calls, about a second of them at most."""
     times: list[float] = []
     while len(times) < num_repeats and not (len(times) > 1 and sum(times) > _ENOUGH_S):
         start_s = time.perf_counter()

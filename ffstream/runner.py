@@ -46,6 +46,9 @@ from ffstream.schedule import Action, Step, remaining_steps
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
+# What the rest of an action's time goes to; that of training to reading goodness off, making layers, drawing negatives.
+_NOUNS = {Action.WRITE_INPUT: "writing images", Action.TRAIN: "measuring", Action.PROPAGATE: "handing on"}
+
 _Goodness = dict[str, Tensor]  # by split: (samples, labels or candidates), on the host
 
 
@@ -80,6 +83,7 @@ class Runner:
         identity = f"{config.fingerprint()} {data['digest']}"
         self._caches = CacheSet(directory, config, self._specs, self._method, shape, identity, plan.tier, device)
         self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
+        self._stopwatch = self._transfer.stopwatch
         self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
         self._tiles = compute_tiles(config)
         self._resident: FrozenLayer | None = None  # at most one layer
@@ -110,7 +114,8 @@ class Runner:
                     for name in self._caches.lasting:
                         self._images.pop(name, None)
                 self._observer.on_step(_describe(step))
-                actions[step.action](self._specs[step.layer])
+                with self._stopwatch.lap(_NOUNS[step.action]):
+                    actions[step.action](self._specs[step.layer])
         self._caches.drop_all()
         self._directory.drop_progress()
         self._observer.on_finish(read_layer_figures(self._directory))
@@ -190,7 +195,7 @@ class Runner:
             peak_memory_bytes=peak_memory_bytes(self._device),
             cache_tier=self._caches.tier,
         )
-        self._metrics.append({"kind": "layer"} | summary.to_mapping())
+        self._metrics.append({"kind": "layer"} | summary.to_mapping() | {"seconds": self._stopwatch.take()})
         self._transfer.finish()  # what the layer depends on
         self._commit(
             lambda seal: self._directory.write_layer(
@@ -214,7 +219,8 @@ class Runner:
             beside = so_far
             if fresh:
                 trainer = None  # off the device: the layers below take its place
-                self._write_fresh_input(spec, epoch)
+                with self._stopwatch.lap("writing images"):
+                    self._write_fresh_input(spec, epoch)
                 beside = so_far | self._measure_tiles(spec, number)
             if trainer is None:
                 trainer = self._make_trainer(spec, number, epoch)
@@ -271,7 +277,8 @@ class Runner:
         if self._method.reads_goodness and epoch % self._config.epochs:
             visited = compute_shard_order(cache.layout, self._config.seed, spec.index, epoch, self._config.epochs)
             liked = self._add_tile(spec, trainer.layer, so_far, [TRAIN], visited)[TRAIN]
-        figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, before, liked)
+        with self._stopwatch.lap("training"):
+            figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, before, liked)
         del liked
         goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
         error = self._make_sweep().add(goodness)[0] if goodness is not None else None
@@ -299,8 +306,9 @@ class Runner:
         One file at a time waits for that, or a disk slower than the epochs would hold more than was planned.
         """
         if self._written is not None:
-            self._written.result()
-        action = write(self._metrics.seal())
+            self._transfer.await_commit(self._written)
+        with self._stopwatch.lap("saving"):
+            action = write(self._metrics.seal())
         self._transfer.commit(self._metrics.sync)
         self._written = self._transfer.commit(action)
 

@@ -25,8 +25,12 @@ import torch
 from torch import Tensor
 
 from ffstream.cache import ActivationCache
+from ffstream.stopwatch import Stopwatch
 
 NUM_SLOTS = 2  # each way
+
+# What the thread that computes waits for.
+READING, WRITING, SYNCING = "waiting for data", "waiting to store", "waiting for the disk"
 
 
 class Transfer:
@@ -43,6 +47,7 @@ class Transfer:
         on_unpinned: Callable[[], None] | None = None,
     ) -> None:
         self.device = device
+        self.stopwatch = Stopwatch()  # of the thread that computes: what it waits for
         self._max_unsynced = max_unsynced
         self._on_unpinned = on_unpinned
         self._read_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
@@ -87,7 +92,8 @@ class Transfer:
             for position, shard in enumerate(order):
                 assert pending is not None
                 slot = slots[position % NUM_SLOTS]
-                rows, pending = pending.result(), None
+                with self.stopwatch.lap(READING):
+                    rows, pending = pending.result(), None
                 if position + 1 < len(order):
                     following = slots[(position + 1) % NUM_SLOTS]
                     pending = self._reader.submit(following.fill, cache, order[position + 1])
@@ -113,12 +119,13 @@ class Transfer:
                 then()
             return
         if len(self._writes) == NUM_SLOTS:
-            self._writes.popleft().result()
+            with self.stopwatch.lap(WRITING):
+                self._writes.popleft().result()
         slot = self._write_slots[0]
         self._reserve(slot, cache.layout.shard_bytes)
         yield slot.take(cache.layout.shard_shape(shard), cache.layout.dtype)
         while self._max_unsynced is not None and len(self._commits) >= self._max_unsynced:
-            self._commits.popleft().result()
+            self.await_commit(self._commits.popleft())
         slot.send()
         self._write_slots.append(self._write_slots.pop(0))
         stored = self._writer.submit(slot.drain, cache, shard)
@@ -135,7 +142,8 @@ class Transfer:
     def flush(self) -> None:
         """Wait until every shard handed over can be read back, and free the slots. Raises what went wrong."""
         while self._writes:
-            self._writes.popleft().result()
+            with self.stopwatch.lap(WRITING):
+                self._writes.popleft().result()
         for slot in self._write_slots:
             slot.free()
 
@@ -166,7 +174,12 @@ class Transfer:
         """Wait until all that was handed over is durable. Raises what went wrong."""
         self.flush()
         while self._commits:
-            self._commits.popleft().result()
+            self.await_commit(self._commits.popleft())
+
+    def await_commit(self, commit: Future[None]) -> None:
+        """Wait for what `commit` returned. Raises what went wrong with it."""
+        with self.stopwatch.lap(SYNCING):
+            commit.result()
 
     def _carry_out(self, action: Callable[[], None]) -> None:
         if self._failed:

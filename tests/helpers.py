@@ -51,7 +51,7 @@ def layer_digests(run_dir: Path) -> list[str]:
 
 def metrics_without_times(run_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl without what depends on the clock or on the process."""
-    volatile = {"elapsed_s", "samples_per_s", "peak_memory_bytes", "cache_tier"}
+    volatile = {"elapsed_s", "samples_per_s", "peak_memory_bytes", "cache_tier", "seconds"}
     lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in volatile} for line in lines]
 

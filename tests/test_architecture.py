@@ -17,7 +17,7 @@ PACKAGE = Path(ffstream.__file__).parent
 # From the ground up; a module may import from those before it only. A package counts as one floor.
 ORDER = """
 errors recipes units plane seeding schedule workspace ledger memory
-normalisation
+normalisation stopwatch
 limits config registry files device
 manifest
 tensor_file lock metrics goodness combination objectives negatives layers data cache
@@ -36,7 +36,8 @@ readout predictions
 run
 runner repair
 session
-rivals memory_profile picture
+doctor rivals memory_profile picture
+tables
 reporting
 __init__
 cli

@@ -64,12 +64,20 @@ def test_a_tier_that_is_asked_for_is_refused_where_it_has_no_room():
         plan(with_less(CUDA, device_bytes=60 * MIB), **{"cache.tier": "device"})
 
 
-def test_memory_does_not_depend_on_depth():
-    shallow, deep = plan(layers=4), plan(layers=400)
-    assert shallow.device == deep.device
+@pytest.mark.parametrize(
+    ("num_in_stack", "names"),
+    [
+        (0, ["layer 1", "layer 2", "layers 3-400"]),
+        (4, ["layers 1, 5, ...", "layers 2, 6, ...", "layers 3-4, 7-8, ..."]),
+    ],
+)
+def test_memory_does_not_depend_on_depth(num_in_stack, names):
+    shallow, deep = (plan(layers=layers, **{"network.stack_layers": num_in_stack}) for layers in (4, 400))
+    assert shallow.device.terms == deep.device.terms
+    assert shallow.device.num_bytes == deep.device.num_bytes
     assert shallow.host == deep.host
     assert deep.disk.terms["layers"] > 80 * shallow.disk.terms["layers"]
-    assert [layer.name for layer in deep.layers] == ["layer 1", "layer 2", "layers 3-400"]
+    assert [layer.name for layer in deep.layers] == names
 
 
 def test_shards_are_of_4096_samples_where_there_is_room_and_smaller_where_there_is_not():

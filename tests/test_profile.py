@@ -15,8 +15,8 @@ from ffstream import memory_profile
 from ffstream.memory import PeakMeter
 from ffstream.memory_profile import METHODS, Point, Profile, ProfileSettings, measure_profile
 from ffstream.picture import draw_profile
-from ffstream.reporting import format_point
 from ffstream.rivals import Backprop, ResidentFF
+from ffstream.tables import format_point
 from tests.helpers import run_cli, run_process
 
 CPU = torch.device("cpu")

@@ -10,15 +10,8 @@ from rich.console import Console
 
 import ffstream as ff
 from ffstream.evaluate import Evaluation
-from ffstream.reporting import (
-    BarObserver,
-    PlainObserver,
-    _Clock,
-    evaluation_report,
-    format_seconds,
-    format_share,
-    make_observer,
-)
+from ffstream.reporting import BarObserver, PlainObserver, _Clock, make_observer
+from ffstream.tables import evaluation_report, format_seconds, format_share
 from tests.helpers import InterruptAt
 
 

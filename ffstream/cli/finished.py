@@ -31,8 +31,8 @@ def evaluate(
     """Error of a run on a split, by depth and by class; never more than one layer is on the device."""
     from rich.console import Console
 
-    from ffstream.reporting import evaluation_report
     from ffstream.run import Run
+    from ffstream.tables import evaluation_report
 
     found = Run(run).evaluate(method, split, first_layer=first_layer, device=device, data_root=data_root or "")
     if as_json:
@@ -107,8 +107,8 @@ def inspect(
     """What is done in a run, the figures of each layer, and whether its files are whole."""
     from rich.console import Console
 
-    from ffstream.reporting import layer_table
     from ffstream.run import Run
+    from ffstream.tables import layer_table
 
     found = Run(run)
     layers, progress = found.layers, found.directory.read_progress()

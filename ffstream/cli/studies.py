@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ffstream.cli.app import Json, app, fail
+from ffstream.cli.app import Device, Json, app, fail
 from ffstream.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def profile(
 
     from ffstream.memory_profile import METHODS, Point, ProfileSettings, measure_profile
     from ffstream.picture import draw_profile
-    from ffstream.reporting import format_point, profile_table
+    from ffstream.tables import format_point, profile_table
 
     def show(point: Point) -> None:
         label = f"{METHODS[point.method]}, {point.num_layers} layers"
@@ -66,12 +66,38 @@ def profile(
 
 
 @app.command()
+def doctor(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Where the time of this run went.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """How fast this machine is at what a run does; with RUN, where its time went and what would help."""
+    from rich.console import Console
+
+    from ffstream.device import resolve_device
+    from ffstream.doctor import examine_machine, examine_run
+    from ffstream.tables import account_report, speeds_report
+
+    if run is not None:
+        account = examine_run(run, device)
+        found, parts = account.to_mapping(), account_report(account)
+    else:
+        speeds = examine_machine(resolve_device(device or "auto"), Path("runs"))
+        found, parts = speeds.to_mapping(), speeds_report(speeds)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for part in parts:
+        Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+
+
+@app.command()
 def recipes(as_json: Json = False) -> None:
     """What can be chosen: recipes, label methods, objectives, goodnesses, negative samplers, layer kinds."""
     from rich.console import Console
 
     from ffstream.catalogue import read_catalogue
-    from ffstream.reporting import catalogue_tables
+    from ffstream.tables import catalogue_tables
 
     found = read_catalogue()
     if as_json:

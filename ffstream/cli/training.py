@@ -93,8 +93,8 @@ def plan(
     from rich.console import Console
 
     from ffstream.footprint import DataShape
-    from ffstream.reporting import plan_report
     from ffstream.session import make_plan
+    from ffstream.tables import plan_report
 
     data = DataShape.of(samples, features, classes, resolved.validation_fraction) if samples is not None else None
     found = make_plan(resolved, options["run_dir"], resume=options["resume"], machine=machine, data=data)
