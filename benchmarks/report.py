@@ -24,6 +24,8 @@ def main() -> None:
     insert(ROOT / "README.md", "\n\n".join(short_table(found) for found in results.values()))
     profiles = [found["profile"] for found in results.values() if "profile" in found]
     insert(ROOT / "README.md", "\n\n".join(map(profile_table, profiles)), "profile")
+    depths = [found["depth"] for found in results.values() if "depth" in found]
+    insert(ROOT / "README.md", "\n\n".join(map(depth_table, depths)), "depth")
     insert(ROOT / "benchmarks" / "README.md", "\n\n".join(long_table(name, found) for name, found in results.items()))
 
 
@@ -76,7 +78,9 @@ def short_table(found: dict[str, Any]) -> str:
             )
         )
     if "depth" in found:
-        rows.append(("MNIST, 40 x 500 units, 8 epochs a layer", _depth(found["depth"])))
+        rows.append(
+            ("images shifted by up to 2 pixels, 40 x 500 units, 16 epochs (`--recipe deep`)", _depth(found["depth"]))
+        )
     if "memory" in found:
         rows.append(("peak memory of 40 layers against 4, 1000 units", _memory(found["memory"])))
     if "tiers" in found:
@@ -125,10 +129,57 @@ def _accuracy(found: dict[str, Any]) -> str:
 
 
 def _depth(found: dict[str, Any]) -> str:
+    errors = found["curves"]["deep"]["test"]
+    best, seeds = 100 * min(errors["by_depth"]), ", ".join(f"{100 * error:.2f}" for error in errors["deepest_by_seed"])
     return (
-        f"{100 * found['test_error_at_40']:.2f} % test error at layer 40, {100 * found['test_error_there']:.2f} % at "
-        f"layer {found['best_shallower_depth_by_validation']} (the best on validation), {found['training_s']:.0f} s"
+        f"{100 * errors['deepest']:.2f} % test error at layer 40 (by seed {seeds}), "
+        f"{100 * errors['by_depth'][found['shallow'] - 1]:.2f} % at layer {found['shallow']}, at best {best:.2f} %"
     )
+
+
+def depth_table(found: dict[str, Any]) -> str:
+    """The picture, and what it shows: error by recipe and depth."""
+    depths = (4, 8, 16, 24, 32, 40)
+    rows = [("recipe", "epochs a layer", "runs", *(f"layer {depth}" for depth in depths))]
+    for name, curve in found["curves"].items():
+        errors = (
+            f"{100 * curve['test']['by_depth'][depth - 1]:.2f} / {100 * curve['validation']['by_depth'][depth - 1]:.2f}"
+            for depth in depths
+        )
+        rows.append((name, str(curve["config"]["epochs"]), str(len(curve["seeds"])), *errors))
+    machine = found["machine"]
+    return (
+        f"![Test error against depth](benchmarks/results/{found['picture']})\n\n"
+        f"Test / validation error of the goodness summed to each layer in %, means over runs: MNIST, 40 x 500 units, "
+        f"5,000 images held out:\n\n{_table(rows)}\n\n"
+        f"{machine['device']}, torch {machine['torch']}, commit {machine['commit']}."
+    )
+
+
+def _step(found: dict[str, Any]) -> str:
+    shares = ", ".join(f"{row['recipe']} {100 * row['share']:.0f} %" for row in found["recipes"])
+    return f"of the rate of the plain product, {found['config']}: {shares}"
+
+
+def _growth(found: dict[str, Any]) -> str:
+    return (
+        f"layers 361 to 400 take x {found['depth_ratio']:.2f} of the time of layers 3 to 42; eight times the samples "
+        f"x {found['per_sample_ratio']:.2f} of eight times the time, eight times the width "
+        f"x {found['per_square_width_ratio']:.2f} of 64 times"
+    )
+
+
+def _peers(found: dict[str, Any]) -> str:
+    parts = []
+    for row in found["depths"]:
+        ours = row["methods"]["ffstream"]["us_per_sample"]
+        times = ", ".join(
+            f"{name} x {method['us_per_sample'] / ours:.1f}"
+            for name, method in row["methods"].items()
+            if name != "ffstream"
+        )
+        parts.append(f"{row['num_layers']} layers: {times} of the time of ffstream's epoch")
+    return "; ".join(parts)
 
 
 def _memory(found: dict[str, Any]) -> str:
@@ -143,7 +194,9 @@ def _tiers(found: dict[str, Any]) -> str:
     for epochs, part in found["by_epochs"].items():
         ratios = part["ratios"]
         spread = f"median of {len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f}"
-        parts.append(f"{epochs} epochs a layer: x {part['median']:.3f} ({spread})")
+        stalled = part.get("stalled_on_disk")
+        shares = ", ".join(f"{noun} {100 * share:.1f} %" for noun, share in stalled.items()) if stalled else ""
+        parts.append(f"{epochs} epochs a layer: x {part['median']:.3f} ({spread}){'; ' if shares else ''}{shares}")
     return "; ".join(parts)
 
 
@@ -204,6 +257,9 @@ _FIGURES = {
     "tiles": _tiles,
     "times": _times,
     "state": _state,
+    "step": _step,
+    "growth": _growth,
+    "peers": _peers,
     "footprint": _footprint,
     "profile": _profile,
 }

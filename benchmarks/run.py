@@ -17,8 +17,10 @@ from typing import Any
 
 from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_depth, measure_recipe
 from benchmarks.footprint import measure_footprint
+from benchmarks.growth import measure_growth
 from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
+from benchmarks.peers.compare import measure_peers
 from benchmarks.profile import measure_depths
 from benchmarks.state import measure_state
 from benchmarks.step import measure_step
@@ -43,6 +45,8 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "times": measure_times,
     "state": measure_state,
     "step": lambda _, device, __: measure_step(device),
+    "growth": measure_growth,
+    "peers": measure_peers,
     "footprint": lambda _, device, folder: measure_footprint(device, folder),
     "profile": lambda _, device, folder: measure_depths(device, folder, picture_path(device, "profile")),
 }

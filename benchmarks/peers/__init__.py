@@ -1,0 +1,1 @@
+"""The same network trained by others, beside ffstream."""
