@@ -38,20 +38,20 @@ _MUCH, _SOME = 0.3, 0.1
 
 @dataclass(frozen=True)
 class MachineSpeeds:
-    """What `ffstream doctor` measures. Speeds are per second; None where there is no such thing."""
+    """What `ffstream doctor` measures; None where there is no such thing."""
 
     device_name: str
     device_type: str  # cpu, cuda
     num_threads: int
     precision: str  # that `auto` stands for
-    product_flops: dict[str, float]  # by precision: of a large matrix product
-    moved_bytes: float  # that other operators of a step read and write on the device
+    product_flops_per_s: dict[str, float]  # by precision: of a large matrix product
+    moved_bytes_per_s: float  # that other operators of a step read and write on the device
     operator_s: float  # of starting one
-    to_device_bytes: float | None  # from the host's memory
-    from_device_bytes: float | None
-    written_bytes: float  # to the disk, synced
-    read_bytes: float | None  # from the disk itself; None where the system does not let its cache be dropped
-    cached_read_bytes: float  # from the system's cache of a file
+    to_device_bytes_per_s: float | None  # from the host's memory
+    from_device_bytes_per_s: float | None
+    written_bytes_per_s: float  # to the disk, synced
+    read_bytes_per_s: float | None  # from the disk itself; None where the system does not let its cache be dropped
+    cached_read_bytes_per_s: float  # from the system's cache of a file
     sync_s: float  # of making one small file durable
     free_device_bytes: int
     free_host_bytes: int
@@ -65,13 +65,15 @@ class MachineSpeeds:
     @property
     def machine(self) -> str | None:
         """A GPU's machine in the words of `ffstream plan --machine`; None of a CPU, which these do not describe."""
-        if self.to_device_bytes is None:
+        if self.to_device_bytes_per_s is None:
             return None
-        disk = self.read_bytes if self.read_bytes is not None else self.cached_read_bytes
-        moved, link, read = (f"{each / 1e9:.1f}GB/s" for each in (self.moved_bytes, self.to_device_bytes, disk))
+        disk = self.read_bytes_per_s if self.read_bytes_per_s is not None else self.cached_read_bytes_per_s
+        moved, link, read = (
+            f"{each / 1e9:.1f}GB/s" for each in (self.moved_bytes_per_s, self.to_device_bytes_per_s, disk)
+        )
         free = (self.free_device_bytes, self.free_host_bytes, self.free_disk_bytes)
         on_device, on_host, on_disk = (format_bytes(each).replace(" ", "") for each in free)
-        flops = f"{self.product_flops[self.precision] / 1e12:.2f}TFLOP/s"
+        flops = f"{self.product_flops_per_s[self.precision] / 1e12:.2f}TFLOP/s"
         return f"device={on_device},{flops},{moved};h2d={link};host={on_host};disk={on_disk},{read}"
 
 
@@ -96,13 +98,13 @@ def examine_machine(device: torch.device, folder: Path) -> MachineSpeeds:
         device_type=device.type,
         num_threads=torch.get_num_threads(),
         precision=precision,
-        product_flops={
+        product_flops_per_s={
             name: _measure_product(dtype, device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
         },
-        moved_bytes=rates.moved_bytes_per_s,
+        moved_bytes_per_s=rates.moved_bytes_per_s,
         operator_s=rates.operator_s,
-        to_device_bytes=link,
-        from_device_bytes=back,
+        to_device_bytes_per_s=link,
+        from_device_bytes_per_s=back,
         free_device_bytes=device_free_bytes(device) if on_cuda else host_free_bytes(),
         free_host_bytes=host_free_bytes(),
         free_disk_bytes=usage.f_bavail * usage.f_frsize,
@@ -150,9 +152,9 @@ def _measure_disk(place: Path) -> dict[str, Any]:
             read_s = time.perf_counter() - start_s
         cached_s = best_s(read, torch.device("cpu"))
     return {
-        "written_bytes": _FILE_BYTES / written_s,
-        "read_bytes": _FILE_BYTES / read_s if read_s is not None else None,
-        "cached_read_bytes": _FILE_BYTES / cached_s,
+        "written_bytes_per_s": _FILE_BYTES / written_s,
+        "read_bytes_per_s": _FILE_BYTES / read_s if read_s is not None else None,
+        "cached_read_bytes_per_s": _FILE_BYTES / cached_s,
         "sync_s": sorted(syncs_s)[_NUM_SYNCS // 2],
     }
 

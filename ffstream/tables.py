@@ -187,19 +187,19 @@ def speeds_report(found: MachineSpeeds) -> Iterator[Table | str]:
     table = Table(title=found.device_name, title_justify="left", show_header=False)
     for name in ("what", "figure"):
         table.add_column(name, justify="left" if name == "what" else "right")
-    for precision, flops in found.product_flops.items():
+    for precision, flops in found.product_flops_per_s.items():
         chosen = ", which auto takes here" if precision == found.precision else ""
         table.add_row(f"matrix products in {precision}{chosen}", f"{flops / 1e12:.2f} TFLOP/s")
-    table.add_row("what else a step moves in memory", _per_s(found.moved_bytes))
+    table.add_row("what else a step moves in memory", _per_s(found.moved_bytes_per_s))
     table.add_row("starting an operator", f"{1e6 * found.operator_s:.1f} us")
     table.add_section()
-    if found.to_device_bytes is not None and found.from_device_bytes is not None:
-        table.add_row("host to device", _per_s(found.to_device_bytes))
-        table.add_row("device to host", _per_s(found.from_device_bytes))
-    if found.read_bytes is not None:
-        table.add_row("reading the disk", _per_s(found.read_bytes))
-    table.add_row("reading what the system caches of it", _per_s(found.cached_read_bytes))
-    table.add_row("writing to the disk", _per_s(found.written_bytes))
+    if found.to_device_bytes_per_s is not None and found.from_device_bytes_per_s is not None:
+        table.add_row("host to device", _per_s(found.to_device_bytes_per_s))
+        table.add_row("device to host", _per_s(found.from_device_bytes_per_s))
+    if found.read_bytes_per_s is not None:
+        table.add_row("reading the disk", _per_s(found.read_bytes_per_s))
+    table.add_row("reading what the system caches of it", _per_s(found.cached_read_bytes_per_s))
+    table.add_row("writing to the disk", _per_s(found.written_bytes_per_s))
     table.add_row("making a small file durable", f"{1e3 * found.sync_s:.1f} ms")
     table.add_section()
     if found.device_type == "cuda":

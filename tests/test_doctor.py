@@ -20,14 +20,14 @@ SPEEDS = MachineSpeeds(
     device_type="cuda",
     num_threads=4,
     precision="bf16",
-    product_flops={"fp32": 15e12, "bf16": 30e12},
-    moved_bytes=400e9,
+    product_flops_per_s={"fp32": 15e12, "bf16": 30e12},
+    moved_bytes_per_s=400e9,
     operator_s=5e-6,
-    to_device_bytes=12e9,
-    from_device_bytes=11e9,
-    written_bytes=1e9,
-    read_bytes=3e9,
-    cached_read_bytes=9e9,
+    to_device_bytes_per_s=12e9,
+    from_device_bytes_per_s=11e9,
+    written_bytes_per_s=1e9,
+    read_bytes_per_s=3e9,
+    cached_read_bytes_per_s=9e9,
     sync_s=1e-3,
     free_device_bytes=8 << 30,
     free_host_bytes=32 << 30,
@@ -109,7 +109,7 @@ def test_a_card_is_described_as_a_plan_reads_it():
     assert resources.rates.flops_per_s == 30e12
     assert resources.rates.moved_bytes_per_s == 400e9
     assert resources.rates.loaded_bytes_per_s == {"host": 12e9, "disk": 3e9}
-    assert dataclasses.replace(SPEEDS, to_device_bytes=None).machine is None
+    assert dataclasses.replace(SPEEDS, to_device_bytes_per_s=None).machine is None
 
 
 def test_the_command_measures_this_machine_and_leaves_nothing(tmp_path, monkeypatch):
@@ -119,9 +119,16 @@ def test_the_command_measures_this_machine_and_leaves_nothing(tmp_path, monkeypa
     code, output, _ = run_cli("doctor", "--device", "cpu", "--json")
     found = json.loads(output)
     assert code == 0
-    for name in ("moved_bytes", "operator_s", "written_bytes", "cached_read_bytes", "sync_s", "free_host_bytes"):
+    for name in (
+        "moved_bytes_per_s",
+        "operator_s",
+        "written_bytes_per_s",
+        "cached_read_bytes_per_s",
+        "sync_s",
+        "free_host_bytes",
+    ):
         assert 0 < found[name] < float("inf")
-    assert set(found["product_flops"]) == {"fp32", "bf16"}
+    assert set(found["product_flops_per_s"]) == {"fp32", "bf16"}
     assert found["machine"] is None
     assert found["sync_s"] < time.perf_counter() - start_s
     assert not list(tmp_path.iterdir())
