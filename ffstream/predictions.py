@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ffstream.checkpoint import RunDirectory
-from ffstream.combination import Combination
+from ffstream.combination import Combination, fit_temperature, plain_sum
 from ffstream.config import Config
+from ffstream.data import Split
 from ffstream.evaluate import stream_goodness
+from ffstream.readout import read_softmax
 
 # Magnitudes of images that differ from those of the training data by more than this are likely of other units.
 _UNUSUAL_RATIO = 8.0
@@ -26,8 +28,8 @@ class Predictions:
 
     class_names: tuple[str, ...]
     probabilities: Tensor
-    method: str  # goodness or fitted
-    combination: Combination  # of the layers' goodness, behind the probabilities
+    method: str  # goodness, fitted or softmax
+    combination: Combination  # of the layers' goodness, or of their logits, behind the probabilities
     is_calibrated: bool
 
     @property
@@ -84,6 +86,27 @@ def predict(
     goodness = stream_goodness(directory, config, num_layers, images, data, device)
     probabilities = torch.softmax(combination.logits(goodness), dim=1)
     return Predictions(tuple(data["class_names"]), probabilities, method, combination, is_calibrated)
+
+
+def predict_softmax(
+    directory: RunDirectory,
+    config: Config,
+    images: Tensor,
+    data: dict[str, Any],
+    device: torch.device,
+    held_out: Split | None,
+    first_layer: int,
+) -> Predictions:
+    """The same by the softmax readout, calibrated on images that are `held_out` where they are given."""
+    logits = read_softmax(directory, config, images, data, device, first_layer)
+    temperature = 1.0
+    if held_out is not None:
+        of_held_out = read_softmax(directory, config, held_out.images, data, device, first_layer)
+        temperature = fit_temperature(plain_sum(1, 1, 1.0), [of_held_out], held_out.labels).temperature
+    combination = plain_sum(directory.count_layers(), first_layer, temperature, config.network.stack_layers)
+    probabilities = torch.softmax(logits.double() / temperature, dim=1)
+    names = tuple(data["class_names"])
+    return Predictions(names, probabilities, "softmax", combination, is_calibrated=held_out is not None)
 
 
 def find_unit_mismatch(images: Tensor, scale: float) -> str | None:

@@ -85,6 +85,38 @@ def evaluate_softmax(
     )
 
 
+def read_softmax(
+    directory: RunDirectory,
+    config: Config,
+    images: Tensor,
+    data: dict[str, Any],
+    device: torch.device,
+    first_layer: int = 2,
+) -> Tensor:
+    """Logits (n, C) of images (n, *image_shape) by the softmax readout that the run holds, streamed.
+
+    Raises RunError when none was fitted on the layers from `first_layer` on.
+    """
+    num_layers = directory.count_layers()
+    tensors = directory.load_readout(_identity(directory, config, num_layers, first_layer)) if num_layers else None
+    if tensors is None:
+        raise RunError(
+            f"run {directory.path}: holds no softmax readout of its {num_layers} layers from layer {first_layer} on; "
+            "fit one by ffstream evaluate RUN --method softmax with the same --first-layer"
+        )
+    method = make_label_method(config, data["num_classes"], data["num_features"])
+    specs = compute_layer_specs(config, data["num_features"], data["image_shape"])[:num_layers]
+    part = Split(images, torch.zeros(len(images), dtype=torch.int64))
+    sources = [(_layout(config, part, data), _neutral_rows(method, part, data["scale"]))]
+    logits = torch.zeros(len(images), data["num_classes"])
+    for stage in stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True):
+        index = stage.layer.spec.index
+        if f"{index:03d}.weight" in tensors:
+            weight, bias = tensors[f"{index:03d}.weight"].to(device), tensors[f"{index:03d}.bias"].to(device)
+            logits += _logits(stage.transfer, stage.caches[0], stage.layer.spec, weight, bias)
+    return logits
+
+
 def _identity(directory: RunDirectory, config: Config, num_layers: int, first_layer: int) -> dict[str, Any]:
     """What a fitted readout depends on."""
     return {

@@ -26,14 +26,14 @@ from ffstream.evaluate import (
 )
 from ffstream.model import FFNetwork, export_network, load_network
 from ffstream.observer import LayerFigures
-from ffstream.predictions import Predictions, predict
+from ffstream.predictions import Predictions, predict, predict_softmax
 from ffstream.readout import evaluate_softmax
 
 if TYPE_CHECKING:
     from ffstream.data.images import NamedImages
 
 _METHODS = ("auto", "goodness", "fitted", "softmax")
-_PREDICTING_METHODS = ("goodness", "fitted")
+_PREDICTING_METHODS = ("auto", "goodness", "fitted", "softmax")
 _SPLITS = ("test", "validation", "train")
 
 
@@ -117,7 +117,7 @@ class Run:
     def predict(
         self,
         images: Tensor,
-        method: str = "goodness",
+        method: str = "auto",
         *,
         first_layer: int = 2,
         calibrated: bool = True,
@@ -127,17 +127,24 @@ class Run:
         """Labels and their probabilities for images (n, *image_shape), in the units of the training data, streamed.
 
         `method` is "goodness" (the sum over layers `first_layer` and above, from 1, at the temperature that fits the
-        validation split best) or "fitted" (with weights that are fitted on it too). Not `calibrated`: at the
-        temperature of the training objective. The data set is read for runs only that were started before they kept the
-        labels of their validation split. Raises ConfigError, DataError, RunError, DeviceError.
+        validation split best), "fitted" (with weights that are fitted on it too) or "softmax" (the readout that an
+        evaluation has fitted); "auto" is goodness, but softmax for layers that were trained without labels. Not
+        `calibrated`: at the temperature of the training objective, or 1. The data set is read to calibrate the softmax,
+        whose logits on the validation split are not kept, and for runs that were started before they kept the labels
+        of theirs. Raises ConfigError, DataError, RunError, DeviceError.
         """
         _check_words(first_layer, ("method", method, _PREDICTING_METHODS))
         if method == "fitted" and not calibrated:
             raise ConfigError("method 'fitted': its weights are calibrated by themselves; leave --uncalibrated out")
         directory, config, data = self.directory, self.config, self.directory.read_data()
-        self._check_labels_were_shown(method, "evaluation by softmax")
+        if method == "auto":
+            method = "softmax" if config.labels.method == "none" else "goodness"
         images = fit_images(images, tuple(data["image_shape"]), f"run {self.path}")
         target = resolve_device(device)
+        if method == "softmax":
+            held_out = self._load_held_out(data, data_root) if calibrated else None
+            return predict_softmax(directory, config, images, data, target, held_out, first_layer)
+        self._check_labels_were_shown(method, "softmax, or auto")
         num_layers, stack_layers = count_usable_layers(directory, first_layer), config.network.stack_layers
         if not calibrated:
             combination = plain_sum(num_layers, first_layer, objective_temperature(config), stack_layers)
@@ -146,8 +153,8 @@ class Run:
             if method == "goodness":
                 combination = calibrate(directory, config, num_layers, labels, first_layer)
             else:
-                held_out = list(read_validation_goodness(directory, num_layers))
-                combination = fit_weights(held_out, labels, first_layer, None, stack_layers)
+                goodness = list(read_validation_goodness(directory, num_layers))
+                combination = fit_weights(goodness, labels, first_layer, None, stack_layers)
         return predict(directory, config, images, data, target, method, combination, is_calibrated=calibrated)
 
     def load_images(self, paths: Sequence[str | Path]) -> NamedImages:
@@ -175,6 +182,11 @@ class Run:
             raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
         labels = self.directory.load_validation_labels()
         return self._load_splits(data, data_root)["validation"].labels if labels is None else labels
+
+    def _load_held_out(self, data: dict[str, Any], data_root: str) -> Split:
+        if self.config.validation_fraction == 0:
+            raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
+        return self._load_splits(data, data_root)["validation"]
 
     def _check_labels_were_shown(self, method: str, allowed: str) -> None:
         if self.config.labels.method == "none":

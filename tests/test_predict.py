@@ -52,6 +52,38 @@ def test_what_is_predicted_is_what_an_evaluation_counts(method, first_layer, run
     assert found.names == [found.class_names[label] for label in found.labels]
 
 
+@pytest.mark.parametrize("settings", [{}, {"recipe": "unsupervised"}, {"network__stack_layers": 2}])
+def test_the_softmax_readout_predicts_what_it_was_evaluated_at(settings, small_config, test_split, tmp_path):
+    images, labels = test_split
+    run = ff.train(small_config(layers=4, **settings), tmp_path / "run")
+    with pytest.raises(ff.RunError, match="holds no softmax readout of its 4 layers from layer 2 on; fit one by"):
+        run.predict(images, "softmax")
+    counted = run.evaluate("softmax")
+    plain = run.predict(images, "softmax", calibrated=False)
+    assert float((plain.labels != labels).double().mean()) == counted.error
+    figures = measure_probabilities(plain.probabilities.log(), labels)
+    assert figures.negative_log_likelihood == pytest.approx(counted.uncalibrated.negative_log_likelihood)
+    found = run.predict(images, "softmax")
+    assert (found.method, found.is_calibrated, plain.is_calibrated) == ("softmax", True, False)
+    assert torch.equal(found.labels, plain.labels)
+    logits, temperature = plain.probabilities.log(), found.combination.temperature
+    torch.testing.assert_close(found.probabilities, torch.softmax(logits / temperature, dim=1))
+    held_out = run._load_splits(run.directory.read_data(), "")["validation"]
+    by_method = [
+        measure_probabilities(
+            run.predict(held_out.images, "softmax", calibrated=flag).probabilities.log(), held_out.labels
+        )
+        for flag in (True, False)
+    ]
+    assert by_method[0].negative_log_likelihood <= by_method[1].negative_log_likelihood + 0.02
+    with pytest.raises(ff.RunError, match="of its 4 layers from layer 3 on"):
+        run.predict(images, "softmax", first_layer=3)
+    if "recipe" in settings:
+        assert run.predict(images).method == "softmax"
+        with pytest.raises(ff.ConfigError, match=r"trained without labels .*allowed softmax, or auto"):
+            run.predict(images, "goodness")
+
+
 def test_labels_are_those_of_the_resident_module(run, test_split):
     assert torch.equal(run.predict(test_split[0]).labels, run.load().predict(test_split[0]))
 
@@ -121,7 +153,7 @@ def test_without_a_validation_split_probabilities_are_given_only_when_asked_for(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"method": "softmax"}, ff.ConfigError, "method 'softmax': unknown; allowed: fitted, goodness"),
+        ({"method": "sum"}, ff.ConfigError, "method 'sum': unknown; allowed: auto, fitted, goodness, softmax"),
         ({"method": "fitted", "calibrated": False}, ff.ConfigError, "leave --uncalibrated out"),
         ({"first_layer": 0}, ff.ConfigError, "allowed an integer >= 1"),
         ({"first_layer": 9}, ff.RunError, "has 3 layers, allowed first layer 1 to 3"),

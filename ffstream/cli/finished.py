@@ -51,8 +51,12 @@ def predict(
         typer.Argument(metavar="FILE...", help="Images, folders of them, or arrays (.npy, .npz, .safetensors)."),
     ],
     method: Annotated[
-        str, typer.Option(help="goodness (label sweep) or fitted (its layers weighted as fits the validation split).")
-    ] = "goodness",
+        str,
+        typer.Option(
+            help="goodness (label sweep), fitted (its layers weighted as fits the validation split), softmax (the "
+            "readout that evaluate has fitted), or auto: goodness if labels were shown."
+        ),
+    ] = "auto",
     first_layer: FirstLayer = 2,
     uncalibrated: Annotated[
         bool, typer.Option("--uncalibrated", help="Probabilities as they are, for a run without a validation split.")
