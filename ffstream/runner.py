@@ -136,14 +136,9 @@ class Runner:
         self._transfer.release()
         for name in self._caches.lasting:
             caches[name] = self._caches.make(spec.index, name)
-            split, is_held_out = Split(self._images[name], self._labels[name]), name == VALIDATION
-            drawn_for = 0 if is_held_out else spec.index
-            hidden = draw_hidden(self._config, spec, self._num_classes) if not is_held_out else None
-            rows = InputRows(
-                self._method, split, self._scale, seed, held_out=is_held_out, layer=drawn_for, hidden=hidden
-            )
+            rows = self._make_rows(name, spec)
             for view in range(caches[name].layout.num_views):
-                shifts = draw_view(len(split), view, max_shift, seed, spec.index) if view else None
+                shifts = draw_view(len(self._labels[name]), view, max_shift, seed, spec.index) if view else None
                 write_rows(self._transfer, caches[name], rows.make(shifts, max_shift), view)
 
     def _train(self, spec: LayerSpec) -> None:
@@ -252,15 +247,23 @@ class Runner:
             self._caches.current.pop(TRAIN).drop()
         self._workspace.clear()
         seed, max_shift = self._config.seed, self._config.augmentation.max_shift
-        split, cache = Split(self._images[TRAIN], self._labels[TRAIN]), self._caches.make(spec.stack_start, TRAIN)
-        hidden = draw_hidden(self._config, self._specs[spec.stack_start], self._num_classes)
-        rows = InputRows(self._method, split, self._scale, seed, layer=spec.index, epoch=epoch, hidden=hidden)
-        shifts = draw_fresh(len(split), max_shift, seed, spec.index, epoch)
-        write_rows(self._transfer, cache, rows.make(shifts, max_shift))
+        cache = self._caches.make(spec.stack_start, TRAIN)
+        shifts = draw_fresh(len(self._labels[TRAIN]), max_shift, seed, spec.index, epoch)
+        write_rows(self._transfer, cache, self._make_rows(TRAIN, spec, epoch).make(shifts, max_shift))
         for below in self._specs[spec.stack_start : spec.index]:
             cache = self._move(TRAIN, cache, self._take_layer(below))
         self._resident = None
         self._caches.current[TRAIN] = cache
+
+    def _make_rows(self, name: str, spec: LayerSpec, epoch: int = 0) -> InputRows:
+        """What the stack of a layer reads of a split; of held-out images every stack is shown the same."""
+        split, held_out = Split(self._images[name], self._labels[name]), name == VALIDATION
+        start, layer = self._specs[spec.stack_start], 0 if held_out else spec.index
+        hidden = None if held_out else draw_hidden(self._config, start, self._num_classes)
+        seed = self._config.seed
+        return InputRows(
+            self._method, split, self._scale, seed, held_out=held_out, layer=layer, epoch=epoch, hidden=hidden
+        )
 
     def _take_epoch(
         self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness
