@@ -83,6 +83,18 @@ def short_table(found: dict[str, Any]) -> str:
         )
     if "memory" in found:
         rows.append(("peak memory of 40 layers against 4, 1000 units", _memory(found["memory"])))
+    if "peers" in found:
+        methods = found["peers"]["depths"][-1]["methods"]
+        ours, backprop, published = (methods[name] for name in ("ffstream", "backprop", "published"))
+        rows.append(
+            (
+                "40 layers of 1000 units, batch 512, beside backprop in bf16, and Forward-Forward as it is published",
+                f"{ours['peak_bytes'] / 2**20:.0f} MiB against {backprop['peak_bytes'] / 2**20:.0f} and "
+                f"{published['peak_bytes'] / 2**20:.0f}; time of an epoch x "
+                f"{backprop['us_per_sample'] / ours['us_per_sample']:.1f} and x "
+                f"{published['us_per_sample'] / ours['us_per_sample']:.1f}",
+            )
+        )
     if "tiers" in found:
         ratio = found["tiers"]["by_epochs"]["20"]["median"]
         rows.append(("time with the cache on disk against in memory, 20 epochs a layer", f"x {ratio:.2f}"))
@@ -178,7 +190,20 @@ def _peers(found: dict[str, Any]) -> str:
             for name, method in row["methods"].items()
             if name != "ffstream"
         )
-        parts.append(f"{row['num_layers']} layers: {times} of the time of ffstream's epoch")
+        peaks = ", ".join(
+            f"{name} {method['peak_bytes'] / 2**20:.0f}"
+            for name, method in row["methods"].items()
+            if method.get("peak_bytes")
+        )
+        parts.append(f"{row['num_layers']} layers: {times} of the time of ffstream's epoch; MiB at most: {peaks}")
+    ends = ", ".join(
+        f"{name} {100 * method['curve'][-1][1]:.1f} % after {method['curve'][-1][0]:.0f} s"
+        for name, method in found["trained"]["methods"].items()
+    )
+    ours, theirs = (found["trained"]["methods"][name]["curve"] for name in ("ffstream", "published"))
+    reached_s = next(second for second, error in ours if error <= theirs[-1][1])
+    parts.append(f"{found['trained']['num_layers']} layers, 8 epochs, validation error: {ends}")
+    parts.append(f"the error of the published one is reached in 1/{theirs[-1][0] / reached_s:.0f} of its time")
     return "; ".join(parts)
 
 
