@@ -20,7 +20,7 @@ from ffstream.observer import LayerFigures
 from ffstream.plan import Plan
 from ffstream.units import format_bytes
 
-_DAY_S = 24 * 3600
+_MINUTE_S, _DAY_S = 60, 24 * 3600
 _MAX_CLASS_NAME = 14
 _MAX_PAIRS = 15
 
@@ -217,17 +217,21 @@ def speeds_report(found: MachineSpeeds) -> Iterator[Table | str]:
 def account_report(found: TimeAccount) -> Iterator[Table | str]:
     """Where the time of a run went, and advice."""
     total_s = sum(found.seconds.values())
-    table = Table("went to", title=f"{format_seconds(total_s)} of layers that are finished", title_justify="left")
+    table = Table("went to", title=f"{_format_spent(total_s)} of layers that are finished", title_justify="left")
     for heading in ("time", "share"):
         table.add_column(heading, justify="right")
     for noun, seconds in found.seconds.items():
-        table.add_row(noun, format_seconds(seconds), f"{100 * seconds / total_s:.1f} %")
+        table.add_row(noun, _format_spent(seconds), f"{100 * seconds / total_s:.1f} %")
         for part, share in found.training.items() if noun == "training" else ():
             table.add_row(
                 f"  {part}, about", format_seconds(share * seconds), f"{100 * share * seconds / total_s:.1f} %"
             )
     yield table
     yield from found.advice or ["nothing stands out: most of the time went to the work itself"]
+
+
+def _format_spent(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < _MINUTE_S else format_seconds(seconds)
 
 
 def _per_s(num_bytes: float) -> str:
