@@ -224,7 +224,7 @@ def account_report(found: TimeAccount) -> Iterator[Table | str]:
         table.add_row(noun, _format_spent(seconds), f"{100 * seconds / total_s:.1f} %")
         for part, share in found.training.items() if noun == "training" else ():
             table.add_row(
-                f"  {part}, about", format_seconds(share * seconds), f"{100 * share * seconds / total_s:.1f} %"
+                f"  {part}, about", _format_spent(share * seconds), f"{100 * share * seconds / total_s:.1f} %"
             )
     yield table
     yield from found.advice or ["nothing stands out: most of the time went to the work itself"]
