@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,6 @@ def examine_machine(device: torch.device, folder: Path) -> MachineSpeeds:
         warnings.append(f"{place} lies in memory: what a run writes there takes memory, and is gone with the machine")
     with storage_errors(place):
         disk = _measure_disk(place)
-    usage = os.statvfs(place)
     return MachineSpeeds(
         device_name=device_name(str(device)),
         device_type=device.type,
@@ -107,7 +107,7 @@ def examine_machine(device: torch.device, folder: Path) -> MachineSpeeds:
         from_device_bytes_per_s=back,
         free_device_bytes=device_free_bytes(device) if on_cuda else host_free_bytes(),
         free_host_bytes=host_free_bytes(),
-        free_disk_bytes=usage.f_bavail * usage.f_frsize,
+        free_disk_bytes=shutil.disk_usage(place).free,
         warnings=warnings,
         **disk,
     )
@@ -195,7 +195,7 @@ def examine_run(run_dir: Path, device: str | None = None) -> TimeAccount:
     if held_out is not None:
         num_samples["validation"] = len(held_out)
     data = run.directory.read_data()
-    shape = DataShape(data["num_features"], data["num_classes"], num_samples)
+    shape = DataShape(data["num_features"], data["num_classes"], num_samples, tuple(data["image_shape"]))
     config = run.config.override({"cache.tier": run.layers[-1].cache_tier} | ({"device": device} if device else {}))
     return account_for(seconds, make_plan(config, data=shape))
 

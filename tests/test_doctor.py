@@ -134,8 +134,20 @@ def test_the_command_measures_this_machine_and_leaves_nothing(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_shows_a_run(run, monkeypatch):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"recipe": "unsupervised"},
+        {"recipe": "deep"},
+        {"network__kind": "local", "width": 144},
+        {"augmentation__restream": True, "validation_fraction": 0.0},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_the_command_shows_a_run(settings, small_config, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
+    run = ff.train(small_config(layers=2, cache__tier="disk", **settings), tmp_path / "run")
     code, output, _ = run_cli("doctor", run.path)
     assert code == 0
     for word in ("training", "operators, about", "waiting for data", "measuring", "%"):
