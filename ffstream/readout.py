@@ -7,6 +7,7 @@ that no more than one layer's activities are read at a time. Nothing flows into 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ffstream.config import Config
 from ffstream.data import Split, scale_images
 from ffstream.errors import RunError, StorageError
 from ffstream.evaluate import Evaluation, error_rate
-from ffstream.frozen import stream_committed_layers
+from ffstream.frozen import Stage, stream_committed_layers
 from ffstream.input_rows import RowsOf
 from ffstream.labels import LabelMethod, make_label_method
 from ffstream.layer_trainer import learning_rate_factor
@@ -47,18 +48,13 @@ def evaluate_softmax(
             f"run {directory.path}: the softmax readout reads layers {first_layer} and above, found {num_layers}; "
             f"train more layers, or lower --first-layer{otherwise}"
         )
-    method = make_label_method(config, data["num_classes"], data["num_features"])
-    specs = compute_layer_specs(config, data["num_features"], data["image_shape"])[:num_layers]
     identity = _identity(directory, config, num_layers, first_layer)
     saved = directory.load_readout(identity)
-    parts = [split] if saved else [split, train]
-    sources = [(_layout(config, part, data), _neutral_rows(method, part, data["scale"])) for part in parts]
     logits = torch.zeros(len(split), data["num_classes"])
     train_logits = torch.zeros(len(train), data["num_classes"])
     tensors: dict[str, Tensor] = dict(saved or {})
     errors: list[float] = []
-    stages = stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True)
-    for stage in stages:
+    for stage in _stream(directory, config, data, device, [split] if saved else [split, train]):
         index = stage.layer.spec.index
         if not is_counted(index, first_layer, config.network.stack_layers):
             errors += errors[-1:]
@@ -104,17 +100,24 @@ def read_softmax(
             f"run {directory.path}: holds no softmax readout of its {num_layers} layers from layer {first_layer} on; "
             "fit one by ffstream evaluate RUN --method softmax with the same --first-layer"
         )
-    method = make_label_method(config, data["num_classes"], data["num_features"])
-    specs = compute_layer_specs(config, data["num_features"], data["image_shape"])[:num_layers]
     part = Split(images, torch.zeros(len(images), dtype=torch.int64))
-    sources = [(_layout(config, part, data), _neutral_rows(method, part, data["scale"]))]
     logits = torch.zeros(len(images), data["num_classes"])
-    for stage in stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True):
+    for stage in _stream(directory, config, data, device, [part]):
         index = stage.layer.spec.index
         if f"{index:03d}.weight" in tensors:
             weight, bias = tensors[f"{index:03d}.weight"].to(device), tensors[f"{index:03d}.bias"].to(device)
             logits += _logits(stage.transfer, stage.caches[0], stage.layer.spec, weight, bias)
     return logits
+
+
+def _stream(
+    directory: RunDirectory, config: Config, data: dict[str, Any], device: torch.device, parts: Sequence[Split]
+) -> Iterator[Stage]:
+    """The committed layers, each with what it makes of the label-free rows of some splits."""
+    method = make_label_method(config, data["num_classes"], data["num_features"])
+    specs = compute_layer_specs(config, data["num_features"], data["image_shape"])[: directory.count_layers()]
+    sources = [(_layout(config, part, data), _neutral_rows(method, part, data["scale"])) for part in parts]
+    return stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True)
 
 
 def _identity(directory: RunDirectory, config: Config, num_layers: int, first_layer: int) -> dict[str, Any]:
