@@ -16,6 +16,7 @@ from torch import Tensor
 import ffstream as ff
 from benchmarks.peers.offloaded import OffloadedBackprop
 from benchmarks.peers.published import PublishedFF
+from benchmarks.times import Clock
 from ffstream.data import Split, load_dataset, scale_images
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.memory import PeakMeter
@@ -31,26 +32,16 @@ TARGETS = (0.05, 0.03, 0.02)  # validation errors
 PUBLISHED_RATE, BACKPROP_RATE = 0.001, 0.001
 
 
-class Watch(ff.Observer):
-    """Seconds from the first layer's first step on, handing on and checkpoints included."""
+class Curve(Clock):
+    """By layer: when it was done, measured and saved, and the error to there."""
 
     def __init__(self) -> None:
-        self._start_s: float | None = None
-        self.curve: list[tuple[float, float | None]] = []  # by layer: when it was done, error to there
-
-    def elapsed_s(self) -> float:
-        """Until now."""
-        assert self._start_s is not None, "a run has trained"
-        return time.perf_counter() - self._start_s
-
-    def on_step(self, description: str) -> None:
-        """The first layer begins once its input is there."""
-        if self._start_s is None and description.startswith("training"):
-            self._start_s = time.perf_counter()
+        self.points: list[tuple[float, float | None]] = []
 
     def on_layer(self, figures: ff.LayerFigures) -> None:
         """One more is done."""
-        self.curve.append((self.elapsed_s(), figures.validation_error_to_here))
+        assert self.start_s is not None, "it has trained"
+        self.points.append((time.perf_counter() - self.start_s, figures.validation_error_to_here))
 
 
 def measure_peers(data_root: str, device: str, folder: Path) -> dict[str, Any]:
@@ -99,7 +90,7 @@ def _batches(split: Split, num_batches: int, device: torch.device, name: str) ->
 
 
 def _compare(config: ff.Config, train: Split, device: torch.device, folder: Path) -> dict[str, Any]:
-    """Microseconds a sample and epoch, by the median of interleaved rounds, and the peers' peaks."""
+    """Microseconds a sample and epoch, by the median of interleaved rounds after the first, and the peers' peaks."""
     peers = {name: make() for name, make in _make_peers(config, device).items()}
     times: dict[str, list[float]] = {name: [] for name in ("ffstream", *peers)}
     for _ in range(NUM_ROUNDS):
@@ -108,7 +99,7 @@ def _compare(config: ff.Config, train: Split, device: torch.device, folder: Path
         times["ffstream"].append(_time_ours(config, train, folder))
     rows: dict[str, dict[str, Any]] = {}
     for name, found in times.items():
-        rows[name] = {"us_per_sample": 1e6 * statistics.median(found[1:] if len(found) > 1 else found)}
+        rows[name] = {"us_per_sample": 1e6 * statistics.median(found[1:])}
     del peers
     for name in ("published", "offloaded"):
         if name == "offloaded" and device.type == "cpu":  # host and device are one
@@ -136,9 +127,9 @@ def _time_ours(config: ff.Config, train: Split, folder: Path) -> float:
     kept = {"train.images": train.images[:num_samples], "train.labels": train.labels[:num_samples]}
     save_file({name: tensor.contiguous() for name, tensor in kept.items()}, folder / "data.safetensors")
     settings = {"data": str(folder / "data.safetensors"), "epochs": NUM_EPOCHS, "validation_fraction": 0.0}
-    watch = Watch()
-    ff.train(config.override(settings), folder / "run", observer=watch)
-    return watch.elapsed_s() / (num_samples * NUM_EPOCHS)
+    clock = Clock()
+    ff.train(config.override(settings), folder / "run", observer=clock)
+    return clock.elapsed_s / (num_samples * NUM_EPOCHS)
 
 
 def _measure_peak(make: Callable[[], Any], name: str, train: Split, device: torch.device) -> int:
@@ -153,7 +144,7 @@ def _measure_peak(make: Callable[[], Any], name: str, train: Split, device: torc
 def _train_all(
     config: ff.Config, splits: dict[str, Split], device: torch.device, folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Validation error by second of training, of each; measuring is left out of the time."""
+    """Validation error by second of training, of each; of the peers, measuring is left out of the time."""
     rows = {"ffstream": _follow_ours(config, folder)}
     for name, make in _make_peers(config, device).items():
         if name != "offloaded":  # learns what backprop does
@@ -168,9 +159,9 @@ def _train_all(
 def _follow_ours(config: ff.Config, folder: Path) -> dict[str, Any]:
     """Of the layers that are there, after each of them."""
     shutil.rmtree(folder, ignore_errors=True)
-    watch = Watch()
-    ff.train(config, folder, observer=watch)
-    return {"curve": watch.curve}
+    curve = Curve()
+    ff.train(config, folder, observer=curve)
+    return {"curve": curve.points}
 
 
 def _follow_peer(peer: Any, name: str, splits: dict[str, Split], device: torch.device) -> dict[str, Any]:
