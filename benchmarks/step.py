@@ -80,12 +80,10 @@ def make_epoch(config: ff.Config, device: torch.device) -> tuple[Callable[[], ob
         assert rows is not None
         rows.normal_().relu_()
     labels = torch.arange(num_samples) % NUM_CLASSES
-    num_candidates = NUM_CLASSES if method.shares_row else rows_a_sample
-    goodness = torch.rand(num_samples, num_candidates) if method.reads_goodness else None
     transfer, epochs = Transfer(device), iter(range(config.epochs))
 
     def epoch() -> None:
-        trainer.train_epoch(transfer, cache, labels, next(epochs), goodness=goodness)
+        trainer.train_epoch(transfer, cache, labels, next(epochs))
 
     epoch()  # makes the buffers
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _count_addmm}) as counter:

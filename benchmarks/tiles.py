@@ -16,8 +16,9 @@ import ffstream as ff
 from benchmarks.footprint import plan_and_measure
 from ffstream.config import Config
 from ffstream.labels import LabelMethod, make_label_method
-from ffstream.layer_trainer import LayerTrainer, MicroBatch
+from ffstream.layer_trainer import LayerTrainer
 from ffstream.layers import Layer, cut_units
+from ffstream.micro_batch import MicroBatch
 from ffstream.network import build_layer, compute_layer_specs
 
 WIDTH, NUM_LAYERS, NUM_EPOCHS = 6144, 2, 4
@@ -52,10 +53,12 @@ def take_exact_step(
     def rewound() -> torch.Generator:  # every visit drops the same features
         return generator.set_state(state)
 
-    found = [trainer.forward(block, index, candidates, rewound())[2] for trainer in trainers]
+    whole = MicroBatch(block, index, candidates)
+    found = [trainer.forward(whole, rewound())[-1] for trainer in trainers]
     total = torch.stack(found).sum(dim=0)
     for trainer, own in zip(trainers, found, strict=True):
-        trainer.step([MicroBatch(block, index, candidates, total - own)], len(index), factor, rewound())
+        batch = MicroBatch(block, index, candidates, total - own)
+        trainer.step([batch], len(index), factor, rewound())
 
 
 def measure_tiles(data_root: str, device: str, folder: Path) -> dict[str, Any]:
@@ -125,10 +128,13 @@ def time_exact_steps(batch: int, tile_units: int, device_name: str, width: int =
             slot.copy_(at_rest)
             at_rest.copy_(slot)
 
+    def step_at_once() -> None:
+        whole.step([MicroBatch(block, index, candidates)], batch, 1.0, generator)
+
     seconds: dict[str, list[float]] = {"whole": [], "exact": []}
     for _ in range(6):
         for name, work in (
-            ("whole", lambda: whole.step([MicroBatch(block, index, candidates)], batch, 1.0, generator)),
+            ("whole", step_at_once),
             ("exact", visit_twice),
         ):
             start_s = time.perf_counter()

@@ -17,6 +17,7 @@ from ffstream.errors import DivergedError
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import LabelMethod
 from ffstream.layers import Layer
+from ffstream.micro_batch import MicroBatch, draw_for, samples_in_sweep
 from ffstream.objectives import OBJECTIVES
 from ffstream.optimiser import LayerOptimiser
 from ffstream.transfer import Transfer
@@ -36,23 +37,6 @@ class EpochFigures:
     separation: float  # P(g_pos > g_neg)
     num_samples: int
     elapsed_s: float
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Samples of a block that are worked on at once."""
-
-    block: Tensor  # (samples, rows, features)
-    index: Tensor  # (n,), of the samples in it
-    candidates: Tensor  # (n, 1 + K)
-    others: Tensor | None = None  # goodness of the other tiles for each candidate, (n, 1 + K)
-
-    def cut(self, num_parts: int) -> list[MicroBatch]:
-        """In parts that differ by at most one sample, none of them empty."""
-        num_parts = min(num_parts, len(self.index))
-        others = self.others.tensor_split(num_parts) if self.others is not None else [None] * num_parts
-        parts = zip(self.index.tensor_split(num_parts), self.candidates.tensor_split(num_parts), others, strict=True)
-        return [MicroBatch(self.block, *part) for part in parts]
 
 
 def learning_rate_factor(progress: float, decay_start: float) -> float:
@@ -128,13 +112,11 @@ class LayerTrainer:
         epoch: int,
         on_tick: Callable[[EpochFigures], None] | None = None,
         others: Tensor | None = None,
-        goodness: Tensor | None = None,
     ) -> EpochFigures:
         """Visit every sample once, one view of it, in the order that (seed, layer, epoch) decides.
 
         `labels` (num_samples,) are those of the samples of `cache`. The epochs of a layer are counted through its
         tiles. `others` is the goodness of the tiles before, for all that a candidate may be: (num_stored, values).
-        `goodness` is that of all tiles so far, this one included, for a sampler that reads it.
         Raises DivergedError when the loss is no longer finite.
         """
         start_s = last_tick_s = time.perf_counter()
@@ -144,7 +126,9 @@ class LayerTrainer:
         host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
         generator = seeding.generator(seed, self._index, epoch, "dropout", self._device)
         order = compute_shard_order(cache.layout, seed, self._index, epoch, self._config.epochs)
-        for num_in_batch, parts in self.load_batches(transfer, cache, order, labels, others, host_generator, goodness):
+        informed = others is not None or epoch % self._config.epochs > 0
+        batches = self.load_batches(transfer, cache, order, labels, others, host_generator, informed=informed)
+        for num_in_batch, parts in batches:
             progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
             factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
             totals += self.step(parts, num_in_batch, factor, generator)
@@ -170,11 +154,13 @@ class LayerTrainer:
         labels: Tensor,
         others: Tensor | None,
         generator: torch.Generator,
-        goodness: Tensor | None = None,
+        *,
+        informed: bool,
     ) -> Iterator[tuple[int, Iterator[MicroBatch]]]:
         """Yield every batch of an epoch: how many samples it has, and these as they are loaded.
 
-        A batch is a part of one shard or, where shards are smaller, all samples of several.
+        A batch is a part of one shard or, where shards are smaller, all samples of several. `informed`: there is
+        something to tell a sampler that chooses negatives by what the layer makes of them.
         """
         blocks = transfer.blocks(cache, order)
         for group in group_shards(order, self._config.num_shards_in_batch):
@@ -182,7 +168,9 @@ class LayerTrainer:
             samples = [cache.layout.shard_range(shard) for shard in group]
             kept = [cache.layout.stored_range(shard) for shard in group]
             parts = itertools.chain.from_iterable(
-                self._draw_batches(block, labels[part], _part(others, stored), generator, _part(goodness, stored))
+                self._draw_batches(
+                    block, labels[part], others[stored] if others is not None else None, generator, informed=informed
+                )
                 for part, stored, (_, block) in zip(samples, kept, loaded, strict=True)
             )
             if len(group) > 1:
@@ -196,19 +184,14 @@ class LayerTrainer:
         labels: Tensor,
         others: Tensor | None,
         generator: torch.Generator,
-        goodness: Tensor | None,
+        *,
+        informed: bool,
     ) -> Iterator[MicroBatch]:
         """The samples of a block in batches, with the candidates that this epoch shows them."""
         batches = compute_batches(len(block), self._batch, generator)
-        logits = goodness * self._config.objective.scale if goodness is not None else None
-        candidates = self._method.draw_candidates(labels, generator, logits)
-        del logits
-        beside = others.gather(1, candidates).to(self._device) if others is not None else None
-        candidates = candidates.to(self._device)
+        drawn = draw_for(labels, self._method, others, generator, self._device, informed=informed)
         for index in batches:
-            index = index.to(self._device)
-            of_others = beside.index_select(0, index) if beside is not None else None
-            yield MicroBatch(block, index, candidates.index_select(0, index), of_others)
+            yield drawn.take(block, index.to(self._device))
 
     @torch.no_grad()
     def step(self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator) -> Tensor:
@@ -218,13 +201,10 @@ class LayerTrainer:
         A part is used up before the next is asked for, and cut further where it is too large.
         """
         num_cuts = self._config.num_micro_batches
-        if num_cuts == self._config.num_shards_in_batch == 1:
-            (part,) = parts
-            return self._step_at_once(part, num_samples, factor, generator)
-        cut = (micro_batch for part in parts for micro_batch in part.cut(num_cuts))
-        return self.step_in_parts(cut, num_samples, factor, generator)
-
-    def _step_at_once(self, part: MicroBatch, num_samples: int, factor: float, generator: torch.Generator) -> Tensor:
+        if num_cuts > 1 or self._config.num_shards_in_batch > 1:
+            cut = (micro_batch for part in parts for micro_batch in part.cut(num_cuts))
+            return self.step_in_parts(cut, num_samples, factor, generator)
+        (part,) = parts
         self.optimiser.begin_step(factor, generator)
         figures, gradients = self._differentiate(part, num_samples, generator)
         for name, units, value in gradients:
@@ -254,11 +234,11 @@ class LayerTrainer:
 
         The mean is over the `num_samples` of the whole batch.
         """
-        rows, activities, goodness = self.forward(part.block, part.index, part.candidates, generator)
+        part, rows, activities, goodness = self.forward(part, generator)
         if self._config.objective.perturbation and part.others is None:
             _, gradient, _ = self._differentiate_goodness(activities, goodness, part, num_samples)
             self._perturb_(rows, gradient)
-            activities, goodness = self.read_goodness(rows, part.candidates)
+            activities, goodness = self._read_goodness(self.layer.preactivations(rows), part.candidates)
         pull = None
         if self._config.objective.peer_normalisation:
             pull = self._peer_gradient(activities[0], len(part.index) / num_samples) / num_samples
@@ -313,19 +293,51 @@ class LayerTrainer:
         }
 
     @torch.no_grad()
-    def forward(
-        self, block: Tensor, index: Tensor, candidates: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The rows that are multiplied by the weights, what goodness is measured on, and it (n, 1 + K)."""
-        rows = self._method.select(block, index, candidates, self._workspace)
-        if self._config.network.dropout:
-            shared = candidates.shape[1] if len(rows) != len(index) else 1
-            drop_features_(rows, self._config.network.dropout, shared, generator, self._workspace)
-        return rows, *self.read_goodness(rows, candidates)
+    def forward(self, part: MicroBatch, generator: torch.Generator) -> tuple[MicroBatch, Tensor, list[Tensor], Tensor]:
+        """The part with its negatives chosen, its rows as multiplied, what goodness is measured on, and it (n, 1 + K).
 
-    def read_goodness(self, rows: Tensor, candidates: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Each candidate's activities, and their goodness (n, 1 + K), from the rows of a step."""
+        Where candidates share a row, the product that trains the layer also says which ones to choose.
+        """
+        is_open, shares_row = part.noise is not None, self._method.shares_row
+        if is_open and not shares_row:
+            part = self._choose(part, self._sweep_rows(part))
+        rows = self._method.select(part.block, part.index, part.candidates, self._workspace)
+        if self._config.network.dropout:
+            shared = 1 if shares_row else self._method.num_candidates
+            drop_features_(rows, self._config.network.dropout, shared, generator, self._workspace)
         preactivations = self.layer.preactivations(rows)
+        if is_open and shares_row:
+            part = self._choose(part, self._method.sweep(self.layer, self._goodness, preactivations, len(rows)))
+        return part, rows, *self._read_goodness(preactivations, part.candidates)
+
+    def _sweep_rows(self, part: MicroBatch) -> Tensor:
+        """The goodness of all rows of each sample: (n, values)."""
+        room, found = self._workspace, []
+        for index in part.index.split(
+            samples_in_sweep(len(part.index), self._method.num_candidates, self._method.num_training_rows)
+        ):
+            rows = room.take("rows", (len(index), *part.block.shape[1:]), part.block.dtype)
+            torch.index_select(part.block, 0, index, out=rows)
+            preactivations = self.layer.preactivations(rows.flatten(0, 1))
+            found.append(self._method.sweep(self.layer, self._goodness, preactivations, len(index)))
+        return torch.cat(found)
+
+    def _choose(self, part: MicroBatch, goodness: Tensor) -> MicroBatch:
+        """The part with the negatives that its noise and this goodness (n, values) of the layer choose."""
+        sampler, noise, positives = self._method.informed, part.noise, part.candidates[:, :1]
+        assert sampler is not None, "only such a sampler has noise drawn"
+        assert noise is not None
+        goodness = goodness * self._weight
+        if part.others is not None:
+            goodness += part.others
+        logits, num_negatives = goodness.mul_(self._config.objective.scale), self._method.num_candidates - 1
+        wrong = sampler.choose(positives.squeeze(1), logits, noise, num_negatives)
+        candidates = torch.cat([positives, wrong], dim=1)
+        others = part.others.gather(1, candidates) if part.others is not None else None
+        return MicroBatch(part.block, part.index, candidates, others)
+
+    def _read_goodness(self, preactivations: Tensor, candidates: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Each candidate's activities, and their goodness (n, 1 + K). May overwrite `preactivations`."""
         activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
         goodness = self._method.measure(self.layer, self._goodness, activities, candidates)
         if self._weight != 1.0:
@@ -341,10 +353,6 @@ class LayerTrainer:
         objective, mean = self._config.objective, self.layer.mean_activity
         mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum**share)
         return (mean - mean.mean()) * objective.peer_normalisation
-
-
-def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
-    return tensor[part] if tensor is not None else None
 
 
 def _figures(totals: Tensor, num_samples: int, elapsed_s: float) -> EpochFigures:

@@ -31,27 +31,38 @@ def uniform(labels: Tensor, num_classes: int, num_negatives: int, generator: tor
 
 
 class InformedSampler:
-    """A negative sampler that is also told what a layer makes of each label. A subclass needs `draw`.
+    """A negative sampler that is also told what a layer makes of each candidate. A subclass needs the two below.
 
-    Before a layer's first epoch there is nothing to tell: then every wrong label is as likely as any other.
+    In a layer's first epoch there is little to tell: then every wrong label is as likely as any other.
     """
 
     def __call__(self, labels: Tensor, num_classes: int, num_negatives: int, generator: torch.Generator) -> Tensor:
         """(n,) -> (n, K)."""
         return uniform(labels, num_classes, num_negatives, generator)
 
-    def draw(self, labels: Tensor, logits: Tensor, num_negatives: int, generator: torch.Generator) -> Tensor:
-        """(n,), scale * goodness of every label (n, num_classes) -> (n, K)."""
+    def draw_noise(self, num_samples: int, num_values: int, generator: torch.Generator) -> Tensor:
+        """All that is random in what `choose` does, drawn before there is anything to tell: (n, values)."""
+        raise NotImplementedError
+
+    def choose(self, positives: Tensor, logits: Tensor, noise: Tensor, num_negatives: int) -> Tensor:
+        """(n,), scale * goodness of all that a candidate may be (n, values), (n, values) -> (n, K), not the positive.
+
+        May reuse the memory of `logits`.
+        """
         raise NotImplementedError
 
 
 class Hard(InformedSampler):
-    """Wrong labels that the layer took for likely before this epoch: by the softmax of their goodness."""
+    """Wrong labels that the layer takes for likely in this very step: by the softmax of their goodness."""
 
-    def draw(self, labels: Tensor, logits: Tensor, num_negatives: int, generator: torch.Generator) -> Tensor:
-        """Without replacement: the largest logits, each with Gumbel noise (Kool, van Hoof and Welling 2019, sec. 2)."""
-        keys = torch.empty_like(logits).exponential_(generator=generator).log_().neg_().add_(logits)
-        return keys.scatter_(1, labels.unsqueeze(1), -torch.inf).topk(num_negatives, dim=1).indices
+    def draw_noise(self, num_samples: int, num_values: int, generator: torch.Generator) -> Tensor:
+        """Of the Gumbel distribution."""
+        return torch.empty(num_samples, num_values).exponential_(generator=generator).log_().neg_()
+
+    def choose(self, positives: Tensor, logits: Tensor, noise: Tensor, num_negatives: int) -> Tensor:
+        """Without replacement: the largest logits with their noise (Kool, van Hoof and Welling 2019, section 2)."""
+        keys = logits.add_(noise).scatter_(1, positives.unsqueeze(1), -torch.inf)
+        return keys.topk(num_negatives, dim=1).indices
 
 
 NEGATIVE_SAMPLERS: Registry[NegativeSampler] = Registry("negative sampler")

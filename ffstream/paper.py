@@ -19,9 +19,10 @@ from ffstream.footprint import DataShape, Footprint, KernelBytes, PaperLayer, ca
 from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import InputRows
 from ffstream.labels import LabelMethod
-from ffstream.layer_trainer import LayerTrainer, MicroBatch
+from ffstream.layer_trainer import LayerTrainer
 from ffstream.layers import Layer
 from ffstream.ledger import PAPER, Ledger, Work
+from ffstream.micro_batch import Draw, MicroBatch
 from ffstream.network import LayerSpec, build_layer, compute_tiles, count_distinct
 from ffstream.propagation import FrozenLayer, chunk_samples, hand_on_by_tiles, hand_on_whole
 from ffstream.workspace import Workspace
@@ -203,8 +204,7 @@ class _PaperWork:
         """What one tile takes until it is measured at its end.
 
         `layout`: of the training cache. `kept`: bytes of goodness of the training samples, where the device has it: of
-        the tiles so far, which that of one more is added to when the optimiser is gone; and of all, where negatives are
-        drawn by it.
+        the tiles so far, which that of one more is added to when the optimiser is gone.
         """
         assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
         num_blocks = min(self._config.num_shards_in_batch, layout.num_blocks)
@@ -214,7 +214,6 @@ class _PaperWork:
         generator = torch.Generator()
         goodness, has_others = GOODNESSES[self._config.objective.goodness], units.start > 0
         num_epochs = self._config.epochs
-        is_read = self._method.reads_goodness and num_epochs > 1  # not before the first epoch
         of_tiles = kept if has_others else 0
         before = ledger.live_bytes
         layer = self._build(spec, num_classes, units)
@@ -233,23 +232,17 @@ class _PaperWork:
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
             return ledger.work - start
 
-        for num_steps in (2, 1)[:num_epochs]:  # a second step, and a second epoch, finds all buffers there
-            beside_it = of_tiles
-            if is_read and num_steps == 1:
-                done["measure"] = measure("train")
-                beside_it += kept
+        for epoch, num_steps in enumerate((2, 1)[:num_epochs]):  # a second step, and epoch, finds all buffers there
+            informed = has_others or epoch > 0
             for _ in range(num_steps):
                 ledger.start_peak()
-                index, candidates = self._draw(labels, largest, kept // (4 * layout.num_stored))
-                others = torch.empty(candidates.shape, device=PAPER) if has_others else None
-                peaks.append(ledger.peak_bytes + beside_it)
+                index, drawn = self._draw(labels, largest, has_others=has_others, informed=informed)
+                peaks.append(ledger.peak_bytes + of_tiles)
                 ledger.start_peak()
                 start = ledger.work
-                shown = candidates.index_select(0, index)
-                beside = others.index_select(0, index) if others is not None else None
-                figures, left_out = self._step(trainer, MicroBatch(block, index, shown, beside), num_blocks, generator)
+                figures, left_out = self._step(trainer, drawn.take(block, index), num_blocks, generator)
                 totals += figures
-                peaks.append(ledger.peak_bytes + kernels.in_steps + beside_it)
+                peaks.append(ledger.peak_bytes + kernels.in_steps + of_tiles)
                 done["step"] = ledger.work - start + left_out
             if "validation" in shards:
                 done["sweep"] = measure("validation")
@@ -283,20 +276,22 @@ class _PaperWork:
         for shard in shards.values():
             hand_on_chunks(layer, [(shard.chunk, shard.written)])
 
-    def _draw(self, labels: Tensor, size: int, num_values: int) -> tuple[Tensor, Tensor]:
-        """A batch of so many samples of a shard, a view of their order, and the candidates of all of them.
-
-        `num_values`: that a candidate may take.
-        """
+    def _draw(self, labels: Tensor, size: int, *, has_others: bool, informed: bool) -> tuple[Tensor, Draw]:
+        """A batch of so many samples of a shard, a view of their order, and what is drawn for all of them."""
+        sampler, num_values = self._method.informed if informed else None, self._method.num_values
         num_samples = len(labels)
         if self._draws_on_device:  # in truth: on paper it would be slower
             generator = torch.Generator()
             batches = compute_batches(num_samples, size, generator)
-            logits = torch.zeros(num_samples, num_values) if self._method.reads_goodness else None
-            self._method.draw_candidates(labels, generator, logits)
-            del batches, logits
+            self._method.draw_candidates(labels, generator)
+            if sampler is not None:
+                sampler.draw_noise(num_samples, num_values, generator)
+            del batches
             order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
         else:
             order = torch.empty(size, dtype=torch.int64, device=PAPER)
-        shape = (num_samples, self._method.num_candidates)
-        return order[:size], torch.empty(shape, dtype=torch.int64, device=PAPER)
+        candidates = torch.empty(num_samples, self._method.num_candidates, dtype=torch.int64, device=PAPER)
+        noise = torch.empty(num_samples, num_values, device=PAPER) if sampler is not None else None
+        num_others = num_values if sampler is not None else self._method.num_candidates
+        others = torch.empty(num_samples, num_others, device=PAPER) if has_others else None
+        return order[:size], Draw(candidates, others, noise)

@@ -207,7 +207,6 @@ class _Planner:
         layouts = cache_layouts(config, self.method, self.data, self.data.num_features)
         kept = goodness_bytes(self.method, layouts, self.data.num_classes) if not on_cpu else {}
         copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # so far, of this tile, of all layers
-        copies["train"] += self.method.reads_goodness
         goodness = sum(copies[name] * size for name, size in kept.items())
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
         host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness)

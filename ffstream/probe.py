@@ -29,6 +29,7 @@ from ffstream.memory import (
     resident_bytes,
     unpinned_reason,
 )
+from ffstream.micro_batch import samples_in_sweep
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs
 from ffstream.paper import do_on_paper
 from ffstream.plan import Rates, Resources
@@ -265,7 +266,12 @@ def _step_rows(config: Config, method: LabelMethod, layout: CacheLayout) -> set[
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     rows_a_sample = 1 if method.shares_row else method.num_candidates
     parts = [(size, min(config.num_micro_batches, size)) for size in layout.batch_sizes(config.batch)]
-    return {rows_a_sample * size for count, num in parts for size in (count // num, -(-count // num))}
+    counts = {size for count, num in parts for size in (count // num, -(-count // num))}
+    found = {rows_a_sample * count for count in counts}
+    if method.informed is not None and not method.shares_row:
+        swept = [(count, samples_in_sweep(count, method.num_candidates, method.num_training_rows)) for count in counts]
+        found |= {method.num_training_rows * size for count, most in swept for size in (min(most, count), count % most)}
+    return found - {0}
 
 
 def _pass_rows(layout: CacheLayout) -> set[int]:

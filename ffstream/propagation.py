@@ -60,16 +60,14 @@ def measure_goodness(
     method: LabelMethod,
     goodness: Goodness,
     num_units: int,
-    shards: Sequence[int] | None = None,
 ) -> Tensor:
     """What a tile adds to the goodness of all labels for each sample stored: (num_stored, num_classes), on the host.
 
-    Of training rows: for all that a candidate may be. A mean is taken over `num_units`, the tile's own and others. Of
-    the samples of `shards` alone, where they are given; 0 for the others.
+    Of training rows: for all that a candidate may be. A mean is taken over `num_units`, the tile's own and others.
     """
     total = torch.empty(0)
     weight = goodness.weight(tile.num_units, num_units)
-    for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards) if shards is None else shards):
+    for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
         start = cache.layout.stored_range(shard).start
         for chunk in rows.split(chunk_samples(cache.layout.num_rows)):
             found = method.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight

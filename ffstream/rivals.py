@@ -17,7 +17,8 @@ from ffstream.config import Config
 from ffstream.data import scale_images
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
-from ffstream.layer_trainer import LayerTrainer, MicroBatch
+from ffstream.layer_trainer import LayerTrainer
+from ffstream.micro_batch import draw_for
 from ffstream.network import build_layer, compute_layer_specs
 from ffstream.propagation import FrozenLayer, chunk_samples, hand_on_whole
 from ffstream.workspace import Workspace
@@ -58,12 +59,12 @@ class ResidentFF(Rival):
     @torch.no_grad()
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
         """A step of each layer, then the rows go on to the next."""
-        candidates = self._method.draw_candidates(labels, self._generator).to(self._device)
+        drawn = draw_for(labels, self._method, None, self._generator, self._device, informed=True)
         rows = self._method.training_rows(scale_images(images, 255.0), labels, self._generator)
         rows = rows.to(self._device, self._dtype)
         index = torch.arange(len(images), device=self._device)
         for number, trainer in enumerate(self._trainers):
-            trainer.step([MicroBatch(rows, index, candidates)], len(index), 1.0, self._device_generator)
+            trainer.step([drawn.take(rows, index)], len(index), 1.0, self._device_generator)
             rows = self._hand_on(number, rows)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ffstream.augmentation import draw_fresh, draw_view
-from ffstream.cache import ActivationCache, compute_shard_order
+from ffstream.cache import ActivationCache
 from ffstream.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.checkpoint import RunDirectory
 from ffstream.data import Split
@@ -46,7 +46,7 @@ from ffstream.schedule import Action, Step, remaining_steps
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
-# What the rest of an action's time goes to; that of training to reading goodness off, making layers, drawing negatives.
+# What the rest of an action's time goes to; that of training to reading goodness off and making layers.
 _NOUNS = {Action.WRITE_INPUT: "writing images", Action.TRAIN: "measuring", Action.PROPAGATE: "handing on"}
 
 _Goodness = dict[str, Tensor]  # by split: (samples, labels or candidates), on the host
@@ -275,14 +275,8 @@ class Runner:
             self._observer.on_tick(number, epoch + 1, num_epochs, figures)
 
         cache, labels = self._caches.current[TRAIN], self._labels[TRAIN]
-        before = so_far.get(TRAIN)
-        liked = before if self._method.reads_goodness else None  # by the layer before this epoch
-        if self._method.reads_goodness and epoch % self._config.epochs:
-            visited = compute_shard_order(cache.layout, self._config.seed, spec.index, epoch, self._config.epochs)
-            liked = self._add_tile(spec, trainer.layer, so_far, [TRAIN], visited)[TRAIN]
         with self._stopwatch.lap("training"):
-            figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, before, liked)
-        del liked
+            figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN))
         goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
         error = self._make_sweep().add(goodness)[0] if goodness is not None else None
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
@@ -347,23 +341,13 @@ class Runner:
             found = self._add_tile(spec, self._load_tile(spec, number), found, [TRAIN])
         return found
 
-    def _add_tile(
-        self,
-        spec: LayerSpec,
-        tile: Layer,
-        so_far: _Goodness,
-        names: Iterable[str],
-        shards: Sequence[int] | None = None,
-    ) -> _Goodness:
-        """The goodness of the tiles so far and of one more, on the splits that are named and there.
-
-        With `shards`, that of others is not complete.
-        """
+    def _add_tile(self, spec: LayerSpec, tile: Layer, so_far: _Goodness, names: Iterable[str]) -> _Goodness:
+        """The goodness of the tiles so far and of one more, on the splits that are named and there."""
         found: _Goodness = {}
         for name in self._labels.keys() & names:
             averaged = self._config.num_in_tile if name == TRAIN else spec.num_units  # as the trainer does
             cache = self._caches.current[name]
-            found[name] = measure_goodness(self._transfer, tile, cache, self._method, self._goodness, averaged, shards)
+            found[name] = measure_goodness(self._transfer, tile, cache, self._method, self._goodness, averaged)
             if name in so_far:
                 found[name] += so_far[name]
         return found

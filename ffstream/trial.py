@@ -62,7 +62,9 @@ def _measure_steps(
         trainer = LayerTrainer(build_layer(config, spec, num_classes, units), spec.index, config, method, device, units)
         with Transfer(device) as transfer:
             order = range(cache.layout.num_shards)
-            batches = trainer.load_batches(transfer, cache, order, labels, None, torch.Generator())
+            batches = trainer.load_batches(
+                transfer, cache, order, labels, None, torch.Generator(), informed=config.epochs > 1
+            )
             for num_samples, parts in itertools.islice(batches, _NUM_STEPS):
                 trainer.step(parts, num_samples, 1.0, torch.Generator(device))
 

@@ -36,7 +36,7 @@ def plan_layers(
         num_epochs = config.epochs * num_tiles
         in_epochs = num_epochs * sum(layout.epoch_bytes for layout in layouts.values())
         train = layouts["train"]
-        measured = _num_measured(config, method, train) * (train.epoch_bytes // train.num_samples)
+        measured = _num_measured(config, train) * (train.epoch_bytes // train.num_samples)
         hands_on = any(other.hands_on for other in alike)
         moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
         read_bytes, written_bytes = in_epochs + measured + moved, moved // spec.in_features * spec.out_features
@@ -47,7 +47,7 @@ def plan_layers(
             written_bytes += more_written * num_epochs
         seconds = hiding_units = None
         if rates is not None:
-            work = _all_work(config, method, layer, layouts) + anew
+            work = _all_work(config, layer, layouts) + anew
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
             if tier is not None:
@@ -71,23 +71,20 @@ def plan_layers(
     return plans
 
 
-def _num_measured(config: Config, method: LabelMethod, train: CacheLayout) -> int:
-    """Samples whose goodness is measured while a layer trains: for the next tile to build on, all views of them; and
-    for negatives to be drawn by, those that an epoch visits.
-    """
-    num_tiles, num_epochs = config.num_tiles, config.epochs
-    before_epochs = num_tiles * (num_epochs - 1) * train.num_samples if method.reads_goodness else 0
+def _num_measured(config: Config, train: CacheLayout) -> int:
+    """Samples whose goodness is measured while a layer trains, for the next tile to build on: all views of them."""
+    num_tiles = config.num_tiles
     if config.augmentation.restream:  # all tiles so far, before every epoch
-        return num_epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples + before_epochs
-    return (num_tiles - 1) * train.num_stored + before_epochs
+        return config.epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples
+    return (num_tiles - 1) * train.num_stored
 
 
-def _all_work(config: Config, method: LabelMethod, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
+def _all_work(config: Config, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
     """Of training one layer, measuring it after every epoch and handing its output on; all tiles as the largest."""
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     train, num_epochs = layouts["train"], config.epochs * config.num_tiles
     work = layer.step * (num_epochs * -(-train.num_samples // config.batch))
-    work += layer.measure * -(-_num_measured(config, method, train) // chunk_samples(train.num_rows))
+    work += layer.measure * -(-_num_measured(config, train) // chunk_samples(train.num_rows))
     if "validation" in layouts:
         validation = layouts["validation"]
         work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows)))

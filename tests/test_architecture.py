@@ -22,7 +22,7 @@ limits config registry files device
 manifest
 tensor_file lock metrics goodness combination objectives negatives layers data cache
 hybrids augmentation labels catalogue network transfer optimiser
-input_rows
+input_rows micro_batch
 checkpoint
 layer_trainer propagation
 footprint paper

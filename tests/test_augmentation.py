@@ -352,25 +352,6 @@ def test_views_are_read_one_an_epoch_and_handed_on_all():
     train, validation = 60000 * 784 * 2, 6000 * 784 * 2
     assert first.read_bytes == 3 * (train + validation) + 5 * train + validation
     assert first.written_bytes == (5 * 60000 + 6000) * 500 * 2
-    hard = plan(epochs=3, **{"augmentation.views": 5, "negatives.sampler": "hard"}).layers[0]
-    assert hard.read_bytes - first.read_bytes == 2 * train  # the views that are drawn for, before two of three epochs
-
-
-def test_hard_negatives_are_found_in_the_views_that_an_epoch_visits(small_config, tmp_path, monkeypatch):
-    loads, load = [], DiskCache.load
-
-    def noting(cache, shard, slot):
-        loads.append(shard)
-        load(cache, shard, slot)
-
-    monkeypatch.setattr(DiskCache, "load", noting)
-    config = small_config(**WAYS["views"], layers=1, validation_fraction=0.0, cache__tier="disk")
-    ff.train(config, tmp_path / "run")
-    first, measured_2, second, measured_3, third = (set(loads[at : at + 4]) for at in range(0, 20, 4))
-    assert len(loads) == 20
-    assert measured_2 == second
-    assert measured_3 == third
-    assert first | second | third == set(range(12))
 
 
 def test_a_fresh_input_is_written_every_epoch_through_all_layers_below():

@@ -16,8 +16,12 @@ import ffstream as ff
 PATH = Path(__file__).with_name("golden.json")
 # Another processor adds in another order; a change of what is computed shows far above this.
 TOLERANCE = 2e-3
+# Where a sum in another order also changes, now and then, which negative is chosen: weights that differ by a millionth
+# moved these curves by up to 0.003.
+CHOOSING_TOLERANCE = 6e-3
 CASES = {
     "inject": {},
+    "inject uniform": {"negatives.sampler": "uniform"},
     "inject skip": {"network.input_skip": True},
     "hinton": {"recipe": "hinton"},
     "hinton uniform, peers": {
@@ -28,7 +32,12 @@ CASES = {
     },
     "hinton three negatives": {"recipe": "hinton", "negatives.per_sample": 3},
     "unsupervised": {"recipe": "unsupervised"},
-    "pairwise sgd": {"objective.name": "pairwise", "optimiser.name": "sgd", "optimiser.learning_rate": 0.05},
+    "pairwise sgd uniform": {
+        "objective.name": "pairwise",
+        "optimiser.name": "sgd",
+        "optimiser.learning_rate": 0.05,
+        "negatives.sampler": "uniform",
+    },
     "quiet positives": {"objective.goodness": "neg_mean_squares"},
 }
 
@@ -46,8 +55,10 @@ def compute_curve(settings, folder):
 @pytest.mark.parametrize("name", CASES)
 def test_curve_is_the_golden_one(name, tmp_path):
     found, golden = compute_curve(CASES[name], tmp_path / "run"), json.loads(PATH.read_text())[name]
+    chooses = CASES[name].get("negatives.sampler") != "uniform" and CASES[name].get("recipe") != "unsupervised"
     for key, values in golden.items():
-        assert found[key] == pytest.approx(values, rel=TOLERANCE), key
+        close = pytest.approx(values, abs=CHOOSING_TOLERANCE) if chooses else pytest.approx(values, rel=TOLERANCE)
+        assert found[key] == close, key
 
 
 if __name__ == "__main__":

@@ -58,17 +58,28 @@ def train_by_autograd(config, digits, num_epochs):
             part = cache.layout.shard_range(shard)
             batches = compute_batches(part.stop - part.start, config.batch, generator)
             candidates = method.draw_candidates(labels[part], generator)
+            informed = method.informed is not None and epoch > 0
+            if informed:
+                noise = -torch.empty(len(candidates), method.num_values).exponential_(generator=generator).log()
             for index in batches:
                 progress = (epoch + taken / len(labels)) / config.epochs
                 factor = 1.0 if progress < 0.5 else 2 * (1 - progress)
                 optimiser.param_groups[0]["lr"] = config.optimiser.learning_rate * factor
                 injected = layer.label_embedding is not None
-                shown = candidates[index]  # (n, 1 + K)
-                read = rows[part][index] if injected else rows[part][index.unsqueeze(1), shown]
 
-                def preactivations(read, shown=shown):
+                def preactivations(read, shown):
                     z = F.linear(read, weight, bias)
                     return z + layer.label_embedding[shown] if layer.label_embedding is not None else z
+
+                shown = candidates[index]  # (n, 1 + K)
+                if informed:  # by goodness and noise, the largest that are not the positive
+                    every = torch.arange(method.num_values).expand(len(index), -1)
+                    h = torch.relu(preactivations(rows[part][index], every)).flatten(0, 1)
+                    keys = goodness.value(h).view(len(index), -1) * config.objective.scale + noise[index]
+                    order = keys.argsort(dim=1, descending=True)
+                    wrong = order[order != shown[:, :1]].view(len(index), -1)
+                    shown = torch.cat([shown[:, :1], wrong[:, : shown.shape[1] - 1]], dim=1)
+                read = rows[part][index] if injected else rows[part][index.unsqueeze(1), shown]
 
                 def loss_of(z):
                     values = torch.stack([goodness.value(h) for h in torch.relu(z).unbind(1)], 1)
@@ -76,9 +87,9 @@ def train_by_autograd(config, digits, num_epochs):
 
                 if config.objective.perturbation:
                     leaf = read.clone().requires_grad_()
-                    (direction,) = torch.autograd.grad(loss_of(preactivations(leaf)), leaf)
+                    (direction,) = torch.autograd.grad(loss_of(preactivations(leaf, shown)), leaf)
                     read = read + config.objective.perturbation * direction.sign()
-                z = preactivations(read)
+                z = preactivations(read, shown)
                 running = 0.9 * running + 0.1 * torch.relu(z[:, 0]).detach().mean(0)
                 peer = (z[:, 0] * (running - running.mean())).sum() * config.objective.peer_normalisation / len(index)
                 optimiser.zero_grad()

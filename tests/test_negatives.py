@@ -83,7 +83,8 @@ def test_as_many_negatives_as_wrong_labels_are_all_of_them():
 @pytest.mark.parametrize("num_negatives", [1, 3])
 def test_hard_negatives_come_by_the_softmax_of_their_goodness(num_negatives):
     logits = torch.tensor([0.5, 9.0, -1.0, 1.0, 0.0]).expand(40000, -1)
-    drawn = Hard().draw(torch.full((40000,), 1), logits, num_negatives, generator(3))
+    noise = Hard().draw_noise(40000, 5, generator(3))
+    drawn = Hard().choose(torch.full((40000,), 1), logits.clone(), noise, num_negatives)
     assert (drawn != 1).all()
     assert all(len(set(row)) == num_negatives for row in drawn[:500].tolist())
     shares = drawn[:, 0].bincount(minlength=5).double() / 40000  # the first drawn is a plain draw
@@ -91,10 +92,12 @@ def test_hard_negatives_come_by_the_softmax_of_their_goodness(num_negatives):
     torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
 
 
-def test_hard_negatives_leave_the_goodness_alone_and_are_a_function_of_the_generator():
+def test_hard_negatives_are_a_function_of_their_noise():
     labels, logits = torch.arange(50) % 5, torch.randn(50, 5, generator=generator(1))
-    kept = logits.clone()
-    first, again = (Hard().draw(labels, logits, 2, generator(4)) for _ in range(2))
+    noise, same = (Hard().draw_noise(50, 5, generator(4)) for _ in range(2))
+    assert torch.equal(noise, same)
+    first, again = (Hard().choose(labels, logits.clone(), noise, 2) for _ in range(2))
     assert torch.equal(first, again)
-    assert torch.equal(logits, kept)
-    assert sorted(Hard().draw(labels, logits, 4, generator(4))[0].tolist()) == [1, 2, 3, 4]
+    other = Hard().choose(labels, logits.clone(), Hard().draw_noise(50, 5, generator(5)), 2)
+    assert not torch.equal(first, other)
+    assert sorted(Hard().choose(labels, logits, noise, 4)[0].tolist()) == [1, 2, 3, 4]

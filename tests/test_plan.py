@@ -231,13 +231,13 @@ def test_products_are_counted_as_arithmetic_says():
     assert layer.seconds["products"] * RATES.flops_per_s == pytest.approx(expected, rel=0.03)
 
 
-def test_the_default_is_planned_with_adversarial_products_and_passes_that_find_hard_negatives():
+def test_the_default_is_planned_with_the_products_of_its_adversarial_steps():
     """8 * d_in * d_out a row in training: forward twice, the input's gradient and the weights'."""
     changes = {"validation_fraction": 0.0, "epochs": 5, "layers": 2, "width": 512, "negatives.sampler": "hard"}
     layer = plan(with_less(CUDA, rates=RATES), num_samples=512 * 100, num_features=512, batch=512, **changes).layers[0]
-    assert layer.read_bytes == 512 * 100 * 512 * 2 * (5 + 4 + 1) + 5120 * 512 * 2 * (5 + 1)
+    assert layer.read_bytes == 512 * 100 * 512 * 2 * (5 + 1) + 5120 * 512 * 2 * (5 + 1)
     rows, embedding = 512 * 100, 2 * 2 * 10 * 512
-    passes = 2 * 512 * 512 * rows * (4 + 1.1 * 1 + 0.1 * 5)
+    passes = 2 * 512 * 512 * rows * (1.1 * 1 + 0.1 * 5)
     expected = 5 * rows * (8 * 512 * 512 + embedding) + passes
     assert layer.seconds["products"] * RATES.flops_per_s == pytest.approx(expected, rel=0.03)
 

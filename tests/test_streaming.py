@@ -15,13 +15,11 @@ import ffstream as ff
 from ffstream.cache import CacheLayout, DiskCache
 from ffstream.cache_set import CacheSet
 from ffstream.data import load_dataset, scale_images
-from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import InputRows
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.negatives import Hard
 from ffstream.network import build_layer, compute_layer_specs, hand_on
-from ffstream.propagation import measure_goodness
 from ffstream.run import make_splits
 from tests.helpers import InterruptAt, layer_digests, metrics_without_times
 
@@ -68,11 +66,7 @@ def train_resident(config):
         resident = ResidentRows(rows, layout)
         trainer = LayerTrainer(layer, spec.index, config, method, torch.device("cpu"))
         for epoch in range(config.epochs):
-            liked = None
-            if method.reads_goodness and epoch:
-                measure = GOODNESSES[config.objective.goodness]
-                liked = measure_goodness(resident, layer, resident, method, measure, config.width)
-            trainer.train_epoch(resident, resident, train.labels, epoch, goodness=liked)
+            trainer.train_epoch(resident, resident, train.labels, epoch)
         with torch.no_grad():
             # In products of as many rows as the stream's, or the last bit could differ.
             parts = [rows[layout.shard_range(shard)] for shard in range(layout.num_shards)]
@@ -168,23 +162,23 @@ def test_hard_negatives_are_drawn_and_resume_bitwise(name, small_config, uninter
     assert layer_digests(host.path) == layer_digests(whole)
 
 
-def test_hard_negatives_are_those_that_the_layer_took_for_likely(small_config, monkeypatch, tmp_path):
-    """What is drawn in an epoch is what the goodness at the end of the one before says."""
+def test_hard_negatives_are_chosen_by_what_the_layer_makes_of_labels_now(small_config, monkeypatch, tmp_path):
+    """In every step but those of the first epoch."""
     seen = []
 
-    def spy(sampler, labels, logits, num_negatives, generator):
-        if logits.any():  # and not on paper
-            seen.append((labels, logits))
-        return draw(sampler, labels, logits, num_negatives, generator)
+    def spy(sampler, positives, logits, noise, num_negatives):
+        if logits.device.type != "meta":  # not on paper
+            seen.append((positives, logits.clone()))
+        return choose(sampler, positives, logits, noise, num_negatives)
 
-    draw = Hard.draw
-    monkeypatch.setattr(Hard, "draw", spy)
-    config = small_config(negatives__sampler="hard", layers=1, epochs=30, cache__shard_samples=300)
+    choose = Hard.choose
+    monkeypatch.setattr(Hard, "choose", spy)
+    config = small_config(negatives__sampler="hard", layers=1, epochs=30, batch=50, network__dropout=0.0)
     ff.train(config, tmp_path / "run")
-    assert len(seen) == 29  # none before the first epoch
-    labels, logits = seen[-1]
-    assert (logits.argmax(dim=1) == labels).float().mean() > 0.9
-    assert logits.shape == (len(labels), 10)
+    num_batches = len(seen) // 29
+    right = torch.cat([logits.argmax(dim=1) == positives for positives, logits in seen[-num_batches:]])
+    assert len(right) == 275
+    assert right.float().mean() > 0.9
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])

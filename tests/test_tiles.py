@@ -18,8 +18,9 @@ from ffstream.errors import ConfigError, CorruptFileError
 from ffstream.files import sha256_file
 from ffstream.goodness import GOODNESSES, Goodness
 from ffstream.labels import make_label_method
-from ffstream.layer_trainer import LayerTrainer, MicroBatch
+from ffstream.layer_trainer import LayerTrainer
 from ffstream.layers import LAYER_KINDS, Layer
+from ffstream.micro_batch import MicroBatch
 from ffstream.network import build_layer, compute_layer_specs, compute_tiles
 from ffstream.probe import _measure_step
 from ffstream.propagation import FrozenLayer, propagate

@@ -14,6 +14,7 @@ from torch import Tensor
 from ffstream.errors import ConfigError
 from ffstream.goodness import Goodness
 from ffstream.layers import Layer
+from ffstream.negatives import InformedSampler
 from ffstream.normalisation import length_normalise
 from ffstream.workspace import Workspace
 
@@ -28,9 +29,10 @@ class LabelMethod(ABC):
     overlays: bool = False  # labels on the first features of an image
     uses_embedding: bool  # of labels, a parameter of every layer
     shares_row: bool  # candidates are labels, and share one label-free row
-    reads_goodness: bool = False  # to draw negatives
+    informed: InformedSampler | None = None  # which draws negatives by what the layer makes of them
     num_groups: int = 1  # of units, each of which makes a goodness
     num_candidates: int  # of a sample in a step, 1 + K
+    num_values: int  # that a candidate may take
     num_training_rows: int  # a sample, in the training cache
     num_sweep_rows: int  # a sample, in a cache that all labels are read off
 
@@ -60,10 +62,10 @@ class LabelMethod(ABC):
         """Rows that favour no label, for the softmax readout: (n, 1, features)."""
 
     @abstractmethod
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The positive and K negatives of each sample, as this method counts them: (n, 1 + K) int64.
 
-        `logits`, for a sampler that reads goodness: scale * goodness of all that a candidate may be, (n, values).
+        Of an informed sampler's, those that it draws while there is nothing to tell.
         """
 
     @abstractmethod
@@ -104,8 +106,8 @@ class LabelMethod(ABC):
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Goodness of all labels, (n, num_classes), from the preactivations of n samples' sweep rows.
 
-        Of training rows likewise: (n, the number of values that a candidate takes). With a workspace of the layer's,
-        `preactivations` may be overwritten by their activities.
+        Of training rows likewise: (n, num_values). With a workspace of the layer's, `preactivations` may be overwritten
+        by their activities, but where candidates share a row.
         """
 
 

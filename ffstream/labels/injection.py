@@ -20,16 +20,14 @@ class LabelInjection(ShownLabels, LabelFreeRows):
     def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int) -> None:
         self._num_classes = num_classes
         self._sampler = sampler
-        self.reads_goodness = isinstance(sampler, InformedSampler)
+        self.informed = sampler if isinstance(sampler, InformedSampler) else None
         self._num_negatives = num_negatives
         self.num_candidates = 1 + num_negatives
+        self.num_values = num_classes
 
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Labels, the true one first: (n, 1 + K)."""
-        if logits is not None and isinstance(self._sampler, InformedSampler):
-            wrong = self._sampler.draw(labels, logits, self._num_negatives, generator)
-        else:
-            wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
+        wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
         return torch.cat([labels.unsqueeze(1), wrong], dim=1)
 
     def activities(

@@ -21,11 +21,11 @@ class LabelOverlay(CachedCandidates):
     def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int, num_cached: int) -> None:
         self._num_classes = num_classes
         self._sampler = sampler
-        self.reads_goodness = isinstance(sampler, InformedSampler)
+        self.informed = sampler if isinstance(sampler, InformedSampler) else None
         self._num_negatives = num_negatives
         self._num_cached = num_cached
         self.num_candidates = 1 + num_negatives
-        self.num_training_rows = 1 + num_cached
+        self.num_training_rows = self.num_values = 1 + num_cached
         self.num_sweep_rows = num_classes
 
     @property
@@ -50,12 +50,10 @@ class LabelOverlay(CachedCandidates):
         codes = torch.full((len(images), 1, self._num_classes), 1 / self._num_classes, dtype=images.dtype)
         return self._overlay(images, codes)
 
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Rows of the sample, the positive one first: (n, 1 + K)."""
         positive = labels.unsqueeze(1) if self._caches_all else torch.zeros(len(labels), 1, dtype=torch.int64)
-        if logits is not None and isinstance(self._sampler, InformedSampler):
-            wrong = self._sampler.draw(positive.squeeze(1), logits, self._num_negatives, generator)
-        elif self._caches_all:
+        if self._caches_all:
             wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
         else:
             wrong = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)

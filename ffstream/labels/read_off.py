@@ -23,9 +23,9 @@ class ReadLabels(LabelFreeRows):
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
-        self.num_candidates = num_classes
+        self.num_candidates = self.num_values = num_classes
 
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The true label, and the others in their order from there: (n, num_classes)."""
         return (labels.unsqueeze(1) + torch.arange(self._num_classes)) % self._num_classes
 

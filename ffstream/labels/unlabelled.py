@@ -32,7 +32,7 @@ class Unlabelled(CachedCandidates):
         self._num_blurs = num_blurs
         self._plane = check_plane(image_shape) if image_shape is not None else None
         self.num_candidates = 1 + num_negatives
-        self.num_training_rows = 1 + num_cached
+        self.num_training_rows = self.num_values = 1 + num_cached
 
     def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """(n, 1 + R, features), of images (n, 1 + R, features): the sample's own and R others."""
@@ -57,7 +57,7 @@ class Unlabelled(CachedCandidates):
         """The normalised image: (n, 1, features)."""
         return self.sweep_rows(images)
 
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator, logits: Tensor | None = None) -> Tensor:
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Rows of the sample, the image and K of its hybrids: (n, 1 + K)."""
         hybrids = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)
         return torch.cat([torch.zeros(len(labels), 1, dtype=torch.int64), hybrids], dim=1)
