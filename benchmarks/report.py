@@ -85,19 +85,24 @@ def short_table(found: dict[str, Any]) -> str:
         rows.append(("peak memory of 40 layers against 4, 1000 units", _memory(found["memory"])))
     if "peers" in found:
         methods = found["peers"]["depths"][-1]["methods"]
-        ours, backprop, published = (methods[name] for name in ("ffstream", "backprop", "published"))
+        ours, lean, backprop, published = (
+            methods[name] for name in ("ffstream", "ffstream, lean", "backprop", "published")
+        )
         rows.append(
             (
                 "40 layers of 1000 units, batch 512, beside backprop in bf16, and Forward-Forward as it is published",
                 f"{ours['peak_bytes'] / 2**20:.0f} MiB against {backprop['peak_bytes'] / 2**20:.0f} and "
                 f"{published['peak_bytes'] / 2**20:.0f}; time of an epoch x "
                 f"{backprop['us_per_sample'] / ours['us_per_sample']:.1f} and x "
-                f"{published['us_per_sample'] / ours['us_per_sample']:.1f}",
+                f"{published['us_per_sample'] / ours['us_per_sample']:.1f}, beside a lean one x "
+                f"{backprop['us_per_sample'] / lean['us_per_sample']:.1f} and x "
+                f"{published['us_per_sample'] / lean['us_per_sample']:.1f}",
             )
         )
     if "tiers" in found:
-        ratio = found["tiers"]["by_epochs"]["20"]["median"]
-        rows.append(("time with the cache on disk against in memory, 20 epochs a layer", f"x {ratio:.2f}"))
+        ways = found["tiers"]["by_epochs"]["20"]
+        ratios = f"x {ways['disk']['median']:.2f}; page cache dropped x {ways['disk, dropped']['median']:.2f}"
+        rows.append(("time with the cache on disk against in memory, 20 epochs a layer", ratios))
     if "footprint" in found:
         rows.append(("peak memory planned before a run against measured", _ratios(found["footprint"])))
     if "tiles" in found:
@@ -184,18 +189,18 @@ def _growth(found: dict[str, Any]) -> str:
 def _peers(found: dict[str, Any]) -> str:
     parts = []
     for row in found["depths"]:
-        ours = row["methods"]["ffstream"]["us_per_sample"]
-        times = ", ".join(
-            f"{name} x {method['us_per_sample'] / ours:.1f}"
-            for name, method in row["methods"].items()
-            if name != "ffstream"
+        each = {name: method["us_per_sample"] for name, method in row["methods"].items()}
+        times = "; ".join(
+            ", ".join(f"{name} x {taken / each[ours]:.1f}" for name, taken in each.items() if "ffstream" not in name)
+            + f" of the time of {noun}"
+            for ours, noun in (("ffstream", "ffstream's epoch"), ("ffstream, lean", "a lean one"))
         )
         peaks = ", ".join(
             f"{name} {method['peak_bytes'] / 2**20:.0f}"
             for name, method in row["methods"].items()
             if method.get("peak_bytes")
         )
-        parts.append(f"{row['num_layers']} layers: {times} of the time of ffstream's epoch; MiB at most: {peaks}")
+        parts.append(f"{row['num_layers']} layers: {times}; MiB at most: {peaks}")
     ends = ", ".join(
         f"{name} {100 * method['curve'][-1][1]:.1f} % after {method['curve'][-1][0]:.0f} s"
         for name, method in found["trained"]["methods"].items()
@@ -217,12 +222,15 @@ def _memory(found: dict[str, Any]) -> str:
 def _tiers(found: dict[str, Any]) -> str:
     parts = []
     for epochs, part in found["by_epochs"].items():
-        ratios = part["ratios"]
-        spread = f"median of {len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f}"
-        stalled = part.get("stalled_on_disk")
-        shares = ", ".join(f"{noun} {100 * share:.1f} %" for noun, share in stalled.items()) if stalled else ""
-        parts.append(f"{epochs} epochs a layer: x {part['median']:.3f} ({spread}){'; ' if shares else ''}{shares}")
-    return "; ".join(parts)
+        for way in ("disk", "disk, dropped"):
+            ratios, stalled = part[way]["ratios"], part[way]["stalled"]
+            spread = f"median of {len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f}"
+            shares = ", ".join(f"{noun} {100 * share:.1f} %" for noun, share in stalled.items())
+            noun = "page cache dropped" if "dropped" in way else "page cache warm"
+            parts.append(f"{epochs} epochs a layer, {noun}: x {part[way]['median']:.3f} ({spread}); {shares}")
+    streamed, direct = (found["cold_reads"][f"{name}_bytes_per_s"] for name in ("streamed", "direct"))
+    rates = f"{streamed / 1e9:.1f} GB/s against {direct / 1e9:.1f} of direct reads"
+    return "; ".join([*parts, f"shards from the disk alone: {rates}"])
 
 
 def _ratios(found: dict[str, Any]) -> str:
