@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ffstream.objectives import Objective as Objective
     from ffstream.observer import LayerFigures as LayerFigures
     from ffstream.observer import Observer as Observer
+    from ffstream.offline import write_negatives as write_negatives
     from ffstream.plan import Plan as Plan
     from ffstream.predictions import Predictions as Predictions
     from ffstream.recipes import register_recipe as register_recipe
@@ -88,6 +89,7 @@ _PUBLIC = {
     "make_plan": ("session", "make_plan"),
     "resume": ("session", "resume"),
     "train": ("session", "train"),
+    "write_negatives": ("offline", "write_negatives"),
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -23,6 +23,12 @@ class DataShape:
     num_classes: int
     num_samples: Mapping[str, int]  # by split: train, and validation if there is one
     image_shape: tuple[int, ...] | None = None  # where it is known
+    brings_negatives: bool = False  # of its own, so that none are made of images
+
+    @property
+    def mixed_shape(self) -> tuple[int, ...] | None:
+        """That of images which hybrids are made of, if any are and it is known."""
+        return None if self.brings_negatives else self.image_shape
 
     @classmethod
     def of(cls, num_samples: int, num_features: int, num_classes: int, validation_fraction: float) -> DataShape:

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ffstream import seeding
 from ffstream.augmentation import shift_images
 from ffstream.data import Split, scale_images
+from ffstream.errors import DataError
 from ffstream.hybrids import draw_with_others
 from ffstream.labels import LabelMethod
+from ffstream.normalisation import length_normalise
 
 # Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
 RowsOf = Callable[[slice], Tensor]
+
+
+def check_negatives(name: str, split: Split, method: LabelMethod) -> None:
+    """Raise DataError where data bring negatives of their own, and a layer is not trained on them, or on more."""
+    if split.negatives is None:
+        return
+    if not method.mixes_samples:
+        raise DataError(
+            f"data {name}: brings negatives of its own, which layers that see labels do not read; allowed with "
+            "--recipe unsupervised; leave train.negatives out, or train on the data they were made of"
+        )
+    num_there, num_shown = split.negatives.shape[1], method.num_training_rows - 1
+    if num_there < num_shown:
+        raise DataError(
+            f"data {name}: brings {num_there} negatives an image, allowed {num_shown} or more, as many as are cached "
+            f"(negatives.per_sample); use --negatives-per-sample {num_there}, or write more of them"
+        )
 
 
 class InputRows:
@@ -49,13 +69,21 @@ class InputRows:
         image stays in its place.
         """
 
+        def move(images: Tensor, index: Tensor | slice) -> Tensor:
+            return shift_images(images, shifts[index], max_shift) if shifts is not None else images
+
         def images_of(index: Tensor | slice) -> Tensor:
-            images = self._split.images[index]
-            if shifts is not None:
-                images = shift_images(images, shifts[index], max_shift)
-            return scale_images(images, self._scale)
+            return scale_images(move(self._split.images[index], index), self._scale)
+
+        def given(part: slice, negatives: Tensor) -> Tensor:
+            shown = negatives[part][:, : self._num_rows - 1].unbind(1)
+            every = [images_of(part), *(scale_images(move(images, part), self._scale) for images in shown)]
+            return length_normalise(torch.stack(every, dim=1))
 
         def rows_of(part: slice) -> Tensor:
+            if self._split.negatives is not None:
+                rows = given(part, self._split.negatives)
+                return rows.masked_fill_(self._hidden, 0.0) if self._hidden is not None else rows
             if self._method.mixes_samples:
                 index = draw_with_others(part, len(self._split), self._num_rows - 1, self._others)
                 images = images_of(index.flatten()).view(*index.shape, -1)

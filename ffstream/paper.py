@@ -130,13 +130,14 @@ class _PaperWork:
             num_in_chunk = min(chunk_samples(layout.num_rows), layout.num_samples, layout.shard_samples)
             labels = torch.zeros(num_in_chunk, dtype=torch.int64)
             images = torch.empty(num_in_chunk, *shape, dtype=torch.uint8, device=PAPER)
+            given = images.unsqueeze(1).expand(-1, layout.num_rows - 1, *shape) if data.brings_negatives else None
             with self._ledger as ledger:
                 shifts = None
                 if is_shifted and data.image_shape and name == "train":
                     shifts = draw_fresh(num_in_chunk, settings.max_shift, 0, 0, 0)
                 ledger.start_peak()
                 before, start = ledger.live_bytes, ledger.work
-                rows = InputRows(self._method, Split(images, labels), 1.0, seed=0, held_out=name == "validation")
+                rows = InputRows(self._method, Split(images, labels, given), 1.0, seed=0, held_out=name == "validation")
                 rows.make(shifts, settings.max_shift)(slice(0, num_in_chunk))
                 peaks.append(
                     ledger.peak_bytes - before + (SHIFT_BYTES * layout.num_samples if shifts is not None else 0)

@@ -67,14 +67,15 @@ class Runner:
         self._directory = directory
         self._config = config = plan.config
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
-        self._images = {name: splits[name].images for name in names}  # until no cache is written of them any more
+        self._splits = {name: splits[name] for name in names}  # until no cache is written of them any more
         self._num_in_stack = count_in_stack(config)
         self._labels = {name: splits[name].labels for name in names}
         self._scale = data["scale"]
         self._num_classes = data["num_classes"]
         self._device = device
         self._observer = observer
-        self._method = make_label_method(config, self._num_classes, data["num_features"], data["image_shape"])
+        image_shape = data["image_shape"] if splits[TRAIN].negatives is None else None
+        self._method = make_label_method(config, self._num_classes, data["num_features"], image_shape)
         self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
         self._goodness = GOODNESSES[config.objective.goodness]
         self._metrics = MetricsFile(directory.metrics_path)
@@ -112,7 +113,7 @@ class Runner:
                     num_writes -= 1
                 elif not num_writes:
                     for name in self._caches.lasting:
-                        self._images.pop(name, None)
+                        self._splits.pop(name, None)
                 self._observer.on_step(_describe(step))
                 with self._stopwatch.lap(_NOUNS[step.action]):
                     actions[step.action](self._specs[step.layer])
@@ -257,7 +258,7 @@ class Runner:
 
     def _make_rows(self, name: str, spec: LayerSpec, epoch: int = 0) -> InputRows:
         """What the stack of a layer reads of a split; of held-out images every stack is shown the same."""
-        split, held_out = Split(self._images[name], self._labels[name]), name == VALIDATION
+        split, held_out = self._splits[name], name == VALIDATION
         start, layer = self._specs[spec.stack_start], 0 if held_out else spec.index
         hidden = None if held_out else draw_hidden(self._config, start, self._num_classes)
         seed = self._config.seed

@@ -21,6 +21,7 @@ from ffstream.errors import DeviceError, RunError, RunMismatchError
 from ffstream.files import remove_temporaries, storage_errors
 from ffstream.footprint import DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
+from ffstream.input_rows import check_negatives
 from ffstream.labels import make_label_method
 from ffstream.layers import LAYER_KINDS
 from ffstream.lock import RunLock
@@ -105,7 +106,7 @@ def make_plan(
         resources = survey_resources(config.memory, device, directory.path)
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, directory.path))
     config = dataclasses.replace(config, batch=resolve_batch(config.batch, data.num_samples["train"]))
-    method = make_label_method(config, data.num_classes, data.num_features)
+    method = make_label_method(config, data.num_classes, data.num_features, data.mixed_shape)
     return compute_plan(config, method, data, data_bytes, resources, must_fit=False)
 
 
@@ -184,7 +185,8 @@ def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
 
 def _shape(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
     num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
-    return DataShape(dataset.num_features, dataset.num_classes, num_samples, dataset.image_shape)
+    brings_negatives = dataset.train.negatives is not None
+    return DataShape(dataset.num_features, dataset.num_classes, num_samples, dataset.image_shape, brings_negatives)
 
 
 @dataclass(frozen=True)
@@ -219,9 +221,11 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
     device = resolve_device(config.device)
     resources = survey_resources(config.memory, device, directory.path, directory.passing_bytes())
     dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
-    method = make_label_method(config, dataset.num_classes, dataset.num_features, dataset.image_shape)
-    check_augmentation(config.augmentation, dataset.image_shape)
     splits = make_splits(dataset, config)
+    data = _shape(dataset, splits)
+    method = make_label_method(config, data.num_classes, data.num_features, data.mixed_shape)
+    check_negatives(config.data, dataset.train, method)
+    check_augmentation(config.augmentation, dataset.image_shape)
     check_classes(config.data, splits["train"], dataset.class_names)
     config = dataclasses.replace(
         config,
@@ -229,7 +233,6 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
         precision=resolve_precision(config.precision, device),
         batch=resolve_batch(config.batch, len(splits["train"])),
     )
-    data = _shape(dataset, splits)
     if for_plan:
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, directory.path))
 

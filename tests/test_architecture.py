@@ -36,7 +36,7 @@ readout predictions
 run
 runner repair
 session
-doctor rivals memory_profile picture
+doctor rivals memory_profile picture offline
 tables
 reporting
 __init__
@@ -48,7 +48,7 @@ PUBLIC = """
 BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation FFNetwork
 FFStreamError GOODNESSES Goodness LAYER_KINDS Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES Objective Observer Plan
 Predictions Run RunError RunLockedError RunMismatchError SOURCES Split StorageError __version__ load make_plan
-register_recipe resume train
+register_recipe resume train write_negatives
 """.split()
 
 

@@ -1,4 +1,4 @@
-"""Commands that need no run: what can be chosen, and how memory grows with depth."""
+"""Commands beside a run: what can be chosen, negatives written ahead, how memory grows, where time goes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ffstream.cli.app import Device, Json, app, fail
+from ffstream.cli.app import DataRoot, Device, Json, app, fail
 from ffstream.errors import ConfigError
 
 
@@ -89,6 +89,38 @@ def doctor(
         return
     for part in parts:
         Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+
+
+@app.command()
+def negatives(
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, to be given as --data.")],
+    data: Annotated[str, typer.Option(help="As of train: what negatives are made for.")] = "digits",
+    per_sample: Annotated[int, typer.Option(help="Negatives for each training image.", min=1)] = 8,
+    blurs: Annotated[int, typer.Option(help="Of the random bits that become a mask.", min=1)] = 6,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
+    run: Annotated[
+        Path | None, typer.Option(help="A run without labels: of several hybrids, the one that its layers like most.")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Hybrids drawn for each negative, with --run.", min=1)] = 4,
+    data_root: DataRoot = None,
+) -> None:
+    """Write hybrid images ahead, in one file with the data that they are negatives of, for --recipe unsupervised."""
+    from ffstream.offline import write_negatives
+
+    shape = write_negatives(
+        output,
+        data,
+        data_root=data_root or "",
+        per_sample=per_sample,
+        blurs=blurs,
+        seed=seed,
+        run=run,
+        draws=draws,
+    )
+    typer.echo(
+        f"{shape[1]} negatives for each of {shape[0]:,} images in {output}. Next: ffstream train --recipe unsupervised "
+        f"--data {output} --negatives-per-sample {shape[1]}"
+    )
 
 
 @app.command()

@@ -1,7 +1,11 @@
-"""Arrays in a .safetensors or .npz file: train.images, train.labels and, optionally, test.images, test.labels."""
+"""Arrays in a .safetensors or .npz file: train.images, train.labels and, optionally, test.images, test.labels.
+
+And train.negatives (n, R, *image shape): what each training image is contrasted with, for layers that see no labels.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,6 +25,7 @@ _NAMES = {
     "train.labels": ("train.labels", "train_labels", "y_train"),
     "test.images": ("test.images", "test_images", "x_test"),
     "test.labels": ("test.labels", "test_labels", "y_test"),
+    "train.negatives": ("train.negatives", "train_negatives"),
 }
 
 
@@ -35,6 +40,9 @@ def load_arrays(path: Path, name: str | None = None) -> Dataset:
     train = _find_split(arrays, "train", name)
     if train is None:
         raise DataError(f"data {name}: found arrays {sorted(arrays)}, needs train.images and train.labels")
+    negatives = next((arrays[alias] for alias in _NAMES["train.negatives"] if alias in arrays), None)
+    if negatives is not None:
+        train = dataclasses.replace(train, negatives=as_images(negatives, name, "train negatives"))
     return check_dataset(name, train, _find_split(arrays, "test", name))
 
 

@@ -16,13 +16,26 @@ from ffstream.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """Images (n, *shape) in any number type and labels (n,) int64."""
+    """Images (n, *shape) in any number type and labels (n,) int64.
+
+    `negatives` (n, R, *shape), of the images' type, where the data bring their own: what each image is contrasted with.
+    """
 
     images: Tensor
     labels: Tensor
+    negatives: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that are there."""
+        return [self.images, self.labels] + ([self.negatives] if self.negatives is not None else [])
+
+    def take(self, index: Tensor) -> Split:
+        """Copies of some samples."""
+        return Split(*(tensor[index] for tensor in self.tensors))
 
 
 @dataclass(frozen=True)
@@ -49,9 +62,9 @@ class Dataset:
 
     @property
     def num_bytes(self) -> int:
-        """Of all images and labels in memory."""
+        """Of all images, labels and negatives in memory."""
         splits = [self.train] + ([self.test] if self.test is not None else [])
-        return sum(part.nbytes for split in splits for part in (split.images, split.labels))
+        return sum(tensor.nbytes for split in splits for tensor in split.tensors)
 
     @property
     def warning(self) -> str | None:
@@ -64,7 +77,7 @@ class Dataset:
     def digest(self) -> str:
         """Digest of the training data: a run refuses to go on with other data."""
         digest = hashlib.sha256(str((self.train.images.dtype, self.train.images.shape)).encode())
-        for tensor in (self.train.images, self.train.labels):
+        for tensor in self.train.tensors:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -120,6 +133,19 @@ def _check_split(name: str, part: str, split: Split) -> None:
         raise DataError(f"data {name}: {part} image {row} holds a value that is not finite; remove it or mend the file")
     if int(labels.min()) < 0:
         raise DataError(f"data {name}: {part} labels go down to {int(labels.min())}, allowed integers from 0")
+    negatives = split.negatives
+    if negatives is None:
+        return
+    shape = tuple(images.shape)
+    if negatives.dim() != images.dim() + 1 or (len(negatives), *negatives.shape[2:]) != shape or not negatives.shape[1]:
+        raise DataError(
+            f"data {name}: {part} negatives have shape {tuple(negatives.shape)}, allowed "
+            f"({shape[0]}, R, {', '.join(map(str, shape[1:]))}), R of 1 or more for each image"
+        )
+    if negatives.dtype != images.dtype:
+        raise DataError(f"data {name}: {part} negatives are {negatives.dtype}, allowed {images.dtype}, as the images")
+    if negatives.is_floating_point() and not bool(torch.isfinite(negatives).all()):
+        raise DataError(f"data {name}: {part} negatives hold a value that is not finite; mend the file")
 
 
 def check_classes(name: str, train: Split, class_names: tuple[str, ...]) -> None:
@@ -149,7 +175,7 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Spli
         )
     order = torch.randperm(len(train), generator=seeding.generator(seed, 0, 0, "split"))
     held_out, kept = order[:num_validation], order[num_validation:]
-    return Split(train.images[kept], train.labels[kept]), Split(train.images[held_out], train.labels[held_out])
+    return train.take(kept), train.take(held_out)
 
 
 def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
