@@ -212,6 +212,11 @@ def _peers(found: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _start(found: dict[str, Any]) -> str:
+    steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found["first_step_s"].items())
+    return f"`ffstream --help` {found['help_s']:.2f} s; from torch's import to the first step: {steps}"
+
+
 def _memory(found: dict[str, Any]) -> str:
     shallow, deep = (int(value) / 2**20 for value in found["peak_bytes"].values())
     num_runs = len(next(iter(found["peak_bytes_of_each_run"].values())))
@@ -293,6 +298,7 @@ _FIGURES = {
     "step": _step,
     "growth": _growth,
     "peers": _peers,
+    "start": _start,
     "footprint": _footprint,
     "profile": _profile,
 }

@@ -22,6 +22,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
 from benchmarks.peers.compare import measure_peers
 from benchmarks.profile import measure_depths
+from benchmarks.start import measure_start
 from benchmarks.state import measure_state
 from benchmarks.step import measure_step
 from benchmarks.tiers import measure_tiers
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "state": measure_state,
     "step": lambda _, device, __: measure_step(device),
     "growth": measure_growth,
+    "start": measure_start,
     "peers": measure_peers,
     "footprint": lambda _, device, folder: measure_footprint(device, folder),
     "profile": lambda _, device, folder: measure_depths(device, folder, picture_path(device, "profile")),
