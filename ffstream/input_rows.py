@@ -75,6 +75,12 @@ class InputRows:
         def images_of(index: Tensor | slice) -> Tensor:
             return scale_images(move(self._split.images[index], index), self._scale)
 
+        def drawn(part: slice) -> Tensor:
+            if not self._method.mixes_samples:
+                return images_of(part)
+            index = draw_with_others(part, len(self._split), self._num_rows - 1, self._others)
+            return images_of(index.flatten()).view(*index.shape, -1)
+
         def given(part: slice, negatives: Tensor) -> Tensor:
             shown = negatives[part][:, : self._num_rows - 1].unbind(1)
             every = [images_of(part), *(scale_images(move(images, part), self._scale) for images in shown)]
@@ -83,13 +89,8 @@ class InputRows:
         def rows_of(part: slice) -> Tensor:
             if self._split.negatives is not None:
                 rows = given(part, self._split.negatives)
-                return rows.masked_fill_(self._hidden, 0.0) if self._hidden is not None else rows
-            if self._method.mixes_samples:
-                index = draw_with_others(part, len(self._split), self._num_rows - 1, self._others)
-                images = images_of(index.flatten()).view(*index.shape, -1)
             else:
-                images = images_of(part)
-            rows = self._make(images, self._split.labels[part], self._generator)
+                rows = self._make(drawn(part), self._split.labels[part], self._generator)
             return rows.masked_fill_(self._hidden, 0.0) if self._hidden is not None else rows
 
         return rows_of

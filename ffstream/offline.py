@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from ffstream import seeding
+from ffstream.config import NegativesConfig
 from ffstream.data import Dataset, load_dataset
-from ffstream.errors import DataError
+from ffstream.errors import ConfigError, DataError
 from ffstream.files import atomic_path
 from ffstream.hybrids import check_plane, draw_with_others, make_hybrids
+from ffstream.limits import check_fields
+from ffstream.memory import is_out_of_memory
 from ffstream.model import FFNetwork, load_network
 from ffstream.tensor_file import save_tensors
+from ffstream.units import format_bytes
 
 _CHUNK_IMAGES = 4096  # hybrids that exist at once beside those that are kept
 
@@ -38,14 +42,23 @@ def write_negatives(
     `data` as in a Config. `blurs`: of the random bits that become a mask. `run`: a run, or an exported file, of layers
     that learnt without labels; each negative is then that of `draws` hybrids whose goodness, summed over its layers, is
     the largest. Returns the shape of the negatives, (n, per_sample, *image shape). Raises DataError for data
-    that hybrids cannot be made of, RunError, StorageError.
+    that hybrids cannot be made of, ConfigError, RunError, StorageError.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise DataError(f"file {path}: allowed a name that ends in .safetensors, as ffstream train reads it")
+    check_fields(NegativesConfig(per_sample=per_sample, blurs=blurs), prefix="negatives.")
+    if not 1 <= draws <= _CHUNK_IMAGES:
+        raise ConfigError(f"draws: found {draws}, allowed an integer >= 1 and <= {_CHUNK_IMAGES}")
     dataset = load_dataset(data, data_root)
     network = _load_judge(run, dataset) if run is not None else None
-    negatives = draw_negatives(dataset.train.images, per_sample, blurs, seed, network, draws)
+    try:
+        negatives = draw_negatives(dataset.train.images, per_sample, blurs, seed, network, draws)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = format_bytes(per_sample * dataset.train.images.nbytes)
+        raise DataError(f"data {data}: out of memory for {size} of negatives; use a smaller --per-sample") from error
     arrays = {"train.images": dataset.train.images, "train.labels": dataset.train.labels, "train.negatives": negatives}
     if dataset.test is not None:
         arrays |= {"test.images": dataset.test.images, "test.labels": dataset.test.labels}

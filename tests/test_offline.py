@@ -132,8 +132,14 @@ def test_what_does_not_fit_is_refused_by_name(written, small_config, small_data,
     run = ff.train(small_config(), tmp_path / "labelled")
     with pytest.raises(ff.DataError, match="its layers see labels"):
         ff.write_negatives(tmp_path / "n.safetensors", str(small_data), run=run.path)
+    path = tmp_path / "n.safetensors"
+    for wrong in ({"per_sample": 0}, {"blurs": 0}, {"blurs": 10**30}, {"draws": 0}):
+        with pytest.raises(ff.ConfigError, match="allowed"):
+            ff.write_negatives(path, str(small_data), **wrong)
+    with pytest.raises(ff.DataError, match=r"out of memory for \d+.* TiB of negatives; use a smaller --per-sample"):
+        ff.write_negatives(path, str(small_data), per_sample=10**12)
     assert not (tmp_path / "run").exists()
-    assert not (tmp_path / "n.safetensors").exists()
+    assert not path.exists()
 
 
 def test_other_negatives_are_other_data(written, small_config, small_data, tmp_path):

@@ -95,13 +95,13 @@ def doctor(
 def negatives(
     output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, to be given as --data.")],
     data: Annotated[str, typer.Option(help="As of train: what negatives are made for.")] = "digits",
-    per_sample: Annotated[int, typer.Option(help="Negatives for each training image.", min=1)] = 8,
-    blurs: Annotated[int, typer.Option(help="Of the random bits that become a mask.", min=1)] = 6,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
+    per_sample: Annotated[int, typer.Option(help="Negatives for each training image.")] = 8,
+    blurs: Annotated[int, typer.Option(help="Of the random bits that become a mask.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     run: Annotated[
         Path | None, typer.Option(help="A run without labels: of several hybrids, the one that its layers like most.")
     ] = None,
-    draws: Annotated[int, typer.Option(help="Hybrids drawn for each negative, with --run.", min=1)] = 4,
+    draws: Annotated[int, typer.Option(help="Hybrids drawn for each negative, with --run.")] = 4,
     data_root: DataRoot = None,
 ) -> None:
     """Write hybrid images ahead, in one file with the data that they are negatives of, for --recipe unsupervised."""
