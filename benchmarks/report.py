@@ -94,8 +94,8 @@ def short_table(found: dict[str, Any]) -> str:
                 f"{ours['peak_bytes'] / 2**20:.0f} MiB against {backprop['peak_bytes'] / 2**20:.0f} and "
                 f"{published['peak_bytes'] / 2**20:.0f}; time of an epoch x "
                 f"{backprop['us_per_sample'] / ours['us_per_sample']:.1f} and x "
-                f"{published['us_per_sample'] / ours['us_per_sample']:.1f}; of one without hard negatives, moved rows and "
-                f"dropout x "
+                f"{published['us_per_sample'] / ours['us_per_sample']:.1f}; of one without hard "
+                f"negatives, moved rows and dropout x "
                 f"{backprop['us_per_sample'] / lean['us_per_sample']:.1f} and x "
                 f"{published['us_per_sample'] / lean['us_per_sample']:.1f}",
             )

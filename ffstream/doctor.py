@@ -195,7 +195,9 @@ def examine_run(run_dir: Path, device: str | None = None) -> TimeAccount:
     if held_out is not None:
         num_samples["validation"] = len(held_out)
     data = run.directory.read_data()
-    shape = DataShape(data["num_features"], data["num_classes"], num_samples, tuple(data["image_shape"]))
+    brings_negatives = data.get("brings_negatives", False)  # runs of before do not say so, and did not
+    image_shape = tuple(data["image_shape"])
+    shape = DataShape(data["num_features"], data["num_classes"], num_samples, image_shape, brings_negatives)
     config = run.config.override({"cache.tier": run.layers[-1].cache_tier} | ({"device": device} if device else {}))
     return account_for(seconds, make_plan(config, data=shape))
 

@@ -249,6 +249,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "image_shape": list(dataset.image_shape),
         "num_features": dataset.num_features,
         "scale": dataset.scale(),
+        "brings_negatives": dataset.train.negatives is not None,
     }
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import ffstream as ff
 from ffstream.cli import app
 from ffstream.data import load_dataset
+from ffstream.doctor import examine_run
 from ffstream.input_rows import InputRows
 from ffstream.labels import make_label_method
 from ffstream.normalisation import length_normalise
@@ -66,6 +67,7 @@ def test_data_without_a_plane_can_bring_negatives(small_config, tmp_path):
     save_file(arrays | {"train.negatives": torch.rand(200, 3, 30)}, tmp_path / "vectors.safetensors")
     run = ff.train(small_config(**settings(tmp_path / "vectors.safetensors")), tmp_path / "run")
     assert run.layers[0].separation > 0.5
+    assert examine_run(run.path).seconds["training"] > 0
 
 
 @pytest.mark.parametrize("ways", [{}, {"augmentation__restream": True}, {"augmentation__views": 3}])
