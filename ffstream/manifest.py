@@ -28,6 +28,7 @@ class Kind:
 COUNT = Kind("an integer >= 0", lambda value: type(value) is int and 0 <= value < _MOST)
 SIZE = Kind("an integer >= 1", lambda value: type(value) is int and 1 <= value < _MOST)
 NUMBER = Kind("a number", lambda value: type(value) in (int, float) and abs(value) < 1e300)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a string", lambda value: isinstance(value, str))
 DIGEST = Kind("a sha256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
 NAME = Kind("a file name", lambda value: isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None)
@@ -47,6 +48,7 @@ DATA: Shape = {
     "scale": NUMBER,
     "digest": DIGEST,
     "validation_labels_digest?": DIGEST,
+    "brings_negatives?": FLAG,
 }
 LAYER: Shape = {
     "layer": COUNT,

@@ -63,10 +63,13 @@ def test_layers_read_the_negatives_that_are_given(held_out, written, small_confi
 
 
 def test_data_without_a_plane_can_bring_negatives(small_config, tmp_path):
-    arrays = {"train.images": torch.rand(200, 30), "train.labels": torch.arange(200) % 2}
-    save_file(arrays | {"train.negatives": torch.rand(200, 3, 30)}, tmp_path / "vectors.safetensors")
+    numbers = torch.rand(200, 4, 30, generator=torch.Generator().manual_seed(0))
+    numbers[:, 0, :15] *= 0.2  # images are dark where negatives are not, and the other way round
+    numbers[:, 1:, 15:] *= 0.2
+    arrays = {"train.images": numbers[:, 0].clone(), "train.labels": torch.arange(200) % 2}
+    save_file(arrays | {"train.negatives": numbers[:, 1:].clone()}, tmp_path / "vectors.safetensors")
     run = ff.train(small_config(**settings(tmp_path / "vectors.safetensors")), tmp_path / "run")
-    assert run.layers[0].separation > 0.5
+    assert run.layers[0].separation > 0.9
     assert examine_run(run.path).seconds["training"] > 0
 
 
