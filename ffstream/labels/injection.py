@@ -46,13 +46,16 @@ class LabelInjection(ShownLabels, LabelFreeRows):
     ) -> tuple[Tensor, Tensor | None]:
         """dz is the sum over candidates; dU[c] the sum over the samples with candidate c.
 
-        dU is a product with one-hot rows: index_add_ would add in an order of its own on CUDA.
+        Added in the order of the samples, whatever the device: index_add_ has an order of its own on CUDA. A product
+        with one-hot rows takes twice as long.
         """
         shape, dtype = (self._num_classes, gradients[0].shape[1]), gradients[0].dtype
         embedding_gradient = workspace.take("embedding gradient", shape, dtype).zero_()
+        labels = torch.arange(self._num_classes, device=candidates.device)
         for column, gradient in zip(candidates.unbind(1), gradients, strict=True):
-            shown = torch.nn.functional.one_hot(column, self._num_classes).to(dtype)
-            embedding_gradient.addmm_(shown.t(), gradient)
+            by_label = column.argsort(stable=True)
+            starts = torch.searchsorted(column[by_label], labels)
+            embedding_gradient += torch.nn.functional.embedding_bag(by_label, gradient, starts, mode="sum")
         total = gradients[0]
         for gradient in gradients[1:]:
             total.add_(gradient)
