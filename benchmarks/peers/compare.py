@@ -25,8 +25,10 @@ from ffstream.rivals import Backprop
 from ffstream.run import make_splits
 
 DEPTHS, WIDTH, BATCH = (4, 12, 40), 1000, 512
-NUM_ROUNDS, NUM_BATCHES, NUM_EPOCHS = 3, 32, 2  # of the times: batches an epoch of ours, a quarter of them of a peer's
 TRAINED_DEPTH, TRAINED_EPOCHS = 4, 8
+# Of the times: of an epoch of ours, every step; of a peer's, so many. Ours hand a layer's output on once, after all its
+# epochs, so that an epoch has its share of that.
+NUM_ROUNDS, NUM_BATCHES, NUM_PEER_BATCHES, NUM_EPOCHS = 3, 64, 8, TRAINED_EPOCHS
 TARGETS = (0.05, 0.03, 0.02)  # validation errors
 # Without what makes the default slower and better: two products a step, as both labels share a row.
 LEAN = {"negatives.sampler": "uniform", "objective.perturbation": 0.0, "network.dropout": 0.0}
@@ -98,7 +100,7 @@ def _compare(config: ff.Config, train: Split, device: torch.device, folder: Path
     times: dict[str, list[float]] = {name: [] for name in (*ours, *peers)}
     for _ in range(NUM_ROUNDS):
         for name, peer in peers.items():
-            times[name].append(_time_peer(peer, name, train, NUM_BATCHES // 4, device))
+            times[name].append(_time_peer(peer, name, train, NUM_PEER_BATCHES, device))
         for name, settings in ours.items():
             times[name].append(_time_ours(settings, train, folder))
     rows: dict[str, dict[str, Any]] = {}
