@@ -70,7 +70,7 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
         "precision": rng.choice(["bf16", "fp32"]),
         "optimiser.name": rng.choice(["adam", "adamw", "sgd"]),
         "cache.tier": "disk",
-        "cache.dtype": rng.choice(["bf16", "bf16", "fp16", "fp32"]),
+        "cache.dtype": rng.choice(["bf16", "bf16", "int8", "fp32"]),
         "cache.shard_samples": batch * (rng.choice([1, 2, 4]) if width <= 2048 else 1),
         "network.dropout": rng.choice([0.0, 0.4]),
         "network.input_skip": rng.random() < 0.25,
@@ -156,7 +156,7 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     kernels = [measure_kernels(config, spec, method, data, device) for spec in specs]
     on_host = device.type == "cpu"
     layers = do_on_paper(config, specs, method, data, draws_on_device=on_host, kernels=kernels)
-    layers = add_slots(layers, config, specs, method, data)
+    layers = add_slots(layers, config, specs, method, data, staged=True)
     return [layer.footprint for layer in layers], measured
 
 

@@ -278,6 +278,18 @@ def _state(found: dict[str, Any]) -> str:
     )
 
 
+def _rows(found: dict[str, Any]) -> str:
+    parts = []
+    for tier, part in found["by_tier"].items():
+        errors, place = part["mean_validation_error"], "on the device" if tier == "device" else "on disk, dropped"
+        parts.append(
+            f"{place}: validation error {100 * errors['int8']:.2f} % in 8 bits against {100 * errors['bf16']:.2f} % in "
+            f"bf16, x {part['time_ratio']:.2f} of the time"
+        )
+    sizes = [found["cache_bytes"][dtype] / 2**20 for dtype in ("int8", "bf16")]
+    return "; ".join([*parts, f"cache of a layer {sizes[0]:.1f} MiB instead of {sizes[1]:.1f} MiB"])
+
+
 def _profile(found: dict[str, Any]) -> str:
     return "; ".join(
         f"ffstream from {depths} layers: {100 * growth:+.2f} %" for depths, growth in found["growth"].items()
@@ -297,6 +309,7 @@ _FIGURES = {
     "tiles": _tiles,
     "times": _times,
     "state": _state,
+    "rows": _rows,
     "step": _step,
     "growth": _growth,
     "peers": _peers,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_depth, measure_recipe
+from benchmarks.dtypes import measure_rows, measure_state
 from benchmarks.footprint import measure_footprint
 from benchmarks.growth import measure_growth
 from benchmarks.machine import describe_machine
@@ -23,7 +24,6 @@ from benchmarks.memory import measure_memory
 from benchmarks.peers.compare import measure_peers
 from benchmarks.profile import measure_depths
 from benchmarks.start import measure_start
-from benchmarks.state import measure_state
 from benchmarks.step import measure_step
 from benchmarks.tiers import measure_tiers
 from benchmarks.tiles import measure_tiles
@@ -45,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "tiles": measure_tiles,
     "times": measure_times,
     "state": measure_state,
+    "rows": measure_rows,
     "step": lambda _, device, __: measure_step(device),
     "growth": measure_growth,
     "start": measure_start,

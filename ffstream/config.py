@@ -102,7 +102,8 @@ class CacheConfig:
     """The activation cache."""
 
     tier: str = limit("auto", choices=("auto", "device", "host", "disk"))
-    dtype: str = limit("bf16", choices=("bf16", "fp16", "fp32"))
+    # int8: half of what bf16 takes, with a scale for each row.
+    dtype: str = limit("bf16", choices=("bf16", "fp16", "fp32", "int8"))
     # Samples a shard, also the block of the block shuffle; a batch of more is made of whole shards. auto: 4096, or as
     # many as the budget has room for.
     shard_samples: int | str = limit("auto", at_least=1, at_most=_MOST_SAMPLES, word="auto")

@@ -104,29 +104,40 @@ def cache_layouts(config: Config, method: LabelMethod, data: DataShape, num_feat
 
 
 def add_slots(
-    layers: Sequence[PaperLayer], config: Config, specs: Sequence[LayerSpec], method: LabelMethod, data: DataShape
+    layers: Sequence[PaperLayer],
+    config: Config,
+    specs: Sequence[LayerSpec],
+    method: LabelMethod,
+    data: DataShape,
+    *,
+    staged: bool,
 ) -> list[PaperLayer]:
-    """The same layers where shards pass through slots, as the cache does not lie on the device."""
-    staged: list[PaperLayer] = []
+    """The same layers with what shards pass through where the cache does not lie on the device, or is coded.
+
+    `staged`: it does not lie there.
+    """
+    found: list[PaperLayer] = []
     read: list[CacheLayout] = []
     for spec, layer in zip(specs[: count_distinct(config)], layers, strict=True):
         read += cache_layouts(config, method, data, spec.in_features).values()  # slots are kept and only grow
-        slots = _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
+        slots = max(layout.coding_bytes for layout in read)
+        if staged:
+            slots += _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
         write_slots = 0
         if spec.hands_on:
             written = cache_layouts(config, method, data, spec.out_features).values()
-            write_slots = max(layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) for layout in written)
+            write_slots = max(_bytes_to_write(layout, staged=staged) for layout in written)
         handing_on = layer.handing_on + slots + write_slots
         layouts = cache_layouts(config, method, data, data.num_features)
-        of_images = {name: each.shard_bytes * min(each.num_shards, NUM_SLOTS) for name, each in layouts.items()}
+        of_images = {name: _bytes_to_write(layout, staged=staged) for name, layout in layouts.items()}
         if has_stacks(config):  # the slots for reading are released before
             handing_on = max(handing_on, layer.writing + max(of_images.values()))
         if config.augmentation.restream:
             were_read = spec.place > 0 or config.epochs * config.num_tiles > 1  # before the last input was written
             handing_on = max(handing_on, layer.writing + of_images["train"] + (slots if were_read else 0))
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)
-        staged.append(dataclasses.replace(layer, footprint=footprint))
-    return staged
+        found.append(dataclasses.replace(layer, footprint=footprint))
+    return found
 
 
 def has_stacks(config: Config) -> bool:
@@ -140,6 +151,11 @@ def goodness_bytes(method: LabelMethod, layouts: Mapping[str, CacheLayout], num_
         name: 4 * layout.num_stored * (num_classes if method.shares_row else layout.num_rows)
         for name, layout in layouts.items()
     }
+
+
+def _bytes_to_write(layout: CacheLayout, *, staged: bool) -> int:
+    slots = layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) if staged else 0
+    return slots + layout.coding_bytes
 
 
 def _largest_shard(layouts: Iterable[CacheLayout]) -> int:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ffstream.cache import DTYPES
+from ffstream.cache import as_cached
 from ffstream.checkpoint import RunDirectory
 from ffstream.combination import plain_sum
 from ffstream.config import Config
@@ -92,7 +92,7 @@ class FFNetwork(nn.Module):
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, this network reads (n, *{self.image_shape})")
         rows = make(scale_images(images.cpu(), self._data["scale"])).flatten(0, 1)
-        return rows.to(DTYPES[self.config.cache.dtype]).to(images.device)
+        return as_cached(rows, self.config.cache.dtype).to(images.device)
 
     def _pass(self, rows: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:
         """Each layer, its preactivations, and what it hands on."""
@@ -101,7 +101,7 @@ class FFNetwork(nn.Module):
             layer = cast(Layer, module)
             rows = rows if spec.place else images
             preactivations = layer.preactivations(rows)
-            rows = hand_on(spec, rows, preactivations).to(rows.dtype)
+            rows = as_cached(hand_on(spec, rows, preactivations), self.config.cache.dtype)
             yield layer, preactivations, rows
 
     @torch.no_grad()

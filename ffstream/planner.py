@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ffstream.cache import CacheLayout
+from ffstream.cache import CODED, CacheLayout
 from ffstream.config import Config
 from ffstream.errors import BudgetError
 from ffstream.footprint import (
@@ -191,8 +191,7 @@ class _Planner:
         _check_countable(specs)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
         on_paper = self._on_paper(config, specs, tuple(kernels))
-        if staged:
-            on_paper = add_slots(on_paper, config, specs, self.method, self.data)
+        on_paper = add_slots(on_paper, config, specs, self.method, self.data, staged=staged)
         rates = self.resources.rates
         layers = plan_layers(config, specs, on_paper, self.method, self.data, rates, tier if staged else None)
         shards = [layout.shard_bytes for spec in specs[:2] for layout in _layouts(config, self.method, self.data, spec)]
@@ -307,7 +306,8 @@ def _describe(layer: LayerPlan) -> str:
 _MENDS = {
     "device": "{}a smaller --width, or --budget {} or more",
     "host": "{}--cache disk, or --host-budget {} or more",
-    "disk": "{}--cache host, a smaller --width or fewer --negatives-per-sample, or --disk-budget {} or more",
+    "disk": "{}--cache host, --cache-dtype int8, a smaller --width or fewer --negatives-per-sample, "
+    "or --disk-budget {} or more",
 }
 
 
@@ -319,7 +319,10 @@ def _explain(plan: Plan, smaller_batch: int | None) -> str:
     parts = ", ".join(f"{term} {format_bytes(num_bytes)}" for term, num_bytes in terms if num_bytes)
     enough = f"{-(-need.num_bytes // _MIB)}MiB"
     batch = f"--batch {smaller_batch}, " if smaller_batch else ""
+    mend = _MENDS[name].format(batch, enough)
+    if plan.config.cache.dtype == CODED:
+        mend = mend.replace("--cache-dtype int8, ", "")
     return (
         f"plan: {need.noun} needs {format_bytes(need.num_bytes)} with the cache on {plan.tier} ({parts}); allowed "
-        f"{format_bytes(need.allowed_bytes)}; use {_MENDS[name].format(batch, enough)}"
+        f"{format_bytes(need.allowed_bytes)}; use {mend}"
     )

@@ -10,6 +10,9 @@ Events order the uses of a slot on CUDA:
 
     copied     the last copy between its host and its device memory has ended: the source may be overwritten
     consumed   the computation on its device memory has ended: a copy may overwrite it
+
+Rows in 8 bits travel as they are stored; where the computation runs they are decoded into a buffer of one shard, and
+coded from another.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ffstream.cache import ActivationCache
+from ffstream.cache import ActivationCache, CacheLayout, decode_, encode_
 from ffstream.stopwatch import Stopwatch
+from ffstream.workspace import Workspace
 
 NUM_SLOTS = 2  # each way
 
@@ -52,6 +56,7 @@ class Transfer:
         self._on_unpinned = on_unpinned
         self._read_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._write_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
+        self._decoded, self._to_code = Workspace(device), Workspace(device)
         self._writes: deque[Future[None]] = deque()  # not more than there are slots
         self._commits: deque[Future[None]] = deque()
         self._failed = False
@@ -79,7 +84,7 @@ class Transfer:
             for shard in order:
                 rows = cache.resident(shard, self.device)
                 assert rows is not None
-                yield shard, rows
+                yield shard, self._decode(cache.layout, shard, rows)
         else:
             yield from self._staged_blocks(cache, order)
 
@@ -98,7 +103,7 @@ class Transfer:
                     following = slots[(position + 1) % NUM_SLOTS]
                     pending = self._reader.submit(following.fill, cache, order[position + 1])
                 slot.await_copy()
-                yield shard, rows
+                yield shard, self._decode(cache.layout, shard, rows)
                 slot.release()
         finally:
             if pending is not None:  # left early: the slots must be free for the next one
@@ -112,9 +117,10 @@ class Transfer:
 
         `then` is called, perhaps later and on another thread, once the shard is durable.
         """
-        rows = cache.allocate(shard, self.device)
-        if rows is not None:
-            yield rows
+        stored = cache.allocate(shard, self.device)
+        if stored is not None:
+            with self._coding(cache.layout, shard, stored) as rows:
+                yield rows
             if then is not None:
                 then()
             return
@@ -123,16 +129,17 @@ class Transfer:
                 self._writes.popleft().result()
         slot = self._write_slots[0]
         self._reserve(slot, cache.layout.shard_bytes)
-        yield slot.take(cache.layout.shard_shape(shard), cache.layout.dtype)
+        with self._coding(cache.layout, shard, slot.take(cache.layout, shard)) as rows:
+            yield rows
         while self._max_unsynced is not None and len(self._commits) >= self._max_unsynced:
             self.await_commit(self._commits.popleft())
         slot.send()
         self._write_slots.append(self._write_slots.pop(0))
-        stored = self._writer.submit(slot.drain, cache, shard)
-        self._writes.append(stored)
+        written = self._writer.submit(slot.drain, cache, shard)
+        self._writes.append(written)
 
         def commit() -> None:
-            stored.result()
+            written.result()
             cache.sync(shard)
             if then is not None:
                 then()
@@ -146,6 +153,7 @@ class Transfer:
                 self._writes.popleft().result()
         for slot in self._write_slots:
             slot.free()
+        self._to_code.clear()
 
     def _reserve(self, slot: _Slot, num_bytes: int) -> None:
         slot.reserve(num_bytes)
@@ -157,6 +165,24 @@ class Transfer:
         """Free what is kept for reading. Nothing is being read."""
         for slot in self._read_slots:
             slot.free()
+        self._decoded.clear()
+
+    # --- in 8 bits
+
+    def _decode(self, layout: CacheLayout, shard: int, stored: Tensor) -> Tensor:
+        if not layout.is_coded:
+            return stored
+        return decode_(self._decoded.take("shard", layout.shard_shape(shard), layout.dtype), stored)
+
+    @contextlib.contextmanager
+    def _coding(self, layout: CacheLayout, shard: int, stored: Tensor) -> Iterator[Tensor]:
+        """Yield memory in which to compute a shard that `stored` shall hold on leaving."""
+        if not layout.is_coded:
+            yield stored
+            return
+        rows = self._to_code.take("shard", layout.shard_shape(shard), layout.dtype)
+        yield rows
+        encode_(stored, rows)
 
     # --- durable
 
@@ -223,8 +249,9 @@ class _Slot:
         """Whether the host's part is pinned, if copies to a device go from it."""
         return not self._cuda or self._host_bytes.is_pinned()
 
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The reserved memory on the device, in the shape of a shard."""
+    def take(self, layout: CacheLayout, shard: int) -> Tensor:
+        """The reserved memory on the device, in the shape of a shard as it is stored."""
+        shape, dtype = layout.stored_shape(shard), layout.stored_dtype
         num_bytes = math.prod(shape) * dtype.itemsize
         self._host = self._host_bytes[:num_bytes].view(dtype).view(shape)
         self._rows = self._device_bytes[:num_bytes].view(dtype).view(shape) if self._cuda else self._host
@@ -234,7 +261,7 @@ class _Slot:
         """Load a shard and, on CUDA, start its copy to the device. Called on the reading thread."""
         if self._cuda:
             self._copied.synchronize()  # the host's memory may still be the source of the last copy
-        rows = self.take(cache.layout.shard_shape(shard), cache.layout.dtype)
+        rows = self.take(cache.layout, shard)
         cache.load(shard, self._host)
         if self._cuda:
             with torch.cuda.stream(self._stream):

@@ -76,8 +76,8 @@ class _BlankCache(ActivationCache):
 
     def __init__(self, layout: CacheLayout, device: torch.device | None) -> None:
         self.layout = layout
-        shape = layout.shard_shape(0)
-        self._block = torch.zeros(shape, dtype=layout.dtype, device=device) if device is not None else None
+        shape, dtype = layout.stored_shape(0), layout.stored_dtype
+        self._block = torch.zeros(shape, dtype=dtype, device=device) if device is not None else None
 
     def missing(self) -> list[int]:
         """None."""

@@ -52,7 +52,7 @@ def plan_layers(
             seconds = rates.seconds(work) | {"loading": loading}
             if tier is not None:
                 used = 1 if method.shares_row else method.num_candidates  # rows of a sample, in a step
-                loaded_bytes = layouts["train"].dtype.itemsize * layouts["train"].num_rows / used
+                loaded_bytes = train.row_bytes / train.num_features * train.num_rows / used
                 hiding_units = loaded_bytes * rates.flops_per_s / (4 * rates.loaded_bytes_per_s[tier])
         plans.append(
             LayerPlan(

@@ -60,7 +60,7 @@ BAD = {
     "optimiser.learning_rate": [0, -1e-3],
     "optimiser.decay_start": [1.5],
     "cache.tier": ["ram"],
-    "cache.dtype": ["int8"],
+    "cache.dtype": ["int4"],
     "cache.shard_samples": [0],
     "recipe": ["none", 3],
     "data": [3],

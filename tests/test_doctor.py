@@ -85,6 +85,8 @@ def test_an_account_is_of_all_layers_and_divides_training(run):
     [
         ({"training": 9.0, "waiting for data": 1.1}, {}, "disk", ["11 % went to waiting for data: --cache host"]),
         ({"training": 9.0, "waiting for data": 1.1}, {}, "host", ["wider layers"]),
+        ({"training": 9.0, "waiting for data": 1.1}, {}, "disk", ["--cache-dtype int8"]),
+        ({"training": 9.0, "waiting for data": 1.1}, {"cache.dtype": "int8"}, "disk", ["else a faster disk"]),
         ({"training": 9.0, "waiting for data": 0.9}, {}, "disk", []),
         ({"training": 1.0, "waiting for the disk": 9.0}, {}, "disk", ["90 % went to waiting for the disk: a faster"]),
         ({"training": 5.0, "saving": 2.0, "waiting to store": 3.0}, {}, "disk", ["30 % went to waiting", "20 %"]),

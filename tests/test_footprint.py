@@ -26,8 +26,7 @@ def footprints(num_features=100, num_samples=5000, staged=True, **settings):
     method = make_label_method(config, 10, num_features)
     data = DataShape(num_features, 10, {"train": num_samples, "validation": num_samples // 10})
     layers = do_on_paper(config, specs, method, data, draws_on_device=True)
-    if staged:
-        layers = add_slots(layers, config, specs, method, data)
+    layers = add_slots(layers, config, specs, method, data, staged=staged)
     return [layer.footprint for layer in layers]
 
 

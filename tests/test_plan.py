@@ -132,7 +132,12 @@ def test_the_batch_that_is_named_is_enough():
         (
             {"host_bytes": GIB // 4 + 150 * MIB, "disk_bytes": 60 * MIB},
             {"layers": 1},
-            ["the disk", "cache 9", "on disk"],
+            ["the disk", "cache 9", "on disk", "--cache host, --cache-dtype int8, a smaller"],
+        ),
+        (
+            {"host_bytes": GIB // 4 + 130 * MIB, "disk_bytes": 30 * MIB},
+            {"layers": 1, "cache.dtype": "int8"},
+            ["the disk", "cache 49", "on disk", "--cache host, a smaller"],
         ),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream.cache import CacheLayout, DiskCache
+from ffstream.cache import CacheLayout, DiskCache, as_cached
 from ffstream.cache_set import CacheSet
 from ffstream.data import load_dataset, scale_images
 from ffstream.input_rows import InputRows
@@ -38,6 +38,7 @@ RECIPES = {
     "mono": {"recipe": "mono"},
     "hinton two negatives": {"recipe": "hinton", "negatives__per_sample": 3, "negatives__per_step": 2},
     "unsupervised": {"recipe": "unsupervised"},
+    "inject in 8 bits": {"cache__dtype": "int8"},
 }
 
 
@@ -60,9 +61,9 @@ def train_resident(config):
     specs = compute_layer_specs(config, dataset.num_features)
     layers = [build_layer(config, spec, dataset.num_classes) for spec in specs]
     rows = InputRows(method, train, dataset.scale(), config.seed).make()(slice(0, len(train)))
-    rows = rows.to(torch.bfloat16)
+    rows = as_cached(rows, config.cache.dtype)
     for spec, layer in zip(specs, layers, strict=True):
-        layout = CacheLayout(len(rows), rows.shape[1], rows.shape[2], "bf16", config.cache.shard_samples)
+        layout = CacheLayout(len(rows), rows.shape[1], rows.shape[2], config.cache.dtype, config.cache.shard_samples)
         resident = ResidentRows(rows, layout)
         trainer = LayerTrainer(layer, spec.index, config, method, torch.device("cpu"))
         for epoch in range(config.epochs):
@@ -71,7 +72,7 @@ def train_resident(config):
             # In products of as many rows as the stream's, or the last bit could differ.
             parts = [rows[layout.shard_range(shard)] for shard in range(layout.num_shards)]
             flat = [hand_on(spec, p.flatten(0, 1), layer.preactivations(p.flatten(0, 1))) for p in parts]
-            rows = torch.cat(flat).to(torch.bfloat16).view(len(rows), -1, spec.out_features)
+            rows = as_cached(torch.cat(flat), config.cache.dtype).view(len(rows), -1, spec.out_features)
     return layers
 
 
@@ -85,11 +86,11 @@ def test_streamed_equals_resident_bitwise(name, small_config, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono", "unsupervised"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_tier_trains_the_same_network(recipe, precision, small_config, tmp_path):
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "bf16"), ("bf16", "bf16"), ("bf16", "int8")])
+def test_every_tier_trains_the_same_network(recipe, precision, dtype, small_config, tmp_path):
     found = {}
     for tier in ("device", "host", "disk"):
-        config = small_config(recipe, cache__tier=tier, precision=precision)
+        config = small_config(recipe, cache__tier=tier, cache__dtype=dtype, precision=precision)
         found[tier] = layer_digests(ff.train(config, tmp_path / tier).path)
     assert len(found["disk"]) == 3
     assert found["device"] == found["host"] == found["disk"]

@@ -1,15 +1,28 @@
 """The activation cache: what each layer reads, a shard at a time, from device, host or disk."""
 
-from ffstream.cache.layout import DTYPES, CacheLayout, compute_batches, compute_shard_order, group_shards
+from ffstream.cache.coding import decode_, encode_
+from ffstream.cache.layout import (
+    CODED,
+    DTYPES,
+    CacheLayout,
+    as_cached,
+    compute_batches,
+    compute_shard_order,
+    group_shards,
+)
 from ffstream.cache.tiers import ActivationCache, DiskCache, MemoryCache
 
 __all__ = [
+    "CODED",
     "DTYPES",
     "ActivationCache",
     "CacheLayout",
     "DiskCache",
     "MemoryCache",
+    "as_cached",
     "compute_batches",
     "compute_shard_order",
+    "decode_",
+    "encode_",
     "group_shards",
 ]

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ffstream import seeding
+from ffstream.cache.coding import ROWS_DTYPE, coding_bytes, decode_, encode_
 
 _MOST_BETWEEN_IMAGES = 4  # epochs from one visit of the images themselves to the next
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CODED = "int8"  # rows that are coded, by `coding.py`
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,29 @@ class CacheLayout:
     num_samples: int
     num_rows: int  # a sample
     num_features: int
-    dtype_name: str  # bf16, fp16, fp32
+    dtype_name: str  # bf16, fp16, fp32, int8
     shard_samples: int
     num_views: int = 1  # of each sample, of which an epoch visits one
 
     @property
+    def is_coded(self) -> bool:
+        """Whether rows are stored otherwise than they are worked on."""
+        return self.dtype_name == CODED
+
+    @property
     def dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype_name]
+        """As which rows are worked on."""
+        return ROWS_DTYPE if self.is_coded else DTYPES[self.dtype_name]
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """As which rows are stored."""
+        return torch.int8 if self.is_coded else self.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row as it is stored."""
+        return (self.num_features + 1 if self.is_coded else self.num_features) * self.stored_dtype.itemsize
 
     @property
     def num_blocks(self) -> int:
@@ -53,7 +71,7 @@ class CacheLayout:
     @property
     def epoch_bytes(self) -> int:
         """That an epoch visits."""
-        return self.num_samples * self.num_rows * self.num_features * self.dtype.itemsize
+        return self.num_samples * self.num_rows * self.row_bytes
 
     @property
     def num_bytes(self) -> int:
@@ -62,7 +80,15 @@ class CacheLayout:
     @property
     def shard_bytes(self) -> int:
         """Of the largest shard."""
-        return min(self.shard_samples, self.num_samples) * self.num_rows * self.num_features * self.dtype.itemsize
+        return min(self.shard_samples, self.num_samples) * self.num_rows * self.row_bytes
+
+    @property
+    def coding_bytes(self) -> int:
+        """Of the largest shard as it is worked on, and beside it while it is coded; none where it is stored so."""
+        if not self.is_coded:
+            return 0
+        num_rows = min(self.shard_samples, self.num_samples) * self.num_rows
+        return num_rows * self.num_features * self.dtype.itemsize + coding_bytes(num_rows)
 
     def shard_range(self, shard: int) -> slice:
         """The samples of a shard."""
@@ -77,9 +103,14 @@ class CacheLayout:
         return slice(start, start + num_samples)
 
     def shard_shape(self, shard: int) -> tuple[int, int, int]:
-        """(samples, rows, features) of a shard."""
+        """(samples, rows, features) of a shard, as it is worked on."""
         samples = self.shard_range(shard)
         return samples.stop - samples.start, self.num_rows, self.num_features
+
+    def stored_shape(self, shard: int) -> tuple[int, int, int]:
+        """Of a shard, as it is stored."""
+        *counts, num_features = self.shard_shape(shard)
+        return counts[0], counts[1], num_features + 1 if self.is_coded else num_features
 
     def shard_sizes(self) -> set[int]:
         """The numbers of samples that shards have."""
@@ -93,6 +124,16 @@ class CacheLayout:
     def to_mapping(self) -> dict[str, Any]:
         """Plain settings, for a manifest."""
         return asdict(self)
+
+
+def as_cached(rows: Tensor, dtype_name: str) -> Tensor:
+    """Rows (..., F) as they come back from a cache of that type."""
+    if dtype_name != CODED:
+        return rows.to(DTYPES[dtype_name])
+    stored = torch.empty(*rows.shape[:-1], rows.shape[-1] + 1, dtype=torch.int8, device=rows.device)
+    found = rows.to(ROWS_DTYPE, copy=True)
+    encode_(stored, found)
+    return decode_(found, stored)
 
 
 def compute_shard_order(layout: CacheLayout, seed: int, layer: int, epoch: int, num_epochs: int) -> Sequence[int]:

@@ -21,12 +21,12 @@ from ffstream.errors import CorruptFileError
 from ffstream.files import TEMPORARY, make_folder, publish, removed_on_error, storage_errors
 from ffstream.tensor_file import encode_header
 
-_SAFETENSORS_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+_SAFETENSORS_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": "I8"}
 _MAX_HEADER_BYTES = 1 << 16  # ours are about two hundred bytes
 
 
 class ActivationCache(ABC):
-    """Shards of rows, (samples, rows, features) in the layout's type, each stored once and read many times."""
+    """Shards of rows as the layout says that they are stored, each stored once and read many times."""
 
     layout: CacheLayout
 
@@ -78,7 +78,7 @@ class MemoryCache(ActivationCache):
         """Memory for the shard, when `device` is this tier's."""
         if device != self._device:
             return None
-        rows = torch.empty(self.layout.shard_shape(shard), dtype=self.layout.dtype, device=device)
+        rows = torch.empty(self.layout.stored_shape(shard), dtype=self.layout.stored_dtype, device=device)
         self._shards[shard] = rows
         return rows
 
@@ -190,7 +190,7 @@ class DiskCache(ActivationCache):
     def _fields(self, shard: int) -> dict[str, Any]:
         return {
             "dtype": _SAFETENSORS_DTYPES[self.layout.dtype_name],
-            "shape": list(self.layout.shard_shape(shard)),
+            "shape": list(self.layout.stored_shape(shard)),
         }
 
     def _checksum(self, shard: int, payload: memoryview) -> str:

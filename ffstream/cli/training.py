@@ -43,7 +43,7 @@ def train(
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, bf16 or fp32 (auto).")] = None,
     cache: Cache = None,
-    cache_dtype: Annotated[str | None, typer.Option(help="Of cached rows: bf16, fp16 or fp32 (bf16).")] = None,
+    cache_dtype: Annotated[str | None, typer.Option(help="Of cached rows: bf16, fp16, fp32 or int8 (bf16).")] = None,
     views: Annotated[int | None, typer.Option(help="Shifted views cached of every training image (1: none).")] = None,
     restream: Annotated[
         bool | None, typer.Option("--restream", help="Shift the training images anew for every epoch.")
