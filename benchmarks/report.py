@@ -290,6 +290,14 @@ def _rows(found: dict[str, Any]) -> str:
     return "; ".join([*parts, f"cache of a layer {sizes[0]:.1f} MiB instead of {sizes[1]:.1f} MiB"])
 
 
+def _batches(found: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{row['epochs']} epochs, batches of {row['batch']}: {100 * row['mean_validation_error']:.2f} % after "
+        f"{row['median_training_s']:.0f} s"
+        for row in found["rows"]
+    )
+
+
 def _profile(found: dict[str, Any]) -> str:
     return "; ".join(
         f"ffstream from {depths} layers: {100 * growth:+.2f} %" for depths, growth in found["growth"].items()
@@ -310,6 +318,7 @@ _FIGURES = {
     "times": _times,
     "state": _state,
     "rows": _rows,
+    "batches": _batches,
     "step": _step,
     "growth": _growth,
     "peers": _peers,

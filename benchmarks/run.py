@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_depth, measure_recipe
+from benchmarks.batches import measure_batches
 from benchmarks.dtypes import measure_rows, measure_state
 from benchmarks.footprint import measure_footprint
 from benchmarks.growth import measure_growth
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "times": measure_times,
     "state": measure_state,
     "rows": measure_rows,
+    "batches": measure_batches,
     "step": lambda _, device, __: measure_step(device),
     "growth": measure_growth,
     "start": measure_start,

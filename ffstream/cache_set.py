@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from ffstream.cache import ActivationCache, DiskCache, MemoryCache
+from ffstream.cache import ActivationCache, DiskCache, MemoryCache, verify_shards
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
 from ffstream.footprint import DataShape, cache_layouts
@@ -20,7 +24,7 @@ class CacheSet:
     """Makes, opens and drops the caches of a run. `current` maps each split to what the layer at hand reads.
 
     `lasting` names the splits whose caches move through the layers; the others' are written anew for every epoch.
-    `identity` says what the rows of the first cache are and what they are put through.
+    `data` is the description of the data set that the run keeps.
     """
 
     def __init__(
@@ -29,25 +33,26 @@ class CacheSet:
         config: Config,
         specs: list[LayerSpec],
         method: LabelMethod,
-        data: DataShape,
-        identity: str,
+        shape: DataShape,
+        data: Mapping[str, Any],
         tier: str,
         device: torch.device,
     ) -> None:
         self.current: dict[str, ActivationCache] = {}
         self._directory = directory
         self.tier = tier
-        self._layouts = [cache_layouts(config, method, data, spec.in_features) for spec in specs]
+        self._layouts = [cache_layouts(config, method, shape, spec.in_features) for spec in specs]
         # What is written for one epoch only neither moves on to the next layer nor outlives the process.
-        self.lasting = [name for name in data.num_samples if name != TRAIN or not config.augmentation.restream]
+        self.lasting = [name for name in shape.num_samples if name != TRAIN or not config.augmentation.restream]
         self._device = device
-        self._identity = identity
+        self._config, self._data = config, data
 
     def make(self, index: int, name: str) -> ActivationCache:
         """A cache for what layer `index` reads of a split, with the shards that an earlier process left there."""
         layout = self._layouts[index][name]
         if self.tier == "disk":
-            folder, identity = self._directory.cache_folder(index, name), f"{self._identity} {index} {name}"
+            identity = _identify(self._config, self._data, index, name)
+            folder = self._directory.cache_folder(index, name)
             return DiskCache(layout, folder, identity, durable=name in self.lasting)
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
 
@@ -82,3 +87,15 @@ class CacheSet:
             cache.drop()
         self.current = {}
         shutil.rmtree(self._directory.cache_root, ignore_errors=True)
+
+
+def verify_folder(folder: Path, config: Config, data: Mapping[str, Any]) -> None:
+    """Check every shard in the folder of one cache of a run. Raises CorruptFileError."""
+    found = re.fullmatch(r"(\d{3,18})-(\w+)", folder.name)
+    if found is not None:
+        verify_shards(folder, _identify(config, data, int(found[1]), found[2]))
+
+
+def _identify(config: Config, data: Mapping[str, Any], index: int, name: str) -> str:
+    """What the rows that layer `index` reads of a split are, and what they were put through."""
+    return f"{config.fingerprint()} {data['digest']} {index} {name}"

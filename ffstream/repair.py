@@ -50,6 +50,7 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
             directory.path / "progress": directory.verify_progress,
             directory.metrics_path: directory.check_metrics,
             directory.path / "readout": partial(directory.load_fitted_readout, num_valid),
+            **{folder: partial(run.verify_cache, folder) for folder in run.cache_folders()},
         }
         for place, check in places.items():
             problem = _problem(check) if place.exists() else None

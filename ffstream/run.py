@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ffstream.cache_set import verify_folder
 from ffstream.checkpoint import RunDirectory
 from ffstream.combination import fit_weights, plain_sum
 from ffstream.config import Config
@@ -217,7 +218,18 @@ class Run:
         for index in range(self.num_layers_done):
             self.directory.verify_layer(index)
         self.directory.verify_progress()
+        for folder in self.cache_folders():
+            self.verify_cache(folder)
         return self.num_layers_done
+
+    def cache_folders(self) -> list[Path]:
+        """Those of what layers read, while it is on disk."""
+        root = self.directory.cache_root
+        return sorted(root.iterdir()) if root.is_dir() else []
+
+    def verify_cache(self, folder: Path) -> None:
+        """Check every shard there. Raises CorruptFileError."""
+        verify_folder(folder, self.config, self.directory.read_data())
 
 
 def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> None:

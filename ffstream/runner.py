@@ -81,8 +81,7 @@ class Runner:
         self._metrics = MetricsFile(directory.metrics_path)
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
         shape = DataShape(data["num_features"], self._num_classes, num_samples)
-        identity = f"{config.fingerprint()} {data['digest']}"
-        self._caches = CacheSet(directory, config, self._specs, self._method, shape, identity, plan.tier, device)
+        self._caches = CacheSet(directory, config, self._specs, self._method, shape, data, plan.tier, device)
         self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
         self._stopwatch = self._transfer.stopwatch
         self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes

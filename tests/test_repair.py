@@ -69,6 +69,53 @@ def test_the_layer_in_training_is_taken_up_from_its_start(pattern, whole, small_
     assert layer_digests(ff.resume(run.path).path) == layer_digests(whole)
 
 
+def _relabel(data):
+    """A shard whose header tells of another layout, of as many bytes."""
+    return data.replace(b'\\"num_samples\\": 275', b'\\"num_samples\\": 274')
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:],
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: bytes(len(data)),
+        lambda data: b"",
+        _relabel,
+    ],
+    ids=["flipped", "cut", "longer", "zeros", "empty", "of another layout"],
+)
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_a_cache_is_checked_without_what_it_was_made_of_and_made_again(alter, dtype, small_config, tmp_path):
+    config = small_config(cache__tier="disk", cache__dtype=dtype)
+    whole = ff.train(config, tmp_path / "whole").path
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    run = ff.Run(tmp_path / "run")
+    assert run.verify() == 1
+    shard = run.path / "cache/001-train/shard-00001.safetensors"
+    data = shard.read_bytes()
+    shard.write_bytes(alter(data))
+    assert shard.read_bytes() != data
+    with pytest.raises(ff.CorruptFileError, match=r"cache shard .*001-train/shard-00001\.safetensors"):
+        run.verify()
+    found = diagnose(run.directory)
+    assert found.damaged == [shard.parent]
+    put_aside(run.directory, found)
+    assert run.verify() == 1
+    assert layer_digests(ff.resume(run.path).path) == layer_digests(whole)
+
+
+def test_a_shard_in_another_ones_place_is_not_taken_for_it(small_config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(cache__tier="disk"), tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    first, second = (tmp_path / f"run/cache/001-train/shard-0000{number}.safetensors" for number in (0, 1))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ff.CorruptFileError, match="another shard's"):
+        ff.Run(tmp_path / "run").verify()
+
+
 def test_the_readout_is_fitted_again(damaged):
     error = damaged.evaluate("softmax").error
     flip(damaged.path / "readout/weights.safetensors")

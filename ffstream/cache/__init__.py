@@ -1,6 +1,7 @@
 """The activation cache: what each layer reads, a shard at a time, from device, host or disk."""
 
 from ffstream.cache.coding import decode_, encode_
+from ffstream.cache.disk import DiskCache, verify_shards
 from ffstream.cache.layout import (
     CODED,
     DTYPES,
@@ -10,7 +11,7 @@ from ffstream.cache.layout import (
     compute_shard_order,
     group_shards,
 )
-from ffstream.cache.tiers import ActivationCache, DiskCache, MemoryCache
+from ffstream.cache.tiers import ActivationCache, MemoryCache
 
 __all__ = [
     "CODED",
@@ -25,4 +26,5 @@ __all__ = [
     "decode_",
     "encode_",
     "group_shards",
+    "verify_shards",
 ]

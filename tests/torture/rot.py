@@ -52,7 +52,7 @@ def _find_problem(bench: Bench, file: Path) -> tuple[str | None, bool]:
     """What is wrong with how an altered file was met, and whether it was refused by name."""
 
     def work() -> str:
-        if not str(file).startswith("cache"):  # of which nothing is lost, and which only a resume reads
+        if not str(file).startswith("cache"):  # which is checked as it is read, too
             ff.Run(bench.run_dir).verify()
         ff.train(bench.config, bench.run_dir, resume=True)
         return ""
@@ -73,19 +73,13 @@ def _find_problem(bench: Bench, file: Path) -> tuple[str | None, bool]:
 
 
 def _find_unrepaired(bench: Bench, file: Path) -> str | None:
-    """What is wrong after a repair, as far as there is one: the run itself and its labels are restored, or nothing is.
-
-    A cache is deleted, as its error says.
-    """
+    """What is wrong after a repair, which there is of all but the run itself and its labels: these are restored."""
     if len(file.parts) == 1 and file.name != "metrics.jsonl":
         return None
 
     def work() -> None:
         directory = ff.Run(bench.run_dir).directory
-        if file.parts[0] == "cache":
-            shutil.rmtree(bench.run_dir / file.parent)
-        else:
-            assert put_aside(directory, diagnose(directory)) is not None
+        assert put_aside(directory, diagnose(directory)) is not None
         ff.train(bench.config, bench.run_dir, resume=True)
         shutil.rmtree(bench.run_dir / "damaged-1", ignore_errors=True)
 

@@ -16,7 +16,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "disk": {"cache.tier": "disk"},
     "host": {"cache.tier": "host"},
     "device": {"cache.tier": "device"},
-    "tiles": {"cache.tier": "disk", "network.tile_units": 12, "layers": 2},
+    "tiles": {"cache.tier": "disk", "cache.dtype": "int8", "network.tile_units": 12, "layers": 2},
     "stacks": {"cache.tier": "disk", "network.stack_layers": 2, "augmentation.views": 3, "augmentation.max_shift": 1},
     "restream": {"cache.tier": "disk", "augmentation.restream": True, "augmentation.max_shift": 1, "layers": 2},
 }

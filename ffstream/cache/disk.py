@@ -1,0 +1,201 @@
+"""The disk tier: a file a shard, each of which can be checked by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.cache.layout import CacheLayout
+from ffstream.cache.tiers import ActivationCache
+from ffstream.errors import CorruptFileError
+from ffstream.files import TEMPORARY, make_folder, publish, removed_on_error, storage_errors
+from ffstream.manifest import SIZE, TEXT, Shape, find_misfit
+from ffstream.tensor_file import encode_header
+
+_SAFETENSORS_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": "I8"}
+_SHARD = "shard-{:05d}.safetensors"
+_MAX_HEADER_BYTES = 1 << 16  # ours are about four hundred bytes
+_COUNTS = ("num_samples", "num_rows", "num_features", "shard_samples", "num_views")
+_LAYOUT: Shape = {"dtype_name": TEXT, **dict.fromkeys(_COUNTS, SIZE)}
+
+
+class DiskCache(ActivationCache):
+    """One safetensors file a shard. A shard counts by its final name, and carries its own checksum.
+
+    A stored shard can be read at once; `sync` writes it through to the disk and gives it its name, unless the cache is
+    not `durable` and ends with the process. A shard that this process did not write is checked against its checksum
+    the first time it is read. The checksum covers `identity` (what the rows were computed from) and the shard's number
+    too, so that no other file passes for it. The header also holds the layout, so that `verify_shards` can do without.
+    """
+
+    def __init__(self, layout: CacheLayout, folder: Path, identity: str = "", *, durable: bool = True) -> None:
+        self.layout = layout
+        self._folder = folder
+        self._durable = durable
+        self._layout_text = json.dumps(layout.to_mapping(), sort_keys=True)
+        self._identity = f"{identity}\n{self._layout_text}\n"
+        self._stored = {shard for shard in _list_shards(folder) if shard < layout.num_shards}
+        self._verified: set[int] = set()
+
+    def missing(self) -> list[int]:
+        """The shards without a file."""
+        return [shard for shard in range(self.layout.num_shards) if shard not in self._stored]
+
+    def store(self, shard: int, rows: Tensor) -> None:
+        """Write the shard's file, which a later `sync` makes durable. Raises StorageError."""
+        payload = _byte_view(rows.contiguous())
+        fields = self._fields(shard) | {"data_offsets": [0, len(payload)]}
+        metadata = {"crc32": self._checksum(shard, payload), "layout": self._layout_text}
+        header = encode_header({"__metadata__": metadata, "rows": fields})
+        temporary = self._temporary(shard)
+        with storage_errors(self._path(shard)):
+            make_folder(self._folder)
+            with removed_on_error(temporary), temporary.open("wb", buffering=0) as file:
+                for part in (memoryview(header), payload):
+                    num_written = 0
+                    while num_written < len(part):
+                        num_written += file.write(part[num_written:])
+        self._verified.add(shard)
+        self._stored.add(shard)
+
+    def sync(self, shard: int) -> None:
+        """Write the shard through to the disk and give it its name. Raises StorageError."""
+        if not self._durable:
+            return
+        with storage_errors(self._path(shard)):
+            publish(self._temporary(shard), self._path(shard))
+
+    def load(self, shard: int, slot: Tensor) -> None:
+        """Read one shard's file. Raises CorruptFileError when it is absent, truncated or altered."""
+        path, payload = self._path(shard), _byte_view(slot)
+        with self._open(shard) as file:
+            checksum = self._check_header(_read_header(path, file), shard)
+            num_read = 0
+            while num_read < len(payload):
+                step = file.readinto(payload[num_read:])
+                if not step:
+                    raise _corrupt(path, f"found {num_read} of {len(payload)} bytes of rows")
+                num_read += step
+        if shard not in self._verified:
+            if self._checksum(shard, payload) != checksum:
+                raise _corrupt(path, "altered since it was written, or another shard's (its checksum differs)")
+            self._verified.add(shard)
+
+    def free(self, shard: int) -> None:
+        """Delete the shard's file."""
+        self._stored.discard(shard)
+        for path in (self._temporary(shard), self._path(shard)):
+            path.unlink(missing_ok=True)
+
+    def drop(self) -> None:
+        """Delete the folder."""
+        self._stored.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _open(self, shard: int) -> Any:
+        # In this order: `sync` renames the one to the other, on another thread.
+        for path in (self._temporary(shard), self._path(shard)):
+            with contextlib.suppress(FileNotFoundError):
+                return path.open("rb", buffering=0)
+        raise _corrupt(self._path(shard), "is missing")
+
+    def _path(self, shard: int) -> Path:
+        return self._folder / _SHARD.format(shard)
+
+    def _temporary(self, shard: int) -> Path:
+        return self._folder / f"{TEMPORARY}shard-{shard:05d}"
+
+    def _fields(self, shard: int) -> dict[str, Any]:
+        return {
+            "dtype": _SAFETENSORS_DTYPES[self.layout.dtype_name],
+            "shape": list(self.layout.stored_shape(shard)),
+        }
+
+    def _checksum(self, shard: int, payload: memoryview) -> str:
+        # Not a digest as the layers have: rot must be noticed here, and a sha256 takes as long as writing the shard.
+        return f"{zlib.crc32(payload, zlib.crc32(f'{self._identity}{shard}'.encode())):08x}"
+
+    def _check_header(self, header: dict[str, Any], shard: int) -> str:
+        """Returns the checksum that the header names."""
+        found, expected = header["rows"], self._fields(shard)
+        if {key: found.get(key) for key in expected} != expected:
+            raise _corrupt(self._path(shard), f"describes {found}, needs {expected}")
+        return str(header["__metadata__"]["crc32"])
+
+
+def verify_shards(folder: Path, identity: str) -> None:
+    """Check every shard of the cache in a folder against its checksum. Raises CorruptFileError.
+
+    Those that go meanwhile, as the run that they belong to goes on, are not missed.
+    """
+    caches: dict[str, DiskCache] = {}
+    for shard in sorted(_list_shards(folder)):
+        path = folder / _SHARD.format(shard)
+        try:
+            with path.open("rb", buffering=0) as file:
+                header = _read_header(path, file)
+                num_bytes = path.stat().st_size - file.tell()
+            text = str(header["__metadata__"].get("layout"))
+            if text not in caches:
+                caches[text] = DiskCache(_parse_layout(path, text), folder, identity)
+            layout = caches[text].layout
+            shape, dtype = layout.stored_shape(shard), layout.stored_dtype
+            if shard >= layout.num_shards or num_bytes != math.prod(shape) * dtype.itemsize:
+                raise _corrupt(path, f"has {num_bytes} bytes of rows, and a layout that says otherwise")
+            caches[text].load(shard, torch.empty(shape, dtype=dtype))
+        except (FileNotFoundError, CorruptFileError):
+            if path.exists():
+                raise
+
+
+def _list_shards(folder: Path) -> set[int]:
+    """Those that have their final name."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = (re.fullmatch(r"shard-(\d{5,18})\.safetensors", name) for name in names)
+    return {int(match[1]) for match in found if match}
+
+
+def _read_header(path: Path, file: Any) -> dict[str, Any]:
+    """That of a shard's file, read from its beginning."""
+    length_bytes = file.read(8)
+    length = int.from_bytes(length_bytes, "little")
+    if len(length_bytes) != 8 or length > _MAX_HEADER_BYTES:
+        raise _corrupt(path, "is not a shard of ffstream")
+    try:
+        header = json.loads(file.read(length))
+        parses = header["rows"]["data_offsets"][0] == 0 and isinstance(header["__metadata__"]["crc32"], str)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        parses = False
+    if not parses:
+        raise _corrupt(path, "has a header that does not parse")
+    return dict(header)
+
+
+def _parse_layout(path: Path, text: str) -> CacheLayout:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    fits = find_misfit(found, _LAYOUT) is None and set(found) == {"dtype_name", *_COUNTS}
+    if not fits or found["dtype_name"] not in _SAFETENSORS_DTYPES:
+        raise _corrupt(path, "has a layout that does not parse")
+    return CacheLayout(**found)
+
+
+def _corrupt(path: Path, what: str) -> CorruptFileError:
+    return CorruptFileError(
+        f"cache shard {path}: {what}; delete {path.parent} and resume: it is computed again from the finished layers"
+    )
+
+
+def _byte_view(rows: Tensor) -> memoryview:
+    return rows.view(torch.uint8).numpy().data.cast("B")
