@@ -66,6 +66,8 @@ class NegativesConfig:
     sampler: str = "hard"  # a registered negative sampler
     per_step: int = limit(1, at_least=1)  # K: wrong labels, or hybrids, a sample in each step
     per_sample: int | str = limit("all", at_least=1, word="all")  # R: wrong labels (overlay), or hybrids, cached
+    # Of those wrong labels, how many drawn at random a hard one is chosen from (overlay): each is a row to multiply.
+    pool: int | str = limit("all", at_least=1, word="all")
     # Of the random bits that become a hybrid's mask; more make larger regions.
     blurs: int = limit(6, at_least=1, at_most=1000)
 

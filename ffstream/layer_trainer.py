@@ -15,7 +15,7 @@ from ffstream.cache import ActivationCache, compute_batches, compute_shard_order
 from ffstream.config import Config
 from ffstream.errors import DivergedError
 from ffstream.goodness import GOODNESSES
-from ffstream.labels import LabelMethod
+from ffstream.labels import LabelMethod, take_rows
 from ffstream.layers import Layer
 from ffstream.micro_batch import MicroBatch, draw_for, samples_in_sweep
 from ffstream.objectives import OBJECTIVES
@@ -311,27 +311,28 @@ class LayerTrainer:
         return part, rows, *self._read_goodness(preactivations, part.candidates)
 
     def _sweep_rows(self, part: MicroBatch) -> Tensor:
-        """The goodness of all rows of each sample: (n, values)."""
-        room, found = self._workspace, []
-        for index in part.index.split(
-            samples_in_sweep(len(part.index), self._method.num_candidates, self._method.num_training_rows)
-        ):
-            rows = room.take("rows", (len(index), *part.block.shape[1:]), part.block.dtype)
-            torch.index_select(part.block, 0, index, out=rows)
-            preactivations = self.layer.preactivations(rows.flatten(0, 1))
-            found.append(self._method.sweep(self.layer, self._goodness, preactivations, len(index)))
+        """The goodness of all rows of each sample that negatives are chosen from: (n, choices)."""
+        method, found = self._method, []
+        first = part.index.unsqueeze(1) * method.num_training_rows  # of a sample's rows
+        swept = first + (torch.arange(method.num_choices, device=self._device) if part.pool is None else part.pool)
+        for index in swept.split(samples_in_sweep(len(swept), method.num_candidates, method.num_choices)):
+            preactivations = self.layer.preactivations(take_rows(part.block, index.flatten(), self._workspace))
+            found.append(method.sweep(self.layer, self._goodness, preactivations, len(index)))
         return torch.cat(found)
 
     def _choose(self, part: MicroBatch, goodness: Tensor) -> MicroBatch:
-        """The part with the negatives that its noise and this goodness (n, values) of the layer choose."""
-        sampler, noise, positives = self._method.informed, part.noise, part.candidates[:, :1]
+        """The part with the negatives that its noise and this goodness (n, choices) of the layer choose."""
+        sampler, noise, pool, positives = self._method.informed, part.noise, part.pool, part.candidates[:, :1]
         assert sampler is not None, "only such a sampler has noise drawn"
         assert noise is not None
         goodness = goodness * self._weight
         if part.others is not None:
-            goodness += part.others
+            goodness += part.others if pool is None else part.others.gather(1, pool)
         logits, num_negatives = goodness.mul_(self._config.objective.scale), self._method.num_candidates - 1
-        wrong = sampler.choose(positives.squeeze(1), logits, noise, num_negatives)
+        if pool is None:
+            wrong = sampler.choose(logits.scatter_(1, positives, -torch.inf), noise, num_negatives)
+        else:
+            wrong = pool.gather(1, sampler.choose(logits, noise, num_negatives))
         candidates = torch.cat([positives, wrong], dim=1)
         others = part.others.gather(1, candidates) if part.others is not None else None
         return MicroBatch(part.block, part.index, candidates, others)

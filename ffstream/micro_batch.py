@@ -18,15 +18,17 @@ class MicroBatch:
     index: Tensor  # (n,), of the samples in it
     candidates: Tensor  # (n, 1 + K)
     others: Tensor | None = None  # goodness of the other tiles for each candidate, (n, 1 + K)
-    # While the negatives are still to be chosen, of all that a candidate may be: (n, values), and `others` likewise.
+    # While the negatives are still to be chosen: of all that they are chosen from, (n, choices); and that, where it is
+    # not all that a candidate may be (n, values), of which `others` are then.
     noise: Tensor | None = None
+    pool: Tensor | None = None
 
     def cut(self, num_parts: int) -> list[MicroBatch]:
         """In parts that differ by at most one sample, none of them empty."""
         num_parts = min(num_parts, len(self.index))
         columns = (
             tensor.tensor_split(num_parts) if tensor is not None else [None] * num_parts
-            for tensor in (self.index, self.candidates, self.others, self.noise)
+            for tensor in (self.index, self.candidates, self.others, self.noise, self.pool)
         )
         return [MicroBatch(self.block, *part) for part in zip(*columns, strict=True)]
 
@@ -38,13 +40,15 @@ class Draw:
     candidates: Tensor
     others: Tensor | None = None
     noise: Tensor | None = None
+    pool: Tensor | None = None
 
     def take(self, block: Tensor, index: Tensor) -> MicroBatch:
         """Some samples of the block, with copies of what is drawn for them."""
-        others, noise = (
-            tensor.index_select(0, index) if tensor is not None else None for tensor in (self.others, self.noise)
+        others, noise, pool = (
+            tensor.index_select(0, index) if tensor is not None else None
+            for tensor in (self.others, self.noise, self.pool)
         )
-        return MicroBatch(block, index, self.candidates.index_select(0, index), others, noise)
+        return MicroBatch(block, index, self.candidates.index_select(0, index), others, noise, pool)
 
 
 def draw_for(
@@ -60,12 +64,14 @@ def draw_for(
 
     `informed`: there is something to tell a sampler that chooses negatives by what the layer makes of them.
     """
-    candidates, noise = method.draw_candidates(labels, generator), None
+    candidates, noise, pool = method.draw_candidates(labels, generator), None, None
     if method.informed is not None and informed:
-        noise = method.informed.draw_noise(len(labels), method.num_values, generator).to(device)
+        pool = method.draw_pool(labels, generator)
+        noise = method.informed.draw_noise(len(labels), method.num_choices, generator)
     elif others is not None:
         others = others.gather(1, candidates)
-    return Draw(candidates.to(device), others.to(device) if others is not None else None, noise)
+    rest = (tensor.to(device) if tensor is not None else None for tensor in (others, noise, pool))
+    return Draw(candidates.to(device), *rest)
 
 
 def samples_in_sweep(num_samples: int, num_candidates: int, num_rows: int) -> int:

@@ -44,8 +44,8 @@ class InformedSampler:
         """All that is random in what `choose` does, drawn before there is anything to tell: (n, values)."""
         raise NotImplementedError
 
-    def choose(self, positives: Tensor, logits: Tensor, noise: Tensor, num_negatives: int) -> Tensor:
-        """(n,), scale * goodness of all that a candidate may be (n, values), (n, values) -> (n, K), not the positive.
+    def choose(self, logits: Tensor, noise: Tensor, num_negatives: int) -> Tensor:
+        """Scale * goodness of all that may be chosen (n, values), -inf for what may not, (n, values) -> which (n, K).
 
         May reuse the memory of `logits`.
         """
@@ -59,10 +59,9 @@ class Hard(InformedSampler):
         """Of the Gumbel distribution."""
         return torch.empty(num_samples, num_values).exponential_(generator=generator).log_().neg_()
 
-    def choose(self, positives: Tensor, logits: Tensor, noise: Tensor, num_negatives: int) -> Tensor:
+    def choose(self, logits: Tensor, noise: Tensor, num_negatives: int) -> Tensor:
         """Without replacement: the largest logits with their noise (Kool, van Hoof and Welling 2019, section 2)."""
-        keys = logits.add_(noise).scatter_(1, positives.unsqueeze(1), -torch.inf)
-        return keys.topk(num_negatives, dim=1).indices
+        return logits.add_(noise).topk(num_negatives, dim=1).indices
 
 
 NEGATIVE_SAMPLERS: Registry[NegativeSampler] = Registry("negative sampler")

@@ -279,20 +279,23 @@ class _PaperWork:
 
     def _draw(self, labels: Tensor, size: int, *, has_others: bool, informed: bool) -> tuple[Tensor, Draw]:
         """A batch of so many samples of a shard, a view of their order, and what is drawn for all of them."""
-        sampler, num_values = self._method.informed if informed else None, self._method.num_values
-        num_samples = len(labels)
+        method, num_samples = self._method, len(labels)
+        sampler, has_pool = method.informed if informed else None, informed and method.num_in_pool is not None
         if self._draws_on_device:  # in truth: on paper it would be slower
             generator = torch.Generator()
             batches = compute_batches(num_samples, size, generator)
-            self._method.draw_candidates(labels, generator)
+            method.draw_candidates(labels, generator)
             if sampler is not None:
-                sampler.draw_noise(num_samples, num_values, generator)
+                method.draw_pool(labels, generator)
+                sampler.draw_noise(num_samples, method.num_choices, generator)
             del batches
             order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
         else:
             order = torch.empty(size, dtype=torch.int64, device=PAPER)
-        candidates = torch.empty(num_samples, self._method.num_candidates, dtype=torch.int64, device=PAPER)
-        noise = torch.empty(num_samples, num_values, device=PAPER) if sampler is not None else None
-        num_others = num_values if sampler is not None else self._method.num_candidates
+        candidates = torch.empty(num_samples, method.num_candidates, dtype=torch.int64, device=PAPER)
+        choices = num_samples, method.num_choices
+        noise = torch.empty(choices, device=PAPER) if sampler is not None else None
+        pool = torch.empty(choices, dtype=torch.int64, device=PAPER) if has_pool else None
+        num_others = method.num_values if sampler is not None else method.num_candidates
         others = torch.empty(num_samples, num_others, device=PAPER) if has_others else None
-        return order[:size], Draw(candidates, others, noise)
+        return order[:size], Draw(candidates, others, noise, pool)

@@ -269,8 +269,8 @@ def _step_rows(config: Config, method: LabelMethod, layout: CacheLayout) -> set[
     counts = {size for count, num in parts for size in (count // num, -(-count // num))}
     found = {rows_a_sample * count for count in counts}
     if method.informed is not None and not method.shares_row:
-        swept = [(count, samples_in_sweep(count, method.num_candidates, method.num_training_rows)) for count in counts]
-        found |= {method.num_training_rows * size for count, most in swept for size in (min(most, count), count % most)}
+        swept = [(count, samples_in_sweep(count, method.num_candidates, method.num_choices)) for count in counts]
+        found |= {method.num_choices * size for count, most in swept for size in (min(most, count), count % most)}
     return found - {0}
 
 

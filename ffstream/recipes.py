@@ -36,6 +36,7 @@ register_recipe(
         "batch": 256,
         "network.dropout": 0.0,
         "labels.method": "overlay",
+        "negatives.pool": 3,
         "objective.name": "logistic",
         "objective.goodness": "sum_squares",
         "objective.scale": 1.0,

@@ -73,6 +73,35 @@ def test_overlay_candidates_show_the_true_label_first_and_then_wrong_ones(name):
     assert (shown_labels[1] != shown_labels[2]).all()
 
 
+@pytest.mark.parametrize(
+    ("changes", "num_in_pool"),
+    [
+        ({"negatives.pool": 2}, 2),
+        ({"negatives.pool": 2, "negatives.per_step": 3}, 3),  # no fewer than are chosen
+        ({"negatives.pool": 2, "negatives.per_sample": 3}, 2),
+        ({"negatives.pool": 4}, None),
+        ({"negatives.pool": 3, "negatives.per_sample": 3}, None),
+        ({}, None),
+    ],
+)
+def test_negatives_are_chosen_from_a_pool_of_distinct_wrong_labels(changes, num_in_pool):
+    config = ff.Config().override({"labels.method": "overlay"} | changes)
+    method = make_label_method(config, 5, 12)
+    labels = torch.arange(400) % 5
+    pool = method.draw_pool(labels, torch.Generator().manual_seed(0))
+    assert method.num_in_pool == num_in_pool
+    if num_in_pool is None:
+        assert pool is None
+        assert method.num_choices == method.num_training_rows
+        return
+    assert method.num_choices == pool.shape[1] == num_in_pool
+    assert all(len(set(row)) == num_in_pool for row in pool.tolist())
+    positives = method.draw_candidates(labels, torch.Generator())[:, :1]
+    assert (pool != positives).all()
+    assert (pool < method.num_training_rows).all()
+    assert pool[positives.squeeze(1) == 0].unique().tolist() == list(range(1, method.num_training_rows))
+
+
 def test_overlay_leaves_the_other_features_in_proportion():
     method, _ = make("overlay")
     images, _, _ = draw()

@@ -60,7 +60,10 @@ def train_by_autograd(config, digits, num_epochs):
             candidates = method.draw_candidates(labels[part], generator)
             informed = method.informed is not None and epoch > 0
             if informed:
-                noise = -torch.empty(len(candidates), method.num_values).exponential_(generator=generator).log()
+                pool = method.draw_pool(labels[part], generator)
+                noise = -torch.empty(len(candidates), method.num_choices).exponential_(generator=generator).log()
+                if pool is not None:
+                    noise = torch.full((len(candidates), method.num_values), -torch.inf).scatter(1, pool, noise)
             for index in batches:
                 progress = (epoch + taken / len(labels)) / config.epochs
                 factor = 1.0 if progress < 0.5 else 2 * (1 - progress)
@@ -102,6 +105,7 @@ def train_by_autograd(config, digits, num_epochs):
 CASES = {
     "inject": {},
     "hinton": {"recipe": "hinton"},
+    "hinton, of all wrong labels": {"recipe": "hinton", "negatives__pool": "all"},
     "inject, logistic, peers": {
         "objective__name": "logistic",
         "objective__goodness": "sum_squares",

@@ -18,7 +18,6 @@ from ffstream.data import load_dataset, scale_images
 from ffstream.input_rows import InputRows
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
-from ffstream.negatives import Hard
 from ffstream.network import build_layer, compute_layer_specs, hand_on
 from ffstream.run import make_splits
 from tests.helpers import InterruptAt, layer_digests, metrics_without_times
@@ -167,17 +166,17 @@ def test_hard_negatives_are_chosen_by_what_the_layer_makes_of_labels_now(small_c
     """In every step but those of the first epoch."""
     seen = []
 
-    def spy(sampler, positives, logits, noise, num_negatives):
-        if logits.device.type != "meta":  # not on paper
-            seen.append((positives, logits.clone()))
-        return choose(sampler, positives, logits, noise, num_negatives)
+    def spy(trainer, part, goodness):
+        if goodness.device.type != "meta":  # not on paper
+            seen.append((part.candidates[:, 0], goodness.clone()))
+        return choose(trainer, part, goodness)
 
-    choose = Hard.choose
-    monkeypatch.setattr(Hard, "choose", spy)
+    choose = LayerTrainer._choose
+    monkeypatch.setattr(LayerTrainer, "_choose", spy)
     config = small_config(negatives__sampler="hard", layers=1, epochs=30, batch=50, network__dropout=0.0)
     ff.train(config, tmp_path / "run")
     num_batches = len(seen) // 29
-    right = torch.cat([logits.argmax(dim=1) == positives for positives, logits in seen[-num_batches:]])
+    right = torch.cat([goodness.argmax(dim=1) == positives for positives, goodness in seen[-num_batches:]])
     assert len(right) == 275
     assert right.float().mean() > 0.9
 

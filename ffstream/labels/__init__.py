@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ffstream.config import Config
 from ffstream.errors import ConfigError
 from ffstream.goodness import GOODNESSES, LinearGoodness
-from ffstream.labels.base import LabelMethod
+from ffstream.labels.base import LabelMethod, take_rows
 from ffstream.labels.injection import LabelInjection
 from ffstream.labels.overlay import LabelOverlay
 from ffstream.labels.read_off import LabelClassifier, LabelGroups
@@ -20,7 +20,7 @@ LABEL_METHODS.register("groups", LabelGroups)
 LABEL_METHODS.register("classifier", LabelClassifier)
 LABEL_METHODS.register("none", Unlabelled)
 
-__all__ = ["LABEL_METHODS", "LabelMethod", "make_label_method"]
+__all__ = ["LABEL_METHODS", "LabelMethod", "make_label_method", "take_rows"]
 
 
 def make_label_method(
@@ -68,4 +68,6 @@ def make_label_method(
             f"config negatives.per_sample: found {num_cached}, allowed {num_negatives} (negatives.per_step) to "
             f"{num_wrong} (the wrong labels of {num_classes} classes), or 'all'"
         )
-    return LabelOverlay(num_classes, sampler, num_negatives, num_cached)
+    pool = config.negatives.pool
+    num_in_pool = None if isinstance(pool, str) or pool >= num_cached else max(pool, num_negatives)
+    return LabelOverlay(num_classes, sampler, num_negatives, num_cached, num_in_pool)

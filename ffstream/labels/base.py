@@ -33,8 +33,14 @@ class LabelMethod(ABC):
     num_groups: int = 1  # of units, each of which makes a goodness
     num_candidates: int  # of a sample in a step, 1 + K
     num_values: int  # that a candidate may take
+    num_in_pool: int | None = None  # of them, drawn at random, that negatives are chosen from; None: all
     num_training_rows: int  # a sample, in the training cache
     num_sweep_rows: int  # a sample, in a cache that all labels are read off
+
+    @property
+    def num_choices(self) -> int:
+        """Values that negatives are chosen from, the positive's among them where they are all."""
+        return self.num_values if self.num_in_pool is None else self.num_in_pool
 
     @property
     def num_validation_rows(self) -> int:
@@ -67,6 +73,10 @@ class LabelMethod(ABC):
 
         Of an informed sampler's, those that it draws while there is nothing to tell.
         """
+
+    def draw_pool(self, labels: Tensor, generator: torch.Generator) -> Tensor | None:
+        """What the negatives of each sample are chosen from, (n, num_in_pool) int64; None where that is everything."""
+        return None
 
     @abstractmethod
     def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:

@@ -18,13 +18,21 @@ class LabelOverlay(CachedCandidates):
 
     overlays = True
 
-    def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int, num_cached: int) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        sampler: NegativeSampler,
+        num_negatives: int,
+        num_cached: int,
+        num_in_pool: int | None = None,
+    ) -> None:
         self._num_classes = num_classes
         self._sampler = sampler
         self.informed = sampler if isinstance(sampler, InformedSampler) else None
         self._num_negatives = num_negatives
         self._num_cached = num_cached
         self.num_candidates = 1 + num_negatives
+        self.num_in_pool = num_in_pool
         self.num_training_rows = self.num_values = 1 + num_cached
         self.num_sweep_rows = num_classes
 
@@ -53,11 +61,16 @@ class LabelOverlay(CachedCandidates):
     def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Rows of the sample, the positive one first: (n, 1 + K)."""
         positive = labels.unsqueeze(1) if self._caches_all else torch.zeros(len(labels), 1, dtype=torch.int64)
+        return torch.cat([positive, self._draw_wrong(labels, self._num_negatives, generator)], dim=1)
+
+    def draw_pool(self, labels: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Rows of the sample that show wrong labels: (n, num_in_pool)."""
+        return None if self.num_in_pool is None else self._draw_wrong(labels, self.num_in_pool, generator)
+
+    def _draw_wrong(self, labels: Tensor, num_drawn: int, generator: torch.Generator) -> Tensor:
         if self._caches_all:
-            wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
-        else:
-            wrong = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)
-        return torch.cat([positive, wrong], dim=1)
+            return self._sampler(labels, self._num_classes, num_drawn, generator)
+        return distinct_offsets(len(labels), self._num_cached, num_drawn, generator)
 
     def _overlay(self, images: Tensor, codes: Tensor) -> Tensor:
         rows = images.unsqueeze(1).repeat(1, codes.shape[1], 1)
