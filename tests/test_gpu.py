@@ -7,7 +7,7 @@ import torch
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
-from ffstream.cache import CacheLayout, DiskCache, MemoryCache
+from ffstream.cache import CacheLayout, DiskCache, MemoryCache, as_cached
 from ffstream.memory_profile import METHODS, ProfileSettings, _measure
 from ffstream.transfer import Transfer
 from tests.helpers import InterruptAt, layer_digests
@@ -19,10 +19,11 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("recipe", ["inject", "hinton"])
-def test_every_tier_trains_the_same_network(recipe, small_config, tmp_path):
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_every_tier_trains_the_same_network(recipe, dtype, small_config, tmp_path):
     found = {}
     for tier in ("device", "host", "disk"):
-        config = small_config(recipe, device="cuda", cache__tier=tier)
+        config = small_config(recipe, device="cuda", cache__tier=tier, cache__dtype=dtype)
         found[tier] = layer_digests(ff.train(config, tmp_path / tier).path)
     assert found["device"] == found["host"] == found["disk"]
 
@@ -59,9 +60,10 @@ def test_staged_blocks_are_those_of_the_cache_while_the_device_is_busy():
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
-def test_what_the_device_computes_is_what_is_stored_while_it_is_busy(tier, tmp_path):
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_what_the_device_computes_is_what_is_stored_while_it_is_busy(tier, dtype, tmp_path):
     device = torch.device("cuda")
-    layout = CacheLayout(64 * 37, 2, 512, "bf16", 64)
+    layout = CacheLayout(64 * 37, 2, 512, dtype, 64)
     rows = torch.randn(layout.num_samples, 2, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
     cache = DiskCache(layout, tmp_path) if tier == "disk" else MemoryCache(layout, torch.device("cpu"))
     big = torch.randn(4096, 4096, device=device)
@@ -73,7 +75,7 @@ def test_what_the_device_computes_is_what_is_stored_while_it_is_busy(tier, tmp_p
                 room.copy_(part + big[0, 0].to(part.dtype) * 0)
         transfer.flush()
         for shard, block in transfer.blocks(cache, range(layout.num_shards)):
-            assert torch.equal(block.cpu(), rows[layout.shard_range(shard)])
+            assert torch.equal(block, as_cached(rows[layout.shard_range(shard)].to(device), dtype))
 
 
 def test_device_memory_is_flat_in_depth(small_config, tmp_path):
