@@ -18,8 +18,8 @@ class MicroBatch:
     index: Tensor  # (n,), of the samples in it
     candidates: Tensor  # (n, 1 + K)
     others: Tensor | None = None  # goodness of the other tiles for each candidate, (n, 1 + K)
-    # While the negatives are still to be chosen: of all that they are chosen from, (n, choices); and that, where it is
-    # not all that a candidate may be (n, values), of which `others` are then.
+    # While the negatives are still to be chosen: what is random in that, (n, choices), and what they are chosen from,
+    # likewise; without a pool, all that a candidate may be. `others` are then of all these, (n, values).
     noise: Tensor | None = None
     pool: Tensor | None = None
 

@@ -280,7 +280,8 @@ class _PaperWork:
     def _draw(self, labels: Tensor, size: int, *, has_others: bool, informed: bool) -> tuple[Tensor, Draw]:
         """A batch of so many samples of a shard, a view of their order, and what is drawn for all of them."""
         method, num_samples = self._method, len(labels)
-        sampler, has_pool = method.informed if informed else None, informed and method.num_in_pool is not None
+        sampler = method.informed if informed else None
+        has_pool = sampler is not None and method.num_in_pool is not None
         if self._draws_on_device:  # in truth: on paper it would be slower
             generator = torch.Generator()
             batches = compute_batches(num_samples, size, generator)

@@ -224,8 +224,10 @@ class Run:
 
     def cache_folders(self) -> list[Path]:
         """Those of what layers read, while it is on disk."""
-        root = self.directory.cache_root
-        return sorted(root.iterdir()) if root.is_dir() else []
+        try:
+            return sorted(self.directory.cache_root.iterdir())
+        except FileNotFoundError:  # the cache is in memory, or the run is finished
+            return []
 
     def verify_cache(self, folder: Path) -> None:
         """Check every shard there. Raises CorruptFileError."""

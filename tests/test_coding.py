@@ -43,6 +43,14 @@ def test_rows_of_zeros_stay_zeros_and_signs_are_kept():
     assert torch.equal(as_cached(-rows, "int8"), -as_cached(rows, "int8"))
 
 
+def test_a_gradient_passes_as_if_nothing_was_rounded():
+    rows = draw_rows(5, 7, 0.7, 0).requires_grad_()
+    found = as_cached(rows, "int8")
+    assert torch.equal(found, as_cached(rows.detach(), "int8"))
+    (gradient,) = torch.autograd.grad(found.float().square().sum(), rows)
+    torch.testing.assert_close(gradient, 2 * found.float(), atol=0, rtol=1e-2)
+
+
 def test_one_large_feature_of_many_is_kept():
     """The longest row there is: one unit is open, and its activity is the root of their number."""
     rows = torch.zeros(1, 1 << 18)

@@ -159,7 +159,10 @@ def verify_shards(folder: Path, identity: str) -> None:
 
 def _list_shards(folder: Path) -> set[int]:
     """Those that have their final name."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):  # not made yet, or gone meanwhile
+        names = []
     found = (re.fullmatch(r"shard-(\d{5,18})\.safetensors", name) for name in names)
     return {int(match[1]) for match in found if match}
 

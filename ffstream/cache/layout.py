@@ -127,13 +127,16 @@ class CacheLayout:
 
 
 def as_cached(rows: Tensor, dtype_name: str) -> Tensor:
-    """Rows (..., F) as they come back from a cache of that type."""
+    """Rows (..., F) as they come back from a cache of that type; a gradient passes as if nothing was rounded."""
     if dtype_name != CODED:
         return rows.to(DTYPES[dtype_name])
     stored = torch.empty(*rows.shape[:-1], rows.shape[-1] + 1, dtype=torch.int8, device=rows.device)
-    found = rows.to(ROWS_DTYPE, copy=True)
-    encode_(stored, found)
-    return decode_(found, stored)
+    found = rows.to(ROWS_DTYPE)
+    with torch.no_grad():
+        coded = found.clone()
+        encode_(stored, coded)
+        decode_(coded, stored)
+    return coded + (found - found.detach()) if found.requires_grad else coded
 
 
 def compute_shard_order(layout: CacheLayout, seed: int, layer: int, epoch: int, num_epochs: int) -> Sequence[int]:
