@@ -17,7 +17,7 @@ from typing import Any
 
 from ffstream.errors import ConfigError, nearest
 from ffstream.limits import check_fields, limit
-from ffstream.recipes import RECIPES
+from ffstream.recipes import DEFAULT, RECIPES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -155,7 +155,7 @@ class Config:
     Raises ConfigError for a value of the wrong type or out of range.
     """
 
-    recipe: str = "inject"
+    recipe: str = DEFAULT
     data: str = "digits"  # a registered source, a folder of images by class, a .safetensors or a .npz file
     data_root: str = ""  # where torchvision's archives lie; "" is $FFSTREAM_DATA or the user's cache folder
     bad_images: str = limit("refuse", choices=("refuse", "skip"))  # files of a folder that cannot be read

@@ -5,12 +5,17 @@ A recipe is a plain dictionary of dotted settings. Every one of them can be over
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 Setting = str | int | float | bool
 
 RECIPES: dict[str, Mapping[str, Setting]] = {}
 DESCRIPTIONS: dict[str, str] = {}  # of some recipes, a line each
+
+DEFAULT, DEEP = "inject", "deep"
+_MANY_LAYERS = 9  # more than two stacks
+_IMAGE_SETS = ("mnist", "fashion-mnist", "kmnist", "cifar10")  # of so many pixels that a shift by two changes little
+_LEARNING = ("recipe", "labels", "negatives", "objective", "augmentation")
 
 
 def register_recipe(name: str, settings: Mapping[str, Setting], description: str = "") -> None:
@@ -20,6 +25,16 @@ def register_recipe(name: str, settings: Mapping[str, Setting], description: str
     """
     RECIPES[name] = dict(settings)
     DESCRIPTIONS[name] = description
+
+
+def default_recipe(num_layers: object, data: object, asked: Iterable[str]) -> str:
+    """What the command line trains where no recipe is asked for: of deep networks the one that gains most with depth.
+
+    That takes images, and stands for all that decides what a layer learns: `asked` are the settings that are given.
+    """
+    is_open = not {name.partition(".")[0] for name in asked} & set(_LEARNING)
+    is_deep = type(num_layers) is int and num_layers >= _MANY_LAYERS and data in _IMAGE_SETS
+    return DEEP if is_open and is_deep else DEFAULT
 
 
 # One cached row a sample. These are the defaults themselves.

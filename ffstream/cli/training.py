@@ -35,7 +35,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Epochs a layer (20).")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step (auto).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (of the recipe).")] = None,
-    recipe: Annotated[str | None, typer.Option(help="One that `ffstream recipes` shows (inject).")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Of `ffstream recipes` (inject; deep for over 8 layers of MNIST and the like)."),
+    ] = None,
     negatives_per_sample: Annotated[
         str | None, typer.Option(help="Wrong labels (overlay; all) or hybrids cached a sample.")
     ] = None,
@@ -174,6 +177,7 @@ _SETTINGS = {
 def _resolve_settings(options: dict[str, Any]) -> Config:
     """The configuration that the options of `train` ask for."""
     from ffstream.config import Config, parse_assignment, read_toml
+    from ffstream.recipes import DEFAULT, default_recipe
 
     if options["resume"] and options["run_dir"] is None:
         raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")
@@ -183,8 +187,20 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
         if value is not None and name not in ("config", "set_", "run_dir", "resume"):
             given[_SETTINGS.get(name, name)] = value
     settings = read_toml(options["config"]) if options["config"] else {}
-    if "recipe" in given:  # the base that everything else is laid over
-        settings["recipe"] = given["recipe"]
+    asked = settings | given
+    saved = options["run_dir"] / "config.toml" if options["resume"] else None
+    if "recipe" in asked:  # the base that everything else is laid over
+        settings["recipe"] = asked["recipe"]
+    elif saved is not None and saved.is_file():
+        settings["recipe"] = read_toml(saved).get("recipe", DEFAULT)
+    else:
+        settings["recipe"] = default_recipe(asked.get("layers"), asked.get("data"), asked)
+        if settings["recipe"] != DEFAULT:
+            typer.echo(
+                f"recipe {settings['recipe']}, as for all deep networks of images unless one is asked for; of fewer "
+                f"layers it is {DEFAULT} (--recipe)",
+                err=True,
+            )
     return Config.from_mapping(settings).override(given)
 
 
