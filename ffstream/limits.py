@@ -29,7 +29,8 @@ def check_fields(section: Any, prefix: str, skipped: Container[str] = ()) -> Non
         value = getattr(section, item.name)
         problem = _problem(value, str(hints[item.name]), item.metadata)
         if problem:
-            raise ConfigError(f"config {prefix}{item.name}: found {value!r}, allowed {problem}")
+            joint = "; " if problem.startswith("did you mean") else ", allowed "
+            raise ConfigError(f"config {prefix}{item.name}: found {value!r}{joint}{problem}")
         if isinstance(value, int) and not isinstance(value, bool) and "float" in str(hints[item.name]):
             object.__setattr__(section, item.name, float(value))  # so that 1 and 1.0 have one fingerprint
         elif isinstance(value, float):
