@@ -303,12 +303,7 @@ def _describe(layer: LayerPlan) -> str:
     return f"{layer.name}, {layer.in_features} x {layer.num_units}{tiles}"
 
 
-_MENDS = {
-    "device": "{}a smaller --width, or --budget {} or more",
-    "host": "{}--cache disk, or --host-budget {} or more",
-    "disk": "{}--cache host, --cache-dtype int8, a smaller --width or fewer --negatives-per-sample, "
-    "or --disk-budget {} or more",
-}
+_BUDGETS = {"device": "--budget", "host": "--host-budget", "disk": "--disk-budget"}
 
 
 def _explain(plan: Plan, smaller_batch: int | None) -> str:
@@ -317,12 +312,21 @@ def _explain(plan: Plan, smaller_batch: int | None) -> str:
     need: Need = getattr(plan, name)
     terms = sorted(need.terms.items(), key=lambda item: -item[1])
     parts = ", ".join(f"{term} {format_bytes(num_bytes)}" for term, num_bytes in terms if num_bytes)
-    enough = f"{-(-need.num_bytes // _MIB)}MiB"
-    batch = f"--batch {smaller_batch}, " if smaller_batch else ""
-    mend = _MENDS[name].format(batch, enough)
-    if plan.config.cache.dtype == CODED:
-        mend = mend.replace("--cache-dtype int8, ", "")
+    ways = [f"--batch {smaller_batch}"] if smaller_batch else []
+    ways += [*_find_ways(name, plan.tier, plan.config), f"{_BUDGETS[name]} {-(-need.num_bytes // _MIB)}MiB or more"]
     return (
         f"plan: {need.noun} needs {format_bytes(need.num_bytes)} with the cache on {plan.tier} ({parts}); allowed "
-        f"{format_bytes(need.allowed_bytes)}; use {mend}"
+        f"{format_bytes(need.allowed_bytes)}; use {', '.join(ways[:-1])}{', or ' if ways[1:] else ''}{ways[-1]}"
     )
+
+
+def _find_ways(name: str, tier: str, config: Config) -> list[str]:
+    """Options with which a run takes less of a resource."""
+    if name == "device":
+        return ["a smaller --width"]
+    if name == "host":
+        return ["--cache disk"] if tier != "disk" else []
+    halved = ["--cache-dtype int8"] if config.cache.dtype != CODED else []
+    fewer_views = ["fewer --views"] if config.augmentation.views > 1 else []
+    fewer_rows = ["fewer --negatives-per-sample"] if config.labels.method in ("overlay", "none") else []
+    return ["--cache host", *halved, *fewer_views, "a smaller --width", *fewer_rows]
