@@ -37,7 +37,7 @@ types: $(VENV)/dev.stamp
 
 check: lint types test
 
-torture: $(VENV)/dev.stamp  ## crashes, losses of power, full and failing disks at every point; an hour on one core
+torture: $(VENV)/dev.stamp  ## crashes, losses of power, full and failing disks, rot, nonsense; hours, gone on with
 	$(BIN)/python -m tests.torture --report benchmarks/reliability
 
 bench: $(VENV)/dev.stamp  ## every figure of benchmarks/README.md; MNIST=folder holding MNIST/raw

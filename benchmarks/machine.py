@@ -30,9 +30,8 @@ def _commit() -> str:
     """The commit, marked when anything but the results differs from it."""
     here = Path(__file__).parent
     revision = _git("rev-parse", "--short", "HEAD", cwd=here)
-    changed = _git(
-        "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results", cwd=here
-    )
+    written = [f":(exclude,top)benchmarks/{name}" for name in ("results", "reliability")]
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *written, cwd=here)
     return (revision or "unknown") + ("-dirty" if changed else "")
 
 

@@ -1,4 +1,6 @@
-"""Write the figures of benchmarks/results into README.md and benchmarks/README.md: `python -m benchmarks.report`.
+"""Write what was measured into README.md, benchmarks/README.md and benchmarks/reliability/README.md.
+
+`python -m benchmarks.report` reads benchmarks/results and benchmarks/reliability/torture.json.
 
 Each table stands between two marks, so that no figure is copied by hand.
 """
@@ -16,6 +18,7 @@ from ffstream.memory_profile import METHODS
 from ffstream.tables import format_point
 
 ROOT = Path(__file__).parent.parent
+RELIABILITY = ROOT / "benchmarks" / "reliability"
 
 
 def main() -> None:
@@ -27,6 +30,8 @@ def main() -> None:
     depths = [found["depth"] for found in results.values() if "depth" in found]
     insert(ROOT / "README.md", "\n\n".join(map(depth_table, depths)), "depth")
     insert(ROOT / "benchmarks" / "README.md", "\n\n".join(long_table(name, found) for name, found in results.items()))
+    torture = json.loads((RELIABILITY / "torture.json").read_text())
+    insert(RELIABILITY / "README.md", torture_table(torture))
 
 
 def insert(path: Path, table: str, noun: str = "figures") -> None:
@@ -34,6 +39,31 @@ def insert(path: Path, table: str, noun: str = "figures") -> None:
     before, rest = path.read_text().split(f"<!-- {noun} -->\n", 1)
     _, after = rest.split(f"<!-- end of {noun} -->", 1)
     path.write_text(f"{before}<!-- {noun} -->\n{table}\n<!-- end of {noun} -->{after}")
+
+
+def torture_table(rows: dict[str, Any]) -> str:
+    """What became of the cases, by kind; a row is named by its workload, if it has one, and its kind."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for name, row in rows.items():
+        kinds.setdefault(name.split()[-1], []).append(row)
+    lines = [
+        ("kind", "tried", "cases", "resumed exactly", "of them refused first", "silent errors", "minutes", "commit")
+    ]
+    for kind, found in kinds.items():
+        sums = {key: sum(row[key] for row in found) for key in ("num_cases", "num_exact", "num_refused", "took_s")}
+        options = {f"{key} {value:,}" for row in found for key, value in row["options"].items()}
+        lines.append(
+            (
+                f"`{kind}`",
+                ", ".join([f"{len(found)} workloads"] * (len(found) > 1) + sorted(options)),
+                *(f"{sums[key]:,}" for key in ("num_cases", "num_exact", "num_refused")),
+                str(sum(len(row["failures"]) for row in found)),
+                f"{sums['took_s'] / 60:.0f}",
+                ", ".join(sorted({row["commit"] for row in found})),
+            )
+        )
+    machines = sorted({f"{row['device']}, one core, torch {row['torch']}" for row in rows.values()})
+    return "\n\n".join([f"{'; '.join(machines)}. Every case but those of `fuzz` is a run of its own.", _table(lines)])
 
 
 def profile_table(found: dict[str, Any]) -> str:

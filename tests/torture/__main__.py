@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import sys
 import tempfile
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks.machine import describe_machine
 from tests.torture.faults import Faults, start_preloaded
 
 FULL = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT", errno.EROFS: "EROFS"}
@@ -27,7 +26,7 @@ def main() -> int:
     parser.add_argument("--workloads", default="", help="which, separated by commas; all by default")
     parser.add_argument("--cases", type=int, default=1_000_000, help="of the fuzz (1000000); with --quick a thousandth")
     parser.add_argument("--seed", type=int, default=0, help="of the fuzz (0)")
-    parser.add_argument("--report", type=Path, help="a folder for torture.json")
+    parser.add_argument("--report", type=Path, help="a folder for torture.json; what it holds is not tried again")
     parser.add_argument("--preloaded", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.preloaded:
@@ -37,58 +36,51 @@ def main() -> int:
     from tests.torture.crash import Bench, Counts, fail_everywhere, interrupt_often, kill_everywhere, kill_often, starve
     from tests.torture.fuzz import fuzz
     from tests.torture.power import lose_power
+    from tests.torture.report import Report
     from tests.torture.rot import let_rot
     from tests.torture.soak import soak
-    from tests.torture.work import WORKLOADS, make_config, train
+    from tests.torture.work import WORKLOADS, make_config, plan_once, train
 
-    faults, start_s = Faults(), time.monotonic()
+    faults, quick, report = Faults(), options.quick, Report(options.report)
     names = options.workloads.split(",") if options.workloads else list(WORKLOADS)
     kinds = options.kinds.split(",")
-    found: dict[str, Counts] = {kind: Counts() for kind in kinds}
+    stride = options.stride
+    found: dict[str, Counts] = {}
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        data = Path(folder) / "data.safetensors"
+        place, data = Path(folder), Path(folder) / "data.safetensors"
         write_small_data(data)
-        train(make_config("disk", data), Path(folder) / "warm")  # what is imported late is imported by now
+        plan_once()
+        train(make_config("disk", data), place / "warm")  # what is imported late is imported by now
+        num_random = 1 if quick else max(60 // stride, 1)
         for name in names:
-            bench = Bench(name, faults, Path(folder), data)
-            stride = max(bench.num_changes // _NUM_QUICK, 1) if options.quick else options.stride
-            for kind in kinds:
-                if kind == "crash":
-                    kill_everywhere(bench, stride, found[kind])
-                elif kind == "repeat":
-                    kill_often(bench, 1 if options.quick else 60 // options.stride, found[kind])
-                elif kind == "signal":
-                    interrupt_often(bench, 1 if options.quick else 60 // options.stride, found[kind])
-                elif kind == "memory" and (not options.quick or name == "disk"):
-                    starve(bench, 3 if options.quick else 60 // options.stride, found[kind])
-                elif kind == "full":
-                    errors = [errno.ENOSPC] if options.quick else FULL
-                    fail_everywhere(bench, errors, stride, found[kind], lasting=True)
-                elif kind == "broken":
-                    fail_everywhere(bench, BROKEN, 2 * stride, found[kind], lasting=False)
-                elif kind == "power":
-                    lose_power(bench, stride, 1 if options.quick else 3, found[kind])
-                elif kind == "rot" and (not options.quick or name == "disk"):
-                    let_rot(bench, 4 if options.quick else 40, 24 if options.quick else options.stride, found[kind])
-                counts = found[kind]
-                print(f"{name} {kind}: {counts.num_cases} cases so far, {len(counts.failures)} wrong", flush=True)
-        if "soak" in kinds and (not options.quick or "disk" in names):
-            soak(Path(folder), data, 40 if options.quick else 400, 0.5, found["soak"])
-        if "fuzz" in kinds and (not options.quick or "disk" in names):
-            fuzz(Path(folder), options.cases // (1000 if options.quick else 1), options.seed, found["fuzz"])
-    for kind, counts in found.items():
+            bench = Bench(name, faults, place, data)
+            step = max(bench.num_changes // _NUM_QUICK, 1) if quick else stride
+            full = [errno.ENOSPC] if quick else FULL
+            work: dict[str, Callable[[Counts], None]] = {
+                "crash": partial(kill_everywhere, bench, step),
+                "repeat": partial(kill_often, bench, num_random),
+                "signal": partial(interrupt_often, bench, num_random),
+                "full": partial(fail_everywhere, bench, full, step, lasting=True),
+                "broken": partial(fail_everywhere, bench, BROKEN, 2 * step, lasting=False),
+                "power": partial(lose_power, bench, step, 1 if quick else 3),
+            }
+            if not quick or name == "disk":
+                work["memory"] = partial(starve, bench, 3 if quick else num_random)
+                work["rot"] = partial(let_rot, bench, 4 if quick else 40, 24 if quick else stride)
+            for kind in [kind for kind in kinds if kind in work]:
+                found[f"{name} {kind}"] = report.add(f"{name} {kind}", {"stride": step}, work[kind])
+        if "disk" in names and "soak" in kinds:
+            num_layers = 40 if quick else 400
+            found["soak"] = report.add("soak", {"layers": num_layers}, partial(soak, place, data, num_layers, 0.5))
+        if "disk" in names and "fuzz" in kinds:
+            num_cases = options.cases // (1000 if quick else 1)
+            found["fuzz"] = report.add(
+                "fuzz", {"cases": num_cases, "seed": options.seed}, partial(fuzz, place, num_cases, options.seed)
+            )
+    for name, counts in found.items():
         for failure in counts.failures[:10]:
-            print(f"WRONG {kind} {failure}")
-        print(
-            f"{kind}: {counts.num_cases} cases, {counts.num_exact} {'taken' if kind == 'fuzz' else 'resumed exactly'}, "
-            f"{counts.num_refused} refused by name before, {len(counts.failures)} silent errors"
-        )
-    print(f"{time.monotonic() - start_s:.0f} s")
-    if options.report:
-        options.report.mkdir(parents=True, exist_ok=True)
-        run = {"arguments": sys.argv[1:], "took_s": round(time.monotonic() - start_s)} | describe_machine("cpu")
-        content = run | {kind: vars(counts) for kind, counts in found.items()}
-        (options.report / "torture.json").write_text(json.dumps(content, indent=1) + "\n")
+            print(f"WRONG {name}: {failure}")
+    print(f"{sum(len(counts.failures) for counts in found.values())} silent errors in all")
     return 1 if any(counts.failures for counts in found.values()) else 0
 
 

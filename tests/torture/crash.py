@@ -28,8 +28,8 @@ class Counts:
     """What became of the cases of a kind."""
 
     num_cases: int = 0
-    num_exact: int = 0  # resumed to the same bits
-    num_refused: int = 0  # stopped by name first, and then resumed to the same bits
+    num_exact: int = 0  # resumed to the same bits; of nonsense: taken, or refused
+    num_refused: int = 0  # of them, those stopped by name first
     failures: list[str] = field(default_factory=list)  # anything else
 
     def add(self, what: str, problem: str | None, *, refused: bool = False) -> None:
@@ -41,6 +41,13 @@ class Counts:
             self.num_exact += 1
             self.num_refused += refused
 
+    def describe(self) -> str:
+        """In a line."""
+        return (
+            f"{self.num_cases} cases, {self.num_exact} as they must be, "
+            f"{self.num_refused} of them refused by name, {len(self.failures)} silent errors"
+        )
+
 
 class Bench:
     """A workload, what it does when it is left alone, and room to do it again."""
@@ -50,6 +57,8 @@ class Bench:
         self.place = folder / name
         self.run_dir = self.place / "run"
         self.config = make_config(name, data)
+        self.place.mkdir(parents=True, exist_ok=True)
+        train(self.config, self.run_dir)  # here, so that what is planned is known to every child
         found = self.attempt(lambda: None)
         assert found.finished, found
         self.num_changes: int = found.value["changes"]

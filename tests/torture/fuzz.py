@@ -103,6 +103,7 @@ def _draw(target: Target, num_cases: int, number: int, counts: Counts) -> None:
             counts.num_exact += 1
         except ff.FFStreamError as error:
             _check_refusal(error)
+            counts.num_exact += 1
             counts.num_refused += 1
         except _HungError as error:
             raise AssertionError("hangs") from error
