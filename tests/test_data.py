@@ -213,9 +213,12 @@ def test_what_is_not_there_is_refused_naming_it(tmp_path):
         load_dataset("digit")
 
 
-def test_a_name_longer_than_any_file_name_may_be_is_refused():
-    with pytest.raises(ff.DataError, match="neither a known data set"):
-        load_dataset("x" * 300)
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "é" * 200, "x" * 300 + "/a.npz", "x/" * 3000 + "a", "a\0b", "é" * 200 + ".npz"]
+)
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(ff.DataError, match="neither a known data set, nor a file to read: "):
+        load_dataset(name)
 
 
 def test_a_pickle_is_refused_and_never_run(tmp_path):

@@ -80,3 +80,17 @@ def test_a_signal_stops_the_run_with_the_command_that_resumes(number, tmp_path):
     assert "Traceback" not in errors
     assert not list((tmp_path / "run").rglob(".tmp-*"))
     assert Path(tmp_path / "run/layers/000/manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["é" * 200, "a/" * 3000 + "b"])
+@pytest.mark.parametrize("command", [["train", "--layers", "2", "--run-dir"], ["inspect"], ["plot"]])
+def test_a_name_that_no_folder_can_have_is_refused_in_one_line(command, name, tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "ffstream", *command, name], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith("ffstream: ")
+    assert "File name too long" in last
+    assert "Traceback" not in found.stderr
+    assert not list(tmp_path.iterdir())

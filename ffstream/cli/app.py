@@ -35,6 +35,11 @@ DataRoot = Annotated[
 ]
 
 
+# Of the system: a disk that is full or failing, or a name that a file of the user's cannot have.
+_USERS_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPIPE, errno.EIO, errno.EMFILE}
+_USERS_ERRORS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Handle --version."""
@@ -53,7 +58,7 @@ def main() -> None:
     except KeyboardInterrupt:
         fail("ffstream: interrupted", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPIPE):
+        if error.errno not in _USERS_ERRORS:
             raise
         fail(f"ffstream: {error}", 1)
 

@@ -18,8 +18,6 @@ __all__ = [
     "split_validation",
 ]
 
-
-_MAX_NAME = 255
 _ARRAYS = (".safetensors", ".npz")
 
 
@@ -31,8 +29,13 @@ def load_dataset(source: str, data_root: str = "", *, skips_bad: bool = False) -
     if source in SOURCES:
         return SOURCES[source](Path(data_root).expanduser() if data_root else default_data_root())
     path = Path(source).expanduser()
-    if len(path.name) > _MAX_NAME:  # the system would refuse to look for it
-        raise DataError(f"data {source[:40]}…: neither a known data set, nor a name that a file can have")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that no file can have, or that may not be looked for
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"data {source[:80]!r}: neither a known data set, nor a file to read: {reason}") from error
     if path.suffix in _ARRAYS:
         from ffstream.data.arrays import load_arrays
 

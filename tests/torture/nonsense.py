@@ -13,6 +13,7 @@ NUMBERS: list[Any] = [0, -1, 1, 2, 7, 255, 1 << 31, (1 << 63) - 1, 1 << 63, -(1 
 NUMBERS += [0.0, -0.0, 0.5, 1e-320, 1e308, float("inf"), float("-inf"), float("nan")]
 WORDS = ["", " ", "auto", "all", "disk", "cuda", "cpu", "cuda:99", "inject", "hinton", "none", "softmax", "é", "\ud800"]
 WORDS += ["a" * 300, "1GiB", "-1", "1e999", "nan", "9" * 400 + "GiB", "%s{0}$(id)", "0x10", "a\nb", "\0", "a=b", "[1"]
+WORDS += ["é" * 200, "a" * 300 + "/b", "a/" * 3000 + "b"]
 OUTSIDE = ["../../../outside/weights", "/etc/passwd", "..", "a/../../b"]
 _DEEP: Any = functools.reduce(lambda inner, _: [inner], range(500), 0)
 VALUES = st.sampled_from([*NUMBERS, *WORDS, *OUTSIDE, "00" * 32, None, True, False, [], {}, [1], {"a": 1}, _DEEP])
