@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
+from ffstream.files import write_atomic
 from tests.torture.crash import Counts
 
 
@@ -45,13 +47,15 @@ class Report:
             yield {}
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "torture.json").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            before = file.read()
-            rows = json.loads(before or "{}")
+        path = self.folder / "torture.json"
+        place = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX)
+            before = path.read_text() if path.exists() else "{}"
+            rows = json.loads(before)
             yield rows
             after = json.dumps(dict(sorted(rows.items())), indent=1) + "\n"
-            if after != before and rows:
-                file.truncate(0)
-                file.write(after)
+            if rows and after != before:  # whole or not at all, as a disk may be full
+                write_atomic(path, after.encode())
+        finally:
+            os.close(place)
