@@ -97,6 +97,8 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     if recipe in ("inject", "hinton"):
         settings["negatives.sampler"] = rng.choice(["uniform", "hard"])
     settings["network.stack_layers"] = rng.choice([0, 0, 1, 2])
+    whole = "micro_batch" not in settings and recipe in ("inject", "grouped", "mono")
+    settings["objective.similarity"] = rng.choice(["none", "none", "matching", "contrastive"]) if whole else "none"
     return config.override(settings), num_features
 
 

@@ -54,7 +54,10 @@ def take_exact_step(
         return generator.set_state(state)
 
     whole = MicroBatch(block, index, candidates)
-    found = [trainer.forward(whole, rewound())[-1] for trainer in trainers]
+    found = []
+    for trainer in trainers:
+        _, _, preactivations = trainer.multiply(whole, rewound())
+        found.append(trainer.read_goodness(preactivations, candidates)[-1])
     total = torch.stack(found).sum(dim=0)
     for trainer, own in zip(trainers, found, strict=True):
         batch = MicroBatch(block, index, candidates, total - own)

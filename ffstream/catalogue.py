@@ -12,12 +12,14 @@ from ffstream.negatives import NEGATIVE_SAMPLERS
 from ffstream.objectives import OBJECTIVES
 from ffstream.recipes import DESCRIPTIONS, RECIPES, Setting
 from ffstream.registry import Registry
+from ffstream.similarity import SIMILARITIES
 
 # By the setting that names one of them.
 _REGISTRIES: dict[str, Registry[Any]] = {
     "labels.method": LABEL_METHODS,
     "objective.name": OBJECTIVES,
     "objective.goodness": GOODNESSES,
+    "objective.similarity": SIMILARITIES,
     "negatives.sampler": NEGATIVE_SAMPLERS,
     "network.kind": LAYER_KINDS,
 }

@@ -83,6 +83,9 @@ class ObjectiveConfig:
     # How far each feature that a layer reads is moved, while it trains, in the direction that raises the loss:
     # adversarial training of one layer, or of its first tile. Features have unit RMS. It costs a second pass of a step.
     perturbation: float = limit(0.05, at_least=0.0)
+    # A registered term on the cosines between samples' outputs, which show no label; it is added to the objective.
+    similarity: str = limit("none", word="none")
+    similarity_weight: float = limit(0.1, above=0.0)
     peer_normalisation: float = limit(0.0, at_least=0.0)  # strength (Hinton's program: 0.03)
     peer_momentum: float = limit(0.9, at_least=0.0, below=1.0)  # of the running mean activity of each unit
 

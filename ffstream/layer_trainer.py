@@ -20,6 +20,7 @@ from ffstream.layers import Layer
 from ffstream.micro_batch import MicroBatch, draw_for, samples_in_sweep
 from ffstream.objectives import OBJECTIVES
 from ffstream.optimiser import LayerOptimiser
+from ffstream.similarity import SIMILARITIES, compare
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
@@ -234,17 +235,24 @@ class LayerTrainer:
 
         The mean is over the `num_samples` of the whole batch.
         """
-        part, rows, activities, goodness = self.forward(part, generator)
+        part, rows, preactivations = self.multiply(part, generator)
         if self._config.objective.perturbation and part.others is None:
+            activities, goodness = self.read_goodness(preactivations, part.candidates)
             _, gradient, _ = self._differentiate_goodness(activities, goodness, part, num_samples)
             self._perturb_(rows, gradient)
-            activities, goodness = self._read_goodness(self.layer.preactivations(rows), part.candidates)
+            preactivations = self.layer.preactivations(rows)
+        similarity = self._compare(preactivations, part)
+        activities, goodness = self.read_goodness(preactivations, part.candidates)
         pull = None
         if self._config.objective.peer_normalisation:
             pull = self._peer_gradient(activities[0], len(part.index) / num_samples) / num_samples
         figures, gradient, embedding_gradient = self._differentiate_goodness(
             activities, goodness, part, num_samples, pull
         )
+        if similarity is not None:
+            term, by_preactivation = similarity
+            figures[0] += term * self._config.objective.similarity_weight
+            gradient.add_(by_preactivation, alpha=self._config.objective.similarity_weight / num_samples)
         found = self.layer.gradients(rows, gradient)
         if embedding_gradient is not None:
             found = itertools.chain(found, [("label_embedding", slice(None), embedding_gradient)])
@@ -292,9 +300,16 @@ class LayerTrainer:
             for (name, parameter), part in zip(parameters.items(), room.split(sizes), strict=True)
         }
 
+    def _compare(self, preactivations: Tensor, part: MicroBatch) -> tuple[Tensor, Tensor] | None:
+        """The similarity term summed over the part, and its gradient by preactivations, neither weighted."""
+        name, labels = self._config.objective.similarity, part.candidates[:, 0]
+        if name == "none":
+            return None
+        return compare(SIMILARITIES[name], preactivations, labels, self.layer.compute_dtype, self._workspace)
+
     @torch.no_grad()
-    def forward(self, part: MicroBatch, generator: torch.Generator) -> tuple[MicroBatch, Tensor, list[Tensor], Tensor]:
-        """The part with its negatives chosen, its rows as multiplied, what goodness is measured on, and it (n, 1 + K).
+    def multiply(self, part: MicroBatch, generator: torch.Generator) -> tuple[MicroBatch, Tensor, Tensor]:
+        """The part with its negatives chosen, its rows as multiplied, and their preactivations.
 
         Where candidates share a row, the product that trains the layer also says which ones to choose.
         """
@@ -308,7 +323,7 @@ class LayerTrainer:
         preactivations = self.layer.preactivations(rows)
         if is_open and shares_row:
             part = self._choose(part, self._method.sweep(self.layer, self._goodness, preactivations, len(rows)))
-        return part, rows, *self._read_goodness(preactivations, part.candidates)
+        return part, rows, preactivations
 
     def _sweep_rows(self, part: MicroBatch) -> Tensor:
         """The goodness of all rows of each sample that negatives are chosen from: (n, choices)."""
@@ -337,7 +352,7 @@ class LayerTrainer:
         others = part.others.gather(1, candidates) if part.others is not None else None
         return MicroBatch(part.block, part.index, candidates, others)
 
-    def _read_goodness(self, preactivations: Tensor, candidates: Tensor) -> tuple[list[Tensor], Tensor]:
+    def read_goodness(self, preactivations: Tensor, candidates: Tensor) -> tuple[list[Tensor], Tensor]:
         """Each candidate's activities, and their goodness (n, 1 + K). May overwrite `preactivations`."""
         activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
         goodness = self._method.measure(self.layer, self._goodness, activities, candidates)

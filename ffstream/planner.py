@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ffstream.cache import CODED, CacheLayout
 from ffstream.config import Config
-from ffstream.errors import BudgetError
+from ffstream.errors import BudgetError, ConfigError
 from ffstream.footprint import (
     DataShape,
     Footprint,
@@ -94,6 +94,9 @@ def _ways(config: Config, data: DataShape) -> list[Config]:
     """
     assert isinstance(config.batch, int), "batch is resolved before it is planned for"
     sizes, parts = [config.cache.shard_samples], [config.micro_batch]
+    if config.objective.similarity != "none":
+        _check_uncut(config)
+        parts = [config.batch]
     if sizes == ["auto"]:
         num_samples = max(data.num_samples.values())
         halves = _halves(max(_SHARD_SAMPLES, config.batch), config.batch)
@@ -108,6 +111,16 @@ def _ways(config: Config, data: DataShape) -> list[Config]:
     smaller = [(size, part) for size, part in smaller if 2 * size <= config.batch]
     pairs += smaller if config.cache.shard_samples == "auto" and smaller else [(sizes[-1], parts[-1])]
     return [config.override({"cache.shard_samples": size, "micro_batch": part}) for size, part in dict.fromkeys(pairs)]
+
+
+def _check_uncut(config: Config) -> None:
+    """A similarity compares groups of samples, which parts of a batch would tear apart."""
+    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    if isinstance(config.micro_batch, int) and config.micro_batch < config.batch:
+        raise ConfigError(
+            f"config micro_batch: found {config.micro_batch}, allowed {config.batch} (batch) or more with "
+            f"objective.similarity={config.objective.similarity}, which compares the samples of a batch"
+        )
 
 
 def _halves(most: int, least: int) -> list[int]:

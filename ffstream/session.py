@@ -36,6 +36,7 @@ from ffstream.probe import measure_kernels, measure_rates, survey_resources
 from ffstream.registry import Registry
 from ffstream.run import Run, check_same_data, describe_data, make_splits
 from ffstream.runner import Runner
+from ffstream.similarity import SIMILARITIES
 from ffstream.trial import try_steps
 
 # Settings whose "auto" is filled in when a run starts, or that a resumed run keeps.
@@ -209,8 +210,11 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
         (LAYER_KINDS, config.network.kind),
         (OBJECTIVES, config.objective.name),
         (GOODNESSES, config.objective.goodness),
+        (SIMILARITIES, config.objective.similarity),
     )
     for registry, name in parts:
+        if registry is SIMILARITIES and name == "none":
+            continue
         registry[name]  # raises ConfigError when nothing is registered under it
     num_done = directory.count_layers()
     if config.layers < num_done:

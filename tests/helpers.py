@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -54,6 +55,23 @@ def metrics_without_times(run_dir: Path) -> list[dict]:
     volatile = {"elapsed_s", "samples_per_s", "peak_memory_bytes", "cache_tier", "seconds"}
     lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in volatile} for line in lines]
+
+
+def similarity_written_out(name: str, activities: torch.Tensor, labels: torch.Tensor, num_in_group: int):
+    """The sum of a term over all samples, as its paper spells it, compared within groups."""
+    total = activities.sum() * 0
+    for group, classes in zip(activities.split(num_in_group), labels.split(num_in_group), strict=True):
+        directions = torch.nn.functional.normalize(group, dim=1, eps=1e-6)
+        cosines = directions @ directions.t()
+        for i in range(len(classes)):
+            others = [a for a in range(len(classes)) if a != i]
+            alike = [p for p in others if classes[p] == classes[i]]
+            if name == "matching" and others:
+                total = total + sum((cosines[i, a] - float(a in alike)) ** 2 for a in others) / len(others)
+            elif name == "contrastive" and alike:
+                log_sum = torch.logsumexp(cosines[i, others] / 0.1, dim=0)
+                total = total - sum(cosines[i, p] / 0.1 - log_sum for p in alike) / len(alike)
+    return total
 
 
 class InterruptAt(ff.Observer):

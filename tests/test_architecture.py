@@ -20,7 +20,7 @@ errors recipes units plane seeding schedule workspace ledger memory
 normalisation stopwatch
 limits config registry files device
 manifest
-tensor_file lock metrics goodness combination objectives negatives layers data cache
+tensor_file lock metrics goodness combination objectives similarity negatives layers data cache
 hybrids augmentation labels catalogue network transfer optimiser
 input_rows micro_batch
 checkpoint

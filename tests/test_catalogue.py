@@ -13,9 +13,10 @@ from ffstream.goodness import Goodness
 from ffstream.labels import LABEL_METHODS
 from ffstream.recipes import DESCRIPTIONS, RECIPES
 from ffstream.registry import Registry
+from ffstream.similarity import SIMILARITIES
 from tests.helpers import run_cli
 
-REGISTRIES = [LABEL_METHODS, ff.OBJECTIVES, ff.GOODNESSES, ff.NEGATIVE_SAMPLERS, ff.LAYER_KINDS]
+REGISTRIES = [LABEL_METHODS, ff.OBJECTIVES, ff.GOODNESSES, SIMILARITIES, ff.NEGATIVE_SAMPLERS, ff.LAYER_KINDS]
 
 
 class Loudest(Goodness):

@@ -17,7 +17,9 @@ from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer, drop_features_, learning_rate_factor
 from ffstream.network import build_layer, compute_layer_specs
 from ffstream.objectives import OBJECTIVES
+from ffstream.similarity import GROUP_SAMPLES
 from ffstream.workspace import Workspace
+from tests.helpers import similarity_written_out
 
 NUM_SAMPLES = 96
 
@@ -95,8 +97,13 @@ def train_by_autograd(config, digits, num_epochs):
                 z = preactivations(read, shown)
                 running = 0.9 * running + 0.1 * torch.relu(z[:, 0]).detach().mean(0)
                 peer = (z[:, 0] * (running - running.mean())).sum() * config.objective.peer_normalisation / len(index)
+                term = 0.0
+                if config.objective.similarity != "none":  # of what the next layer reads
+                    output = torch.relu(F.linear(read[:, 0], weight, bias))
+                    term = similarity_written_out(config.objective.similarity, output, shown[:, 0], GROUP_SAMPLES)
+                    term = config.objective.similarity_weight * term / len(index)
                 optimiser.zero_grad()
-                (loss_of(z) + peer).backward()
+                (loss_of(z) + peer + term).backward()
                 optimiser.step()
                 taken += len(index)
     return layer
@@ -119,6 +126,8 @@ CASES = {
         "objective__perturbation": 0.0,
         "objective__peer_normalisation": 0.03,
     },
+    "inject, perturbed, matching": {"objective__perturbation": 0.1, "objective__similarity": "matching"},
+    "inject, contrastive": {"objective__similarity": "contrastive", "objective__similarity_weight": 0.5},
     "inject, mean": {"objective__goodness": "mean", "objective__name": "logistic"},
     "hinton, pairwise, 3 negatives": {
         "recipe": "hinton",

@@ -30,6 +30,13 @@ def make_label_method(
 
     `image_shape` may be left out where no training or validation rows are made.
     """
+    if config.objective.similarity != "none" and not LABEL_METHODS[config.labels.method].shares_row:
+        free = [name for name in LABEL_METHODS if LABEL_METHODS[name].shares_row]
+        raise ConfigError(
+            f"config objective.similarity: found {config.objective.similarity!r}, allowed none with labels.method="
+            f"{config.labels.method}; it compares samples by what a layer makes of rows that show no label, those of "
+            f"{', '.join(free)}"
+        )
     if config.labels.method == "none":
         return make_unlabelled(config.negatives, image_shape)
     if config.labels.method == "groups":
