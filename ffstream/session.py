@@ -277,9 +277,10 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            reason = str(error).partition("\n")[0] or type(error).__name__  # Python's own has nothing to say
             raise DeviceError(
-                f"device {device}: out of memory ({str(error).splitlines()[0]}); free some, lower --batch or --width, "
-                f"or use --cache disk; what is committed is kept, go on with ffstream resume {directory.path}"
+                f"device {device}: out of memory ({reason}); free some, lower --batch or --width, or use "
+                f"--cache disk; what is committed is kept, go on with ffstream resume {directory.path}"
             ) from error
         finally:
             remove_temporaries(directory.path)

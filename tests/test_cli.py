@@ -307,9 +307,16 @@ def test_a_layer_larger_than_memory_is_refused_in_one_line_before_anything_is_wr
     assert not (tmp_path / "run").exists()
 
 
-def test_running_out_of_memory_all_the_same_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "raised",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes\nand more"),
+        MemoryError(),  # of Python itself, without a word
+    ],
+)
+def test_running_out_of_memory_all_the_same_is_one_line(raised, tmp_path, monkeypatch):
     def fail(*_args):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        raise raised
 
     monkeypatch.setattr("ffstream.runner.Runner.run", fail)
     code, _, error = run_cli("train", "--width", 16, "--run-dir", tmp_path / "run", "--device", "cpu")
