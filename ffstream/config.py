@@ -145,7 +145,8 @@ class ReadoutConfig:
     epochs: int = limit(5, at_least=1)  # a layer
     batch: int = limit(256, at_least=1)
     learning_rate: float = limit(0.01, above=0.0)
-    weight_decay: float = limit(0.003, at_least=0.0)  # times the learning rate is what a step takes off
+    # Times the learning rate is what a step takes off. auto: 3, and of fewer than 2000 units as little as their square.
+    weight_decay: float | str = limit(0.003, at_least=0.0, word="auto")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ from ffstream.layer_trainer import learning_rate_factor
 from ffstream.network import LayerSpec, compute_layer_specs
 from ffstream.transfer import Transfer
 
+# Decay "auto": what is right for so many units. Fewer have less to learn by heart with (ARCHITECTURE.md).
+_AUTO_DECAY, _AUTO_UNITS = 3.0, 2000
+
 
 def evaluate_softmax(
     directory: RunDirectory,
@@ -146,9 +149,10 @@ def _fit(
     weight = torch.zeros(logits.shape[1], spec.num_units, device=device)
     bias = torch.zeros(logits.shape[1], device=device)
     weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
-    optimiser = torch.optim.AdamW(
-        [weight, bias], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    decay = settings.weight_decay
+    if isinstance(decay, str):
+        decay = _AUTO_DECAY * min(spec.num_units / _AUTO_UNITS, 1.0) ** 2
+    optimiser = torch.optim.AdamW([weight, bias], lr=settings.learning_rate, weight_decay=decay, fused=True)
     labels, logits = labels.to(device), logits.to(device)
     for epoch in range(settings.epochs):
         num_seen = 0

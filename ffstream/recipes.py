@@ -117,7 +117,7 @@ register_recipe(
         "optimiser.weight_decay": 1e-3,
         "readout.epochs": 10,
         "readout.learning_rate": 0.003,
-        "readout.weight_decay": 3.0,
+        "readout.weight_decay": "auto",
     },
     "Without labels (Hinton 2022, section 3.2): images against hybrids of two; read out by softmax.",
 )

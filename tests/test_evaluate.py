@@ -71,6 +71,19 @@ def test_evaluation_does_not_depend_on_the_tier_and_leaves_the_run_as_it_is(tier
     assert sorted(path for path in run.path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("units", "decay"), [(24, 3 * (24 / 2000) ** 2), (2500, 3.0)])
+def test_a_decay_that_is_left_open_goes_with_the_square_of_the_units_up_to_2000(units, decay, small_config, tmp_path):
+    def fit(name, weight_decay):
+        config = small_config(width=units, layers=2, epochs=1, readout__weight_decay=weight_decay)
+        run = ff.train(config, tmp_path / name)
+        run.evaluate("softmax")
+        return load_file(run.path / "readout/weights.safetensors")
+
+    left_open, told, other = fit("open", "auto"), fit("told", decay), fit("other", decay / 2)
+    assert all(torch.equal(left_open[name], told[name]) for name in told)
+    assert not all(torch.equal(left_open[name], other[name]) for name in told)
+
+
 def test_the_softmax_readout_learns_and_counts_the_layers_it_reads(run):
     found = run.evaluate("softmax")
     assert found.first_depth == 2
