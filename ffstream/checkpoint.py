@@ -340,7 +340,12 @@ class RunDirectory:
         if progress is not None and progress["layer"] >= num_layers:
             manifest = progress
         if "metrics" in manifest:  # not in those of a run that is older than seals
-            MetricsFile(self.metrics_path).check(MetricsSeal(**manifest["metrics"]))
+            try:
+                MetricsFile(self.metrics_path).check(MetricsSeal(**manifest["metrics"]))
+            except CorruptFileError:
+                if manifest is progress:
+                    self.verify_progress()  # of another run it seals other lines: then it is that which is said
+                raise
 
     # --- the softmax readout
 

@@ -69,6 +69,27 @@ def test_the_layer_in_training_is_taken_up_from_its_start(pattern, whole, small_
     assert layer_digests(ff.resume(run.path).path) == layer_digests(whole)
 
 
+def test_progress_of_another_runs_first_layer_is_named_and_the_lines_of_this_one_are_kept(
+    whole, small_config, tmp_path
+):
+    """There is no layer below that would tell them apart, and it seals other lines."""
+    runs = []
+    for seed in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            config = small_config(cache__tier="disk", seed=seed)
+            ff.train(config, tmp_path / f"{seed}", observer=InterruptAt("on_epoch", 1))
+        runs.append(ff.Run(tmp_path / f"{seed}"))
+    run, other = runs
+    shutil.copy(other.path / "progress/manifest.json", run.path / "progress/manifest.json")
+    for check in (run.verify, lambda: ff.resume(run.path)):
+        with pytest.raises(ff.CorruptFileError, match=r"progress/layer-000.*altered or truncated"):
+            check()
+    found = diagnose(run.directory)
+    assert [path.name for path in found.damaged] == ["progress"]
+    put_aside(run.directory, found)
+    assert layer_digests(ff.resume(run.path).path) == layer_digests(whole)
+
+
 def _relabel(data):
     """A shard whose header tells of another layout, of as many bytes."""
     return data.replace(b'\\"num_samples\\": 275', b'\\"num_samples\\": 274')
