@@ -176,7 +176,8 @@ def test_planned_memory_of_recipes_without_negatives_is_what_a_run_takes(recipe,
     assert measured <= planned <= 1.1 * measured
 
 
-UNLABELLED = {"labels.method": "none", "negatives.per_step": 2, "negatives.per_sample": 3}
+UNLABELLED = {"labels.method": "none", "objective.similarity": "none"}
+UNLABELLED |= {"negatives.per_step": 2, "negatives.per_sample": 3}
 
 
 @pytest.mark.parametrize("number", [0, 23, 29, 49])
