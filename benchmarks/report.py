@@ -47,7 +47,7 @@ def torture_table(rows: dict[str, Any]) -> str:
     for name, row in rows.items():
         kinds.setdefault(name.split()[-1], []).append(row)
     lines = [
-        ("kind", "tried", "cases", "resumed exactly", "of them refused first", "silent errors", "minutes", "commit")
+        ("kind", "tried", "cases", "as they must be", "of them refused by name", "silent errors", "minutes", "commit")
     ]
     for kind, found in kinds.items():
         sums = {key: sum(row[key] for row in found) for key in ("num_cases", "num_exact", "num_refused", "took_s")}
@@ -63,7 +63,8 @@ def torture_table(rows: dict[str, Any]) -> str:
             )
         )
     machines = sorted({f"{row['device']}, one core, torch {row['torch']}" for row in rows.values()})
-    return "\n\n".join([f"{'; '.join(machines)}. Every case but those of `fuzz` is a run of its own.", _table(lines)])
+    note = "Every case but those of `fuzz` is a run of its own; the minutes are of a core that was shared."
+    return "\n\n".join([f"{'; '.join(machines)}. {note}", _table(lines)])
 
 
 def profile_table(found: dict[str, Any]) -> str:
