@@ -75,6 +75,7 @@ def test_a_tier_keeps_a_byte_for_each_feature_and_one_for_the_scale(tier, num_fe
         for shard in range(layout.num_shards):
             with transfer.storing(cache, shard) as room:
                 room.copy_(rows[layout.shard_range(shard)])
+        transfer.flush()
         found = torch.cat([block.clone() for _, block in transfer.blocks(cache, range(layout.num_shards))])
     assert torch.equal(found, as_cached(rows, "int8"))
     stored = [cache.resident(shard, CPU) for shard in range(4)] if tier == "memory" else []

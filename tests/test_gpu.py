@@ -87,6 +87,34 @@ def test_device_memory_is_flat_in_depth(small_config, tmp_path):
     assert peaks[12] <= 1.02 * peaks[3]
 
 
+def test_memory_that_a_neighbour_takes_ends_the_run_in_one_line_and_it_goes_on_after(small_config, tmp_path):
+    class Neighbour(ff.Observer):
+        """Takes all that is free after the first layer; the second one, of 4096 inputs, needs more than that had."""
+
+        def __init__(self):
+            self.held = []
+
+        def on_layer(self, figures):
+            torch.cuda.empty_cache()
+            size = torch.cuda.mem_get_info()[0]
+            while size > 1 << 20:
+                try:
+                    self.held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+                except torch.OutOfMemoryError:
+                    size //= 2
+
+    config, neighbour = small_config(width=4096, epochs=1, device="cuda"), Neighbour()
+    with pytest.raises(ff.DeviceError, match="out of memory.*go on with ffstream resume") as caught:
+        ff.train(config, tmp_path / "run", observer=neighbour)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "run").rglob(".tmp-*"))
+    neighbour.held.clear()
+    torch.cuda.empty_cache()
+    assert ff.Run(tmp_path / "run").num_layers_done >= 1
+    whole = ff.train(config, tmp_path / "whole")
+    assert layer_digests(ff.resume(tmp_path / "run").path) == layer_digests(whole.path)
+
+
 def test_a_run_from_the_gpu_goes_on_and_evaluates_on_the_cpu(small_config, tmp_path):
     run = ff.train(small_config(device="cuda"), tmp_path / "run")
     on_gpu, on_cpu = run.evaluate(device="cuda"), run.evaluate(device="cpu")
