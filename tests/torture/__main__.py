@@ -61,7 +61,7 @@ def main() -> int:
                 "repeat": partial(kill_often, bench, num_random),
                 "signal": partial(interrupt_often, bench, num_random),
                 "full": partial(fail_everywhere, bench, full, step, lasting=True),
-                "broken": partial(fail_everywhere, bench, BROKEN, 2 * step, lasting=False),
+                "broken": partial(fail_everywhere, bench, BROKEN, step, lasting=False),
                 "power": partial(lose_power, bench, step, 1 if quick else 3),
             }
             if not quick or name == "disk":
