@@ -245,7 +245,7 @@ class LayerTrainer:
         activities, goodness = self.read_goodness(preactivations, part.candidates)
         pull = None
         if self._config.objective.peer_normalisation:
-            pull = self._peer_gradient(activities[0], len(part.index) / num_samples) / num_samples
+            pull = self._peer_gradient(activities[0][0], len(part.index) / num_samples) / num_samples
         figures, gradient, embedding_gradient = self._differentiate_goodness(
             activities, goodness, part, num_samples, pull
         )

@@ -36,7 +36,7 @@ _SMALL_BYTES = {"cpu": 1024, "accelerator": 16 << 10}
 # Which buffers of the workspace are named together.
 _BUFFERS = {
     "rows": ("rows", "cast rows", "dropout words", "beside rows", "moved rows"),
-    "activities": ("preactivations", "activities", "gradient", "compared", "similarity"),
+    "activities": ("preactivations", "activities", "compared", "similarity"),
     "gradient": (
         *("part", "part product", "product", "embedding gradient", "gradient sums"),
         *(

@@ -162,7 +162,7 @@ def test_goodness_and_gradients_are_those_of_the_definition(name, first_unit, nu
     room = workspace()
     with torch.no_grad():
         activities = method.activities(layer, leaf.detach().clone(), candidates, room)
-        torch.testing.assert_close(activities[0].mean(0), positive_mean(name, layer, leaf, candidates))
+        torch.testing.assert_close(activities[0][0].mean(0), positive_mean(name, layer, leaf, candidates))
         torch.testing.assert_close(method.measure(layer, goodness, activities, candidates), expected)
         gradient, embedding_gradient = method.differentiate(
             layer, goodness, activities, candidates, upstream, pull, room

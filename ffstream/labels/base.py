@@ -86,9 +86,9 @@ class LabelMethod(ABC):
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
-        """What goodness is measured on, first the activities (n, num_units) of the positive, or of all candidates.
+        """What goodness is measured on, first the activities: (1 + K, n, num_units), the positive's first, or (1, ...).
 
-        May reuse the memory of `preactivations`.
+        One for all candidates where a layer is not shown them. May reuse the memory of `preactivations`.
         """
 
     @abstractmethod
@@ -122,11 +122,11 @@ class LabelMethod(ABC):
 
 
 class ShownLabels(LabelMethod):
-    """A layer is shown each candidate, and has activities for it."""
+    """A layer is shown each candidate, and has activities for it: in one tensor, one candidate above the other."""
 
     def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
         """Goodness of each candidate's activities."""
-        return torch.stack([goodness.value(h) for h in activities], dim=1)
+        return torch.stack([goodness.value(h) for h in activities[0]], dim=1)
 
     def differentiate(
         self,
@@ -138,17 +138,17 @@ class ShownLabels(LabelMethod):
         pull: Tensor | None,
         workspace: Workspace,
     ) -> tuple[Tensor, Tensor | None]:
-        """Through each candidate's activities."""
-        gradients = [goodness.gradient_(h, g) for h, g in zip(activities, upstream.unbind(1), strict=True)]
+        """Through each candidate's activities, whose place the gradients take."""
+        (gradients,) = activities
+        for h, g in zip(gradients, upstream.unbind(1), strict=True):
+            h.copy_(goodness.gradient_(h, g))  # nothing is copied where it is there already
         if pull is not None:
             gradients[0] += pull
         return self.collect(gradients, candidates, workspace)
 
     @abstractmethod
-    def collect(
-        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
-    ) -> tuple[Tensor, Tensor | None]:
-        """dL/dpreactivations from that of each candidate, and that of the label embedding where there is one."""
+    def collect(self, gradients: Tensor, candidates: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor | None]:
+        """dL/dpreactivations from (1 + K, n, num_units), and that of the label embedding where there is one."""
 
 
 class CachedCandidates(ShownLabels):
@@ -165,14 +165,11 @@ class CachedCandidates(ShownLabels):
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
         """relu(z), in place, cut into candidates."""
-        return list(preactivations.relu_().chunk(candidates.shape[1]))
+        return [preactivations.relu_().unflatten(0, (candidates.shape[1], -1))]
 
-    def collect(
-        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
-    ) -> tuple[Tensor, Tensor | None]:
-        """The candidates' gradients one above the other, as the rows were."""
-        shape = (sum(len(gradient) for gradient in gradients), gradients[0].shape[1])
-        return torch.cat(gradients, out=workspace.take("gradient", shape, gradients[0].dtype)), None
+    def collect(self, gradients: Tensor, candidates: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor | None]:
+        """One above the other, as the rows were."""
+        return gradients.flatten(0, 1), None
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every row's goodness, those of a sample side by side, in the order of its rows."""

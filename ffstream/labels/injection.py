@@ -9,6 +9,7 @@ from ffstream.goodness import Goodness
 from ffstream.labels.base import LabelFreeRows, ShownLabels, label_embedding_of
 from ffstream.layers import Layer
 from ffstream.negatives import InformedSampler, NegativeSampler
+from ffstream.row_sums import sum_by_label
 from ffstream.workspace import Workspace
 
 
@@ -36,28 +37,16 @@ class LabelInjection(ShownLabels, LabelFreeRows):
         """relu(z + U[label]) for each candidate label."""
         embedding = label_embedding_of(layer)
         shape = (candidates.shape[1], *preactivations.shape)
-        activities = list(workspace.take("activities", shape, embedding.dtype).unbind(0))
+        activities = workspace.take("activities", shape, embedding.dtype)
         for activity, column in zip(activities, candidates.unbind(1), strict=True):
             torch.index_select(embedding, 0, column, out=activity).add_(preactivations).relu_()
-        return activities
+        return [activities]
 
-    def collect(
-        self, gradients: list[Tensor], candidates: Tensor, workspace: Workspace
-    ) -> tuple[Tensor, Tensor | None]:
-        """dz is the sum over candidates; dU[c] the sum over the samples with candidate c.
-
-        Added in the order of the samples, whatever the device: index_add_ has an order of its own on CUDA. A product
-        with one-hot rows takes twice as long.
-        """
-        shape, dtype = (self._num_classes, gradients[0].shape[1]), gradients[0].dtype
-        embedding_gradient = workspace.take("embedding gradient", shape, dtype).zero_()
-        labels = torch.arange(self._num_classes, device=candidates.device)
-        for column, gradient in zip(candidates.unbind(1), gradients, strict=True):
-            by_label = column.argsort(stable=True)
-            starts = torch.searchsorted(column[by_label], labels)
-            embedding_gradient += torch.nn.functional.embedding_bag(by_label, gradient, starts, mode="sum")
-        total = gradients[0]
-        for gradient in gradients[1:]:
+    def collect(self, gradients: Tensor, candidates: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor | None]:
+        """dz is the sum over candidates; dU[c] the sum over the samples with candidate c."""
+        embedding_gradient = sum_by_label(gradients, candidates, self._num_classes)
+        total, *rest = gradients
+        for gradient in rest:
             total.add_(gradient)
         return total, embedding_gradient
 

@@ -64,7 +64,7 @@ class ReadLabels(LabelFreeRows):
 
     @abstractmethod
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace) -> list[Tensor]:
-        """The activities (n, num_units), and what else goodness is read off."""
+        """The activities (n, num_units) as (1, n, num_units), and what else goodness is read off."""
 
     @abstractmethod
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
@@ -95,7 +95,7 @@ class LabelGroups(ReadLabels):
 
         The copies are (n, groups, units), as goodness wants the units of a group side by side.
         """
-        found = [activities]
+        found = [activities.unsqueeze(0)]
         room = workspace.take("activities", (activities.numel(),), activities.dtype)
         for groups, rows in self._pieces(activities):
             num_units = sum(piece.shape[1] for piece in rows)
@@ -120,7 +120,7 @@ class LabelGroups(ReadLabels):
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
     ) -> tuple[Tensor, Tensor | None]:
         """Into the memory of the activities."""
-        gradient, *parts = activities
+        (gradient,), *parts = activities
         by_group = upstream.roll(-layer.first_unit, dims=1)
         for (groups, rows), part in zip(self._pieces(gradient), parts, strict=True):
             of_part = (by_group[:, groups] * self._weight(layer, goodness, part)).flatten()
@@ -161,16 +161,16 @@ class LabelClassifier(ReadLabels):
     uses_embedding = True
 
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace) -> list[Tensor]:
-        return [activities]
+        return [activities.unsqueeze(0)]
 
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
-        return (activities[0] @ label_embedding_of(layer).t()).mul_(_factor(layer, goodness))
+        return (activities[0][0] @ label_embedding_of(layer).t()).mul_(_factor(layer, goodness))
 
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
     ) -> tuple[Tensor, Tensor | None]:
         """dz = (g M) where the ReLU is open, dM = g^T h, with g the gradient of the products."""
-        (activity,), embedding = activities, label_embedding_of(layer)
+        activity, embedding = activities[0][0], label_embedding_of(layer)
         upstream = upstream * _factor(layer, goodness)
         room = workspace.take("embedding gradient", tuple(embedding.shape), embedding.dtype)
         embedding_gradient = torch.mm(upstream.t(), activity, out=room)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffstream.layers.base import Layer, cut_units
+from ffstream.row_sums import sum_rows
 from ffstream.workspace import Workspace
 
 # Units whose weights are cast, or whose gradient exists, at once. Fewer make narrow products, which are slow: on a CPU
@@ -54,7 +55,7 @@ class Linear(Layer):
             torch.mm(left, weight.t(), out=result)
         else:
             for units in cut_units(self.num_units, _PRODUCT_UNITS):
-                right = self._cast("part", weight[units], room)
+                right = self._cast_weights(weight[units], room)
                 shape = (len(rows), len(right))
                 product = torch.mm(left, right.t(), out=room.take("product", shape, self.compute_dtype))
                 result[:, units].copy_(product)
@@ -73,7 +74,7 @@ class Linear(Layer):
             else:
                 part.copy_(torch.mm(left.t(), right, out=room.take("part product", shape, self.compute_dtype)))
             yield "weight", units, part
-        yield "bias", slice(None), gradient.sum(dim=0)
+        yield "bias", slice(None), sum_rows(gradient)
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """gradient W, for some features at a time, summed over some units at a time: in `compute_dtype`."""
@@ -84,8 +85,20 @@ class Linear(Layer):
             total = room.take("beside rows", (len(gradient), part.shape[1]), self.compute_dtype)  # their mask is used
             for units in cut_units(self.num_units, _PRODUCT_UNITS):
                 left = self._cast("product", gradient[:, units], room)
-                total.addmm_(left, self._cast("part", part[units], room), beta=min(units.start, 1))
+                total.addmm_(left, self._cast_weights(part[units], room), beta=min(units.start, 1))
             yield features, total
+
+    def _cast_weights(self, weight: Tensor, room: Workspace) -> Tensor:
+        """All or some of the weights.
+
+        Cut as updates are, so that a core casts what it has updated: from another's cache it takes twice as long.
+        """
+        if weight.dtype == self.compute_dtype:
+            return weight
+        cast = room.take("part", tuple(weight.shape), self.compute_dtype)
+        for units in cut_units(len(weight), _GRADIENT_UNITS):
+            cast[units].copy_(weight[units])
+        return cast
 
     def _cast(self, name: str, tensor: Tensor, room: Workspace) -> Tensor:
         tensor = tensor.detach()

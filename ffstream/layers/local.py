@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ffstream.errors import ConfigError
 from ffstream.layers.base import Layer, cut_units
 from ffstream.plane import find_plane
+from ffstream.row_sums import sum_rows
 
 _WIDEST_GRID = 4  # of the first layer; each further one has one place less in either direction, down to one
 _FIELD = 10 / 28  # of the height and of the width of an image, that a place of the first layer reads
@@ -71,7 +72,7 @@ class Local(Layer):
         for units, window in self._places():
             left = gradient[:, units].to(self.compute_dtype)
             yield "weight", units, torch.mm(left.t(), rows.index_select(1, window)).to(self.weight.dtype)
-        yield "bias", slice(None), gradient.sum(dim=0)
+        yield "bias", slice(None), sum_rows(gradient)
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """gradient W, summed over the places that read a feature, for all features in `compute_dtype`."""
