@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
@@ -60,6 +61,7 @@ class LayerOptimiser:
     def update(self, name: str, rows: slice, gradient: Tensor) -> None:
         """Update rows of a parameter from their gradient. Each row once a step."""
         parameter = self._parameters[name][rows]
+        increment_version(parameter)  # which fused updates leave as it is, and casts of the weights go by
         state = [self._state[f"{name}.{key}"][rows] for key in STATE_NAMES[self._settings.name]]
         if not self._is_narrow:
             self._apply(parameter, gradient, state)

@@ -19,9 +19,11 @@ class Workspace:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffers: dict[str, Tensor] = {}
+        self._contents: dict[str, object] = {}  # of buffers that may be taken again as they are
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of undefined content, valid until `name` is taken again."""
+        self._contents.pop(name, None)
         num_bytes = math.prod(shape) * dtype.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < num_bytes:
@@ -29,9 +31,17 @@ class Workspace:
             buffer = self._buffers[name] = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         return buffer[:num_bytes].view(dtype).view(shape)
 
+    def take_again(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, content: object) -> tuple[Tensor, bool]:
+        """The same, to be filled with what `content` stands for, and whether it is filled with that already."""
+        is_there = self._contents.get(name) == content
+        tensor = self.take(name, shape, dtype)
+        self._contents[name] = content
+        return tensor, is_there
+
     def clear(self) -> None:
         """Free all buffers: what comes next has little use for them, and needs the room."""
         self._buffers.clear()
+        self._contents.clear()
 
     def num_bytes(self, names: Collection[str]) -> int:
         """Of the buffers of these names."""

@@ -11,6 +11,7 @@ import ffstream as ff
 from ffstream.layers import Layer, Linear, cut_units
 from ffstream.network import build_layer, compute_layer_specs, hand_on
 from ffstream.normalisation import length_normalise
+from ffstream.optimiser import LayerOptimiser
 from ffstream.workspace import Workspace
 
 
@@ -164,6 +165,48 @@ def test_a_short_last_batch_leaves_no_trace_of_the_one_before():
     found = whole_gradients(layer, rows, gradient)
     torch.testing.assert_close(found["weight"], gradient.t() @ rows)
     torch.testing.assert_close(found["bias"], gradient.sum(0))
+
+
+def change_by_an_update(layer):
+    optimiser = LayerOptimiser(layer, ff.Config().optimiser)
+    optimiser.begin_step(1.0)
+    optimiser.update("weight", slice(0, 2), torch.ones(2, 6))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_by_an_update,
+        lambda layer: layer.initialise(torch.Generator().manual_seed(7)),
+        lambda layer: layer.load_state_dict({"weight": draw(4, 6, seed=8), "bias": torch.zeros(4)}, strict=False),
+        lambda layer: layer.hide(torch.tensor([0, 3])),
+        lambda layer: layer.workspace.clear(),
+    ],
+)
+def test_products_are_always_those_of_the_weights_as_they_are(change):
+    layer, rows = Linear(6, 4, torch.bfloat16), draw(9, 6)
+    layer.initialise(torch.Generator().manual_seed(3))
+    layer.workspace = Workspace(torch.device("cpu"))
+    with torch.no_grad():
+        before = layer.preactivations(rows).clone()
+        assert torch.equal(before, layer.preactivations(rows))  # of weights that are cast already
+        change(layer)
+        found = layer.preactivations(rows).clone()
+        layer.workspace = None
+        assert torch.equal(found, layer.preactivations(rows))
+
+
+def test_layers_that_share_a_workspace_multiply_by_their_own_weights():
+    rows, room = draw(9, 6), Workspace(torch.device("cpu"))
+    for seed in range(5):  # each in the memory of the one before
+        layer = Linear(6, 4, torch.bfloat16)
+        layer.initialise(torch.Generator().manual_seed(seed))
+        layer.workspace = room
+        with torch.no_grad():
+            found = layer.preactivations(rows).clone()
+            layer.workspace = None
+            assert torch.equal(found, layer.preactivations(rows))
+        del layer
 
 
 def test_label_embeddings_start_with_the_given_deviation():

@@ -32,6 +32,7 @@ class Linear(Layer):
         super().__init__(in_features, num_units, compute_dtype)
         self.weight = nn.Parameter(torch.empty(num_units, in_features))
         self.bias = nn.Parameter(torch.zeros(num_units))
+        self._token = object()  # nobody else's, even when this layer is gone
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/in_features), as in Hinton's program."""
@@ -89,14 +90,14 @@ class Linear(Layer):
             yield features, total
 
     def _cast_weights(self, weight: Tensor, room: Workspace) -> Tensor:
-        """All or some of the weights.
+        """All or some of the weights, cast once for all products between two updates.
 
         Cut as updates are, so that a core casts what it has updated: from another's cache it takes twice as long.
         """
         if weight.dtype == self.compute_dtype:
             return weight
-        cast = room.take("part", tuple(weight.shape), self.compute_dtype)
-        for units in cut_units(len(weight), _GRADIENT_UNITS):
+        cast, is_there = room.take_again("part", tuple(weight.shape), self.compute_dtype, self._content(weight))
+        for units in cut_units(0 if is_there else len(weight), _GRADIENT_UNITS):
             cast[units].copy_(weight[units])
         return cast
 
@@ -105,3 +106,7 @@ class Linear(Layer):
         if tensor.dtype == self.compute_dtype:
             return tensor
         return room.take(name, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
+
+    def _content(self, weight: Tensor) -> tuple[object, ...]:
+        """Says which numbers a part of the weights is: others after every change in place, and in every other layer."""
+        return self._token, weight.storage_offset(), *weight.shape, *weight.stride(), self.weight._version
