@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_depth, measure_recipe
 from benchmarks.batches import measure_batches
 from benchmarks.dtypes import measure_rows, measure_state
+from benchmarks.figures import describe
 from benchmarks.footprint import measure_footprint
 from benchmarks.growth import measure_growth
 from benchmarks.machine import describe_machine
@@ -84,10 +85,12 @@ def main() -> None:
         found = BENCHMARKS[name](options.data_root, options.device, options.scratch / name)
         shutil.rmtree(options.scratch / name, ignore_errors=True)
         results = json.loads(path.read_text()) if path.is_file() else {}
+        before = results.get(name)
         results[name] = {"machine": machine, "wall_s": time.perf_counter() - start_s, **found}
         path.write_text(json.dumps(results, indent=1) + "\n")
-        shown = {key: value for key, value in found.items() if isinstance(value, (int, float))}
-        print(name, json.dumps(shown), flush=True)
+        print(f"{name}: {describe(name, found)}", flush=True)
+        if before:  # so that a regression shows
+            print(f"  was, at {before['machine']['commit']}: {describe(name, before)}", flush=True)
 
 
 if __name__ == "__main__":

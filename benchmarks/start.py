@@ -30,14 +30,19 @@ def first_epoch(*args, **kwargs):
     return train_epoch(*args, **kwargs)
 
 LayerTrainer.train_epoch = first_epoch
-data, data_root, layers, width, device, folder = sys.argv[1:]
-train(Config(data=data, data_root=data_root, layers=int(layers), width=int(width), device=device), folder)
+recipe, data, data_root, layers, width, device, folder = sys.argv[1:]
+shape = {"layers": int(layers), "width": int(width)}
+train(Config(recipe=recipe, data=data, data_root=data_root, device=device, **shape), folder)
 """
 
 
 def measure_start(data_root: str, device: str, folder: Path) -> dict[str, Any]:
     """Medians, in seconds."""
-    runs = {"digits, 4 x 500": ("digits", "", "4", "500"), "mnist, 40 x 1000": ("mnist", data_root, "40", "1000")}
+    runs = {
+        "digits, 4 x 500": ("inject", "digits", "", "4", "500"),
+        "mnist, 40 x 1000": ("inject", "mnist", data_root, "40", "1000"),
+        "mnist, 40 x 500, deep": ("deep", "mnist", data_root, "40", "500"),
+    }
     help_s = []
     for _ in range(NUM_TIMES):
         start_s = time.perf_counter()
@@ -52,7 +57,7 @@ def measure_start(data_root: str, device: str, folder: Path) -> dict[str, Any]:
             found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         first_step_s[name] = statistics.median(found)
     return {
-        "config": f"the default recipe, medians of {NUM_TIMES} processes",
+        "config": f"recipe inject unless said, medians of {NUM_TIMES} processes",
         "help_s": statistics.median(help_s),
         "first_step_s": first_step_s,
     }
