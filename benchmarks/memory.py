@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DEPTHS = (4, 40)
+# Layers, and in how many a stack; 0: one stack. Networks of several keep the data set, to read it once a stack.
+SHAPES = {"4": (4, 0), "40": (40, 0), "40 in stacks": (40, 4)}
 WIDTH = 1000
 NUM_RUNS = 5  # the median: what an allocator keeps of freed blocks differs from process to process
 
@@ -28,29 +29,30 @@ def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
-depth, width, data_root, device, folder = sys.argv[1:]
+depth, in_stack, width, data_root, device, folder = sys.argv[1:]
 before = status("VmRSS")
 config = ff.Config(data="mnist", data_root=data_root, layers=int(depth), width=int(width), epochs=1, device=device)
-ff.train(config.override({"cache.tier": "disk"}), folder)
+ff.train(config.override({"cache.tier": "disk", "network.stack_layers": int(in_stack)}), folder)
 peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else status("VmHWM") - before
 print(json.dumps(peak))
 """
 
 
 def measure_memory(data_root: str, device: str, folder: Path) -> dict[str, Any]:
-    """Peak bytes at each depth: of the device on CUDA, else of the resident set above the imported interpreter."""
-    peaks: dict[int, list[int]] = {depth: [] for depth in DEPTHS}
-    for depth in DEPTHS * NUM_RUNS:
-        path = folder / f"memory-{depth}"
+    """Peak bytes of each shape: of the device on CUDA, else of the resident set above the imported interpreter."""
+    peaks: dict[str, list[int]] = {name: [] for name in SHAPES}
+    for name in list(SHAPES) * NUM_RUNS:
+        path = folder / "run"
         shutil.rmtree(path, ignore_errors=True)
-        command = [sys.executable, "-c", _POINT, str(depth), str(WIDTH), data_root, device, str(path)]
+        shape = [str(number) for number in (*SHAPES[name], WIDTH)]
+        command = [sys.executable, "-c", _POINT, *shape, data_root, device, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[depth].append(json.loads(done.stdout))
+        peaks[name].append(json.loads(done.stdout))
         shutil.rmtree(path)
-    shallow, deep = (statistics.median(peaks[depth]) for depth in DEPTHS)
+    medians = {name: statistics.median(found) for name, found in peaks.items()}
     return {
-        "config": f"mnist, {' and '.join(map(str, DEPTHS))} x {WIDTH}, 1 epoch a layer, recipe inject, cache on disk",
-        "peak_bytes": {DEPTHS[0]: shallow, DEPTHS[1]: deep},
+        "config": f"mnist, {' and '.join(SHAPES)} x {WIDTH}, 1 epoch a layer, recipe inject, cache on disk",
+        "peak_bytes": medians,
         "peak_bytes_of_each_run": peaks,
-        "growth": deep / shallow - 1,
+        "growth": medians["40"] / medians["4"] - 1,
     }
