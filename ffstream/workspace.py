@@ -19,17 +19,23 @@ class Workspace:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffers: dict[str, Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}  # made once: each takes four operators
         self._contents: dict[str, object] = {}  # of buffers that may be taken again as they are
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of undefined content, valid until `name` is taken again."""
         self._contents.pop(name, None)
+        view = self._views.get((name, shape, dtype))
+        if view is not None:
+            return view
         num_bytes = math.prod(shape) * dtype.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < num_bytes:
+            self._views = {key: view for key, view in self._views.items() if key[0] != name}
             buffer = self._buffers[name] = torch.empty(0)  # the old one is gone before the larger one is there
             buffer = self._buffers[name] = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-        return buffer[:num_bytes].view(dtype).view(shape)
+        view = self._views[name, shape, dtype] = buffer[:num_bytes].view(dtype).view(shape)
+        return view
 
     def take_again(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, content: object) -> tuple[Tensor, bool]:
         """The same, to be filled with what `content` stands for, and whether it is filled with that already."""
@@ -41,6 +47,7 @@ class Workspace:
     def clear(self) -> None:
         """Free all buffers: what comes next has little use for them, and needs the room."""
         self._buffers.clear()
+        self._views.clear()
         self._contents.clear()
 
     def num_bytes(self, names: Collection[str]) -> int:
