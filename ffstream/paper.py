@@ -38,7 +38,7 @@ _BUFFERS = {
     "rows": ("rows", "cast rows", "dropout words", "beside rows", "moved rows"),
     "activities": ("preactivations", "activities", "compared", "similarity"),
     "gradient": (
-        *("part", "part product", "product", "embedding gradient", "gradient sums"),
+        *("weights", "part", "product", "embedding gradient", "gradient sums"),
         *(
             "wide exp_avg",
             "wide exp_avg_sq",

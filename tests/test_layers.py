@@ -156,6 +156,21 @@ def test_gradients_leave_the_embedding_the_rows_and_the_gradient_alone(kind):
     assert rows.grad is None
 
 
+@pytest.mark.parametrize("num_units", [4, 600, 1024, 1500, 2049])
+def test_products_in_bfloat16_leave_every_unit_its_own_gradient(num_units):
+    layer = Linear(7, num_units, torch.bfloat16)
+    layer.initialise(torch.Generator().manual_seed(3))
+    layer.workspace = Workspace(torch.device("cpu"))
+    rows, gradient = draw(9, 7, seed=1).bfloat16(), draw(9, num_units, seed=2)
+    with torch.no_grad():
+        before = layer.preactivations(rows).clone()
+        found = whole_gradients(layer, rows, gradient)["weight"]
+        again = layer.preactivations(rows)  # of weights whose cast the gradient has overwritten
+    expected = (gradient.bfloat16().double().t() @ rows.double()).float()
+    torch.testing.assert_close(found, expected.bfloat16().float(), rtol=2**-7, atol=2**-7)
+    assert torch.equal(before, again)
+
+
 def test_a_short_last_batch_leaves_no_trace_of_the_one_before():
     layer = Linear(6, 4)
     layer.initialise(torch.Generator().manual_seed(3))

@@ -12,8 +12,8 @@ from ffstream.layers.base import Layer, cut_units
 from ffstream.row_sums import sum_rows
 from ffstream.workspace import Workspace
 
-# Units whose weights are cast, or whose gradient exists, at once. Fewer make narrow products, which are slow: on a CPU
-# with AMX, a step of 1000 units takes 20 % longer with 256 in both, and no longer with these.
+# Units that are multiplied, or whose gradient exists in float32, at once. Fewer make narrow products, which are slow:
+# on a CPU with AMX, a step of 1000 units takes 20 % longer with 256 in both, and no longer with these.
 _PRODUCT_UNITS = 1024
 _GRADIENT_UNITS = 512
 # Likewise, of the gradient of what the layer reads; of very wide rows a quarter, as each part takes all parts of units.
@@ -66,16 +66,29 @@ class Linear(Layer):
         """dW = gradient^T x, the part of some units at a time, and db = sum(gradient)."""
         room = self.workspace or Workspace(gradient.device)
         right = self._cast("cast rows", rows, room)
-        for units in cut_units(self.num_units, _GRADIENT_UNITS):
-            left = self._cast("product", gradient[:, units], room)
-            shape = (left.shape[1], self.in_features)
-            part = room.take("part", shape, self.weight.dtype)  # the weights' turn is over
-            if self.compute_dtype == self.weight.dtype:
-                torch.mm(left.t(), right, out=part)
-            else:
-                part.copy_(torch.mm(left.t(), right, out=room.take("part product", shape, self.compute_dtype)))
+        for units, part in self._weight_gradients(gradient, right, room):
             yield "weight", units, part
         yield "bias", slice(None), sum_rows(gradient)
+
+    def _weight_gradients(self, gradient: Tensor, right: Tensor, room: Workspace) -> Iterator[tuple[slice, Tensor]]:
+        """gradient^T x, in the weights' type.
+
+        A product in another type takes the place of the weights that were cast, whose turn is over. Every core has read
+        these, and all have to be told before one writes there: little beside a product, but a copy takes five times as
+        long. So it is not the copies that take their place.
+        """
+        dtype = self.weight.dtype
+        if self.compute_dtype == dtype:
+            for units in cut_units(self.num_units, _GRADIENT_UNITS):
+                left = gradient[:, units].t()
+                yield units, torch.mm(left, right, out=room.take("part", (len(left), self.in_features), dtype))
+            return
+        for units in cut_units(self.num_units, _PRODUCT_UNITS):
+            left = self._cast("product", gradient[:, units], room).t()
+            product = torch.mm(left, right, out=room.take("weights", (len(left), self.in_features), self.compute_dtype))
+            for rows in cut_units(len(product), _GRADIENT_UNITS):
+                part = room.take("part", tuple(product[rows].shape), dtype).copy_(product[rows])
+                yield slice(units.start + rows.start, units.start + rows.stop), part
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """gradient W, for some features at a time, summed over some units at a time: in `compute_dtype`."""
@@ -96,7 +109,7 @@ class Linear(Layer):
         """
         if weight.dtype == self.compute_dtype:
             return weight
-        cast, is_there = room.take_again("part", tuple(weight.shape), self.compute_dtype, self._content(weight))
+        cast, is_there = room.take_again("weights", tuple(weight.shape), self.compute_dtype, self._content(weight))
         for units in cut_units(0 if is_there else len(weight), _GRADIENT_UNITS):
             cast[units].copy_(weight[units])
         return cast
