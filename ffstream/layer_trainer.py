@@ -238,43 +238,54 @@ class LayerTrainer:
         part, rows, preactivations = self.multiply(part, generator)
         if self._config.objective.perturbation and part.others is None:
             activities, goodness = self.read_goodness(preactivations, part.candidates)
-            _, gradient, _ = self._differentiate_goodness(activities, goodness, part, num_samples)
+            _, upstream = self._differentiate_loss(goodness, num_samples)
+            gradient, _ = self._differentiate_goodness(activities, part, upstream, embedding=False)
             self._perturb_(rows, gradient)
             preactivations = self.layer.preactivations(rows)
         similarity = self._compare(preactivations, part)
         activities, goodness = self.read_goodness(preactivations, part.candidates)
+        if part.others is not None:
+            goodness += part.others
+        loss, upstream = self._differentiate_loss(goodness, num_samples)
+        figures = _sum_figures(loss, goodness)
         pull = None
         if self._config.objective.peer_normalisation:
             pull = self._peer_gradient(activities[0][0], len(part.index) / num_samples) / num_samples
-        figures, gradient, embedding_gradient = self._differentiate_goodness(
-            activities, goodness, part, num_samples, pull
-        )
+        gradient, embedding_gradient = self._differentiate_goodness(activities, part, upstream, pull)
+        total = None
+        if embedding_gradient is not None and self._method.adds_embedding and similarity is None:
+            total = embedding_gradient.sum(dim=0)
         if similarity is not None:
             term, by_preactivation = similarity
             figures[0] += term * self._config.objective.similarity_weight
             gradient.add_(by_preactivation, alpha=self._config.objective.similarity_weight / num_samples)
-        found = self.layer.gradients(rows, gradient)
+        found = self.layer.gradients(rows, gradient, total)
         if embedding_gradient is not None:
             found = itertools.chain(found, [("label_embedding", slice(None), embedding_gradient)])
         return figures, found
 
-    def _differentiate_goodness(
-        self, activities: list[Tensor], goodness: Tensor, part: MicroBatch, num_samples: int, pull: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Figures of a batch, or of a part of it; the gradient of its mean loss by preactivations and by the embedding.
-
-        `pull` (num_units,) is added for the positive. The gradient takes the place of the activities.
-        """
+    def _differentiate_loss(self, goodness: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+        """The loss of each sample, (n,), and dL/dgoodness of the mean over `num_samples`, (n, 1 + K)."""
         scale = self._config.objective.scale
-        if part.others is not None:
-            goodness = goodness + part.others
         loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
-        positive, negatives = goodness[:, 0], goodness[:, 1:]
-        wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
-        figures = torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
-        upstream = upstream * (scale * self._weight / num_samples)  # of the mean loss with respect to the goodness
-        return figures, *self._method.differentiate(
-            self.layer, self._goodness, activities, part.candidates, upstream, pull, self._workspace
+        return loss, upstream * (scale * self._weight / num_samples)
+
+    def _differentiate_goodness(
+        self,
+        activities: list[Tensor],
+        part: MicroBatch,
+        upstream: Tensor,
+        pull: Tensor | None = None,
+        *,
+        embedding: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradient by preactivations, in the place of the activities, and by the embedding.
+
+        `pull` (num_units,) is added for the positive.
+        """
+        return self._method.differentiate(
+            *(self.layer, self._goodness, activities, part.candidates, upstream, pull, self._workspace),
+            embedding=embedding,
         )
 
     def _perturb_(self, rows: Tensor, gradient: Tensor) -> None:
@@ -369,6 +380,13 @@ class LayerTrainer:
         objective, mean = self._config.objective, self.layer.mean_activity
         mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum**share)
         return (mean - mean.mean()) * objective.peer_normalisation
+
+
+def _sum_figures(loss: Tensor, goodness: Tensor) -> Tensor:
+    """Of the samples (n,), (n, 1 + K): summed loss, goodness (positive, negative), and wins."""
+    positive, negatives = goodness[:, 0], goodness[:, 1:]
+    wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
+    return torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
 
 
 def _figures(totals: Tensor, num_samples: int, elapsed_s: float) -> EpochFigures:

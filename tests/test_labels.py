@@ -173,6 +173,8 @@ def test_goodness_and_gradients_are_those_of_the_definition(name, first_unit, nu
         layer.label_embedding.grad.index_add_(0, candidates[:, 0], pull.expand(NUM_SAMPLES, -1))
     if embedding_gradient is not None:
         torch.testing.assert_close(embedding_gradient, layer.label_embedding.grad)
+    if method.adds_embedding:
+        torch.testing.assert_close(embedding_gradient.sum(0), gradient.sum(0))
 
 
 def positive_mean(name, layer, preactivations, candidates):

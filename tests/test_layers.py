@@ -171,6 +171,13 @@ def test_products_in_bfloat16_leave_every_unit_its_own_gradient(num_units):
     assert torch.equal(before, again)
 
 
+def test_a_sum_that_is_known_is_not_summed_again():
+    layer, total = Linear(6, 4), draw(4)
+    layer.initialise(torch.Generator().manual_seed(3))
+    found = {name: value for name, _, value in layer.gradients(draw(9, 6), draw(9, 4), total)}
+    assert torch.equal(found["bias"], total)
+
+
 def test_a_short_last_batch_leaves_no_trace_of_the_one_before():
     layer = Linear(6, 4)
     layer.initialise(torch.Generator().manual_seed(3))

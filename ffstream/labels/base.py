@@ -28,6 +28,7 @@ class LabelMethod(ABC):
     mixes_samples: bool = False
     overlays: bool = False  # labels on the first features of an image
     uses_embedding: bool  # of labels, a parameter of every layer
+    adds_embedding: bool = False  # to preactivations, so that its gradients add up to that of the bias
     shares_row: bool  # candidates are labels, and share one label-free row
     informed: InformedSampler | None = None  # which draws negatives by what the layer makes of them
     num_groups: int = 1  # of units, each of which makes a goodness
@@ -105,8 +106,10 @@ class LabelMethod(ABC):
         upstream: Tensor,
         pull: Tensor | None,
         workspace: Workspace,
+        *,
+        embedding: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """dL/dpreactivations, and that of the label embedding where there is one.
+        """dL/dpreactivations, and that of the label embedding where there is one and `embedding` asks for it.
 
         `upstream` is dL/dgoodness, (n, 1 + K); `pull`, (num_units,), is added for every sample's first activities. May
         reuse the memory of `activities`, which `measure` has read.
@@ -137,6 +140,8 @@ class ShownLabels(LabelMethod):
         upstream: Tensor,
         pull: Tensor | None,
         workspace: Workspace,
+        *,
+        embedding: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
         """Through each candidate's activities, whose place the gradients take."""
         (gradients,) = activities
@@ -144,11 +149,11 @@ class ShownLabels(LabelMethod):
             h.copy_(goodness.gradient_(h, g))  # nothing is copied where it is there already
         if pull is not None:
             gradients[0] += pull
-        return self.collect(gradients, candidates, workspace)
+        return self.collect(gradients, candidates, embedding=embedding)
 
     @abstractmethod
-    def collect(self, gradients: Tensor, candidates: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor | None]:
-        """dL/dpreactivations from (1 + K, n, num_units), and that of the label embedding where there is one."""
+    def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
+        """What `differentiate` gives, from the gradients (1 + K, n, num_units)."""
 
 
 class CachedCandidates(ShownLabels):
@@ -167,7 +172,7 @@ class CachedCandidates(ShownLabels):
         """relu(z), in place, cut into candidates."""
         return [preactivations.relu_().unflatten(0, (candidates.shape[1], -1))]
 
-    def collect(self, gradients: Tensor, candidates: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor | None]:
+    def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
         """One above the other, as the rows were."""
         return gradients.flatten(0, 1), None
 

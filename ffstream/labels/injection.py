@@ -16,7 +16,7 @@ from ffstream.workspace import Workspace
 class LabelInjection(ShownLabels, LabelFreeRows):
     """h = relu(W x + b + U[label]) at every layer: one label-free row a sample, candidates are labels."""
 
-    uses_embedding = True
+    uses_embedding = adds_embedding = True
 
     def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int) -> None:
         self._num_classes = num_classes
@@ -42,9 +42,9 @@ class LabelInjection(ShownLabels, LabelFreeRows):
             torch.index_select(embedding, 0, column, out=activity).add_(preactivations).relu_()
         return [activities]
 
-    def collect(self, gradients: Tensor, candidates: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor | None]:
+    def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
         """dz is the sum over candidates; dU[c] the sum over the samples with candidate c."""
-        embedding_gradient = sum_by_label(gradients, candidates, self._num_classes)
+        embedding_gradient = sum_by_label(gradients, candidates, self._num_classes) if embedding else None
         total, *rest = gradients
         for gradient in rest:
             total.add_(gradient)

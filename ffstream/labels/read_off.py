@@ -42,10 +42,15 @@ class ReadLabels(LabelFreeRows):
         upstream: Tensor,
         pull: Tensor | None,
         workspace: Workspace,
+        *,
+        embedding: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
         """Through the activities that all candidates share."""
         by_label = torch.empty_like(upstream).scatter_(1, candidates, upstream)  # each place once
-        gradient, embedding_gradient = self._differentiate(layer, goodness, activities, by_label, workspace)
+        embedding_gradient = None
+        if embedding and self.uses_embedding:
+            embedding_gradient = self._differentiate_embedding(layer, goodness, activities, by_label, workspace)
+        gradient = self._differentiate(layer, goodness, activities, by_label, workspace)
         if pull is not None:
             gradient += pull
         return gradient, embedding_gradient
@@ -73,8 +78,14 @@ class ReadLabels(LabelFreeRows):
     @abstractmethod
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
-    ) -> tuple[Tensor, Tensor | None]:
-        """The gradients, from those of the goodness of every label (n, num_classes)."""
+    ) -> Tensor:
+        """dL/dpreactivations, from dL/dgoodness of every label (n, num_classes)."""
+
+    def _differentiate_embedding(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> Tensor:
+        """The gradient of the label embedding likewise, where there is one."""
+        raise NotImplementedError
 
 
 class LabelGroups(ReadLabels):
@@ -118,16 +129,16 @@ class LabelGroups(ReadLabels):
 
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         """Into the memory of the activities."""
-        (gradient,), *parts = activities
+        gradient, parts = activities[0][0], activities[1:]
         by_group = upstream.roll(-layer.first_unit, dims=1)
         for (groups, rows), part in zip(self._pieces(gradient), parts, strict=True):
             of_part = (by_group[:, groups] * self._weight(layer, goodness, part)).flatten()
             found = goodness.gradient_(part.flatten(0, 1), of_part).view(part.shape)
             for piece, place in _aligned(rows, found):
                 piece.copy_(place)
-        return gradient, None
+        return gradient
 
     def _pieces(self, activities: Tensor) -> list[tuple[slice, list[Tensor]]]:
         """Groups of as many units each, with views (n, units, groups) that are theirs. Groups of no unit are left out.
@@ -168,14 +179,20 @@ class LabelClassifier(ReadLabels):
 
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
-    ) -> tuple[Tensor, Tensor | None]:
-        """dz = (g M) where the ReLU is open, dM = g^T h, with g the gradient of the products."""
+    ) -> Tensor:
+        """dz = (g M) where the ReLU is open, with g the gradient of the products. In the memory of the activities."""
         activity, embedding = activities[0][0], label_embedding_of(layer)
-        upstream = upstream * _factor(layer, goodness)
-        room = workspace.take("embedding gradient", tuple(embedding.shape), embedding.dtype)
-        embedding_gradient = torch.mm(upstream.t(), activity, out=room)
         back = workspace.take("activities", tuple(activity.shape), activity.dtype)
-        return activity.sign_().mul_(torch.mm(upstream, embedding, out=back)), embedding_gradient
+        torch.mm(upstream * _factor(layer, goodness), embedding, out=back)
+        return activity.sign_().mul_(back)
+
+    def _differentiate_embedding(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> Tensor:
+        """dM = g^T h."""
+        shape = (upstream.shape[1], layer.num_units)
+        room = workspace.take("embedding gradient", shape, upstream.dtype)
+        return torch.mm((upstream * _factor(layer, goodness)).t(), activities[0][0], out=room)
 
 
 def _aligned(rows: list[Tensor], part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -83,9 +83,12 @@ class Layer(nn.Module):
         """(n, in_features) in any floating type -> (n, num_units) float32."""
         raise NotImplementedError
 
-    def gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
+    def gradients(
+        self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
+    ) -> Iterator[tuple[str, slice, Tensor]]:
         """Yield the gradient of every parameter, given dL/dpreactivations (n, num_units). Nothing flows into `rows`.
 
+        `total` (num_units,) is the sum of `gradient` over its rows, where that is known already.
         As (name, rows of the parameter, their gradient), the last valid until the next is asked for: a parameter may
         come in parts, and each part may be updated at once. That of `label_embedding` is not among them, as it does not
         depend on the rows.

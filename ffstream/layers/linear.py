@@ -62,13 +62,15 @@ class Linear(Layer):
                 result[:, units].copy_(product)
         return result.add_(self.bias)
 
-    def gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
+    def gradients(
+        self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
+    ) -> Iterator[tuple[str, slice, Tensor]]:
         """dW = gradient^T x, the part of some units at a time, and db = sum(gradient)."""
         room = self.workspace or Workspace(gradient.device)
         right = self._cast("cast rows", rows, room)
         for units, part in self._weight_gradients(gradient, right, room):
             yield "weight", units, part
-        yield "bias", slice(None), sum_rows(gradient)
+        yield "bias", slice(None), sum_rows(gradient) if total is None else total
 
     def _weight_gradients(self, gradient: Tensor, right: Tensor, room: Workspace) -> Iterator[tuple[slice, Tensor]]:
         """gradient^T x, in the weights' type.

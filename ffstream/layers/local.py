@@ -66,13 +66,15 @@ class Local(Layer):
         ]
         return torch.cat(found, dim=1).to(self.weight.dtype).add_(self.bias)
 
-    def gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[str, slice, Tensor]]:
+    def gradients(
+        self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
+    ) -> Iterator[tuple[str, slice, Tensor]]:
         """dW = gradient^T x, place by place, and db = sum(gradient)."""
         rows = rows.to(self.compute_dtype)
         for units, window in self._places():
             left = gradient[:, units].to(self.compute_dtype)
             yield "weight", units, torch.mm(left.t(), rows.index_select(1, window)).to(self.weight.dtype)
-        yield "bias", slice(None), sum_rows(gradient)
+        yield "bias", slice(None), sum_rows(gradient) if total is None else total
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """gradient W, summed over the places that read a feature, for all features in `compute_dtype`."""
