@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ class PeakMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before_bytes = 0  # alive at the start (on CUDA), or made since and alive when the lap began
+        self._before_bytes = 0  # on CUDA, alive at the start
+        self._blocks: dict[int, int] = {}  # on a CPU, bytes of what was made since and is alive, by address
         self._profiler: Any = None  # while an account is open
 
     def __enter__(self) -> PeakMeter:
@@ -105,7 +106,7 @@ class PeakMeter:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before_bytes = torch.cuda.memory_allocated(self._device)
         else:
-            self._before_bytes = 0
+            self._blocks.clear()
             self._open_account()
 
     def lap(self) -> int:
@@ -122,13 +123,23 @@ class PeakMeter:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             return int(torch.cuda.max_memory_allocated(self._device)) - self._before_bytes
-        events = self._close_account()
-        changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-        alive: list[int] = list(
-            itertools.accumulate((num_bytes for _, num_bytes in changes), initial=self._before_bytes)
-        )
-        self._before_bytes = alive[-1]
-        return max(alive)
+        return self._follow(self._close_account())
+
+    def _follow(self, changes: Iterable[tuple[int, int]]) -> int:
+        """The most bytes alive at once, through changes (address, bytes) in their order: negative bytes are freed.
+
+        torch reports a tensor that was made before, or on another thread, as freed with the bytes of one that it saw
+        at that address earlier. So what was not seen made is not counted as freed, and what was freed unseen is gone
+        when its address is taken again.
+        """
+        alive_bytes = peak_bytes = sum(self._blocks.values())
+        for address, num_bytes in changes:
+            alive_bytes -= self._blocks.pop(address, 0)
+            if num_bytes > 0:
+                self._blocks[address] = num_bytes
+                alive_bytes += num_bytes
+                peak_bytes = max(peak_bytes, alive_bytes)
+        return peak_bytes
 
     def _open_account(self) -> None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it looks for a GPU and complains on stderr
@@ -137,10 +148,19 @@ class PeakMeter:
         self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._profiler.__enter__()
 
-    def _close_account(self) -> Any:
+    def _close_account(self) -> list[tuple[int, int]]:
+        """All changes since it was opened, as (address, bytes), in their order."""
         profiler, self._profiler = self._profiler, None
         profiler.__exit__(None, None, None)
-        return profiler.profiler.kineto_results.events()
+        found: list[tuple[int, int, int]] = []
+        events = profiler.profiler.kineto_results.experimental_event_tree()[::-1]
+        while events:
+            event = events.pop()
+            events.extend(reversed(event.children))
+            if event.tag == torch._C._profiler._EventType.Allocation:
+                found.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+        found.sort(key=itemgetter(0))
+        return [(address, num_bytes) for _, address, num_bytes in found]
 
 
 def measure_peak_bytes(work: Callable[[], object], device: torch.device) -> int:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ffstream.memory import (
+    PeakMeter,
     _cgroup_room_bytes,
     host_free_bytes,
     is_in_memory,
@@ -87,6 +88,40 @@ def test_the_peak_is_of_what_was_alive_at_once():
 
     assert measure_peak_bytes(work, CPU) == 6000
     assert measure_peak_bytes(lambda: None, CPU) == 0
+
+
+def test_what_was_not_seen_made_is_not_seen_freed():
+    with PeakMeter(CPU) as meter:
+        meter.start()
+        made = [torch.empty(1000, dtype=torch.uint8) for _ in range(50)]
+        meter.stop()
+        addresses = {tensor.data_ptr() for tensor in made}
+        made.clear()
+        unseen = [torch.empty(1000, dtype=torch.uint8) for _ in range(1000)]
+        assert addresses & {tensor.data_ptr() for tensor in unseen}  # which torch takes for those of the first
+        meter.start()
+        kept = torch.empty(5000, dtype=torch.uint8)
+        unseen.clear()
+        torch.empty(800, dtype=torch.uint8)
+        assert meter.lap() == 5800
+        del kept
+        torch.empty(900, dtype=torch.uint8)
+        assert meter.stop() == 5000
+
+
+@pytest.mark.parametrize(
+    ("laps", "peaks"),
+    [
+        ([[(1, 10), (2, 30), (2, -30), (1, -10)], [(3, 5)]], [40, 5]),
+        ([[(1, 10)], [(2, 30), (1, -10), (3, 15)]], [10, 45]),
+        ([[(1, -10), (2, 30)]], [30]),  # made before, or on another thread
+        ([[(1, 10), (2, 30)], [(1, 20), (3, 1)]], [40, 51]),  # freed on another thread, or between the laps
+        ([[], []], [0, 0]),
+    ],
+)
+def test_the_account_follows_each_block_by_its_address(laps, peaks):
+    meter = PeakMeter(CPU)
+    assert [meter._follow(lap) for lap in laps] == peaks
 
 
 def test_work_that_fails_while_it_is_measured_lets_the_interpreter_end():
