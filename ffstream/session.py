@@ -22,6 +22,7 @@ from ffstream.files import remove_temporaries, storage_errors
 from ffstream.footprint import DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import check_negatives
+from ffstream.interrupts import Interrupts
 from ffstream.labels import make_label_method
 from ffstream.layers import LAYER_KINDS
 from ffstream.lock import RunLock
@@ -68,8 +69,9 @@ def train(
     With `resume`, a run that is there already is gone on with, provided that it has this configuration; more layers
     than it has are added. Raises an FFStreamError; nothing that was committed is lost.
     """
-    directory, config = _open(config, run_dir, resume=resume)
-    return _execute(directory, config, observer or Observer())
+    with Interrupts() as interrupts:
+        directory, config = _open(config, run_dir, resume=resume)
+        return _execute(directory, config, observer or Observer(), interrupts)
 
 
 def make_plan(
@@ -122,12 +124,13 @@ def resume(
     observer: Observer | None = None,
 ) -> Run:
     """Go on with a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError."""
-    run = Run(Path(run_dir))
     if data_root is not None:
         data_root = str(Path(data_root).expanduser().absolute())
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget, "data_root": data_root}
-    config = run.config.override({key: value for key, value in given.items() if value is not None})
-    return _execute(run.directory, config, observer or Observer())
+    with Interrupts() as interrupts:
+        run = Run(Path(run_dir))
+        config = run.config.override({key: value for key, value in given.items() if value is not None})
+        return _execute(run.directory, config, observer or Observer(), interrupts)
 
 
 def _open(config: Config, run_dir: str | Path | None, *, resume: bool) -> tuple[RunDirectory, Config]:
@@ -254,7 +257,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
     return _Prepared(plan, dataset, splits, device)
 
 
-def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run:
+def _execute(directory: RunDirectory, config: Config, observer: Observer, interrupts: Interrupts) -> Run:
     """Everything that can be refused is refused before anything is written."""
     prepared = _prepare(directory, config, measure=config.memory.budget != "auto")
     if prepared.dataset.warning is not None:
@@ -271,7 +274,7 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run
         if Run(directory.path).config != config:
             directory.write_config(config.to_toml())
         try:
-            runner = Runner(directory, prepared.plan, data, splits, device, observer)
+            runner = Runner(directory, prepared.plan, data, splits, device, observer, interrupts)
             del prepared, dataset, splits  # the runner lets the images go when the first cache is there
             runner.run()
         except (RuntimeError, MemoryError) as error:

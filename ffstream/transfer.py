@@ -42,6 +42,7 @@ class Transfer:
 
     At most `max_unsynced` shards are stored but not yet durable; with 1, a shard more than the cache itself.
     `on_unpinned` is called, at most once, where a slot on the host should be pinned and the system refuses.
+    `check` is called before anything is handed over to be committed, and raises what forbids it.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Transfer:
         device: torch.device,
         max_unsynced: int | None = None,
         on_unpinned: Callable[[], None] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = device
         self.stopwatch = Stopwatch()  # of the thread that computes: what it waits for
         self._max_unsynced = max_unsynced
         self._on_unpinned = on_unpinned
+        self._check = check
         self._read_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._write_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._decoded, self._to_code = Workspace(device), Workspace(device)
@@ -191,6 +194,7 @@ class Transfer:
 
         What is returned is done when its turn is over. Raises what went wrong until now.
         """
+        self._check()
         while self._commits and self._commits[0].done():
             self._commits.popleft().result()
         self._commits.append(self._committer.submit(self._carry_out, action))

@@ -57,6 +57,14 @@ def metrics_without_times(run_dir: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in volatile} for line in lines]
 
 
+def check_resumed_equals(whole: Path, resumed: Path) -> None:
+    """The same bits, lines and nothing left over."""
+    assert layer_digests(resumed) == layer_digests(whole)
+    assert metrics_without_times(resumed) == metrics_without_times(whole)
+    assert not (resumed / "cache").exists()
+    assert not (resumed / "progress").exists()
+
+
 def similarity_written_out(name: str, activities: torch.Tensor, labels: torch.Tensor, num_in_group: int):
     """The sum of a term over all samples, as its paper spells it, compared within groups."""
     total = activities.sum() * 0

@@ -16,7 +16,7 @@ PACKAGE = Path(ffstream.__file__).parent
 
 # From the ground up; a module may import from those before it only. A package counts as one floor.
 ORDER = """
-errors recipes units plane row_sums seeding schedule workspace ledger memory
+errors interrupts recipes units plane row_sums seeding schedule workspace ledger memory
 normalisation stopwatch
 limits config registry files device
 manifest

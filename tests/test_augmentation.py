@@ -17,7 +17,7 @@ from ffstream.cache import CacheLayout, DiskCache, compute_shard_order
 from ffstream.config import AugmentationConfig
 from ffstream.layers import Linear
 from ffstream.runner import Runner
-from tests.helpers import InterruptAt, layer_digests, metrics_without_times, run_cli
+from tests.helpers import InterruptAt, check_resumed_equals, layer_digests, metrics_without_times, run_cli
 
 WAYS = {"views": {"augmentation__views": 3, "augmentation__max_shift": 1}, "restream": {"augmentation__restream": True}}
 SHAPES = {
@@ -194,13 +194,6 @@ def uninterrupted(tmp_path_factory):
         return runs[key]
 
     return get
-
-
-def check_resumed_equals(whole, resumed):
-    assert layer_digests(resumed) == layer_digests(whole)
-    assert metrics_without_times(resumed) == metrics_without_times(whole)
-    assert not (resumed / "cache").exists()
-    assert not (resumed / "progress").exists()
 
 
 @pytest.mark.parametrize(

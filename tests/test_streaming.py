@@ -20,7 +20,7 @@ from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.network import build_layer, compute_layer_specs, hand_on
 from ffstream.run import make_splits
-from tests.helpers import InterruptAt, layer_digests, metrics_without_times
+from tests.helpers import InterruptAt, check_resumed_equals, layer_digests
 
 RECIPES = {
     "inject": {},
@@ -114,13 +114,6 @@ class Steps(ff.Observer):
 
     def on_step(self, description):
         self.seen.append(description)
-
-
-def check_resumed_equals(whole, resumed):
-    assert layer_digests(resumed) == layer_digests(whole)
-    assert metrics_without_times(resumed) == metrics_without_times(whole)
-    assert not (resumed / "cache").exists()
-    assert not (resumed / "progress").exists()
 
 
 @pytest.mark.parametrize("tiles", [{}, {"network__tile_units": 10}])

@@ -13,6 +13,7 @@ import typer
 
 from ffstream import __version__
 from ffstream.errors import FFStreamError
+from ffstream.interrupts import Interrupts
 
 app = typer.Typer(
     name="ffstream",
@@ -52,7 +53,8 @@ def main() -> None:
     """Run the command line. A user's error is one line and exit code 1; Ctrl-C is 130; a bug keeps its traceback."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(standalone_mode=True)
+        with Interrupts():
+            app(standalone_mode=True)
     except FFStreamError as error:
         fail(f"ffstream: {error}", 1)
     except KeyboardInterrupt:
