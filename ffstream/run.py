@@ -25,6 +25,7 @@ from ffstream.evaluate import (
     objective_temperature,
     read_validation_goodness,
 )
+from ffstream.interrupts import Interrupts
 from ffstream.model import FFNetwork, export_network, load_network
 from ffstream.observer import LayerFigures
 from ffstream.predictions import Predictions, predict, predict_softmax
@@ -106,14 +107,15 @@ class Run:
             raise DataError(f"data {config.data}: has no {split} split; found {', '.join(sorted(splits))}")
         common = (self.directory, config, split, splits[split])
         target = resolve_device(device)
-        if method == "softmax":
-            return evaluate_softmax(*common, splits["train"], data, target, first_layer)
         labels = splits["validation"].labels if "validation" in splits else None
-        if method == "goodness":
-            return evaluate_goodness(*common, data, target, first_layer, validation_labels=labels)
-        if labels is None:
-            raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
-        return evaluate_fitted(*common, data, target, labels, first_layer)
+        with Interrupts(defers=True):
+            if method == "softmax":
+                return evaluate_softmax(*common, splits["train"], data, target, first_layer)
+            if method == "goodness":
+                return evaluate_goodness(*common, data, target, first_layer, validation_labels=labels)
+            if labels is None:
+                raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
+            return evaluate_fitted(*common, data, target, labels, first_layer)
 
     def predict(
         self,
@@ -144,7 +146,8 @@ class Run:
         target = resolve_device(device)
         if method == "softmax":
             held_out = self._load_held_out(data, data_root) if calibrated else None
-            return predict_softmax(directory, config, images, data, target, held_out, first_layer)
+            with Interrupts(defers=True):
+                return predict_softmax(directory, config, images, data, target, held_out, first_layer)
         self._check_labels_were_shown(method, "softmax, or auto")
         num_layers, stack_layers = count_usable_layers(directory, first_layer), config.network.stack_layers
         if not calibrated:
@@ -156,7 +159,8 @@ class Run:
             else:
                 goodness = list(read_validation_goodness(directory, num_layers))
                 combination = fit_weights(goodness, labels, first_layer, None, stack_layers)
-        return predict(directory, config, images, data, target, method, combination, is_calibrated=calibrated)
+        with Interrupts(defers=True):
+            return predict(directory, config, images, data, target, method, combination, is_calibrated=calibrated)
 
     def load_images(self, paths: Sequence[str | Path]) -> NamedImages:
         """Images for `predict`: image files, folders of them, and .npy, .npz and .safetensors files of arrays.

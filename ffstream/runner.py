@@ -23,7 +23,7 @@ from ffstream.footprint import DataShape
 from ffstream.frozen import load_committed
 from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import InputRows
-from ffstream.interrupts import Interrupts
+from ffstream.interrupts import check_interrupts
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.layers import Layer
@@ -64,7 +64,6 @@ class Runner:
         splits: dict[str, Split],
         device: torch.device,
         observer: Observer,
-        interrupts: Interrupts,
     ) -> None:
         self._directory = directory
         self._config = config = plan.config
@@ -84,10 +83,7 @@ class Runner:
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
         shape = DataShape(data["num_features"], self._num_classes, num_samples)
         self._caches = CacheSet(directory, config, self._specs, self._method, shape, data, plan.tier, device)
-        self._interrupts = interrupts
-        self._transfer = Transfer(
-            device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()), interrupts.check
-        )
+        self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
         self._stopwatch = self._transfer.stopwatch
         self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
         self._tiles = compute_tiles(config)
@@ -277,7 +273,7 @@ class Runner:
         number, num_epochs = spec.index + 1, self._config.epochs * len(self._tiles)
 
         def on_tick(figures: EpochFigures) -> None:
-            self._interrupts.check()
+            check_interrupts()
             self._observer.on_tick(number, epoch + 1, num_epochs, figures)
 
         cache, labels = self._caches.current[TRAIN], self._labels[TRAIN]

@@ -69,9 +69,9 @@ def train(
     With `resume`, a run that is there already is gone on with, provided that it has this configuration; more layers
     than it has are added. Raises an FFStreamError; nothing that was committed is lost.
     """
-    with Interrupts() as interrupts:
+    with Interrupts():
         directory, config = _open(config, run_dir, resume=resume)
-        return _execute(directory, config, observer or Observer(), interrupts)
+        return _execute(directory, config, observer or Observer())
 
 
 def make_plan(
@@ -127,10 +127,10 @@ def resume(
     if data_root is not None:
         data_root = str(Path(data_root).expanduser().absolute())
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget, "data_root": data_root}
-    with Interrupts() as interrupts:
+    with Interrupts():
         run = Run(Path(run_dir))
         config = run.config.override({key: value for key, value in given.items() if value is not None})
-        return _execute(run.directory, config, observer or Observer(), interrupts)
+        return _execute(run.directory, config, observer or Observer())
 
 
 def _open(config: Config, run_dir: str | Path | None, *, resume: bool) -> tuple[RunDirectory, Config]:
@@ -257,13 +257,14 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
     return _Prepared(plan, dataset, splits, device)
 
 
-def _execute(directory: RunDirectory, config: Config, observer: Observer, interrupts: Interrupts) -> Run:
+def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run:
     """Everything that can be refused is refused before anything is written."""
     prepared = _prepare(directory, config, measure=config.memory.budget != "auto")
     if prepared.dataset.warning is not None:
         observer.on_warning(prepared.dataset.warning)
     config, dataset, splits, device = prepared.plan.config, prepared.dataset, prepared.splits, prepared.device
-    with storage_errors(directory.path), RunLock(directory.path):  # wherever it fails, in removing what is old too
+    # An error is told as storage's wherever it comes, in removing what is old too; an interrupt waits for its place.
+    with Interrupts(defers=True), storage_errors(directory.path), RunLock(directory.path):
         remove_temporaries(directory.path)
         if not directory.exists():
             validation = splits.get("validation")
@@ -274,7 +275,7 @@ def _execute(directory: RunDirectory, config: Config, observer: Observer, interr
         if Run(directory.path).config != config:
             directory.write_config(config.to_toml())
         try:
-            runner = Runner(directory, prepared.plan, data, splits, device, observer, interrupts)
+            runner = Runner(directory, prepared.plan, data, splits, device, observer)
             del prepared, dataset, splits  # the runner lets the images go when the first cache is there
             runner.run()
         except (RuntimeError, MemoryError) as error:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ffstream.cache import ActivationCache, CacheLayout, decode_, encode_
+from ffstream.interrupts import check_interrupts
 from ffstream.stopwatch import Stopwatch
 from ffstream.workspace import Workspace
 
@@ -42,7 +43,6 @@ class Transfer:
 
     At most `max_unsynced` shards are stored but not yet durable; with 1, a shard more than the cache itself.
     `on_unpinned` is called, at most once, where a slot on the host should be pinned and the system refuses.
-    `check` is called before anything is handed over to be committed, and raises what forbids it.
     """
 
     def __init__(
@@ -50,13 +50,11 @@ class Transfer:
         device: torch.device,
         max_unsynced: int | None = None,
         on_unpinned: Callable[[], None] | None = None,
-        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = device
         self.stopwatch = Stopwatch()  # of the thread that computes: what it waits for
         self._max_unsynced = max_unsynced
         self._on_unpinned = on_unpinned
-        self._check = check
         self._read_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._write_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._decoded, self._to_code = Workspace(device), Workspace(device)
@@ -85,6 +83,7 @@ class Transfer:
         """Yield (shard, rows on the device) in the given order. `rows` is valid until the next one is asked for."""
         if order and cache.resident(order[0], self.device) is not None:
             for shard in order:
+                check_interrupts()
                 rows = cache.resident(shard, self.device)
                 assert rows is not None
                 yield shard, self._decode(cache.layout, shard, rows)
@@ -98,6 +97,7 @@ class Transfer:
         pending = self._reader.submit(slots[0].fill, cache, order[0]) if order else None
         try:
             for position, shard in enumerate(order):
+                check_interrupts()
                 assert pending is not None
                 slot = slots[position % NUM_SLOTS]
                 with self.stopwatch.lap(READING):
@@ -120,6 +120,7 @@ class Transfer:
 
         `then` is called, perhaps later and on another thread, once the shard is durable.
         """
+        check_interrupts()
         stored = cache.allocate(shard, self.device)
         if stored is not None:
             with self._coding(cache.layout, shard, stored) as rows:
@@ -194,7 +195,7 @@ class Transfer:
 
         What is returned is done when its turn is over. Raises what went wrong until now.
         """
-        self._check()
+        check_interrupts()
         while self._commits and self._commits[0].done():
             self._commits.popleft().result()
         self._commits.append(self._committer.submit(self._carry_out, action))

@@ -11,6 +11,7 @@ from ffstream.cache import ActivationCache, CacheLayout
 from ffstream.config import Config
 from ffstream.errors import BudgetError
 from ffstream.footprint import DataShape, cache_layouts
+from ffstream.interrupts import Interrupts
 from ffstream.labels import LabelMethod
 from ffstream.layer_trainer import LayerTrainer
 from ffstream.memory import is_out_of_memory, measure_peak_bytes
@@ -60,7 +61,7 @@ def _measure_steps(
 
     def take_steps() -> None:
         trainer = LayerTrainer(build_layer(config, spec, num_classes, units), spec.index, config, method, device, units)
-        with Transfer(device) as transfer:
+        with Interrupts(defers=True), Transfer(device) as transfer:
             order = range(cache.layout.num_shards)
             batches = trainer.load_batches(
                 transfer, cache, order, labels, None, torch.Generator(), informed=config.epochs > 1

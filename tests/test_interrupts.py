@@ -10,11 +10,13 @@ import sys
 import threading
 
 import pytest
+import torch
 
 import ffstream as ff
 from ffstream import tensor_file
 from ffstream.cache import DiskCache
-from ffstream.interrupts import Interrupts
+from ffstream.interrupts import Interrupts, check_interrupts
+from ffstream.transfer import Transfer
 from tests.helpers import check_resumed_equals, layer_digests
 
 
@@ -46,15 +48,15 @@ def test_an_error_that_an_interrupt_was_made_of_is_the_interrupt_again():
 
 
 def test_an_interrupt_that_is_lost_is_raised_when_it_is_looked_for():
-    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
-        interrupts.check()
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        check_interrupts()
         send_and_lose()
-        interrupts.check()
+        check_interrupts()
 
 
 def test_an_error_without_an_interrupt_stays_what_it_is():
-    with pytest.raises(ff.DataError), Interrupts() as interrupts:
-        interrupts.check()
+    with pytest.raises(ff.DataError), Interrupts():
+        check_interrupts()
         raise ff.DataError("nothing there")
 
 
@@ -74,9 +76,9 @@ def test_what_a_handler_raises_is_what_comes_back():
 def test_a_handler_that_does_not_raise_is_let_be():
     seen = []
     signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
-    with pytest.raises(ZeroDivisionError), Interrupts() as interrupts:
+    with pytest.raises(ZeroDivisionError), Interrupts():
         send(signal.SIGTERM)
-        interrupts.check()
+        check_interrupts()
         raise ZeroDivisionError
     assert seen == [signal.SIGTERM]
 
@@ -90,11 +92,11 @@ def test_handlers_are_those_of_before_afterwards():
 
 
 def test_each_of_two_within_one_another_hears_of_it():
-    with pytest.raises(KeyboardInterrupt), Interrupts() as outer:
+    with pytest.raises(KeyboardInterrupt), Interrupts():
         with pytest.raises(KeyboardInterrupt), Interrupts():
             send_and_lose()
             raise ValueError
-        outer.check()
+        check_interrupts()
 
 
 def test_another_thread_gets_no_signals_and_is_left_alone():
@@ -103,11 +105,62 @@ def test_another_thread_gets_no_signals_and_is_left_alone():
     def work():
         with Interrupts():
             found.append(signal.getsignal(signal.SIGINT))
+            check_interrupts()
+            found.append("went on")
 
     thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [signal.default_int_handler]
+    with pytest.raises(KeyboardInterrupt), Interrupts(defers=True):
+        handler = signal.getsignal(signal.SIGINT)
+        send()
+        thread.start()
+        thread.join()
+    assert found == [handler, "went on"]
+
+
+def test_with_threads_at_work_the_first_waits_to_be_looked_for_and_the_second_does_not():
+    with pytest.raises(KeyboardInterrupt), Interrupts(defers=True):
+        send()
+        with pytest.raises(KeyboardInterrupt):
+            check_interrupts()
+        with pytest.raises(KeyboardInterrupt):
+            send()
+    with pytest.raises(KeyboardInterrupt), Interrupts(defers=True):
+        send()
+
+
+def test_no_interrupt_is_raised_while_work_is_handed_to_a_thread():
+    """Within a semaphore of the executor, whose lock would stay locked, and the thread wait for it for ever."""
+    reached, committed = [], []
+
+    class Interrupted(threading.Semaphore):
+        def acquire(self, *arguments, **settings):
+            reached.append("before")
+            send()
+            reached.append("behind")
+            return super().acquire(*arguments, **settings)
+
+    with pytest.raises(KeyboardInterrupt), Interrupts(defers=True), Transfer(torch.device("cpu")) as transfer:
+        transfer._committer._idle_semaphore = Interrupted(0)
+        transfer.commit(lambda: committed.append("first"))
+        transfer.commit(lambda: committed.append("second"))
+    assert reached == ["before", "behind"]
+    assert committed == ["first"]
+
+
+@pytest.mark.parametrize("tier", ["device", "disk"])
+def test_an_interrupt_is_seen_between_two_shards(tier, small_config, tmp_path):
+    config, order = small_config(cache__tier=tier), []
+
+    class Ticking(ff.Observer):
+        def on_step(self, description):
+            order.append(description)
+            if description == "propagating through layer 1":
+                send()
+
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, tmp_path / "run", observer=Ticking())
+    assert order[-1] == "propagating through layer 1"
+    assert ff.Run(tmp_path / "run").num_layers_done == 1
 
 
 def interrupt_once(monkeypatch, module, name, nth, after):

@@ -117,7 +117,12 @@ def in_child(work: Callable[[], Any]) -> Outcome:
 def _report(work: Callable[[], Any], writing: int) -> None:
     """Of the child, which ends here."""
     try:
-        found = {"value": work()}
+        try:
+            found = {"value": work()}
+        finally:
+            signal.pthread_sigmask(
+                signal.SIG_BLOCK, [signal.SIGALRM]
+            )  # or one still to come would come in what follows
     except ff.FFStreamError as error:
         found = {"refusal": f"{type(error).__name__}: {error}"}
     except KeyboardInterrupt:
