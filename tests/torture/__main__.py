@@ -59,7 +59,7 @@ def main() -> int:
             work: dict[str, Callable[[Counts], None]] = {
                 "crash": partial(kill_everywhere, bench, step),
                 "repeat": partial(kill_often, bench, num_random),
-                "signal": partial(interrupt_often, bench, 5 * num_random),  # each is short, and a fault is rare
+                "signal": partial(interrupt_often, bench, 1 if quick else 5 * num_random),  # short, and faults are rare
                 "full": partial(fail_everywhere, bench, full, step, lasting=True),
                 "broken": partial(fail_everywhere, bench, BROKEN, step, lasting=False),
                 "power": partial(lose_power, bench, step, 1 if quick else 3),
