@@ -154,6 +154,7 @@ class PeakMeter:
         profiler.__exit__(None, None, None)
         found: list[tuple[int, int, int]] = []
         events = profiler.profiler.kineto_results.experimental_event_tree()[::-1]
+        profiler.profiler.kineto_results = None  # tens of MiB, in a cycle that the collector finds late
         while events:
             event = events.pop()
             events.extend(reversed(event.children))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import subprocess
@@ -22,7 +23,7 @@ from ffstream.memory import (
 )
 from ffstream.transfer import allocate_host
 
-GIB = 1 << 30
+GIB, MIB = 1 << 30, 1 << 20
 CPU = torch.device("cpu")
 
 
@@ -122,6 +123,23 @@ def test_what_was_not_seen_made_is_not_seen_freed():
 def test_the_account_follows_each_block_by_its_address(laps, peaks):
     meter = PeakMeter(CPU)
     assert [meter._follow(lap) for lap in laps] == peaks
+
+
+def test_what_is_measured_leaves_nothing_behind():
+    def work():
+        for _ in range(1000):
+            torch.empty(1000)
+
+    for _ in range(3):
+        measure_peak_bytes(work, CPU)
+    before = resident_bytes()
+    gc.disable()  # which would find it at some time
+    try:
+        for _ in range(30):
+            measure_peak_bytes(work, CPU)
+    finally:
+        gc.enable()
+    assert resident_bytes() - before < 10 * MIB
 
 
 def test_work_that_fails_while_it_is_measured_lets_the_interpreter_end():
