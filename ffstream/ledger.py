@@ -5,8 +5,9 @@ What the code would need is known before it is run: the same lines run on paper 
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 PAPER = torch.device("meta")
@@ -72,32 +72,36 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator, enter what it made."""
-        if func.overloadpacket in _FILLING:
-            self._add_work(func, args, kwargs, args[0])
-            return None if func.overloadpacket is torch.ops.aten._fused_sgd_ else args[0]
-        known = {storage._cdata for storage in _storages((args, kwargs))}
-        found = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        place = _find_written(func)
+        if place is not None:
+            written = args[place] if place < len(args) else kwargs[func._schema.arguments[place].name]
+            self._add_work(func, args, kwargs, written)
+            return written if func._schema.returns else None
+        if _is_view(func):
+            return func(*args, **kwargs)
+        known = {tensor.untyped_storage()._cdata for tensor in _tensors((*args, *kwargs.values()))}
+        found = func(*args, **kwargs)
         self._add_work(func, args, kwargs, found)
-        made = [storage for storage in _storages(found) if storage._cdata not in known]  # no view, nor written to
+        # Some views are not said to be any.
+        made = [storage for tensor in _tensors([found]) if (storage := tensor.untyped_storage())._cdata not in known]
         if made:
             self._entries |= {storage._cdata: (StorageWeakRef(storage), storage.nbytes()) for storage in made}
             # Sorting takes room for one more order while it lasts.
-            beside = _num_bytes(found[1]) if func.overloadpacket is torch.ops.aten.sort else 0
+            beside = found[1].nbytes if func.overloadpacket is torch.ops.aten.sort else 0
             self.peak_bytes = max(self.peak_bytes, self.live_bytes + beside)
         return found
 
     def _add_work(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
-        if any(item.alias_info is not None and not item.alias_info.is_write for item in func._schema.returns):
-            return  # a view
         work = self.work
         flops = moved_bytes = 0
         in_new_memory = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").rstrip("_"), None)
         if in_new_memory in flop_registry:  # products in place are as many
-            flops = flop_registry[in_new_memory](*args, **(kwargs or {}), out_val=found)
+            flops = flop_registry[in_new_memory](*args, **kwargs, out_val=found)
         elif func.overloadpacket is torch.ops.aten.index_select:  # reads no more than it writes
-            moved_bytes = 2 * _num_bytes(found)
+            moved_bytes = 2 * _num_bytes([found])
         else:
-            moved_bytes = _num_bytes(args) + _num_bytes(found)
+            moved_bytes = _num_bytes(args) + _num_bytes([found])
         self.work = Work(work.flops + flops, work.moved_bytes + moved_bytes, work.num_operators + 1)
 
     def _strike_out(self) -> None:
@@ -105,13 +109,37 @@ class Ledger(TorchDispatchMode):
             del self._entries[key]
 
 
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Of an operator's arguments or results: themselves, or in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, Tensor))
 
 
-def _num_bytes(tree: Any) -> int:
-    return sum(leaf.numel() * leaf.itemsize for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+def _num_bytes(values: Iterable[Any]) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(values))
 
 
-# In place, on memory that is there: nothing to enter. On the meta device these are slow or not there.
-_FILLING = (torch.ops.aten.normal_, torch.ops.aten.uniform_, torch.ops.aten.random_, torch.ops.aten._fused_sgd_)
+@functools.cache
+def _is_view(func: Any) -> bool:
+    """Whether what it returns is a view of an argument."""
+    return any(item.alias_info is not None and not item.alias_info.is_write for item in func._schema.returns)
+
+
+@functools.cache
+def _find_written(func: Any) -> int | None:
+    """The argument that an operator writes to, if that is all it does: memory that is there, with nothing to enter.
+
+    Such operators need not run: on the meta device they are slow, and some are not there.
+    """
+    if func.overloadpacket is torch.ops.aten._fused_sgd_:  # returns nothing
+        return 0
+    if len(func._schema.returns) != 1 or torch.Tag.inplace_view in func.tags:
+        return None
+    (returned,) = func._schema.returns
+    if returned.alias_info is None or not returned.alias_info.is_write:
+        return None
+    (place,) = [place for place, item in enumerate(func._schema.arguments) if item.alias_info is not None]
+    return place

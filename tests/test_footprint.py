@@ -68,6 +68,30 @@ def test_products_are_counted_in_new_memory_in_memory_that_is_given_and_in_place
             assert ledger.work.flops == number * 2 * 5 * 7 * 3
 
 
+def test_operators_that_write_to_what_is_there_hand_it_back_and_are_counted_by_what_they_read_and_write():
+    first, second = (torch.zeros(4, 6, device=PAPER) for _ in range(2))
+    room, places = torch.empty(4, 6, device=PAPER), torch.zeros(4, 6, dtype=torch.int64, device=PAPER)
+    operators = {
+        lambda: torch.add(first, second, out=room): (room, 3 * 96),
+        lambda: torch.gather(first, 1, places, out=room): (room, 2 * 96 + 192),
+        lambda: first.add_(second): (first, 3 * 96),
+        lambda: first.scatter_(1, places, second): (first, 3 * 96 + 192),
+        lambda: first.normal_(): (first, 2 * 96),
+    }
+    for operator, (written, moved_bytes) in operators.items():
+        with Ledger() as ledger:
+            assert operator() is written
+            assert (ledger.peak_bytes, ledger.work.moved_bytes, ledger.work.num_operators) == (0, moved_bytes, 1)
+
+
+def test_an_operator_that_turns_a_tensor_in_place_does_so_on_paper():
+    tensor = torch.zeros(4, 6, device=PAPER)
+    with Ledger() as ledger:
+        assert tensor.t_() is tensor
+        assert tensor.shape == (6, 4)
+        assert ledger.peak_bytes == 0
+
+
 def test_the_ledger_and_the_allocator_agree_on_what_operators_take():
     def work(device):
         rows = torch.zeros(50, 40, device=device)
