@@ -67,7 +67,8 @@ def train(
     """Train a network layer by layer into `run_dir` (runs/<data>-<layers>x<width>-<time> by default).
 
     With `resume`, a run that is there already is gone on with, provided that it has this configuration; more layers
-    than it has are added. Raises an FFStreamError; nothing that was committed is lost.
+    than it has are added. Raises an FFStreamError; nothing that was committed is lost. An interrupt ends it between two
+    shards of a cache, the next one at once.
     """
     with Interrupts():
         directory, config = _open(config, run_dir, resume=resume)
