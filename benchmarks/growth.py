@@ -23,7 +23,7 @@ def measure_growth(data_root: str, device: str, folder: Path) -> dict[str, Any]:
     times = _time_layers(deep, folder)
     first, last = (statistics.median(part) for part in (times[2 : 2 + NUM_AVERAGED], times[-NUM_AVERAGED:]))
     wide = ff.Config(layers=3, epochs=2, batch=512, device=device).override({"validation_fraction": 0.0})
-    dataset, rounds = load_dataset("mnist", data_root), []
+    dataset, rounds = load_dataset("mnist", data_root, download=True), []
     for _ in range(NUM_ROUNDS):
         found: dict[str, dict[int, float]] = {"samples": {}, "width": {}}
         for noun, sizes in (("samples", SAMPLES), ("width", WIDTHS)):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from ffstream.cache import ActivationCache, DiskCache, MemoryCache, verify_shards
 from ffstream.checkpoint import RunDirectory
 from ffstream.config import Config
+from ffstream.folder import Folder
 from ffstream.footprint import DataShape, cache_layouts
 from ffstream.labels import LabelMethod
 from ffstream.network import LayerSpec
@@ -46,14 +45,14 @@ class CacheSet:
         self.lasting = [name for name in shape.num_samples if name != TRAIN or not config.augmentation.restream]
         self._device = device
         self._config, self._data = config, data
+        self._folder, self._prefix = directory.open_cache(config.cache.folder, make=tier == "disk")
 
     def make(self, index: int, name: str) -> ActivationCache:
         """A cache for what layer `index` reads of a split, with the shards that an earlier process left there."""
         layout = self._layouts[index][name]
         if self.tier == "disk":
             identity = _identify(self._config, self._data, index, name)
-            folder = self._directory.cache_folder(index, name)
-            return DiskCache(layout, folder, identity, durable=name in self.lasting)
+            return DiskCache(layout, self._folder, self._name(index, name), identity, durable=name in self.lasting)
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
 
     def open_committed(self, num_done: int, stack_start: int) -> list[int]:
@@ -70,12 +69,12 @@ class CacheSet:
             if all(self._has_all(cache, index, name, num_done) for name, cache in caches.items()):
                 self.current, useful = caches, [index]
                 break
-        kept = {self._directory.cache_folder(k, name) for i in useful for k in (i, i + 1) for name in self.lasting}
-        root = self._directory.cache_root
-        for folder in root.iterdir() if root.is_dir() else ():
-            if folder not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+        kept = [self._name(k, name) for i in useful for k in (i, i + 1) for name in self.lasting]
+        self._directory.drop_caches(self._config.cache.folder, kept)
         return useful
+
+    def _name(self, index: int, name: str) -> str:
+        return f"{self._prefix}/{index:03d}-{name}"
 
     def _has_all(self, cache: ActivationCache, index: int, name: str, num_done: int) -> bool:
         missing = set(cache.missing())
@@ -86,14 +85,14 @@ class CacheSet:
         for cache in self.current.values():
             cache.drop()
         self.current = {}
-        shutil.rmtree(self._directory.cache_root, ignore_errors=True)
+        self._directory.drop_caches(self._config.cache.folder)
 
 
-def verify_folder(folder: Path, config: Config, data: Mapping[str, Any]) -> None:
-    """Check every shard in the folder of one cache of a run. Raises CorruptFileError."""
-    found = re.fullmatch(r"(\d{3,18})-(\w+)", folder.name)
+def verify_cache(folder: Folder, name: str, config: Config, data: Mapping[str, Any]) -> None:
+    """Check every shard of one cache of a run. Raises CorruptFileError."""
+    found = re.fullmatch(r"(\d{3,18})-(\w+)", name.rpartition("/")[2])
     if found is not None:
-        verify_shards(folder, _identify(config, data, int(found[1]), found[2]))
+        verify_shards(folder, name, _identify(config, data, int(found[1]), found[2]))
 
 
 def _identify(config: Config, data: Mapping[str, Any], index: int, name: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ffstream.errors import ConfigError, nearest
+from ffstream.files import read_regular
 from ffstream.limits import check_fields, limit
 from ffstream.recipes import DEFAULT, RECIPES
 
@@ -30,7 +31,7 @@ _MOST_SAMPLES = 10_000_000  # of a batch, or a shard; their labels are there whi
 
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are known by
 # their digest and not by where they lie.
-_FREE_SETTINGS = ("layers", "device", "data", "data_root", "bad_images", "cache.tier")
+_FREE_SETTINGS = ("layers", "device", "data", "data_root", "bad_images", "cache.tier", "cache.folder")
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -107,6 +108,8 @@ class CacheConfig:
     """The activation cache."""
 
     tier: str = limit("auto", choices=("auto", "device", "host", "disk"))
+    # Where the disk tier makes a folder of the run's own; "" is RUN/cache, which may be a link to another disk.
+    folder: str = ""
     # int8: half of what bf16 takes, with a scale for each row.
     dtype: str = limit("bf16", choices=("bf16", "fp16", "fp32", "int8"))
     # Samples a shard, also the block of the block shuffle; a batch of more is made of whole shards. auto: 4096, or as
@@ -314,15 +317,27 @@ _SECTIONS: dict[str, Any] = {
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Nested settings of a TOML file. Raises ConfigError when it is absent or does not parse."""
+    """Nested settings of a TOML file. Raises ConfigError when it is absent, no regular file, or does not parse."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_regular(path)
+    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"config file {path}: cannot be read ({reason})") from error
+    return parse_toml(data, f"config file {path}")
+
+
+def parse_toml(data: bytes, noun: str) -> dict[str, Any]:
+    """Nested settings of TOML text. Raises ConfigError, beginning with `noun`, when it does not parse."""
+    try:
+        return _load_toml(data.decode())
     except RecursionError:
-        raise ConfigError(f"config file {path}: nested too deep; allowed sections of settings") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path}: cannot be read ({error})") from error
+        raise ConfigError(f"{noun}: nested too deep; allowed sections of settings") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{noun}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"config file {path}: not valid TOML ({error})") from error
+        raise ConfigError(f"{noun}: not valid TOML ({error})") from error
+    except ValueError as error:
+        raise ConfigError(f"{noun}: {_MANY_DIGITS}") from error
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -333,9 +348,23 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if "\n" in value:
         raise ConfigError(f"--set {key.strip()}: found several lines, allowed section.key=value")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        return key.strip(), _load_toml(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+    except RecursionError:
+        raise ConfigError(f"--set {key.strip()}: nested too deep; allowed section.key=value") from None
+    except ValueError as error:
+        raise ConfigError(f"--set {key.strip()}: {_MANY_DIGITS}") from error
+
+
+_MANY_DIGITS = "found a number with thousands of digits, allowed what 64 bits hold"
+
+
+def _load_toml(text: str) -> dict[str, Any]:
+    """Raises TOMLDecodeError, RecursionError, and a plain ValueError for numbers that Python neither reads nor says."""
+    found = tomllib.loads(text)
+    repr(found)  # a number of base 16 may have any length, until it is said in base 10
+    return found
 
 
 def _toml_value(value: Any) -> str:

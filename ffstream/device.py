@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import platform
-import time
 from pathlib import Path
 
 import torch
 
+from ffstream.environment import has_bf16_products
 from ffstream.errors import DeviceError
-
-_PROBE_SIZE = (256, 1024)
-_PROBE_REPEATS = 5
-_WORTHWHILE_SPEEDUP = 1.5
 
 
 def resolve_device(name: str) -> torch.device:
@@ -46,22 +42,9 @@ def device_name(device: str) -> str:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """ "auto" to "bf16" where the device multiplies it faster than fp32, else "fp32". On a CPU this is measured."""
+    """ "auto" to "bf16" where the device has instructions that multiply it, else "fp32": nothing is timed."""
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    best_s = {torch.bfloat16: float("inf"), torch.float32: float("inf")}
-    for _ in range(_PROBE_REPEATS):  # in turn, and the best of each: another program may be running
-        for dtype in best_s:
-            best_s[dtype] = min(best_s[dtype], _time_product(dtype))
-    return "bf16" if best_s[torch.bfloat16] * _WORTHWHILE_SPEEDUP < best_s[torch.float32] else "fp32"
-
-
-def _time_product(dtype: torch.dtype) -> float:
-    rows, width = _PROBE_SIZE
-    left, right = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
-    torch.nn.functional.linear(left, right)
-    start_s = time.perf_counter()
-    torch.nn.functional.linear(left, right)
-    return time.perf_counter() - start_s
+    return "bf16" if has_bf16_products() else "fp32"

@@ -21,7 +21,6 @@ from ffstream.errors import RunError
 from ffstream.files import storage_errors
 from ffstream.footprint import DataShape
 from ffstream.memory import device_free_bytes, host_free_bytes, is_in_memory, unpinned_reason
-from ffstream.metrics import MetricsFile
 from ffstream.plan import Plan
 from ffstream.probe import best_s, find_place, measure_link, measure_rates
 from ffstream.run import Run
@@ -188,8 +187,7 @@ def sum_seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def examine_run(run_dir: Path, device: str | None = None) -> TimeAccount:
     """Of the layers that are finished; a plan is made for the machine at hand. Raises RunError, CorruptFileError."""
     run = Run(run_dir)
-    run.directory.check_metrics()
-    records = MetricsFile(run.directory.metrics_path).read()
+    records = run.directory.metrics.read(run.directory.read_seal())
     seconds = sum_seconds(records)
     num_samples = {"train": max(record.get("num_samples", 0) for record in records)}
     held_out = run.directory.load_validation_labels()

@@ -7,6 +7,7 @@
     ├── DeviceError          a device that is unknown or absent
     ├── DivergedError        a loss that is no longer finite
     ├── StorageError         a disk that is full or refuses to be written
+    ├── OutputError          an output that may not be written where it was asked for, or a stream that takes no more
     └── RunError             a run directory that cannot be used as asked
         ├── RunMismatchError it belongs to another configuration or to other data
         ├── RunLockedError   another live process is using it
@@ -25,7 +26,7 @@ class FFStreamError(Exception):
     """Base of every error that a user can cause and mend."""
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(" ".join(text.split("\n")))  # names that are quoted may have several lines
+        super().__init__(printable(text))  # names that are quoted may hold anything
 
 
 class ConfigError(FFStreamError):
@@ -52,6 +53,10 @@ class StorageError(FFStreamError):
     """A disk is full or refuses to be written."""
 
 
+class OutputError(FFStreamError):
+    """An output may not be written where it was asked for, or a stream takes no more of it."""
+
+
 class RunError(FFStreamError):
     """A run directory cannot be used as asked."""
 
@@ -66,6 +71,15 @@ class RunLockedError(RunError):
 
 class CorruptFileError(RunError):
     """A file of a run is truncated or altered."""
+
+
+def printable(text: str) -> str:
+    """Text as one line that a terminal shows and does not obey: whatever has no shape of its own is escaped."""
+    return text if text.isprintable() else "".join(map(_printable_character, text))
+
+
+def _printable_character(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

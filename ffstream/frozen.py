@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -19,6 +17,7 @@ from ffstream.memory import device_free_bytes, host_free_bytes
 from ffstream.network import LayerSpec, compute_tiles, make_layer
 from ffstream.planner import choose_tier
 from ffstream.propagation import FrozenLayer, propagate, write_rows
+from ffstream.scratch import make_scratch
 from ffstream.transfer import Transfer
 from ffstream.workspace import Workspace
 
@@ -53,11 +52,11 @@ def stream_committed_layers(
         *(sum(_with_features(layout, spec.out_features).num_bytes for layout in layouts) for spec in specs),
     )
     tier = choose_tier(config.cache.tier, device.type, cache_bytes, device_free_bytes(device), host_free_bytes())
-    with tempfile.TemporaryDirectory(prefix="ffstream-", ignore_cleanup_errors=True) as folder, Transfer(device) as way:
+    with make_scratch() as folder, Transfer(device) as way:
 
         def make_cache(layout: CacheLayout, name: str) -> ActivationCache:
             if tier == "disk":
-                return DiskCache(layout, Path(folder) / name, durable=False)
+                return DiskCache(layout, folder, name, durable=False)
             return MemoryCache(layout, device if tier == "device" else torch.device("cpu"))
 
         def move(layer: FrozenLayer, caches: list[ActivationCache]) -> list[ActivationCache]:
@@ -105,11 +104,14 @@ def load_committed(
     def load(units: slice) -> Layer:
         with PAPER:
             tile = make_layer(config, spec, num_classes, units)
-        directory.load_units(spec.index, units, tile)
+        directory.load_units(spec.index, units, tile, digests[units.start])
         tile.to(device).workspace = workspace
         return tile
 
-    directory.verify_weights(spec.index)
+    with PAPER:
+        like = make_layer(config, spec, num_classes, tiles[0])
+    of_tiles = directory.digest_tiles(spec.index, like, tiles)
+    digests = {units.start: digest for units, digest in zip(tiles, of_tiles, strict=True)}
     return FrozenLayer(spec, tiles, load)
 
 

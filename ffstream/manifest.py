@@ -7,13 +7,12 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ffstream.errors import CorruptFileError
-from ffstream.files import write_atomic
+from ffstream.folder import Folder
 
-_RESTORE = "restore it from a copy, or delete its folder to have it made again"
+_DIGEST = "manifest_sha256"
 _MOST = 1 << 42  # bytes of a file, units, samples
 
 
@@ -31,6 +30,10 @@ NUMBER = Kind("a number", lambda value: type(value) in (int, float) and abs(valu
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a string", lambda value: isinstance(value, str))
 DIGEST = Kind("a sha256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
+POSITIVE = Kind("a number > 0", lambda value: NUMBER.holds(value) and value > 0)
+IDENTITY = Kind(
+    "16 digits of base 16", lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16}", value))
+)
 NAME = Kind("a file name", lambda value: isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None)
 ANYTHING = Kind("anything", lambda _: True)
 
@@ -45,13 +48,24 @@ DATA: Shape = {
     "class_names": [TEXT],
     "image_shape": [SIZE],
     "num_features": SIZE,
-    "scale": NUMBER,
+    "scale": POSITIVE,
     "digest": DIGEST,
+    "test_digest?": DIGEST,  # where there are test data, in runs that are not older
     "validation_labels_digest?": DIGEST,
     "brings_negatives?": FLAG,
 }
+RUN: Shape = {
+    "format": TEXT,
+    "identity": IDENTITY,
+    "settings": {TEXT: ANYTHING},
+    "data": DIGEST,  # of the training data
+    "description": DIGEST,  # of the manifest that describes all data
+    "adopted?": [DIGEST],  # of the manifests of layers that were there when an older run was given its identity
+}
+ENVIRONMENT: Shape = {"run": DIGEST, "environments": [{TEXT: ANYTHING}]}
 LAYER: Shape = {
     "layer": COUNT,
+    "run?": DIGEST,  # of the run's own manifest; not in layers that are older
     "digests": {"weights": DIGEST, NAME: DIGEST},
     "digest_below": TEXT,
     "figures": {TEXT: ANYTHING},
@@ -59,33 +73,45 @@ LAYER: Shape = {
 }
 PROGRESS: Shape = {
     "layer": COUNT,
+    "run?": DIGEST,
     "num_epochs": SIZE,
     "digests": {NAME: DIGEST},
     "digest_below?": TEXT,  # in runs that are older
     "metrics?": _SEAL,
 }
-READOUT: Shape = {"identity": {"layers": [DIGEST]}, "digest_file": DIGEST}
+READOUT: Shape = {"run?": DIGEST, "identity": {"layers": [DIGEST]}, "digest_file": DIGEST}
 
 
-def write_manifest(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON manifest that carries the digest of its own content, durably."""
-    sealed = {**content, "manifest_sha256": _content_digest(content)}
-    write_atomic(path, (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
+def write_manifest(folder: Folder, name: str, content: dict[str, Any]) -> str:
+    """Write a JSON manifest that carries the digest of its own content, durably. Returns that digest."""
+    digest = content_digest(content)
+    sealed = {**content, _DIGEST: digest}
+    folder.write(name, (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
+    return digest
 
 
-def read_manifest(path: Path, shape: Shape) -> dict[str, Any]:
-    """Read a manifest, check its digest and what it holds. Raises CorruptFileError; FileNotFoundError for none."""
+def read_manifest(folder: Folder, name: str, shape: Shape, remedy: str = "restore it from a copy") -> dict[str, Any]:
+    """Read a manifest once, and check its digest and what it holds. `remedy` says what to do with one that is wrong.
+
+    Raises CorruptFileError, FileNotFoundError for none, StorageError for one that cannot be read.
+    """
+    path = folder.path / name
     try:
-        content = json.loads(path.read_bytes())
-        digest = content.pop("manifest_sha256")
+        content = json.loads(folder.read(name))
+        digest = content.pop(_DIGEST)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"manifest {path}: not a manifest of ffstream ({error}); {_RESTORE}") from error
-    if digest != _content_digest(content):
-        raise CorruptFileError(f"manifest {path}: altered since it was written (its digest differs); {_RESTORE}")
+        raise CorruptFileError(f"manifest {path}: not a manifest of ffstream ({error}); {remedy}") from error
+    if digest != content_digest(content):
+        raise CorruptFileError(f"manifest {path}: altered since it was written (its digest differs); {remedy}")
     misfit = find_misfit(content, shape)
     if misfit is not None:
-        raise CorruptFileError(f"manifest {path}: {misfit}; {_RESTORE}")
+        raise CorruptFileError(f"manifest {path}: {misfit}; {remedy}")
     return dict(content)
+
+
+def content_digest(content: dict[str, Any]) -> str:
+    """Of what a manifest holds: what others name it by."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def find_misfit(value: Any, shape: Shape, name: str = "content") -> str | None:
@@ -118,7 +144,3 @@ def _first(found: Any) -> str | None:
 def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
-
-
-def _content_digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,13 +24,16 @@ from torch import Tensor
 from ffstream.config import Config
 from ffstream.data import Split
 from ffstream.device import device_name, resolve_device, resolve_precision
-from ffstream.errors import ConfigError, CorruptFileError, FFStreamError, RunMismatchError, nearest
+from ffstream.errors import ConfigError, CorruptFileError, FFStreamError, OutputError, RunMismatchError, nearest
 from ffstream.evaluate import evaluate_goodness
-from ffstream.files import remove_temporaries, storage_errors, write_atomic
+from ffstream.files import make_folder, read_regular, storage_errors
 from ffstream.lock import RunLock
+from ffstream.manifest import ANYTHING, NUMBER, SIZE, TEXT, Kind, Shape, find_misfit
 from ffstream.memory import PeakMeter, is_out_of_memory
 from ffstream.observer import LayerFigures, Observer
+from ffstream.outputs import Output, is_run
 from ffstream.rivals import Backprop, ResidentFF, Rival
+from ffstream.scratch import make_scratch
 from ffstream.session import train
 
 # What is measured, by the name that asks for it, with the name that it is shown by.
@@ -52,6 +55,14 @@ _RIVALS: dict[str, Callable[..., Rival]] = {
 _NUM_CLASSES = 10
 _NUM_STEPS = 2  # an epoch; the second finds the optimiser's state there
 _KILLED = -9  # by the system, which does so when memory is out
+_PEAK = Kind("a number of bytes, or null", lambda value: value is None or (type(value) is int and 0 <= value < 1 << 62))
+_CONTENT: Shape = {
+    "settings": {TEXT: ANYTHING},
+    "machine": {TEXT: ANYTHING},
+    "points": [
+        {"method": TEXT, "num_layers": SIZE, "training_bytes": _PEAK, "evaluation_bytes": _PEAK, "elapsed_s": NUMBER}
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -126,11 +137,14 @@ def measure_profile(
     depths: Sequence[int],
     folder: Path,
     on_point: Callable[[Point], None] = lambda _: None,
+    *,
+    force: bool = False,
 ) -> Profile:
     """Measure what is missing in FOLDER/profile.json, which is written anew after each point.
 
     Raises ConfigError for methods and sizes that cannot be, RunMismatchError for a folder of other settings or another
-    machine, RunLockedError while another process measures there.
+    machine, CorruptFileError for a file that is no profile; with `force`, what is there is measured anew in place of
+    both. Raises OutputError for a folder that is a run's, RunLockedError while another process measures there.
     """
     if not methods:
         raise ConfigError(f"--methods: found none; allowed: {', '.join(sorted(METHODS))}")
@@ -139,62 +153,73 @@ def measure_profile(
             raise ConfigError(f"--methods: unknown method {method!r}; {nearest(method, METHODS)}")
     for depth in depths:
         settings.configure(depth)
-    path, scratch = folder / "profile.json", folder / "scratch"
+    path = folder / "profile.json"
+    if is_run(folder):
+        raise OutputError(
+            f"output {folder}: is a run, and a profile needs a folder of its own; choose another --output"
+        )
+    output = Output(path, is_own=lambda _: True)  # of what is there, `_open` says whether it is gone on with
     machine = {"device_name": device_name(settings.device), "torch": torch.__version__}
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     with RunLock(folder):
-        remove_temporaries(folder)
-        profile = _open(Profile(settings, machine, []), path)
+        profile = _open(Profile(settings, machine, []), path, force=force)
         for depth in depths:
             for method in methods:
                 if profile.find(method, depth) is None:
-                    point = _measure_apart(settings, method, depth, scratch)
+                    point = _measure_apart(settings, method, depth, folder)
                     profile.points.append(point)
-                    write_atomic(path, (json.dumps(profile.to_mapping(), indent=1) + "\n").encode())
+                    output.write((json.dumps(profile.to_mapping(), indent=1) + "\n").encode())
                     on_point(point)
     return profile
 
 
-def _open(profile: Profile, path: Path) -> Profile:
+def _open(profile: Profile, path: Path, *, force: bool) -> Profile:
     """The profile, with the points that were measured before. Raises RunMismatchError, CorruptFileError."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
+        misfit = find_misfit(content, _CONTENT)
+        if misfit is not None:
+            raise ValueError(misfit)
         points = [Point(**point) for point in content["points"]]
-        saved = content["settings"] | content["machine"]
     except FileNotFoundError:
         return profile
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        if force:
+            return profile
         raise CorruptFileError(
-            f"profile {path}: cannot be read ({error}); delete it, or choose another --output"
+            f"profile {path}: cannot be read ({error}); choose another --output, or add --force to replace it"
         ) from error
+    saved = content["settings"] | content["machine"]
     asked = dataclasses.asdict(profile.settings) | profile.machine
     different = [f"{name}: {asked[name]!r}, {saved.get(name)!r}" for name in asked if asked[name] != saved.get(name)]
-    if different:
-        raise RunMismatchError(
-            f"profile {path}: belongs to other settings; asked and found differ in {'; '.join(different)}; ask for the "
-            "same, or choose another --output"
-        )
-    return dataclasses.replace(profile, points=points)
+    if not different:
+        return dataclasses.replace(profile, points=points)
+    if force:
+        return profile
+    raise RunMismatchError(
+        f"profile {path}: belongs to other settings; asked and found differ in {'; '.join(different)}; ask for the "
+        "same, choose another --output, or add --force to replace it"
+    )
 
 
 def _measure_apart(settings: ProfileSettings, method: str, num_layers: int, folder: Path) -> Point:
     """Measure a point in a process of its own. Raises FFStreamError as it does there."""
     start_s = time.perf_counter()
-    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
-    with storage_errors(folder):
-        folder.mkdir(parents=True)
-    request = {"settings": dataclasses.asdict(settings), "method": method, "num_layers": num_layers}
-    command = [sys.executable, "-m", "ffstream.memory_profile", json.dumps(request | {"folder": str(folder)})]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    noun = f"{METHODS[method]} of {num_layers} layers"
+    with make_scratch(folder) as scratch:
+        request = {"settings": dataclasses.asdict(settings), "method": method, "num_layers": num_layers}
+        request["folder"] = str(scratch.path)
+        command = [sys.executable, "-m", "ffstream.memory_profile", json.dumps(request)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode < 0 and done.returncode != _KILLED:
+        name = signal.strsignal(-done.returncode) or -done.returncode
+        raise FFStreamError(f"{noun}: its process was ended by a signal ({name}); run the same command again")
     if done.returncode not in (0, _KILLED):
-        raise RuntimeError(f"{METHODS[method]} of {num_layers} layers: {done.stderr}")
+        raise RuntimeError(f"{noun}: {done.stderr}")
     answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
     if "error" in answer:
-        raise FFStreamError(f"{METHODS[method]} of {num_layers} layers: {answer['error']}")
+        raise FFStreamError(f"{noun}: {answer['error']}")
     peaks = (answer.get("training_bytes"), answer.get("evaluation_bytes"))
     return Point(method, num_layers, *peaks, time.perf_counter() - start_s)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ffstream.cache import as_cached
@@ -17,16 +20,21 @@ from ffstream.checkpoint import RunDirectory
 from ffstream.combination import plain_sum
 from ffstream.config import Config
 from ffstream.data import scale_images
-from ffstream.errors import CorruptFileError, RunError
-from ffstream.files import atomic_path
+from ffstream.environment import plain_torch
+from ffstream.errors import CorruptFileError, DataError, FFStreamError, RunError
+from ffstream.files import open_regular
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layers import Layer
+from ffstream.manifest import DATA, find_misfit
 from ffstream.memory import is_out_of_memory
 from ffstream.network import compute_layer_specs, hand_on, make_layer
-from ffstream.tensor_file import save_tensors
+from ffstream.outputs import Output, read_metadata
+from ffstream.tensor_file import order_entries, payload_of, read_tensors, save_tensors
 
-_FORMAT = "ffstream-1"
+_FORMAT, _OLDER_FORMAT = "ffstream-2", "ffstream-1"  # the older one has no digest
+_DIGEST = "sha256"  # in the metadata: of everything else in the file
+_READOUT = "readout."  # in the names of a readout's tensors, the number of its layer behind it
 
 
 class FFNetwork(nn.Module):
@@ -106,40 +114,74 @@ class FFNetwork(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """The label of each image: (n, *image_shape) -> (n,) int64."""
-        return self.forward(images).argmax(dim=1)
+        """The label of each image: (n, *image_shape) -> (n,) int64. Raises DataError for one that has none."""
+        scores = self.forward(images)
+        check_finite_rows(scores)
+        return scores.argmax(dim=1)
+
+
+def check_finite_rows(scores: Tensor) -> None:
+    """Raise DataError for the first image whose scores (n, C) are not finite: no label is the largest of them."""
+    finite = torch.isfinite(scores).all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise DataError(
+            f"images: image {row}, counted from 0, leads to numbers that are not finite, so that it has no label; its "
+            "values are not finite or too large for float32; bring them to the units of the training data, or leave it "
+            "out"
+        )
 
 
 def load_network(path: str | Path) -> FFNetwork:
     """Load a run directory (its finished layers) or a file written by `export_network`, on the CPU.
 
-    Raises RunError when there is nothing to load, CorruptFileError when a file is truncated or altered.
+    What is loaded is what was checked, and stays as it is when its files change. Raises RunError when there is nothing
+    to load, CorruptFileError when a file is truncated or altered.
     """
     path = Path(path)
-    return _load_run(RunDirectory(path)) if path.is_dir() else _load_file(path)
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:  # of a name that no file can have, or that may not be looked for
+        raise _unreadable(path, error) from error
+    with plain_torch():
+        return _load_run(RunDirectory(path)) if is_folder else _load_file(path)
 
 
-def export_network(directory: RunDirectory, path: Path) -> int:
-    """Write the finished layers of a run to one safetensors file that `load_network` reads. Returns their number."""
+@plain_torch()
+def export_network(directory: RunDirectory, path: str | Path, *, force: bool = False) -> int:
+    """Write the finished layers of a run to one safetensors file that `load_network` reads. Returns their number.
+
+    In place of a file that is there if it was exported from the same run, or with `force`. Raises OutputError,
+    StorageError.
+    """
+    directory.check_is_run()
+    identity = directory.read_identity()
+    output = Output(path, [directory.path], force=force, is_own=lambda file: _is_exported_from(identity, file))
     network = _load_run(directory)
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(network.config.to_mapping()),
-        "data": json.dumps(directory.read_data()),
+        "data": json.dumps(network._data),
+        "run": identity or "",
     }
-    with atomic_path(path) as temporary:
-        state = {key: value.contiguous() for key, value in network.state_dict().items()}
-        save_tensors(temporary, state, metadata)
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    metadata[_DIGEST] = _compute_digest(metadata, state)
+    with output.writing() as file:
+        save_tensors(file, state, metadata)
     return len(network.layers)
 
 
+def _is_exported_from(identity: str | None, file: io.FileIO) -> bool:
+    found = read_metadata(file)
+    return identity is not None and found.get("format") == _FORMAT and found.get("run") == identity
+
+
 def _load_run(directory: RunDirectory) -> FFNetwork:
-    if not directory.exists():
-        raise RunError(f"run {directory.path}: no run there")
+    directory.check_is_run()
     num_layers = directory.count_layers()
     if num_layers == 0:
         raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
-    config = Config.from_toml(directory.find_config()).override({"layers": num_layers})
+    config = directory.read_config().override({"layers": num_layers})
     try:
         network = FFNetwork(config, directory.read_data())
     except (RuntimeError, MemoryError) as error:
@@ -149,34 +191,113 @@ def _load_run(directory: RunDirectory) -> FFNetwork:
             f"run {directory.path}: its network does not fit into memory whole; evaluate it instead"
         ) from error
     for index, layer in enumerate(network.layers):
-        directory.load_layer(index, cast(Layer, layer), assign=True)
+        directory.load_layer(index, cast(Layer, layer))
     readout = directory.load_fitted_readout(num_layers) if config.labels.method == "none" else None
     try:
         network.add_readout(readout or {})
     except (KeyError, RuntimeError) as error:
         raise CorruptFileError(
-            f"run {directory.path}: the readout does not fit the layers ({error}); delete its folder and evaluate again"
+            f"run {directory.path}: the readout does not fit the layers ({_one_line(error)}); delete its folder and "
+            "evaluate again"
         ) from error
     return network.eval()
 
 
 def _load_file(path: Path) -> FFNetwork:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"file {path}: cannot be read as a safetensors file ({error})") from error
-    if metadata.get("format") != _FORMAT:
-        raise RunError(
-            f"file {path}: not exported by ffstream (format {metadata.get('format')!r}, allowed {_FORMAT!r})"
-        )
+    metadata, tensors = _read_file(path)
+    misfit = _find_content_misfit(metadata, tensors)
+    if misfit is not None:
+        raise CorruptFileError(f"file {path}: {misfit}; export it again")
     try:
         network = FFNetwork(Config.from_mapping(json.loads(metadata["config"])), json.loads(metadata["data"]))
-        network.add_readout({k.removeprefix("readout."): v for k, v in tensors.items() if k.startswith("readout.")})
-        network.load_state_dict(tensors)
-    except (KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+        network.add_readout({k.removeprefix(_READOUT): v for k, v in tensors.items() if k.startswith(_READOUT)})
+        own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        found = {key: tuple(value.shape) for key, value in tensors.items()}
+        if own != found:
+            different = sorted(key for key in own.keys() | found.keys() if own.get(key) != found.get(key))
+            key = different[0]
+            raise ValueError(f"{key[:80]}: found {found.get(key)}, allowed {own.get(key)}")
+        network.load_state_dict(tensors, assign=True)
+    except (KeyError, ValueError, TypeError, RuntimeError, MemoryError, RecursionError, FFStreamError) as error:
         raise CorruptFileError(
-            f"file {path}: its tensors do not fit its configuration ({error}); export it again"
+            f"file {path}: its tensors do not fit its configuration ({_one_line(error)}); export it again"
         ) from error
     return network.eval()
+
+
+def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of an exported file, read once, with its digest checked. Raises RunError."""
+    try:
+        with open_regular(path) as file:
+            metadata, tensors = read_tensors(file, path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    except CorruptFileError as error:
+        raise CorruptFileError(
+            f"file {path}: cannot be read as a safetensors file ({error.__cause__ or error}); export it again"
+        ) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"file {path}: its network does not fit into memory; free some") from error
+    given = metadata.get("format")
+    if given not in (_FORMAT, _OLDER_FORMAT):
+        raise RunError(
+            f"file {path}: not exported by ffstream (format {given if given is None else given[:40]!r}, allowed "
+            f"{_FORMAT!r} or {_OLDER_FORMAT!r}); give a file that ffstream export has written"
+        )
+    digest = metadata.pop(_DIGEST, None)
+    if given == _FORMAT or digest is not None:
+        found = _compute_digest(metadata, tensors)
+        if found != digest:
+            raise CorruptFileError(
+                f"file {path}: altered since it was exported (sha256 {found[:12]}, found {str(digest)[:12]}); restore "
+                "it from a copy, or export it again"
+            )
+    return metadata, tensors
+
+
+def _find_content_misfit(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with an exported file, whoever gave it its digest; None if nothing is."""
+    try:
+        config, data = json.loads(metadata["config"]), json.loads(metadata["data"])
+    except (KeyError, ValueError, RecursionError) as error:
+        return f"its configuration and data do not parse ({_one_line(error)})"
+    misfit = find_misfit(config, {}, "configuration") or find_misfit(data, DATA, "data")
+    if misfit is not None:
+        return misfit
+    if len(data["class_names"]) != data["num_classes"]:
+        return f"data: found {len(data['class_names'])} names of classes, allowed {data['num_classes']}"
+    if math.prod(data["image_shape"]) != data["num_features"]:
+        return f"data: found images of shape {tuple(data['image_shape'])}, allowed of {data['num_features']} features"
+    num_layers = config.get("layers")
+    found = {name.split(".")[1] for name in tensors if name.startswith("layers.") and name.count(".") > 1}
+    if type(num_layers) is not int or num_layers != len(found) or found != {str(i) for i in range(len(found))}:
+        return f"found tensors of {len(found)} layers, allowed those of the {num_layers} of its configuration"
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            return f"{name[:80]}: found {tensor.dtype}, allowed torch.float32"
+        if not all(map(math.isfinite, torch.aminmax(tensor) if tensor.numel() else ())):
+            return f"{name[:80]}: holds numbers that are not finite"
+        place = name.removeprefix(_READOUT).partition(".")[0]
+        if name.startswith(_READOUT) and not (re.fullmatch("[0-9]{3,7}", place) and int(place) < num_layers):
+            return f"{name[:80]}: found a readout of layer {place[:20]!r}, allowed 000 to {num_layers - 1:03d}"
+    return None
+
+
+def _compute_digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Of everything in a file that holds both, in which tensors are in the order that they are given in."""
+    ordered, entries = order_entries(tensors)
+    found = hashlib.sha256(json.dumps([dict(metadata), entries], sort_keys=True).encode())
+    for tensor in ordered:
+        found.update(payload_of(tensor))
+    return found.hexdigest()
+
+
+def _unreadable(path: Path, error: Exception) -> RunError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return RunError(f"file {path}: cannot be read ({reason}); give a run, or a file that ffstream has exported")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -6,6 +6,9 @@ its own: of several hybrids drawn for each, the one that its layers like most.
 
 from __future__ import annotations
 
+import io
+import json
+import os
 from pathlib import Path
 
 import torch
@@ -13,19 +16,23 @@ from torch import Tensor
 
 from ffstream import seeding
 from ffstream.config import NegativesConfig
-from ffstream.data import Dataset, load_dataset
+from ffstream.data import SOURCES, Dataset, load_dataset, standard
+from ffstream.environment import plain_torch
 from ffstream.errors import ConfigError, DataError
-from ffstream.files import atomic_path
 from ffstream.hybrids import check_plane, draw_with_others, make_hybrids
 from ffstream.limits import check_fields
 from ffstream.memory import is_out_of_memory
 from ffstream.model import FFNetwork, load_network
+from ffstream.outputs import Output, read_metadata
 from ffstream.tensor_file import save_tensors
 from ffstream.units import format_bytes
 
 _CHUNK_IMAGES = 4096  # hybrids that exist at once beside those that are kept
+_MOST_BYTES = 1 << 62  # from there on it is not memory that is said to be missing
+_FORMAT = "ffstream-negatives-1"  # in the metadata of a file of them
 
 
+@plain_torch()
 def write_negatives(
     path: str | Path,
     data: str,
@@ -36,13 +43,15 @@ def write_negatives(
     seed: int = 0,
     run: str | Path | None = None,
     draws: int = 4,
+    force: bool = False,
 ) -> tuple[int, ...]:
     """Write the arrays of a data set, and `per_sample` negatives for each training image, to a .safetensors file.
 
     `data` as in a Config. `blurs`: of the random bits that become a mask. `run`: a run, or an exported file, of layers
     that learnt without labels; each negative is then that of `draws` hybrids whose goodness, summed over its layers, is
-    the largest. Returns the shape of the negatives, (n, per_sample, *image shape). Raises DataError for data
-    that hybrids cannot be made of, ConfigError, RunError, StorageError.
+    the largest. The file takes the place of negatives of the same data, of another file with `force` alone. Returns the
+    shape of the negatives, (n, per_sample, *image shape). Raises DataError for data that hybrids cannot be made of,
+    ConfigError, RunError, OutputError, StorageError.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -50,21 +59,42 @@ def write_negatives(
     check_fields(NegativesConfig(per_sample=per_sample, blurs=blurs), prefix="negatives.")
     if not 1 <= draws <= _CHUNK_IMAGES:
         raise ConfigError(f"draws: found {draws}, allowed an integer >= 1 and <= {_CHUNK_IMAGES}")
-    dataset = load_dataset(data, data_root)
+    inputs = [*list_data_files(data, data_root), *([Path(run)] if run is not None else [])]
+    output = Output(path, inputs, force=force, is_own=lambda file: read_metadata(file).get("format") == _FORMAT)
+    dataset = load_dataset(data, data_root, download=True)
+    metadata = {"format": _FORMAT, "data": dataset.digest()}
+    output.is_own = lambda file: _is_of_same_data(metadata, file)
+    output.check()
     network = _load_judge(run, dataset) if run is not None else None
     try:
         negatives = draw_negatives(dataset.train.images, per_sample, blurs, seed, network, draws)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        num_bytes = per_sample * dataset.train.images.nbytes
+        if not is_out_of_memory(error) and num_bytes < _MOST_BYTES:
             raise
-        size = format_bytes(per_sample * dataset.train.images.nbytes)
+        size = format_bytes(num_bytes)
         raise DataError(f"data {data}: out of memory for {size} of negatives; use a smaller --per-sample") from error
     arrays = {"train.images": dataset.train.images, "train.labels": dataset.train.labels, "train.negatives": negatives}
     if dataset.test is not None:
         arrays |= {"test.images": dataset.test.images, "test.labels": dataset.test.labels}
-    with atomic_path(path) as temporary:
-        save_tensors(temporary, {name: tensor.contiguous() for name, tensor in arrays.items()})
+    options = {"per_sample": per_sample, "blurs": blurs, "seed": seed, "draws": draws if run is not None else 0}
+    with output.writing() as file:
+        tensors = {name: tensor.contiguous() for name, tensor in arrays.items()}
+        save_tensors(file, tensors, metadata | {"options": json.dumps(options)})
     return tuple(negatives.shape)
+
+
+def list_data_files(data: str, data_root: str) -> list[Path]:
+    """Where a data set is read from, for a `data` as in a Config: files, and folders of them."""
+    if data not in SOURCES:
+        return [Path(os.path.expanduser(data))]  # noqa: PTH111 - which leaves a home that is not there as it is
+    root = Path(data_root) if data_root else standard.default_data_root()
+    return [Path(standard.__file__).parent, Path(os.path.expanduser(root))]  # noqa: PTH111
+
+
+def _is_of_same_data(wanted: dict[str, str], file: io.FileIO) -> bool:
+    found = read_metadata(file)
+    return all(found.get(key) == value for key, value in wanted.items())
 
 
 @torch.no_grad()

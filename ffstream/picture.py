@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import io
+import json
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from ffstream.errors import ConfigError, printable
 from ffstream.memory_profile import METHODS, Profile
+from ffstream.outputs import Output, read_picture_text
 
 _SIZE_INCHES = (7.5, 4.5)
 _DOTS_PER_INCH = 150
 _MIB = 1 << 20
 _LARGEST_SHARE_SHOWN = 2.5  # of the median: the first layers' errors would press all others together
+_KEY = "ffstream"  # of the text in a picture that says what it shows
+_PROFILE: dict[str, Any] = {"command": "profile"}
 
 
-def draw_profile(profile: Profile, path: Path) -> None:
-    """Peak memory against depth, a curve for each method; ours in evaluation is dashed. Raises ModuleNotFoundError."""
+def open_picture(
+    path: str | Path, content: Mapping[str, Any], inputs: Sequence[str | Path] = (), *, force: bool = False
+) -> Output:
+    """Where a picture is to be written that shows `content`.
+
+    It takes the place of one that the same command drew, which can be drawn again, or of any file but `inputs` with
+    `force`. Raises ConfigError for a name that is no picture's, OutputError.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"output {path}: found {path.suffix or 'no suffix'!r}, allowed a name that ends in .png")
+    return Output(path, inputs, force=force, is_own=lambda file: _find_command(file) == content["command"])
+
+
+def open_profile_picture(path: str | Path, *, force: bool = False) -> Output:
+    """The same of a profile."""
+    return open_picture(path, _PROFILE, force=force)
+
+
+def draw_profile(profile: Profile, path: str | Path, *, force: bool = False) -> None:
+    """Peak memory against depth, a curve for each method; ours in evaluation is dashed.
+
+    Takes the place of what is there as `open_picture` says. Raises ModuleNotFoundError, ConfigError, OutputError,
+    StorageError.
+    """
+    output = open_profile_picture(path, force=force)
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -44,26 +76,59 @@ def draw_profile(profile: Profile, path: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize="small")
-    figure.savefig(path)
+    output.write(_render(figure, _PROFILE))
 
 
-def draw_errors(curves: Mapping[str, Sequence[float]], axis: str, path: Path) -> None:
+def draw_errors(
+    curves: Mapping[str, Sequence[float]],
+    axis: str,
+    path: str | Path,
+    inputs: Sequence[str | Path] = (),
+    *,
+    force: bool = False,
+) -> None:
     """Error against depth, a curve for each label: shares in [0, 1], of the layers to each depth from 1.
 
-    `axis` says which error it is. Raises ModuleNotFoundError.
+    `axis` says which error it is. Takes the place of what is there as `open_picture` says. Raises ModuleNotFoundError,
+    ConfigError, OutputError, StorageError.
     """
+    content = {"command": "plot", "axis": axis, "runs": sorted(curves)}
+    output = open_picture(path, content, inputs, force=force)
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     for label, errors in curves.items():
-        axes.plot(range(1, len(errors) + 1), [100 * error for error in errors], marker="o", markersize=3, label=label)
+        name = printable(label if not label.startswith("_") else f" {label}")  # which would be left out
+        axes.plot(range(1, len(errors) + 1), [100 * error for error in errors], marker="o", markersize=3, label=name)
     shown = _LARGEST_SHARE_SHOWN * max(statistics.median(errors) for errors in curves.values())
     axes.set_ylim(top=min(axes.get_ylim()[1], 100 * shown) if shown else None)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layers")
     axes.set_ylabel(f"{axis}, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path)
+    for text in axes.legend(fontsize="small").get_texts():
+        text.set_parse_math(False)  # names may hold a dollar
+    output.write(_render(figure, content))
+
+
+def _render(figure: Any, content: Mapping[str, Any]) -> bytes:
+    """A figure as a PNG file that says what it shows."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of characters that the font has no shape for
+        figure.savefig(file, format="png", metadata={_KEY: _describe(content)})
+    return file.getvalue()
+
+
+def _find_command(file: io.FileIO) -> str | None:
+    """Which command drew a picture; None of any other file."""
+    try:
+        return str(json.loads(read_picture_text(file, _KEY) or "{}")["command"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _describe(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +17,20 @@ from ffstream.checkpoint import RunDirectory
 from ffstream.combination import Combination, fit_temperature, plain_sum
 from ffstream.config import Config
 from ffstream.data import Split
+from ffstream.errors import printable
 from ffstream.evaluate import stream_goodness
+from ffstream.files import read_up_to
+from ffstream.model import check_finite_rows
 from ffstream.readout import read_softmax
 
 # Magnitudes of images that differ from those of the training data by more than this are likely of other units.
 _UNUSUAL_RATIO = 8.0
+
+_COLUMNS = ["image", "label", "probability"]
+_MOST_BYTES = 1 << 30  # of a file of predictions that is read again
+# What a spreadsheet takes for a formula, unless it is a number.
+_FORMULA = re.compile(r"[\s]*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_PLAIN_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -59,15 +70,47 @@ class Predictions:
         }
 
     def to_csv(self, images: Sequence[str]) -> str:
-        """A line an image: its name in `images`, the label, and the probability of that label."""
+        """A line an image: its name in `images`, the label, and the probability of that label.
+
+        Names are made harmless for terminals and spreadsheets, as `to_cell` does.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "label", "probability"])
+        writer.writerow(_COLUMNS)
         best = self.probabilities.max(dim=1).values.tolist()
         writer.writerows(
-            [image, name, f"{value:.6f}"] for image, name, value in zip(images, self.names, best, strict=True)
+            [to_cell(image), to_cell(name), f"{value:.6f}"]
+            for image, name, value in zip(images, self.names, best, strict=True)
         )
         return text.getvalue()
+
+
+def to_cell(text: str) -> str:
+    """Text as a cell that is shown as it is: one that would be a formula has an apostrophe in front."""
+    is_formula = _FORMULA.match(text) is not None and _PLAIN_NUMBER.fullmatch(text) is None
+    return ("'" if is_formula else "") + printable(text)
+
+
+def is_earlier_csv(file: io.FileIO, images: Sequence[str] | None = None) -> bool:
+    """Whether an open file is what `to_csv` wrote for the same images, or for any if none are given. Raises OSError."""
+    try:
+        text = read_up_to(file, _MOST_BYTES).decode()
+        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        names = [row[0] for row in rows]
+    except (ValueError, IndexError, csv.Error):
+        return False
+    return header == _COLUMNS and (images is None or names == [to_cell(image) for image in images])
+
+
+def is_earlier_json(file: io.FileIO, run: str, images: Sequence[str] | None = None) -> bool:
+    """Whether an open file holds predictions of a run for the same images, in JSON. Raises OSError."""
+    try:
+        found = json.loads(read_up_to(file, _MOST_BYTES))
+        names = [row["image"] for row in found["predictions"]]
+        is_ours = found["run"] == run and {"method", "is_calibrated", "class_names"} <= found.keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return is_ours and (images is None or names == list(images))
 
 
 def predict(
@@ -81,10 +124,14 @@ def predict(
     *,
     is_calibrated: bool,
 ) -> Predictions:
-    """Probabilities of all labels for images (n, *image_shape), by as many committed layers as there are weights."""
+    """Probabilities of all labels for images (n, *image_shape), by as many committed layers as there are weights.
+
+    Raises DataError for an image that leads to none.
+    """
     num_layers = len(combination.weights)
     goodness = stream_goodness(directory, config, num_layers, images, data, device)
     probabilities = torch.softmax(combination.logits(goodness), dim=1)
+    check_finite_rows(probabilities)
     return Predictions(tuple(data["class_names"]), probabilities, method, combination, is_calibrated)
 
 
@@ -105,6 +152,7 @@ def predict_softmax(
         temperature = fit_temperature(plain_sum(1, 1, 1.0), [of_held_out], held_out.labels).temperature
     combination = plain_sum(directory.count_layers(), first_layer, temperature, config.network.stack_layers)
     probabilities = torch.softmax(logits.double() / temperature, dim=1)
+    check_finite_rows(probabilities)
     names = tuple(data["class_names"])
     return Predictions(names, probabilities, "softmax", combination, is_calibrated=held_out is not None)
 

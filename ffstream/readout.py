@@ -20,12 +20,13 @@ from ffstream.checkpoint import RunDirectory
 from ffstream.combination import is_counted
 from ffstream.config import Config
 from ffstream.data import Split, scale_images
-from ffstream.errors import RunError, StorageError
+from ffstream.errors import RunError, RunLockedError, StorageError
 from ffstream.evaluate import Evaluation, error_rate
 from ffstream.frozen import Stage, stream_committed_layers
 from ffstream.input_rows import RowsOf
 from ffstream.labels import LabelMethod, make_label_method
 from ffstream.layer_trainer import learning_rate_factor
+from ffstream.lock import RunLock
 from ffstream.network import LayerSpec, compute_layer_specs
 from ffstream.transfer import Transfer
 
@@ -70,8 +71,7 @@ def evaluate_softmax(
         logits += _logits(stage.transfer, stage.caches[0], stage.layer.spec, weight, bias)
         errors.append(error_rate(logits, split.labels))
     if saved is None:
-        with contextlib.suppress(StorageError):  # a read-only run can be evaluated too; it is fitted again next time
-            directory.commit_readout(tensors, identity)
+        _save(directory, tensors, identity)
     return Evaluation.of(
         "softmax",
         split_name,
@@ -82,6 +82,17 @@ def evaluate_softmax(
         layer_errors=[],
         uncalibrated_logits=logits,
     )
+
+
+def _save(directory: RunDirectory, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
+    """Keep a readout in its run, unless that may not be written, or is being trained: it is fitted again next time."""
+    with (
+        contextlib.suppress(StorageError, RunLockedError),
+        RunLock(directory.path, directory.read_identity() or "") as lock,
+    ):
+        locked = RunDirectory(directory.path, lock)
+        if identity["layers"] == locked.read_weight_digests(len(identity["layers"])):
+            locked.commit_readout(tensors, identity)
 
 
 def read_softmax(
@@ -128,7 +139,7 @@ def _identity(directory: RunDirectory, config: Config, num_layers: int, first_la
     return {
         "readout": config.to_mapping()["readout"],
         "first_layer": first_layer,
-        "layers": [directory.read_layer_manifest(index)["digests"]["weights"] for index in range(num_layers)],
+        "layers": directory.read_weight_digests(num_layers),
     }
 
 

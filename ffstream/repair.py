@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from ffstream.checkpoint import RunDirectory
 from ffstream.errors import CorruptFileError, RunError
-from ffstream.files import make_folder, storage_errors, sync_folder
+from ffstream.files import exists, storage_errors
 from ffstream.lock import RunLock
 from ffstream.run import Run
 
@@ -26,15 +25,19 @@ class Diagnosis:
 
 
 def diagnose(directory: RunDirectory) -> Diagnosis:
-    """Check everything that a run has committed. Raises CorruptFileError, RunError for what no layers make up for."""
+    """Check everything that a run has committed. Raises CorruptFileError, RunError for what no layers make up for.
+
+    What cannot be read is neither missing nor damaged: a StorageError says so, and nothing is put aside for it.
+    """
     run = Run(directory.path)
-    _ = run.config  # it and the description of the data are the run itself: they are restored, or nothing is
+    config = run.config  # it and what else lies at the top are the run itself: restored from a copy, or nothing is
+    directory.read_environments()
     directory.load_validation_labels()
-    folders = sorted(path.parent for path in directory.path.glob("layers/*/manifest.json"))
+    indices = directory.list_layers()
     problems: list[str] = []
     num_valid = 0
-    for folder in folders:
-        if folder == directory.layer_folder(num_valid):
+    for index in indices:
+        if index == num_valid:
             problem = _problem(partial(directory.verify_layer, num_valid))
         else:
             problem = f"layer {num_valid + 1} is missing although there are layers above it"
@@ -42,41 +45,53 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
             problems.append(problem)
             break
         num_valid += 1
-    damaged = folders[num_valid:]
+    damaged = [directory.layer_folder(index) for index in indices[num_valid:]]
+    caches = directory.list_caches(config.cache.folder)
+    places = {name: directory.cache_base(config.cache.folder) / name for name in caches}
     if damaged:  # all that is there for a time only was made through those layers
-        damaged += [path for path in (directory.path / "progress", directory.cache_root) if path.exists()]
+        damaged += [path for path in (directory.path / "progress", *places.values()) if exists(path)]
     else:
-        places: dict[Path, Callable[[], object]] = {
+        checks: dict[Path, Callable[[], object]] = {
             directory.path / "progress": directory.verify_progress,
             directory.metrics_path: directory.check_metrics,
-            directory.path / "readout": partial(directory.load_fitted_readout, num_valid),
-            **{folder: partial(run.verify_cache, folder) for folder in run.cache_folders()},
+            directory.path / "readout": directory.verify_readout,
+            **{path: partial(run.verify_cache, name) for name, path in places.items()},
         }
-        for place, check in places.items():
-            problem = _problem(check) if place.exists() else None
+        for place, check in checks.items():
+            problem = _problem(check) if exists(place) else None
             if problem is not None and problem not in problems:  # the metrics are sealed by the progress
                 problems.append(problem)
                 damaged.append(place)
-    return Diagnosis(len(folders), num_valid, problems, damaged)
+    return Diagnosis(len(indices), num_valid, problems, damaged)
 
 
 def put_aside(directory: RunDirectory, diagnosis: Diagnosis) -> Path | None:
     """Move what is damaged into a folder of its own in the run, which is returned; None if there is nothing.
 
-    Raises RunLockedError while the run is being trained, StorageError.
+    A cache that lies elsewhere is removed: it is made again. Raises RunLockedError while the run is being trained,
+    StorageError.
     """
     if not diagnosis.damaged:
         return None
-    with storage_errors(directory.path), RunLock(directory.path):
-        names = (f"damaged-{number}" for number in itertools.count(1))
-        aside = next(path for path in map(directory.path.joinpath, names) if not path.exists())
-        for place in reversed(diagnosis.damaged):  # the layers above first, so that at no time one is missing
-            target = aside / place.relative_to(directory.path)
-            make_folder(target.parent)
-            place.rename(target)
-            sync_folder(target.parent)
-            sync_folder(place.parent)
+    with storage_errors(directory.path), RunLock(directory.path) as lock:
+        locked = RunDirectory(directory.path, lock)
+        inside = [path for path in diagnosis.damaged if _is_inside(path, directory)]
+        # The layers above first, so that at no time one is missing.
+        aside = locked.put_aside([path.relative_to(directory.path).as_posix() for path in reversed(inside)])
+        if len(inside) < len(diagnosis.damaged):
+            locked.drop_caches(locked.read_config().cache.folder)
     return aside
+
+
+def _is_inside(path: Path, directory: RunDirectory) -> bool:
+    """Whether a path lies below the run without a link between them."""
+    try:
+        name = path.relative_to(directory.path).as_posix()
+    except ValueError:
+        return False
+    above = name.split("/")[:-1]
+    names = ("/".join(above[: number + 1]) for number in range(len(above)))
+    return all(directory.folder.find_kind(each) == "a folder" for each in names)
 
 
 def _problem(check: Callable[[], object]) -> str | None:
@@ -85,6 +100,4 @@ def _problem(check: Callable[[], object]) -> str | None:
         check()
     except (CorruptFileError, RunError) as error:
         return str(error)
-    except FileNotFoundError as error:
-        return f"file {error.filename}: is missing"
     return None

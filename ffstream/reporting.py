@@ -8,6 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ffstream.errors import printable
 from ffstream.layer_trainer import EpochFigures
 from ffstream.observer import LayerFigures, Observer
 from ffstream.tables import format_seconds, format_share, layer_table
@@ -19,6 +20,11 @@ _PLAIN_INTERVAL_S = 10.0
 def make_observer(console: Console) -> Observer:
     """Bars when `console` is a terminal, else plain lines."""
     return BarObserver(console) if console.is_terminal else PlainObserver(console)
+
+
+def print_line(console: Console, line: str) -> None:
+    """Show one line as it is, whatever names stand in it."""
+    console.print(printable(line), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class _Clock:
@@ -83,7 +89,7 @@ class PlainObserver(Observer):
 
     def _print(self, line: str) -> None:
         self._last_s = time.perf_counter()
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_line(self._console, line)
 
 
 class BarObserver(Observer):
@@ -96,7 +102,7 @@ class BarObserver(Observer):
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )
         self._layers = self._progress.add_task("layers", total=None, note="")
@@ -106,18 +112,18 @@ class BarObserver(Observer):
     def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
         """Where the run is, what is left to do, and the bars."""
         line = f"run {run_dir}: {_describe_work(num_layers, num_done, num_samples, num_tiles)}"
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_line(self._console, line)
         self._clock, self._num_samples = _Clock(num_layers, num_done), num_samples
         self._progress.update(self._layers, total=num_layers, completed=num_done)
         self._progress.start()
 
     def on_step(self, description: str) -> None:
         """What is going on."""
-        self._progress.update(self._epochs, note=description)
+        self._progress.update(self._epochs, note=printable(description))
 
     def on_warning(self, text: str) -> None:
         """A line above the bars."""
-        self._console.print(f"warning: {text}", highlight=False, soft_wrap=True, markup=False)
+        print_line(self._console, f"warning: {text}")
 
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
         """Live figures of the epoch."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ffstream.cache_set import verify_folder
+from ffstream.cache_set import verify_cache
 from ffstream.checkpoint import RunDirectory
 from ffstream.combination import fit_weights, plain_sum
 from ffstream.config import Config
 from ffstream.data import Dataset, Split, fit_images, holds_pictures, load_dataset, split_validation
 from ffstream.device import resolve_device
+from ffstream.environment import plain_torch
 from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError, nearest
 from ffstream.evaluate import (
     Evaluation,
@@ -47,8 +48,7 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
-        if not self.directory.exists():
-            raise RunError(f"run {self.path}: no run there (no config.toml); start one with ffstream train --run-dir")
+        self.directory.check_is_run()
 
     @property
     def directory(self) -> RunDirectory:
@@ -57,7 +57,7 @@ class Run:
     @property
     def config(self) -> Config:
         """The resolved configuration."""
-        return Config.from_toml(self.directory.find_config())
+        return self.directory.read_config()
 
     @property
     def num_layers_done(self) -> int:
@@ -80,6 +80,7 @@ class Run:
             raise RunError(f"run {self.path}: has no validation errors: {why}")
         return errors
 
+    @plain_torch()
     def evaluate(
         self,
         method: str = "auto",
@@ -88,13 +89,15 @@ class Run:
         first_layer: int = 2,
         device: str = "auto",
         data_root: str = "",
+        download: bool = False,
     ) -> Evaluation:
         """Error on a split, streamed: never more than one layer is on the device.
 
         `method` is "goodness" (argmax over labels of the goodness summed over layers `first_layer` and above, from 1),
         "fitted" (of their sum with weights that are fitted on the validation split) or "softmax" (a linear readout of
         the same layers, fitted on the training split the first time); "auto" is goodness, but softmax for layers that
-        were trained without labels and have no goodness of one. Raises ConfigError, DataError, RunError, DeviceError.
+        were trained without labels and have no goodness of one. Nothing is fetched unless `download` says so. Raises
+        ConfigError, DataError, RunError, DeviceError.
         """
         _check_words(first_layer, ("method", method, _METHODS), ("split", split, _SPLITS))
         config, data = self.config, self.directory.read_data()
@@ -102,7 +105,7 @@ class Run:
             method = "softmax" if config.labels.method == "none" else "goodness"
         if method != "softmax":
             self._check_labels_were_shown(method, "softmax, or auto")
-        splits = self._load_splits(data, data_root)
+        splits = self._load_splits(data, data_root, split, download=download)
         if split not in splits:
             raise DataError(f"data {config.data}: has no {split} split; found {', '.join(sorted(splits))}")
         common = (self.directory, config, split, splits[split])
@@ -117,6 +120,7 @@ class Run:
                 raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
             return evaluate_fitted(*common, data, target, labels, first_layer)
 
+    @plain_torch()
     def predict(
         self,
         images: Tensor,
@@ -126,6 +130,7 @@ class Run:
         calibrated: bool = True,
         device: str = "auto",
         data_root: str = "",
+        download: bool = False,
     ) -> Predictions:
         """Labels and their probabilities for images (n, *image_shape), in the units of the training data, streamed.
 
@@ -145,7 +150,7 @@ class Run:
         images = fit_images(images, tuple(data["image_shape"]), f"run {self.path}")
         target = resolve_device(device)
         if method == "softmax":
-            held_out = self._load_held_out(data, data_root) if calibrated else None
+            held_out = self._load_held_out(data, data_root, download=download) if calibrated else None
             with Interrupts(defers=True):
                 return predict_softmax(directory, config, images, data, target, held_out, first_layer)
         self._check_labels_were_shown(method, "softmax, or auto")
@@ -153,7 +158,7 @@ class Run:
         if not calibrated:
             combination = plain_sum(num_layers, first_layer, objective_temperature(config), stack_layers)
         else:
-            labels = self._load_validation_labels(data, data_root)
+            labels = self._load_validation_labels(data, data_root, download=download)
             if method == "goodness":
                 combination = calibrate(directory, config, num_layers, labels, first_layer)
             else:
@@ -176,22 +181,30 @@ class Run:
         shape = tuple(data["image_shape"])
         return load_images([Path(path) for path in paths], shape, WHITE if in_bytes else data["scale"])
 
-    def _load_splits(self, data: dict[str, Any], data_root: str) -> dict[str, Split]:
+    def _load_splits(
+        self, data: dict[str, Any], data_root: str, split: str = "validation", *, download: bool
+    ) -> dict[str, Split]:
+        """All splits, of which `split` and the training data are checked to be those of the run."""
         config = self.config
-        dataset = load_dataset(config.data, data_root or config.data_root, skips_bad=config.bad_images == "skip")
+        skips_bad = config.bad_images == "skip"
+        dataset = load_dataset(config.data, data_root or config.data_root, skips_bad=skips_bad, download=download)
         check_same_data(self.path, data, dataset)
+        if split == "test":
+            _check_same_test(self.path, data, dataset)
         return make_splits(dataset, config)
 
-    def _load_validation_labels(self, data: dict[str, Any], data_root: str) -> Tensor:
+    def _load_validation_labels(self, data: dict[str, Any], data_root: str, *, download: bool) -> Tensor:
         if self.config.validation_fraction == 0:
             raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
         labels = self.directory.load_validation_labels()
-        return self._load_splits(data, data_root)["validation"].labels if labels is None else labels
+        if labels is not None:
+            return labels
+        return self._load_splits(data, data_root, download=download)["validation"].labels
 
-    def _load_held_out(self, data: dict[str, Any], data_root: str) -> Split:
+    def _load_held_out(self, data: dict[str, Any], data_root: str, *, download: bool) -> Split:
         if self.config.validation_fraction == 0:
             raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
-        return self._load_splits(data, data_root)["validation"]
+        return self._load_splits(data, data_root, download=download)["validation"]
 
     def _check_labels_were_shown(self, method: str, allowed: str) -> None:
         if self.config.labels.method == "none":
@@ -206,6 +219,7 @@ class Run:
             "a run that has one"
         )
 
+    @plain_torch()
     def load(self) -> FFNetwork:
         """The finished layers as a torch module, on the CPU."""
         return load_network(self.path)
@@ -214,28 +228,26 @@ class Run:
         """Write the finished layers to one safetensors file. Returns their number."""
         return export_network(self.directory, Path(path))
 
+    @plain_torch()
     def verify(self) -> int:
         """Check every digest of what is committed. Returns the number of layers; raises CorruptFileError."""
-        self.directory.find_config()
-        self.directory.load_validation_labels()
-        self.directory.check_metrics()
+        directory, config = self.directory, self.config
+        directory.read_environments()
+        directory.load_validation_labels()
+        directory.check_metrics()
+        directory.check_metrics_end()
         for index in range(self.num_layers_done):
-            self.directory.verify_layer(index)
-        self.directory.verify_progress()
-        for folder in self.cache_folders():
-            self.verify_cache(folder)
+            directory.verify_layer(index)
+        directory.verify_progress()
+        directory.verify_readout()
+        for name in directory.list_caches(config.cache.folder):
+            self.verify_cache(name)
         return self.num_layers_done
 
-    def cache_folders(self) -> list[Path]:
-        """Those of what layers read, while it is on disk."""
-        try:
-            return sorted(self.directory.cache_root.iterdir())
-        except FileNotFoundError:  # the cache is in memory, or the run is finished
-            return []
-
-    def verify_cache(self, folder: Path) -> None:
-        """Check every shard there. Raises CorruptFileError."""
-        verify_folder(folder, self.config, self.directory.read_data())
+    def verify_cache(self, name: str) -> None:
+        """Check every shard of a cache, named as `RunDirectory.list_caches` does. Raises CorruptFileError."""
+        folder, _ = self.directory.open_cache(self.config.cache.folder)
+        verify_cache(folder, name, self.config, self.directory.read_data())
 
 
 def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> None:
@@ -262,6 +274,11 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "digest": dataset.digest(),
+        **(
+            {"test_digest": dataset.test_digest()}
+            if dataset.test is not None and hasattr(dataset, "test_digest")
+            else {}
+        ),
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
         "image_shape": list(dataset.image_shape),
@@ -283,6 +300,19 @@ def check_same_data(run_dir: Path, data: dict[str, Any], dataset: Dataset) -> No
         raise RunMismatchError(
             f"run {run_dir}: was started on other training data (digest {data['digest'][:12]}, found {digest[:12]} in "
             f"{dataset.name}); restore those data, or start a new run"
+        )
+
+
+def _check_same_test(run_dir: Path, data: dict[str, Any], dataset: Dataset) -> None:
+    """Raise RunMismatchError when the test data are not those that were there when the run was started.
+
+    In older runs, and where there were none, nothing is known of them.
+    """
+    wanted, found = data.get("test_digest"), dataset.test_digest()
+    if wanted is not None and found is not None and found != wanted:
+        raise RunMismatchError(
+            f"run {run_dir}: was started beside other test data (digest {wanted[:12]}, found {found[:12]} in "
+            f"{dataset.name}); restore those data"
         )
 
 

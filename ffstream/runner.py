@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
@@ -29,7 +30,7 @@ from ffstream.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.layers import Layer
 from ffstream.ledger import PAPER
 from ffstream.memory import peak_memory_bytes, unpinned_reason
-from ffstream.metrics import MetricsFile, MetricsSeal
+from ffstream.metrics import MetricsSeal
 from ffstream.network import (
     LayerSpec,
     build_layer,
@@ -49,6 +50,8 @@ from ffstream.workspace import Workspace
 
 # What the rest of an action's time goes to; that of training to reading goodness off and making layers.
 _NOUNS = {Action.WRITE_INPUT: "writing images", Action.TRAIN: "measuring", Action.PROPAGATE: "handing on"}
+
+_LEAST_S = 1e-9  # that anything takes, where the clock stands still
 
 _Goodness = dict[str, Tensor]  # by split: (samples, labels or candidates), on the host
 
@@ -79,7 +82,7 @@ class Runner:
         self._method = make_label_method(config, self._num_classes, data["num_features"], image_shape)
         self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
         self._goodness = GOODNESSES[config.objective.goodness]
-        self._metrics = MetricsFile(directory.metrics_path)
+        self._metrics = directory.metrics
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
         shape = DataShape(data["num_features"], self._num_classes, num_samples)
         self._caches = CacheSet(directory, config, self._specs, self._method, shape, data, plan.tier, device)
@@ -105,7 +108,10 @@ class Runner:
             Action.TRAIN: self._train,
             Action.PROPAGATE: self._propagate,
         }
-        with self._transfer:  # on leaving, by an error too, what was handed over to it is committed
+        with (
+            contextlib.closing(self._metrics),
+            self._transfer,
+        ):  # on leaving, by an error too, what was handed over to it is committed
             steps = remaining_steps(len(self._specs), self._num_in_stack, num_done, cached_inputs)
             num_writes = sum(step.action is Action.WRITE_INPUT for step in steps)
             for step in steps:
@@ -162,7 +168,7 @@ class Runner:
                 self._commit(partial(self._directory.write_tile, spec.index, number, start_epoch, layer))
                 so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
                 del layer  # before the next one is made
-        samples_per_s = num_samples / training_s / len(self._tiles)
+        samples_per_s = num_samples / max(training_s, _LEAST_S) / len(self._tiles)
         self._commit_layer(spec, layer, epochs[-1], goodness, samples_per_s, time.perf_counter() - start_s)
         if TRAIN not in self._caches.lasting:
             self._caches.current.pop(TRAIN).drop()
@@ -376,14 +382,14 @@ class Runner:
         if progress is not None and progress[0] > num_done:
             raise CorruptFileError(
                 f"run {self._directory.path}: progress is of layer {progress[0] + 1}, but only {num_done} layers "
-                f"are committed; restore them from a copy, or delete {self._directory.path / 'progress'}"
+                f"are committed; restore them from a copy, or put it aside with ffstream repair {self._directory.path}"
             )
         if progress is not None and progress[0] < num_done:  # killed between the layer's commit and its clean-up
             self._directory.drop_progress()
             progress = None
         self._directory.check_metrics()
         self._epochs_taken = {progress[0]: progress[1]} if progress else {}
-        self._metrics.rewind(num_done, self._epochs_taken.get(num_done, 0))
+        self._metrics.rewind(self._directory.read_seal(), num_done, self._epochs_taken.get(num_done, 0))
 
 
 def _describe(step: Step) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,21 @@ import torch
 
 from ffstream.augmentation import check_augmentation
 from ffstream.checkpoint import RunDirectory
+from ffstream.claim import claim_folder
 from ffstream.config import Config
 from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.device import resolve_device, resolve_precision
+from ffstream.environment import describe_environment, find_differences, plain_torch
 from ffstream.errors import DeviceError, RunError, RunMismatchError
-from ffstream.files import remove_temporaries, storage_errors
+from ffstream.files import exists, storage_errors, take_notes
 from ffstream.footprint import DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import check_negatives
 from ffstream.interrupts import Interrupts
 from ffstream.labels import make_label_method
 from ffstream.layers import LAYER_KINDS
-from ffstream.lock import RunLock
 from ffstream.machine import parse_machine
+from ffstream.marker import FolderState
 from ffstream.memory import is_out_of_memory
 from ffstream.network import compute_layer_specs, count_distinct
 from ffstream.objectives import OBJECTIVES
@@ -62,17 +65,27 @@ def train(
     run_dir: str | Path | None = None,
     *,
     resume: bool = False,
+    accept_environment: bool = False,
     observer: Observer | None = None,
 ) -> Run:
     """Train a network layer by layer into `run_dir` (runs/<data>-<layers>x<width>-<time> by default).
 
-    With `resume`, a run that is there already is gone on with, provided that it has this configuration; more layers
-    than it has are added. Raises an FFStreamError; nothing that was committed is lost. An interrupt ends it between two
-    shards of a cache, the next one at once.
+    The folder is missing or empty, or holds a run. With `resume`, a run that is there already is gone on with, provided
+    that it has this configuration; more layers than it has are added. With `accept_environment`, also where something
+    that decides bits differs from what it was trained with. Raises an FFStreamError; nothing that was committed is
+    lost. An interrupt ends it between two shards of a cache, the next one at once.
     """
-    with Interrupts():
-        directory, config = _open(config, run_dir, resume=resume)
-        return _execute(directory, config, observer or Observer())
+    with Interrupts(), plain_torch():
+        config = _with_absolute_paths(config)
+        candidates = [Path(run_dir)] if run_dir is not None else default_run_dirs(config)
+        with claim_folder(candidates, is_new=run_dir is None) as directory:
+            if directory.exists():
+                if not resume:
+                    raise _already_there(directory)
+                config = _merge_with_saved(config, directory.read_config(), directory.path)
+            return _execute(
+                directory, config, observer or Observer(), accept_environment=accept_environment, download=True
+            )
 
 
 def make_plan(
@@ -89,7 +102,20 @@ def make_plan(
     configuration or any of the given shape; what was described need not be there, and need not fit. Raises an
     FFStreamError where `train` would, a BudgetError where the run does not fit on this machine.
     """
-    directory, config = _open(config, run_dir, resume=resume)
+    with plain_torch():
+        return _make_plan(config, run_dir, resume=resume, machine=machine, data=data)
+
+
+def _make_plan(
+    config: Config, run_dir: str | Path | None, *, resume: bool, machine: str | None, data: DataShape | None
+) -> Plan:
+    config = _with_absolute_paths(config)
+    directory = RunDirectory(Path(run_dir) if run_dir is not None else next(default_run_dirs(config)))
+    directory.check_is_free()
+    if directory.exists():
+        if not resume:
+            raise _already_there(directory)
+        config = _merge_with_saved(config, directory.read_config(), directory.path)
     if machine is None and data is None:
         prepared = _prepare(directory, config, measure=True, for_plan=True)
         warnings = [text for text in (prepared.plan.warning, prepared.dataset.warning) if text is not None]
@@ -107,8 +133,9 @@ def make_plan(
     else:
         device = resolve_device(config.device)
         config = dataclasses.replace(config, precision=resolve_precision(config.precision, device))
-        resources = survey_resources(config.memory, device, directory.path)
-        resources = dataclasses.replace(resources, rates=measure_rates(config, device, directory.path))
+        place = directory.cache_base(config.cache.folder)
+        resources = survey_resources(config.memory, device, place)
+        resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
     config = dataclasses.replace(config, batch=resolve_batch(config.batch, data.num_samples["train"]))
     method = make_label_method(config, data.num_classes, data.num_features, data.mixed_shape)
     return compute_plan(config, method, data, data_bytes, resources, must_fit=False)
@@ -120,40 +147,46 @@ def resume(
     layers: int | None = None,
     device: str | None = None,
     cache: str | None = None,
+    cache_dir: str | None = None,
     budget: str | None = None,
     data_root: str | None = None,
+    accept_environment: bool = False,
+    download: bool = False,
     observer: Observer | None = None,
 ) -> Run:
-    """Go on with a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError."""
-    if data_root is not None:
-        data_root = str(Path(data_root).expanduser().absolute())
-    given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget, "data_root": data_root}
-    with Interrupts():
-        run = Run(Path(run_dir))
-        config = run.config.override({key: value for key, value in given.items() if value is not None})
-        return _execute(run.directory, config, observer or Observer())
+    """Go on with a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError.
 
-
-def _open(config: Config, run_dir: str | Path | None, *, resume: bool) -> tuple[RunDirectory, Config]:
-    """The run directory, and the configuration with what is saved there. Raises RunError, RunMismatchError."""
-    config = _with_absolute_paths(config)
-    path = Path(run_dir) if run_dir is not None else default_run_dir(config)
-    directory = RunDirectory(path)
-    if directory.exists():
-        if not resume:
-            raise RunError(
-                f"run {path}: exists already ({directory.count_layers()} layers done); go on with "
-                f"ffstream resume {path}, or choose another --run-dir"
+    Where torch, the processor or anything else that decides bits is another than before, it is refused, unless
+    `accept_environment` says to go on all the same; the run then remembers that. Data that are not there are fetched
+    with `download` alone.
+    """
+    given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
+    given |= {"data_root": _absolute(data_root), "cache.folder": _absolute(cache_dir)}
+    with Interrupts(), plain_torch():
+        Run(Path(run_dir))  # which says what is wrong where there is none
+        with claim_folder([Path(run_dir)], is_new=False) as directory:
+            saved = directory.read_config()
+            config = saved.override({key: value for key, value in given.items() if value is not None})
+            if config.cache.folder != saved.cache.folder:  # what lies in the old one is made again
+                directory.drop_caches(saved.cache.folder)
+            return _execute(
+                directory, config, observer or Observer(), accept_environment=accept_environment, download=download
             )
-        config = _merge_with_saved(config, Run(path).config, path)
-    return directory, config
 
 
-def default_run_dir(config: Config) -> Path:
-    """runs/<data>-<layers>x<width>-<time>, and -2, -3 ... behind it where a run of the same second has the name."""
+def default_run_dirs(config: Config) -> Iterator[Path]:
+    """runs/<data>-<layers>x<width>-<time>, and -2, -3 ... behind it, but for those that are there."""
     name = f"{Path(config.data).stem or 'data'}-{config.layers}x{config.width}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+    return (path for path in map(Path("runs").joinpath, names) if not exists(path))
+
+
+def _already_there(directory: RunDirectory) -> RunError:
+    path = directory.path
+    return RunError(
+        f"run {path}: exists already ({directory.count_layers()} layers done); go on with ffstream resume {path}, or "
+        "choose another --run-dir"
+    )
 
 
 def resolve_batch(batch: int | str, num_samples: int) -> int:
@@ -171,8 +204,12 @@ def _with_absolute_paths(config: Config) -> Config:
     with contextlib.suppress(OSError):  # a name that no file can have; loading it says so
         if config.data not in SOURCES and path.exists():
             data = str(path.absolute())
-    data_root = str(Path(config.data_root).expanduser().absolute()) if config.data_root else ""
-    return dataclasses.replace(config, data=data, data_root=data_root)
+    config = config.override({"cache.folder": _absolute(config.cache.folder) or ""})
+    return dataclasses.replace(config, data=data, data_root=_absolute(config.data_root) or "")
+
+
+def _absolute(folder: str | None) -> str | None:
+    return str(Path(folder).expanduser().absolute()) if folder else folder
 
 
 def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
@@ -204,11 +241,14 @@ class _Prepared:
     device: torch.device
 
 
-def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan: bool = False) -> _Prepared:
+def _prepare(
+    directory: RunDirectory, config: Config, *, measure: bool, for_plan: bool = False, download: bool = False
+) -> _Prepared:
     """Resolve and plan. Raises an FFStreamError for what cannot be run here.
 
     With `measure`, and on CUDA, what the matrix products take beside their operands is measured, and steps are tried;
-    on a CPU that takes a second or two. `for_plan`: times are measured in place of trying steps.
+    on a CPU that takes a second or two. Data are fetched with `download` alone. `for_plan`: times are measured in
+    place of trying steps.
     """
     parts: tuple[tuple[Registry[Any], str], ...] = (
         (LAYER_KINDS, config.network.kind),
@@ -227,8 +267,12 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
             "more (a new --run-dir starts a shallower one)"
         )
     device = resolve_device(config.device)
-    resources = survey_resources(config.memory, device, directory.path, directory.passing_bytes())
-    dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
+    place = directory.cache_base(config.cache.folder)
+    resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
+    # The splits are copies: of what may be taken, the data themselves may be half.
+    room_bytes = (resources.host_bytes - resources.host_used_bytes) // 2
+    skips_bad = config.bad_images == "skip"
+    dataset = load_dataset(config.data, config.data_root, skips_bad=skips_bad, room_bytes=room_bytes, download=download)
     splits = make_splits(dataset, config)
     data = _shape(dataset, splits)
     method = make_label_method(config, data.num_classes, data.num_features, data.mixed_shape)
@@ -242,7 +286,7 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
         batch=resolve_batch(config.batch, len(splits["train"])),
     )
     if for_plan:
-        resources = dataclasses.replace(resources, rates=measure_rates(config, device, directory.path))
+        resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
 
     def kernels(sized: Config) -> list[KernelBytes]:
         specs = compute_layer_specs(sized, data.num_features, data.image_shape)[: count_distinct(sized)]
@@ -258,35 +302,94 @@ def _prepare(directory: RunDirectory, config: Config, *, measure: bool, for_plan
     return _Prepared(plan, dataset, splits, device)
 
 
-def _execute(directory: RunDirectory, config: Config, observer: Observer) -> Run:
+def _execute(
+    directory: RunDirectory, config: Config, observer: Observer, *, accept_environment: bool, download: bool
+) -> Run:
     """Everything that can be refused is refused before anything is written."""
-    prepared = _prepare(directory, config, measure=config.memory.budget != "auto")
-    if prepared.dataset.warning is not None:
-        observer.on_warning(prepared.dataset.warning)
-    config, dataset, splits, device = prepared.plan.config, prepared.dataset, prepared.splits, prepared.device
-    # An error is told as storage's wherever it comes, in removing what is old too; an interrupt waits for its place.
-    with Interrupts(defers=True), storage_errors(directory.path), RunLock(directory.path):
-        remove_temporaries(directory.path)
-        if not directory.exists():
-            validation = splits.get("validation")
-            labels = None if validation is None else validation.labels
-            directory.create(config.to_toml(), describe_data(dataset), labels)
-        data = directory.read_data()
-        check_same_data(directory.path, data, dataset)
-        if Run(directory.path).config != config:
-            directory.write_config(config.to_toml())
-        try:
-            runner = Runner(directory, prepared.plan, data, splits, device, observer)
-            del prepared, dataset, splits  # the runner lets the images go when the first cache is there
-            runner.run()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error).partition("\n")[0] or type(error).__name__  # Python's own has nothing to say
-            raise DeviceError(
-                f"device {device}: out of memory ({reason}); free some, lower --batch or --width, or use "
-                f"--cache disk; what is committed is kept, go on with ffstream resume {directory.path}"
-            ) from error
-        finally:
-            remove_temporaries(directory.path)
+    environments = directory.read_environments()
+    num_threads = environments[-1].get("threads") if environments and not accept_environment else None
+    with plain_torch(num_threads):
+        prepared = _prepare(directory, config, measure=config.memory.budget != "auto", download=download)
+        environment = describe_environment(prepared.device, prepared.plan.config.precision)
+        if directory.exists():
+            data = directory.read_data()
+            check_same_data(directory.path, data, prepared.dataset)
+            if directory.count_layers() < prepared.plan.config.layers and not accept_environment:
+                _check_environment(directory, environments, environment)
+        if prepared.dataset.warning is not None:
+            observer.on_warning(prepared.dataset.warning)
+        # An error is told as storage's wherever it comes, in removing what is old too; an interrupt waits its turn.
+        with Interrupts(defers=True), storage_errors(directory.path):
+            _write_start(directory, prepared, environments, environment, observer)
+            config, splits, device = prepared.plan.config, prepared.splits, prepared.device
+            try:
+                runner = Runner(directory, prepared.plan, directory.read_data(), splits, device, observer)
+                del prepared, splits  # the runner lets the images go when the first cache is there
+                runner.run()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0] or type(error).__name__  # Python's own has nothing to say
+                raise DeviceError(
+                    f"device {device}: out of memory ({reason}); free some, lower --batch or --width, or use "
+                    f"--cache disk; what is committed is kept, go on with ffstream resume {directory.path}"
+                ) from error
+            finally:
+                directory.remove_temporaries()
+                for note in take_notes():
+                    observer.on_warning(note)
     return Run(directory.path)
+
+
+def _write_start(
+    directory: RunDirectory,
+    prepared: _Prepared,
+    environments: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, Any],
+    observer: Observer,
+) -> None:
+    """Start the run, or bring what is there in line with what is asked."""
+    config, path = prepared.plan.config, directory.path
+    state = directory.survey().state
+    if state is FolderState.FREE:
+        validation = prepared.splits.get("validation")
+        labels = None if validation is None else validation.labels
+        directory.create(config, describe_data(prepared.dataset), environment, labels)
+        return
+    if state is FolderState.OLDER_RUN:
+        num_layers = directory.count_layers()
+        directory.adopt(config, environment)
+        observer.on_warning(
+            f"run {path} was started by a version that gave runs no identity: it is assumed that its {num_layers} "
+            "layers are its own, trained with this version of torch on this machine; from here on that is checked"
+        )
+    elif directory.count_layers() < config.layers and (not environments or environment != environments[-1]):
+        directory.record_environment(environment)
+    directory.folder.identity = directory.read_identity() or ""
+    directory.remove_temporaries()
+    if directory.read_config() != config:
+        directory.write_config(config)
+    following = f"layers/{directory.count_layers():03d}"
+    if directory.folder.find_kind(following) is not None:
+        aside = directory.put_aside([following])
+        observer.on_warning(f"{path / following} was there, and no layer of this run: it was put aside into {aside}")
+
+
+def _check_environment(
+    directory: RunDirectory, environments: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
+) -> None:
+    """Raise RunMismatchError where the run would end with other bits than where it was trained so far."""
+    remedy = "go on there, or, if other bits do no harm, here with --accept-environment (the run remembers it)"
+    if directory.marker is None:  # older runs: what is not known is assumed
+        return
+    if not environments:
+        raise RunMismatchError(
+            f"run {directory.path}: has no environment.json, which says what decided its bits; restore it from a copy, "
+            "or go on with --accept-environment"
+        )
+    different = find_differences(environment, environments[-1])
+    if different:
+        raise RunMismatchError(
+            f"run {directory.path}: what decides bits is not what it was trained with; here and there differ in "
+            f"{'; '.join(different)}; {remedy}"
+        )

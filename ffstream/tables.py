@@ -1,4 +1,8 @@
-"""What commands show: tables, and lines between them."""
+"""What commands show: tables, and lines between them.
+
+Names come from files and from users: in a cell they are `_plain`, so that nothing in them is taken for markup or obeyed
+by a terminal. Lines are made harmless where they are printed.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,13 @@ import dataclasses
 from collections.abc import Iterator
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ffstream.catalogue import Catalogue
 from ffstream.combination import ProbabilityFigures
 from ffstream.doctor import MachineSpeeds, TimeAccount
+from ffstream.errors import printable
 from ffstream.evaluate import Evaluation
 from ffstream.footprint import Footprint
 from ffstream.memory_profile import METHODS, Point, Profile
@@ -70,7 +74,7 @@ def evaluation_report(found: Evaluation, width: int) -> Iterator[Table | str]:
 
 def confusion_report(found: Evaluation, width: int) -> Iterator[Table | str]:
     """The confusion matrix or, where that is wider than `width`, the most confused pairs of classes."""
-    counts, names = found.confusion, found.class_names
+    counts, names = found.confusion, [printable(name) for name in found.class_names]
     cells = [[str(count) if count else "." for count in row] for row in counts]
     labels = [_shorten(name, _MAX_CLASS_NAME) for name in names]
     room = (width - max(len("true"), *map(len, labels)) - len(" 100.00 %")) // len(names) - 1
@@ -82,10 +86,10 @@ def confusion_report(found: Evaluation, width: int) -> Iterator[Table | str]:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("true", no_wrap=True)
     for heading in (*headings, "error"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(_plain(heading), justify="right", no_wrap=True)
     for number, (label, row) in enumerate(zip(labels, cells, strict=True)):
         styled = [Text(cell, "bold" if column == number else "") for column, cell in enumerate(row)]
-        table.add_row(label, *styled, format_share(_class_error(counts[number], number)))
+        table.add_row(_plain(label), *styled, format_share(_class_error(counts[number], number)))
     yield table
 
 
@@ -102,8 +106,12 @@ def _confused_pairs(found: Evaluation) -> Iterator[Table | str]:
     for heading in ("true", "predicted", "samples", "of the true class"):
         table.add_column(heading, justify="left" if heading in ("true", "predicted") else "right")
     for count, true, predicted in shown:
-        names = (_shorten(found.class_names[number], 2 * _MAX_CLASS_NAME) for number in (true, predicted))
-        table.add_row(*names, str(count), format_share(count / sum(found.confusion[true])))
+        names = (printable(found.class_names[number]) for number in (true, predicted))
+        table.add_row(
+            *(_plain(_shorten(name, 2 * _MAX_CLASS_NAME)) for name in names),
+            str(count),
+            format_share(count / sum(found.confusion[true])),
+        )
     if shown:
         yield table
     num_left = sum(count for count, _, _ in pairs) - sum(count for count, _, _ in shown)
@@ -127,6 +135,10 @@ def _class_error(row: list[int], number: int) -> float | None:
 
 def _shorten(name: str, length: int) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def _plain(text: str) -> Text:
+    return Text(printable(text))
 
 
 def _describe_probabilities(figures: ProbabilityFigures) -> str:
@@ -184,7 +196,7 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
 
 def speeds_report(found: MachineSpeeds) -> Iterator[Table | str]:
     """What a machine can do, and what it has room for."""
-    table = Table(title=found.device_name, title_justify="left", show_header=False)
+    table = Table(title=_plain(found.device_name), title_justify="left", show_header=False)
     for name in ("what", "figure"):
         table.add_column(name, justify="left" if name == "what" else "right")
     for precision, flops in found.product_flops_per_s.items():
@@ -221,10 +233,10 @@ def account_report(found: TimeAccount) -> Iterator[Table | str]:
     for heading in ("time", "share"):
         table.add_column(heading, justify="right")
     for noun, seconds in found.seconds.items():
-        table.add_row(noun, _format_spent(seconds), f"{100 * seconds / total_s:.1f} %")
+        table.add_row(_plain(noun), _format_spent(seconds), f"{100 * seconds / total_s:.1f} %")
         for part, share in found.training.items() if noun == "training" else ():
             table.add_row(
-                f"  {part}, about", _format_spent(share * seconds), f"{100 * share * seconds / total_s:.1f} %"
+                _plain(f"  {part}, about"), _format_spent(share * seconds), f"{100 * share * seconds / total_s:.1f} %"
             )
     yield table
     yield from found.advice or ["nothing stands out: most of the time went to the work itself"]
@@ -279,13 +291,12 @@ def catalogue_tables(catalogue: Catalogue) -> list[Table]:
     """Recipes with what they set, then for each setting what it may name."""
     recipes = Table("recipe", "what it is", "what it sets", box=box.SIMPLE, title="--recipe")
     for name, (line, sets) in catalogue.recipes.items():
-        recipes.add_row(
-            name, escape(line), "\n".join(f"{key}={value}" for key, value in sets.items()) or "(the defaults)"
-        )
+        settings = "\n".join(printable(f"{key}={value}") for key, value in sets.items())
+        recipes.add_row(_plain(name), _plain(line), Text(settings or "(the defaults)"))
     tables = [recipes]
     for setting, parts in catalogue.parts.items():
         table = Table("name", "what it is", box=box.SIMPLE, title=f"--set {setting}=")
         for name, line in parts.items():
-            table.add_row(name, escape(line))
+            table.add_row(_plain(name), _plain(line))
         tables.append(table)
     return tables

@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes and numbers as people write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import re
 _BINARY = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _DECIMAL = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS = _BINARY | _DECIMAL
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
+_SHOWN = 40  # characters of what is none, in a message
+_MOST_DIGITS = 100  # of a number that anything is counted by; Python itself reads a few thousand and raises for more
 
 
 def parse_bytes(text: str) -> int:
@@ -16,11 +19,20 @@ def parse_bytes(text: str) -> int:
     found = _SIZE.fullmatch(text)
     unit = found[2].upper() or "B" if found else ""
     if found is None or unit not in _UNITS:
-        raise ValueError(f"{text!r} is not a size, such as 512MiB, 1.5GiB or 8GB")
+        raise ValueError(f"{_shorten(text)!r} is not a size, such as 512MiB, 1.5GiB or 8GB")
     size = float(found[1]) * _UNITS[unit]
     if math.isinf(size):
-        raise ValueError(f"{text[:20]}... is more than can be counted")
+        raise ValueError(f"{_shorten(text)!r} is more than can be counted")
     return round(size)
+
+
+def parse_integer(text: str) -> int | None:
+    """ "-12" -> -12; None for what is no whole number in the digits 0 to 9. Raises ValueError for too many of them."""
+    if _INTEGER.fullmatch(text) is None:
+        return None
+    if len(text.strip()) > _MOST_DIGITS:
+        raise ValueError(f"{_shorten(text)!r} has {len(text.strip()):,} digits, more than can be counted")
+    return int(text)
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -30,3 +42,7 @@ def format_bytes(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} TiB"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -13,8 +13,11 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import ffstream as ff
+from ffstream.cache import DiskCache
 from ffstream.cli import app
 from ffstream.data import load_dataset
+from ffstream.folder import Folder
+from ffstream.manifest import write_manifest
 
 # Three layers of 24 units, three epochs, four shards: everything a large run has, in a tenth of a second.
 SMALL = {
@@ -41,6 +44,11 @@ def write_small_data(path: Path) -> None:
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
 
 
+def disk_cache(layout, path, identity="", **options):
+    """The disk cache of that path."""
+    return DiskCache(layout, Folder(Path(path).parent), Path(path).name, identity, **options)
+
+
 def layer_digests(run_dir: Path) -> list[str]:
     """Digest of each finished layer's weights and validation goodness."""
     folders = sorted(path.parent for path in Path(run_dir).glob("layers/*/manifest.json"))
@@ -48,6 +56,18 @@ def layer_digests(run_dir: Path) -> list[str]:
         hashlib.sha256(b"".join(sorted(p.read_bytes() for p in folder.glob("*.safetensors")))).hexdigest()
         for folder in folders
     ]
+
+
+def make_older(run_dir):
+    """Take from a run what versions before identities did not write."""
+    for name in ("run.json", "environment.json"):
+        (run_dir / name).unlink()
+    for path in run_dir.rglob("manifest.json"):
+        content = json.loads(path.read_text())
+        write_manifest(Folder(path.parent), path.name, {k: content[k] for k in content if k not in _NEWER})
+
+
+_NEWER = ("run", "manifest_sha256")
 
 
 def metrics_without_times(run_dir: Path) -> list[dict]:

@@ -17,14 +17,15 @@ PACKAGE = Path(ffstream.__file__).parent
 # From the ground up; a module may import from those before it only. A package counts as one floor.
 ORDER = """
 errors interrupts recipes units plane row_sums seeding schedule workspace ledger memory
-normalisation stopwatch
-limits config registry files device
-manifest
-tensor_file lock metrics goodness combination objectives similarity negatives layers data cache
+normalisation stopwatch environment
+files processes
+limits folder
+config registry device scratch lock manifest
+marker tensor_file metrics outputs goodness combination objectives similarity negatives layers data cache
 hybrids augmentation labels catalogue network transfer optimiser
-input_rows micro_batch
+input_rows micro_batch run_root
 checkpoint
-layer_trainer propagation
+layer_trainer propagation claim
 footprint paper
 plan
 workload
@@ -34,7 +35,7 @@ observer cache_set frozen
 evaluate model
 readout predictions
 run
-runner repair
+runner repair cleaning
 session
 doctor rivals memory_profile picture offline
 tables

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import ffstream as ff
-from ffstream.cache import DTYPES, CacheLayout, DiskCache, MemoryCache, compute_batches, compute_shard_order
+from ffstream.cache import DTYPES, CacheLayout, MemoryCache, compute_batches, compute_shard_order
 from ffstream.transfer import Transfer
+from tests.helpers import disk_cache
 
 CPU = torch.device("cpu")
 LAYOUT = CacheLayout(num_samples=50, num_rows=2, num_features=6, dtype_name="bf16", shard_samples=16)
@@ -69,14 +70,14 @@ def test_the_order_of_shards_is_a_function_of_seed_layer_and_epoch():
 def test_every_tier_gives_back_what_was_written(dtype_name, tmp_path):
     layout = CacheLayout(50, 2, 6, dtype_name, 16)
     rows = draw(layout)
-    fill(DiskCache(layout, tmp_path), rows)
-    for cache in (fill(MemoryCache(layout, CPU), rows), DiskCache(layout, tmp_path)):
+    fill(disk_cache(layout, tmp_path), rows)
+    for cache in (fill(MemoryCache(layout, CPU), rows), disk_cache(layout, tmp_path)):
         assert torch.equal(read(cache), rows)
 
 
 def test_a_stream_follows_any_order_and_can_be_used_again(tmp_path):
     rows = draw(LAYOUT)
-    cache = fill(DiskCache(LAYOUT, tmp_path), rows)
+    cache = fill(disk_cache(LAYOUT, tmp_path), rows)
     with Transfer(CPU) as transfer:
         for order in ([3, 0, 2, 1], [1, 1, 3], [], [0]):
             found = [(shard, block.clone()) for shard, block in transfer.blocks(cache, order)]
@@ -85,7 +86,7 @@ def test_a_stream_follows_any_order_and_can_be_used_again(tmp_path):
 
 
 def test_leaving_a_stream_early_ends_its_thread(tmp_path):
-    cache = fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    cache = fill(disk_cache(LAYOUT, tmp_path), draw(LAYOUT))
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError), Transfer(CPU) as transfer:
         for _ in transfer.blocks(cache, [0, 1, 2, 3]):
@@ -94,7 +95,7 @@ def test_leaving_a_stream_early_ends_its_thread(tmp_path):
 
 
 def test_dropping_a_cache_leaves_nothing(tmp_path):
-    cache = fill(DiskCache(LAYOUT, tmp_path / "cache"), draw(LAYOUT))
+    cache = fill(disk_cache(LAYOUT, tmp_path / "cache"), draw(LAYOUT))
     cache.drop()
     assert not (tmp_path / "cache").exists()
 
@@ -135,23 +136,23 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_shard_is_named_and_not_read(name, tmp_path):
-    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    fill(disk_cache(LAYOUT, tmp_path), draw(LAYOUT))
     path = tmp_path / "shard-00001.safetensors"
     path.write_bytes(DAMAGE[name](path.read_bytes()))
     with pytest.raises(ff.CorruptFileError, match=r"shard-00001.*delete .* and resume"):
-        read(DiskCache(LAYOUT, tmp_path))
+        read(disk_cache(LAYOUT, tmp_path))
 
 
 def test_swapped_and_missing_shards_are_detected(tmp_path):
-    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    fill(disk_cache(LAYOUT, tmp_path), draw(LAYOUT))
     first, second = (tmp_path / f"shard-0000{number}.safetensors" for number in (0, 1))
     first.rename(tmp_path / "x")
     with pytest.raises(ff.CorruptFileError, match="shard-00000.* is missing"):
-        read(DiskCache(LAYOUT, tmp_path))
+        read(disk_cache(LAYOUT, tmp_path))
     second.rename(first)
     (tmp_path / "x").rename(second)
     with pytest.raises(ff.CorruptFileError, match="shard-00000.*altered"):
-        read(DiskCache(LAYOUT, tmp_path))
+        read(disk_cache(LAYOUT, tmp_path))
 
 
 @settings(max_examples=50, deadline=None)
@@ -178,7 +179,7 @@ def test_batches_are_a_function_of_their_generator():
 def test_memory_and_disk_stream_the_same_blocks_in_any_order(tmp_path_factory, order, dtype_name):
     layout = CacheLayout(50, 2, 6, dtype_name, 16)
     rows = draw(layout)
-    disk = fill(DiskCache(layout, tmp_path_factory.mktemp("cache")), rows)
+    disk = fill(disk_cache(layout, tmp_path_factory.mktemp("cache")), rows)
     memory = fill(MemoryCache(layout, CPU), rows)
     for cache in (disk, memory):
         with Transfer(CPU) as transfer:
@@ -190,7 +191,7 @@ def test_memory_and_disk_stream_the_same_blocks_in_any_order(tmp_path_factory, o
 @pytest.mark.parametrize("shard", [0, 3])
 def test_a_shard_is_copied_into_the_readers_slot(shard, tmp_path):
     rows = draw(LAYOUT)
-    for cache in (fill(MemoryCache(LAYOUT, CPU), rows), fill(DiskCache(LAYOUT, tmp_path), rows)):
+    for cache in (fill(MemoryCache(LAYOUT, CPU), rows), fill(disk_cache(LAYOUT, tmp_path), rows)):
         slot = torch.empty(LAYOUT.shard_shape(shard), dtype=LAYOUT.dtype)
         cache.load(shard, slot)
         assert torch.equal(slot, rows[LAYOUT.shard_range(shard)])
@@ -200,7 +201,7 @@ def test_a_shard_is_copied_into_the_readers_slot(shard, tmp_path):
 
 def test_a_stream_left_in_the_middle_of_an_epoch_starts_the_next_one_clean(tmp_path):
     rows = draw(LAYOUT)
-    cache = fill(DiskCache(LAYOUT, tmp_path), rows)
+    cache = fill(disk_cache(LAYOUT, tmp_path), rows)
     with Transfer(CPU) as transfer:
         for leave_after in (1, 2, 3):
             for position, _ in enumerate(transfer.blocks(cache, [3, 2, 1, 0]), start=1):
@@ -212,10 +213,10 @@ def test_a_stream_left_in_the_middle_of_an_epoch_starts_the_next_one_clean(tmp_p
 
 def test_a_corrupt_shard_is_heard_at_its_turn_and_ends_the_thread(tmp_path):
     rows = draw(LAYOUT)
-    fill(DiskCache(LAYOUT, tmp_path), rows)
+    fill(disk_cache(LAYOUT, tmp_path), rows)
     (tmp_path / "shard-00002.safetensors").unlink()
     before, seen = threading.active_count(), []
-    cache = DiskCache(LAYOUT, tmp_path)
+    cache = disk_cache(LAYOUT, tmp_path)
     with pytest.raises(ff.CorruptFileError, match="shard-00002"), Transfer(CPU) as transfer:
         for shard, block in transfer.blocks(cache, [3, 0, 2, 1]):
             assert torch.equal(block, rows[LAYOUT.shard_range(shard)])
@@ -226,7 +227,7 @@ def test_a_corrupt_shard_is_heard_at_its_turn_and_ends_the_thread(tmp_path):
 
 def test_no_altered_byte_of_a_shard_changes_a_row_unheard(tmp_path):
     rows, shard = draw(LAYOUT), 3  # the short one, so that every byte can be tried
-    fill(DiskCache(LAYOUT, tmp_path), rows)
+    fill(disk_cache(LAYOUT, tmp_path), rows)
     path = tmp_path / "shard-00003.safetensors"
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
@@ -236,7 +237,7 @@ def test_no_altered_byte_of_a_shard_changes_a_row_unheard(tmp_path):
             slot = torch.zeros(LAYOUT.shard_shape(shard), dtype=LAYOUT.dtype)
             message = ""
             try:
-                DiskCache(LAYOUT, tmp_path).load(shard, slot)
+                disk_cache(LAYOUT, tmp_path).load(shard, slot)
             except ff.CorruptFileError as error:
                 message = str(error)
             if message:
@@ -248,65 +249,65 @@ def test_no_altered_byte_of_a_shard_changes_a_row_unheard(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 60, -385, -384, -200, -1])
 def test_a_shard_truncated_anywhere_is_named(keep, tmp_path):
-    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    fill(disk_cache(LAYOUT, tmp_path), draw(LAYOUT))
     path = tmp_path / "shard-00002.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ff.CorruptFileError, match="shard-00002"):
-        read(DiskCache(LAYOUT, tmp_path))
+        read(disk_cache(LAYOUT, tmp_path))
 
 
 @pytest.mark.parametrize(("source", "target"), [(0, 2), (3, 1), (1, 3)])
 def test_a_shard_replaced_by_another_ones_file_is_named(source, target, tmp_path):
-    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    fill(disk_cache(LAYOUT, tmp_path), draw(LAYOUT))
     paths = [tmp_path / f"shard-0000{number}.safetensors" for number in range(4)]
     paths[target].write_bytes(paths[source].read_bytes())
     with pytest.raises(ff.CorruptFileError, match=paths[target].name):
-        read(DiskCache(LAYOUT, tmp_path))
+        read(disk_cache(LAYOUT, tmp_path))
 
 
 @pytest.mark.parametrize(
     "changes", [{"num_samples": 49}, {"num_rows": 3}, {"num_features": 7}, {"dtype_name": "fp32"}, {"shard_samples": 8}]
 )
 def test_shards_of_a_layout_that_differs_in_anything_are_refused(changes, tmp_path):
-    fill(DiskCache(LAYOUT, tmp_path), draw(LAYOUT))
+    fill(disk_cache(LAYOUT, tmp_path), draw(LAYOUT))
     with pytest.raises(ff.CorruptFileError, match="shard-0000"):
-        read(DiskCache(CacheLayout(**(LAYOUT.to_mapping() | changes)), tmp_path))
+        read(disk_cache(CacheLayout(**(LAYOUT.to_mapping() | changes)), tmp_path))
 
 
 def test_shards_computed_from_something_else_are_refused(tmp_path):
-    fill(DiskCache(LAYOUT, tmp_path, "run a, layer 1"), draw(LAYOUT))
+    fill(disk_cache(LAYOUT, tmp_path, "run a, layer 1"), draw(LAYOUT))
     with pytest.raises(ff.CorruptFileError, match=r"shard-00000.*altered since it was written, or another shard's"):
-        read(DiskCache(LAYOUT, tmp_path, "run a, layer 2"))
+        read(disk_cache(LAYOUT, tmp_path, "run a, layer 2"))
 
 
 def test_a_shard_is_a_safetensors_file(tmp_path):
     rows = draw(LAYOUT)
-    fill(DiskCache(LAYOUT, tmp_path), rows)
+    fill(disk_cache(LAYOUT, tmp_path), rows)
     found = load_file(tmp_path / "shard-00001.safetensors")
     assert torch.equal(found["rows"], rows[LAYOUT.shard_range(1)])
 
 
 def test_a_stored_shard_is_read_at_once_and_counts_once_it_is_synced(tmp_path):
     rows = draw(LAYOUT)[LAYOUT.shard_range(2)].clone()
-    cache, slot = DiskCache(LAYOUT, tmp_path), torch.empty_like(rows)
+    cache, slot = disk_cache(LAYOUT, tmp_path), torch.empty_like(rows)
     cache.store(2, rows)
     cache.load(2, slot)
     assert torch.equal(slot, rows)
     assert cache.missing() == [0, 1, 3]
-    assert DiskCache(LAYOUT, tmp_path).missing() == [0, 1, 2, 3]
+    assert disk_cache(LAYOUT, tmp_path).missing() == [0, 1, 2, 3]
     cache.sync(2)
-    assert DiskCache(LAYOUT, tmp_path).missing() == [0, 1, 3]
+    assert disk_cache(LAYOUT, tmp_path).missing() == [0, 1, 3]
     cache.load(2, slot.zero_())
     assert torch.equal(slot, rows)
     cache.free(2)
-    assert DiskCache(LAYOUT, tmp_path).missing() == [0, 1, 2, 3]
+    assert disk_cache(LAYOUT, tmp_path).missing() == [0, 1, 2, 3]
 
 
 def test_a_shard_is_durable_before_what_depends_on_it_is_done(tmp_path):
-    cache, seen = DiskCache(LAYOUT, tmp_path), []
+    cache, seen = disk_cache(LAYOUT, tmp_path), []
     with Transfer(CPU) as transfer:
         for shard in range(4):
-            with transfer.storing(cache, shard, lambda: seen.append(DiskCache(LAYOUT, tmp_path).missing())) as room:
+            with transfer.storing(cache, shard, lambda: seen.append(disk_cache(LAYOUT, tmp_path).missing())) as room:
                 room.zero_()
         transfer.commit(lambda: seen.append("last"))
     assert seen == [[1, 2, 3], [2, 3], [3], [], "last"]
@@ -315,7 +316,7 @@ def test_a_shard_is_durable_before_what_depends_on_it_is_done(tmp_path):
 @pytest.mark.parametrize("limit", [1, 2])
 def test_no_more_shards_wait_to_be_durable_than_allowed(limit, tmp_path):
     layout = CacheLayout(200, 1, 4, "fp32", 10)
-    cache, most = DiskCache(layout, tmp_path), 0
+    cache, most = disk_cache(layout, tmp_path), 0
     with Transfer(CPU, max_unsynced=limit) as transfer:
         for shard in range(layout.num_shards):
             with transfer.storing(cache, shard) as room:
@@ -328,8 +329,8 @@ def test_no_more_shards_wait_to_be_durable_than_allowed(limit, tmp_path):
 def test_a_failing_disk_is_heard_and_ends_the_threads(tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     before = threading.active_count()
-    with pytest.raises(OSError, match="cache"):
-        fill(DiskCache(LAYOUT, tmp_path / "cache"), draw(LAYOUT))
+    with pytest.raises(ff.StorageError, match="cache"):
+        fill(disk_cache(LAYOUT, tmp_path / "cache"), draw(LAYOUT))
     assert threading.active_count() == before
 
 
@@ -347,4 +348,4 @@ def test_a_failed_commit_is_heard_by_whoever_commits_next():
 def test_a_cache_that_ends_with_the_process_waits_for_no_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda _: pytest.fail("waited for the disk"))
     rows = draw(LAYOUT)
-    assert torch.equal(read(fill(DiskCache(LAYOUT, tmp_path, durable=False), rows)), rows)
+    assert torch.equal(read(fill(disk_cache(LAYOUT, tmp_path, durable=False), rows)), rows)

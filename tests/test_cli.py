@@ -250,7 +250,7 @@ def test_another_runs_layer_is_detected(copy, tmp_path):
     run_cli("train", *SMALL, "--seed", "1", "--run-dir", tmp_path / "other")
     shutil.rmtree(copy / "layers" / "000")
     shutil.copytree(tmp_path / "other" / "layers" / "000", copy / "layers" / "000")
-    assert "trained on another layer" in str(run_cli("evaluate", copy)[2])
+    assert "belongs to another run" in str(run_cli("evaluate", copy)[2])
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def interrupted(small_config, tmp_path):
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
 @pytest.mark.parametrize(
     "pattern",
-    ["cache/001-train/shard-*", "progress/layer-*", "progress/manifest.json"],
+    ["cache/*/001-train/shard-*", "progress/layer-*", "progress/manifest.json"],
 )
 def test_damaged_progress_and_caches_are_refused_and_mended_as_the_message_says(
     pattern, damage, interrupted, small_config, tmp_path
@@ -274,8 +274,11 @@ def test_damaged_progress_and_caches_are_refused_and_mended_as_the_message_says(
     path.write_bytes(data[:-9] if damage == "truncate" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     message = refused(interrupted, "resume", interrupted)
     assert str(path) in message
-    assert "delete" in message
-    shutil.rmtree(path.parent)
+    if "ffstream repair" in message:
+        assert run_cli("repair", interrupted, "--apply")[0] == 0
+    else:
+        assert "delete" in message
+        shutil.rmtree(path.parent)
     whole = ff.train(small_config(cache__tier="disk"), tmp_path / "whole")
     assert layer_digests(ff.resume(interrupted).path) == layer_digests(whole.path)
 

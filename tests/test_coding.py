@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
-from ffstream.cache import CacheLayout, DiskCache, MemoryCache, as_cached
+from ffstream.cache import CacheLayout, MemoryCache, as_cached
 from ffstream.evaluate import error_rate
 from ffstream.normalisation import length_normalise
 from ffstream.transfer import Transfer
+from tests.helpers import disk_cache
 
 CPU = torch.device("cpu")
 
@@ -70,7 +71,7 @@ def test_rounding_is_as_near_as_that_of_eight_bit_floats():
 def test_a_tier_keeps_a_byte_for_each_feature_and_one_for_the_scale(tier, num_features, tmp_path):
     layout = CacheLayout(50, 2, num_features, "int8", 16)
     rows = draw_rows(100, num_features, 0.7, 0).view(50, 2, num_features)
-    cache = MemoryCache(layout, CPU) if tier == "memory" else DiskCache(layout, tmp_path)
+    cache = MemoryCache(layout, CPU) if tier == "memory" else disk_cache(layout, tmp_path)
     with Transfer(CPU) as transfer:
         for shard in range(layout.num_shards):
             with transfer.storing(cache, shard) as room:

@@ -8,11 +8,13 @@ import pickle
 import shutil
 import urllib.error
 import zipfile
+from hashlib import md5
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -156,40 +158,129 @@ def test_the_digest_knows_images_labels_and_shape(digits):
     assert len({digits.digest(), *(other.digest() for other in others)}) == 3
 
 
+def test_the_test_data_have_a_digest_of_their_own(digits):
+    other = Split(digits.test.images, digits.test.labels.roll(1))
+    assert digits.digest() == "8510cb3366da1f9d788b3b7d0f632445c07d29418e1c78863311ff45aff7787d"
+    assert digits.test_digest() == Dataset("d", digits.test, None, digits.class_names).digest()
+    assert dataclasses.replace(digits, test=other).test_digest() != digits.test_digest()
+    assert dataclasses.replace(digits, test=other).digest() == digits.digest()
+    assert dataclasses.replace(digits, test=None).test_digest() is None
+
+
 def test_without_network_and_files_the_error_says_which_files_go_where(tmp_path, monkeypatch):
     def refuse(*_args, **_options):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
     with pytest.raises(ff.DataError) as caught:
-        load_dataset("mnist", str(tmp_path))
+        load_dataset("mnist", str(tmp_path), download=True)
     for expected in ("train-images-idx3-ubyte.gz", "MNIST/raw", str(tmp_path), "--data digits"):
         assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "class_name", "shape"),
-    [("fashion-mnist", "FashionMNIST", (28, 28)), ("kmnist", "KMNIST", (28, 28)), ("cifar10", "CIFAR10", (32, 32, 3))],
-)
-def test_torchvision_sets_are_read_as_torchvision_gives_them(name, class_name, shape, tmp_path, monkeypatch):
-    class Archive:
-        """The attributes that torchvision's classes have: tensors for the MNIST family, an array and a list else."""
+def write_idx(path, array):
+    """As MNIST and its kin are published, unpacked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes())
 
-        classes = tuple(f"class {number}" for number in range(10))
 
-        def __init__(self, root, train, download):
-            assert download
-            images = np.arange(np.prod((20, *shape)), dtype=np.int64).reshape(20, *shape).astype(np.uint8)
-            labels = [number % 10 for number in range(20)]
-            self.data = images if class_name == "CIFAR10" else torch.from_numpy(images)
-            self.targets = labels if class_name == "CIFAR10" else torch.tensor(labels)
+def write_idx_set(folder):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
+    for part, images in (("train", noise[:20]), ("t10k", noise[20:])):
+        write_idx(folder / f"{part}-images-idx3-ubyte", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(len(images)) % 10)
 
-    monkeypatch.setattr(f"torchvision.datasets.{class_name}", Archive)
+
+def short(text):
+    """A string, as Python 2 pickles it."""
+    return b"U" + bytes([len(text)]) + text.encode()
+
+
+CIFAR_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+# The published file, byte for byte, and batches as they are published, pickled by Python 2.
+CIFAR_META = (
+    b"\x80\x02}q\x01(" + short("num_cases_per_batch") + b"q\x02M\x10'" + short("label_names") + b"q\x03]q\x04("
+    + b"".join(short(name) + b"q" + bytes([5 + number]) for number, name in enumerate(CIFAR_NAMES))
+    + b"e" + short("num_vis") + b"q\x0fM\x00\x0cu."
+)  # fmt: skip
+
+
+def cifar_batch(pixels):
+    num_images = len(pixels)
+    return (
+        b"\x80\x02}q\x01(" + short("batch_label") + b"q\x02" + short("training batch 1 of 5") + b"q\x03"
+        + short("labels") + b"q\x04]q\x05(" + b"".join(b"K" + bytes([n % 10]) for n in range(num_images)) + b"e"
+        + short("data") + b"q\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85"
+        + short("b") + b"\x87Rq\x09(K\x01K" + bytes([num_images]) + b"M\x00\x0c\x86cnumpy\ndtype\nq\x0a"
+        + short("u1") + b"K\x00K\x01\x87Rq\x0b(K\x03" + short("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        + b"\x89T" + pixels.nbytes.to_bytes(4, "little") + pixels.tobytes() + b"tb"
+        + short("filenames") + b"q\x0c]q\x0d(" + short("a.png") + b"q\x0er\x0f\x00\x00\x00h\x0eeu."
+    )  # fmt: skip
+
+
+def write_cifar(folder, monkeypatch):
+    """Batches as CIFAR-10 is published in, and torchvision told that they are what was published."""
+    archive = torchvision.datasets.CIFAR10
+    folder.mkdir(parents=True)
+    generator, digests = np.random.default_rng(0), {}
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for name in names:
+        content = cifar_batch(generator.integers(0, 256, (10, 3072), dtype=np.uint8))
+        (folder / name).write_bytes(content)
+        digests[name] = md5(content).hexdigest()
+    (folder / "batches.meta").write_bytes(CIFAR_META)
+    monkeypatch.setattr(archive, "train_list", [[name, digests[name]] for name in names[:5]])
+    monkeypatch.setattr(archive, "test_list", [["test_batch", digests["test_batch"]]])
+
+
+IDX_SETS = [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
+
+
+@pytest.mark.parametrize(("name", "class_name"), [*IDX_SETS, ("cifar10", "CIFAR10")])
+def test_torchvision_sets_are_read_as_torchvision_reads_them(name, class_name, tmp_path, monkeypatch):
+    if name == "cifar10":
+        write_cifar(tmp_path / "cifar-10-batches-py", monkeypatch)
+    else:
+        write_idx_set(tmp_path / class_name / "raw")
+    before = sorted(tmp_path.rglob("*"))
     dataset = load_dataset(name, str(tmp_path))
-    assert dataset.image_shape == shape
-    assert dataset.train.labels.tolist()[:3] == [0, 1, 2]
-    assert dataset.class_names[3] == "class 3"
+    for split, is_train in ((dataset.train, True), (dataset.test, False)):
+        wanted = getattr(torchvision.datasets, class_name)(str(tmp_path), train=is_train)
+        assert torch.equal(split.images, torch.as_tensor(wanted.data))
+        assert torch.equal(split.labels, torch.as_tensor(wanted.targets))
+        assert dataset.class_names == tuple(wanted.classes)
+    assert dataset.name == name
+    assert split.images.dtype == torch.uint8
+    assert split.images.is_contiguous()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist", "cifar10"])
+def test_nothing_is_fetched_or_made_unless_download_says_so(name, tmp_path, monkeypatch):
+    fetched = []
+    for module in ("mnist", "cifar"):
+        monkeypatch.setattr(
+            f"torchvision.datasets.{module}.download_and_extract_archive", lambda *given, **_: fetched.append(given)
+        )
+    with pytest.raises(ff.DataError, match=f"data {name}: .*add --download .*--data-root") as caught:
+        load_dataset(name, str(tmp_path / "root"))
+    assert "\n" not in str(caught.value)
+    assert not fetched
+    assert not (tmp_path / "root").exists()
+    with pytest.raises(ff.DataError):  # what should have been fetched is not there either
+        load_dataset(name, str(tmp_path / "root"), download=True)
+    assert fetched
+
+
+def test_download_fetches_what_is_missing(tmp_path, monkeypatch):
+    def unpack(_url, download_root, **_options):
+        write_idx_set(Path(download_root))
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", unpack)
+    fetched = load_dataset("kmnist", str(tmp_path), download=True)
+    assert fetched.digest() == load_dataset("kmnist", str(tmp_path)).digest()
 
 
 @pytest.mark.skipif("FFSTREAM_TEST_MNIST" not in os.environ, reason="FFSTREAM_TEST_MNIST names no MNIST archives")
@@ -198,9 +289,10 @@ def test_mnist_from_its_official_archives_trains(tmp_path):
     assert source.is_dir(), "FFSTREAM_TEST_MNIST names a folder that holds MNIST/raw"
     assert len(list(source.glob("*-ubyte.gz"))) == 4, "the four archives lie in MNIST/raw"
     shutil.copytree(source, tmp_path / "MNIST" / "raw", copy_function=shutil.copyfile)
-    dataset = load_dataset("mnist", str(tmp_path))
+    dataset = load_dataset("mnist", str(tmp_path), download=True)
     assert dataset.train.images.shape == (60000, 28, 28)
     assert len(dataset.test) == 10000
+    assert load_dataset("mnist", str(tmp_path)).digest() == dataset.digest()
     config = ff.Config(data="mnist", data_root=str(tmp_path), layers=2, width=128, epochs=1, device="cpu")
     assert ff.train(config, tmp_path / "run").evaluate().error < 0.12
 

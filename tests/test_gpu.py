@@ -7,10 +7,10 @@ import torch
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
-from ffstream.cache import CacheLayout, DiskCache, MemoryCache, as_cached
+from ffstream.cache import CacheLayout, MemoryCache, as_cached
 from ffstream.memory_profile import METHODS, ProfileSettings, _measure
 from ffstream.transfer import Transfer
-from tests.helpers import InterruptAt, layer_digests
+from tests.helpers import InterruptAt, disk_cache, layer_digests
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,7 +65,7 @@ def test_what_the_device_computes_is_what_is_stored_while_it_is_busy(tier, dtype
     device = torch.device("cuda")
     layout = CacheLayout(64 * 37, 2, 512, dtype, 64)
     rows = torch.randn(layout.num_samples, 2, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
-    cache = DiskCache(layout, tmp_path) if tier == "disk" else MemoryCache(layout, torch.device("cpu"))
+    cache = disk_cache(layout, tmp_path) if tier == "disk" else MemoryCache(layout, torch.device("cpu"))
     big = torch.randn(4096, 4096, device=device)
     with Transfer(device) as transfer:
         for shard in range(layout.num_shards):

@@ -15,6 +15,7 @@ import torch
 import ffstream as ff
 from ffstream import tensor_file
 from ffstream.cache import DiskCache
+from ffstream.checkpoint import RunDirectory
 from ffstream.interrupts import Interrupts, check_interrupts
 from ffstream.transfer import Transfer
 from tests.helpers import check_resumed_equals, layer_digests
@@ -184,7 +185,7 @@ def fail():
 @pytest.mark.parametrize("after", [fail, lambda: None], ids=["turned", "lost"])
 @pytest.mark.parametrize(
     ("module", "name", "nth"),
-    [(tensor_file, "load_file", 2), (DiskCache, "allocate", 5), (ff.Run, "__init__", 1)],
+    [(tensor_file, "_read_header", 2), (DiskCache, "allocate", 5), (RunDirectory, "read_data", 1)],
     ids=["reading a layer", "writing a cache", "looking at the run"],
 )
 def test_a_run_ends_by_an_interrupt_that_foreign_code_hid(

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 import ffstream as ff
+from ffstream.folder import Folder
 from ffstream.manifest import COUNT, DIGEST, NAME, NUMBER, SIZE, TEXT, find_misfit, read_manifest, write_manifest
 from ffstream.repair import diagnose
 from tests.helpers import SMALL
@@ -42,9 +43,9 @@ GOOD = {"layer": 0, "names": ["a", "b"], "digests": {"weights": "0" * 64, "more-
 def test_what_does_not_fit_is_named_with_what_is_allowed(change, words, tmp_path):
     assert find_misfit(GOOD, SHAPE) is None
     assert find_misfit(GOOD | {"scale": 0.5, "more": 1}, SHAPE) is None
-    write_manifest(tmp_path / "manifest.json", GOOD | change)
+    write_manifest(Folder(tmp_path), "manifest.json", GOOD | change)
     with pytest.raises(ff.CorruptFileError, match=words) as caught:
-        read_manifest(tmp_path / "manifest.json", SHAPE)
+        read_manifest(Folder(tmp_path), "manifest.json", SHAPE)
     assert "manifest.json" in str(caught.value)
 
 
@@ -89,7 +90,7 @@ def test_a_manifest_that_was_sealed_anew_with_other_content_is_refused_by_name_a
                 continue
             copy = tmp_path / "copy"
             shutil.copytree(small_run, copy)
-            write_manifest(copy / file, sealed | {name: value})
+            write_manifest(Folder(copy), file, sealed | {name: value})
             run = ff.Run(copy)
             refused = 0
             for use in (

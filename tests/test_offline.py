@@ -143,8 +143,37 @@ def test_what_does_not_fit_is_refused_by_name(written, small_config, small_data,
             ff.write_negatives(path, str(small_data), **wrong)
     with pytest.raises(ff.DataError, match=r"out of memory for \d+.* TiB of negatives; use a smaller --per-sample"):
         ff.write_negatives(path, str(small_data), per_sample=10**12)
+    with pytest.raises(ff.DataError, match="out of memory"):
+        ff.write_negatives(path, str(small_data), per_sample=2**63 - 1)
     assert not (tmp_path / "run").exists()
     assert not path.exists()
+
+
+def test_negatives_are_never_written_onto_what_they_are_made_of_or_what_is_not_theirs(
+    written, small_config, small_data, tmp_path
+):
+    data = tmp_path / "mine.safetensors"
+    data.write_bytes(small_data.read_bytes())
+    (tmp_path / "link.safetensors").symlink_to(data)
+    run = ff.train(small_config("unsupervised"), tmp_path / "run")
+    network = tmp_path / "network.safetensors"
+    run.export(network)
+    theirs = tmp_path / "theirs.safetensors"
+    theirs.write_bytes(b"theirs")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for path in (data, tmp_path / "link.safetensors", network, run.path / "layers" / "000" / "weights.safetensors"):
+        with pytest.raises(ff.FFStreamError, match=r"is an input|is a file of the run"):
+            ff.write_negatives(path, str(data), run=network, force=True)
+    with pytest.raises(ff.FFStreamError, match="add --force"):
+        ff.write_negatives(theirs, str(data))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    ff.write_negatives(theirs, str(data), per_sample=1, force=True)
+    ff.write_negatives(theirs, str(small_data), per_sample=2)  # of the same images: its own
+    arrays = load_file(data)
+    arrays["train.images"] = arrays["train.images"].flip(0)
+    save_file(arrays, data)
+    with pytest.raises(ff.FFStreamError, match="add --force"):
+        ff.write_negatives(theirs, str(data), per_sample=1)
 
 
 def test_other_negatives_are_other_data(written, small_config, small_data, tmp_path):

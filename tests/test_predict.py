@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import ffstream as ff
 from ffstream.combination import measure_probabilities
+from ffstream.folder import Folder
 from ffstream.manifest import read_manifest, write_manifest
-from tests.helpers import InterruptAt, run_cli, run_process
+from tests.helpers import InterruptAt, make_older, run_cli, run_process
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_the_softmax_readout_predicts_what_it_was_evaluated_at(settings, small_c
     assert torch.equal(found.labels, plain.labels)
     logits, temperature = plain.probabilities.log(), found.combination.temperature
     torch.testing.assert_close(found.probabilities, torch.softmax(logits / temperature, dim=1))
-    held_out = run._load_splits(run.directory.read_data(), "")["validation"]
+    held_out = run._load_splits(run.directory.read_data(), "", download=False)["validation"]
     by_method = [
         measure_probabilities(
             run.predict(held_out.images, "softmax", calibrated=flag).probabilities.log(), held_out.labels
@@ -123,9 +124,10 @@ def test_the_data_set_is_not_needed(small_data, small_config, test_split, tmp_pa
 
 def test_a_run_that_kept_no_validation_labels_takes_them_from_its_data(copy, test_split):
     before = copy.predict(test_split[0]).probabilities
-    data = read_manifest(copy.path / "data.json", {})
+    make_older(copy.path)
+    data = read_manifest(Folder(copy.path), "data.json", {})
     del data["validation_labels_digest"]
-    write_manifest(copy.path / "data.json", data)
+    write_manifest(Folder(copy.path), "data.json", data)
     (copy.path / "validation.safetensors").unlink()
     assert torch.equal(copy.predict(test_split[0]).probabilities, before)
 

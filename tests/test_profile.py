@@ -12,6 +12,7 @@ import torch
 
 import ffstream as ff
 from ffstream import memory_profile
+from ffstream.errors import OutputError
 from ffstream.memory import PeakMeter
 from ffstream.memory_profile import METHODS, Point, Profile, ProfileSettings, measure_profile
 from ffstream.picture import draw_profile
@@ -203,11 +204,64 @@ def test_a_profile_of_other_settings_is_not_gone_on_with(measured, tmp_path):
         measure_profile(dataclasses.replace(SETTINGS, batch=32), ["ffstream"], [2], tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"points": [{}], "settings": {}, "machine": {}}', "\udcff"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"points": [{}], "settings": {}, "machine": {}}', "\udcff", "1" * 5000]
+)
 def test_a_damaged_profile_is_named(content, measured, tmp_path):
     (tmp_path / "profile.json").write_text(content, errors="surrogateescape")
     with pytest.raises(ff.CorruptFileError, match="cannot be read"):
         measure_profile(SETTINGS, ["ffstream"], [2], tmp_path)
+
+
+def test_a_profile_is_put_beside_what_is_there_and_over_nothing(measured, tmp_path):
+    for name in ("scratch/mine/x", "ffstream-scratch-mine/x", "profile.json.bak"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    measure_profile(SETTINGS, ["ffstream"], [2], tmp_path)
+    assert before.items() <= {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [("profile.json", "theirs", ff.CorruptFileError), ("profile.png", "theirs", OutputError)],
+)
+def test_a_file_of_somebody_is_replaced_by_force_alone(name, content, kind, measured, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / name).write_text(content)
+    command = ["profile", *OPTIONS, "--depths", "2", "--methods", "ffstream", "--output", tmp_path]
+    code, _, error = run_cli(*command)
+    assert (code, type(error)) == (1, kind)
+    assert "--force" in str(error)
+    assert measured == []  # it is said before the work
+    assert (tmp_path / name).read_text() == content
+    assert run_cli(*command, "--force")[0] == 0
+    assert run_cli(*command)[0] == 0  # its own by now
+    assert measured == [("ffstream", 2)]
+
+
+def test_by_force_a_profile_of_other_settings_is_measured_anew(measured, tmp_path):
+    measure_profile(SETTINGS, ["ffstream"], [2, 4], tmp_path)
+    other = dataclasses.replace(SETTINGS, batch=32)
+    found = measure_profile(other, ["ffstream"], [4], tmp_path, force=True)
+    assert [point.num_layers for point in found.points] == [4]
+
+
+def test_a_run_is_no_folder_for_a_profile(measured, small_config, tmp_path):
+    run = ff.train(small_config(layers=1), tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    for folder in (run.path, run.path / "layers", run.path / "cache"):
+        with pytest.raises(OutputError, match="run"):
+            measure_profile(SETTINGS, ["ffstream"], [2], folder, force=True)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_point_whose_process_is_ended_by_a_signal_is_one_line(number, monkeypatch, tmp_path):
+    done = subprocess.CompletedProcess([], -number, stdout="", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(ff.FFStreamError, match="its process was ended by a signal"):
+        measure_profile(SETTINGS, ["backprop"], [2], tmp_path)
 
 
 @pytest.mark.parametrize("return_code", [-9, 0])

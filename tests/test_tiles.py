@@ -16,6 +16,7 @@ from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.data import scale_images
 from ffstream.errors import ConfigError, CorruptFileError
 from ffstream.files import sha256_file
+from ffstream.folder import Folder
 from ffstream.goodness import GOODNESSES, Goodness
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
@@ -213,11 +214,11 @@ def test_an_altered_tile_is_found_before_it_is_used(small_config, tmp_path):
     config = small_config(**TILES)
     with pytest.raises(KeyboardInterrupt):
         ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 4))
-    (path,) = (tmp_path / "run/progress").glob("*-tile-000.safetensors")
+    (path,) = (tmp_path / "run/progress").glob("*-tile-000-*.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CorruptFileError, match=r"tile-000\.safetensors: altered"):
+    with pytest.raises(CorruptFileError, match=r"tile-000-\w+\.safetensors: altered"):
         ff.resume(tmp_path / "run")
 
 
@@ -225,12 +226,12 @@ def test_a_tile_that_is_altered_before_it_is_joined_is_never_committed(small_con
     class Flip(ff.Observer):
         def on_epoch(self, layer, epoch, num_epochs, figures, validation_error):
             if epoch == num_epochs - 1:
-                (path,) = (tmp_path / "run/progress").glob("*-tile-000.safetensors")
+                (path,) = (tmp_path / "run/progress").glob("*-tile-000-*.safetensors")
                 content = bytearray(path.read_bytes())
                 content[-1] ^= 1
                 path.write_bytes(content)
 
-    with pytest.raises(CorruptFileError, match=r"tile-000\.safetensors: altered"):
+    with pytest.raises(CorruptFileError, match=r"tile-000-\w+\.safetensors: altered"):
         ff.train(small_config(**TILES), tmp_path / "run", observer=Flip())
     assert ff.Run(tmp_path / "run").num_layers_done == 0
 
@@ -239,9 +240,9 @@ def test_progress_that_lacks_a_tile_is_refused(small_config, tmp_path):
     config = small_config(**TILES)
     with pytest.raises(KeyboardInterrupt):
         ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 4))
-    (path,) = (tmp_path / "run/progress").glob("*-tile-000.safetensors")
+    (path,) = (tmp_path / "run/progress").glob("*-tile-000-*.safetensors")
     path.unlink()
-    with pytest.raises(CorruptFileError, match=r"tile-000\.safetensors: cannot be read"):
+    with pytest.raises(CorruptFileError, match=r"tile-000-\w+\.safetensors: is missing"):
         ff.resume(tmp_path / "run")
 
 
@@ -285,23 +286,31 @@ def test_joined_files_hold_what_the_parts_held_and_slices_give_it_back(tmp_path)
     for number, units in enumerate(cuts):
         part = {name: t.narrow(axes[name], units.start, units.stop - units.start) for name, t in whole.items()}
         save_file({name: t.contiguous() for name, t in part.items()}, tmp_path / f"{number}")
+    folder = Folder(tmp_path)
     digest = tensor_file.join_tensors(
-        tmp_path / "joined", {tmp_path / str(n): sha256_file(tmp_path / str(n)) for n in range(3)}, axes
-    )()
-    found = tensor_file.load_tensors(tmp_path / "joined", digest)
+        folder, "joined", {str(n): sha256_file(tmp_path / str(n)) for n in range(3)}, axes
+    )
+    assert digest == sha256_file(tmp_path / "joined")
+    found = tensor_file.load_tensors(folder, "joined", digest)
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
-    for units in (*cuts, slice(2, 7)):
-        for name, part in tensor_file.load_slices(tmp_path / "joined", axes, units).items():
+    of_tiles = tensor_file.digest_tiles(folder, "joined", digest, axes, cuts)
+    for units, of_tile in zip(cuts, of_tiles, strict=True):
+        for name, part in tensor_file.load_slices(folder, "joined", axes, units, of_tile).items():
             assert torch.equal(part, whole[name].narrow(axes[name], units.start, units.stop - units.start))
 
 
-def test_slices_of_a_file_that_is_cut_short_are_an_error(tmp_path):
+@pytest.mark.parametrize("at", [0, 8, 40, -170, -1])
+@pytest.mark.parametrize("cut", [True, False])
+def test_slices_of_a_file_that_changes_after_its_check_are_an_error(at, cut, tmp_path):
     save_file({"weight": torch.randn(9, 5)}, tmp_path / "file")
-    (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-4])
-    tensor_file.load_slices(tmp_path / "file", {"weight": 0}, slice(0, 8))
-    with pytest.raises(CorruptFileError, match="cut short"):
-        tensor_file.load_slices(tmp_path / "file", {"weight": 0}, slice(0, 9))
+    folder, axes, cuts = Folder(tmp_path), {"weight": 0}, [slice(0, 9)]
+    (of_tile,) = tensor_file.digest_tiles(folder, "file", sha256_file(tmp_path / "file"), axes, cuts)
+    data = bytearray((tmp_path / "file").read_bytes())
+    data[at] ^= 1
+    (tmp_path / "file").write_bytes(data[:at] if cut else data)
+    with pytest.raises(CorruptFileError, match="since it was checked"):
+        tensor_file.load_slices(folder, "file", axes, slice(0, 9), of_tile)
 
 
 # --- plans

@@ -53,7 +53,7 @@ def measure_peers(data_root: str, device: str, folder: Path) -> dict[str, Any]:
     on = resolve_device(device)
     config = ff.Config(data="mnist", data_root=data_root, width=WIDTH, batch=BATCH, device=device)
     config = config.override({"precision": resolve_precision("auto", on), "network.stack_layers": 0})
-    splits = make_splits(load_dataset("mnist", data_root), config)
+    splits = make_splits(load_dataset("mnist", data_root, download=True), config)
     depths = [_compare(config.override({"layers": depth}), splits["train"], on, folder / "times") for depth in DEPTHS]
     settings = ProfileSettings.here(
         device=device, precision=config.precision, width=WIDTH, batch=BATCH, micro_batch=BATCH

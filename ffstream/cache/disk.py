@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
+import os
 import re
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from torch import Tensor
 from ffstream.cache.layout import CacheLayout
 from ffstream.cache.tiers import ActivationCache
 from ffstream.errors import CorruptFileError
-from ffstream.files import TEMPORARY, make_folder, publish, removed_on_error, storage_errors
+from ffstream.files import storage_errors, write_all
+from ffstream.folder import TEMPORARY, Folder
 from ffstream.manifest import SIZE, TEXT, Shape, find_misfit
 from ffstream.tensor_file import encode_header
 
 _SAFETENSORS_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": "I8"}
 _SHARD = "shard-{:05d}.safetensors"
+SHARD_NAMES = (r"shard-(\d{5,18})\.safetensors", re.escape(TEMPORARY) + r"shard-\d{5,18}")  # of all files that we make
 _MAX_HEADER_BYTES = 1 << 16  # ours are about four hundred bytes
 _COUNTS = ("num_samples", "num_rows", "num_features", "shard_samples", "num_views")
 _LAYOUT: Shape = {"dtype_name": TEXT, **dict.fromkeys(_COUNTS, SIZE)}
@@ -31,20 +34,22 @@ _LAYOUT: Shape = {"dtype_name": TEXT, **dict.fromkeys(_COUNTS, SIZE)}
 class DiskCache(ActivationCache):
     """One safetensors file a shard. A shard counts by its final name, and carries its own checksum.
 
-    A stored shard can be read at once; `sync` writes it through to the disk and gives it its name, unless the cache is
-    not `durable` and ends with the process. A shard that this process did not write is checked against its checksum
-    the first time it is read. The checksum covers `identity` (what the rows were computed from) and the shard's number
-    too, so that no other file passes for it. The header also holds the layout, so that `verify_shards` can do without.
+    The cache is what is called `name` in `folder`. A stored shard can be read at once; `sync` writes it through to the
+    disk and gives it its name, unless the cache is not `durable` and ends with the process. A shard is checked against
+    its checksum every time it is read, as its file may change between two epochs. The checksum covers `identity` (what
+    the rows were computed from) and the shard's number too, so that no other file passes for it. The header also holds
+    the layout, so that `verify_shards` can do without.
     """
 
-    def __init__(self, layout: CacheLayout, folder: Path, identity: str = "", *, durable: bool = True) -> None:
+    def __init__(
+        self, layout: CacheLayout, folder: Folder, name: str, identity: str = "", *, durable: bool = True
+    ) -> None:
         self.layout = layout
-        self._folder = folder
+        self._folder, self._name = folder, name
         self._durable = durable
         self._layout_text = json.dumps(layout.to_mapping(), sort_keys=True)
         self._identity = f"{identity}\n{self._layout_text}\n"
-        self._stored = {shard for shard in _list_shards(folder) if shard < layout.num_shards}
-        self._verified: set[int] = set()
+        self._stored = {shard for shard in _list_shards(folder, name) if shard < layout.num_shards}
 
     def missing(self) -> list[int]:
         """The shards without a file."""
@@ -56,15 +61,12 @@ class DiskCache(ActivationCache):
         fields = self._fields(shard) | {"data_offsets": [0, len(payload)]}
         metadata = {"crc32": self._checksum(shard, payload), "layout": self._layout_text}
         header = encode_header({"__metadata__": metadata, "rows": fields})
-        temporary = self._temporary(shard)
         with storage_errors(self._path(shard)):
-            make_folder(self._folder)
-            with removed_on_error(temporary), temporary.open("wb", buffering=0) as file:
-                for part in (memoryview(header), payload):
-                    num_written = 0
-                    while num_written < len(part):
-                        num_written += file.write(part[num_written:])
-        self._verified.add(shard)
+            self._folder.make_folder(self._name)
+            temporary = self._temporary(shard)
+            with self._folder.removed_on_error(temporary), self._folder.create(temporary) as file:
+                for part in (header, payload):
+                    write_all(file, part)
         self._stored.add(shard)
 
     def sync(self, shard: int) -> None:
@@ -72,12 +74,13 @@ class DiskCache(ActivationCache):
         if not self._durable:
             return
         with storage_errors(self._path(shard)):
-            publish(self._temporary(shard), self._path(shard))
+            self._folder.sync(self._temporary(shard))
+            self._folder.rename(self._temporary(shard), self._final(shard))
 
     def load(self, shard: int, slot: Tensor) -> None:
         """Read one shard's file. Raises CorruptFileError when it is absent, truncated or altered."""
         path, payload = self._path(shard), _byte_view(slot)
-        with self._open(shard) as file:
+        with self._open(shard) as file, storage_errors(path, "read"):
             checksum = self._check_header(_read_header(path, file), shard)
             num_read = 0
             while num_read < len(payload):
@@ -85,34 +88,36 @@ class DiskCache(ActivationCache):
                 if not step:
                     raise _corrupt(path, f"found {num_read} of {len(payload)} bytes of rows")
                 num_read += step
-        if shard not in self._verified:
-            if self._checksum(shard, payload) != checksum:
-                raise _corrupt(path, "altered since it was written, or another shard's (its checksum differs)")
-            self._verified.add(shard)
+        if self._checksum(shard, payload) != checksum:
+            raise _corrupt(path, "altered since it was written, or another shard's (its checksum differs)")
 
     def free(self, shard: int) -> None:
         """Delete the shard's file."""
         self._stored.discard(shard)
-        for path in (self._temporary(shard), self._path(shard)):
-            path.unlink(missing_ok=True)
+        with storage_errors(self._path(shard), "remove"):
+            for name in (self._temporary(shard), self._final(shard)):
+                self._folder.remove(name)
 
     def drop(self) -> None:
-        """Delete the folder."""
+        """Delete its files, as far as a failing disk lets them be, and its folder where nothing else is in it."""
         self._stored.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove_matching(self._name, *SHARD_NAMES)
 
-    def _open(self, shard: int) -> Any:
+    def _open(self, shard: int) -> io.FileIO:
         # In this order: `sync` renames the one to the other, on another thread.
-        for path in (self._temporary(shard), self._path(shard)):
+        for name in (self._temporary(shard), self._final(shard)):
             with contextlib.suppress(FileNotFoundError):
-                return path.open("rb", buffering=0)
+                return self._folder.open(name)
         raise _corrupt(self._path(shard), "is missing")
 
     def _path(self, shard: int) -> Path:
-        return self._folder / _SHARD.format(shard)
+        return self._folder.path / self._final(shard)
 
-    def _temporary(self, shard: int) -> Path:
-        return self._folder / f"{TEMPORARY}shard-{shard:05d}"
+    def _final(self, shard: int) -> str:
+        return f"{self._name}/{_SHARD.format(shard)}"
+
+    def _temporary(self, shard: int) -> str:
+        return f"{self._name}/{TEMPORARY}shard-{shard:05d}"
 
     def _fields(self, shard: int) -> dict[str, Any]:
         return {
@@ -132,38 +137,35 @@ class DiskCache(ActivationCache):
         return str(header["__metadata__"]["crc32"])
 
 
-def verify_shards(folder: Path, identity: str) -> None:
-    """Check every shard of the cache in a folder against its checksum. Raises CorruptFileError.
+def verify_shards(folder: Folder, name: str, identity: str) -> None:
+    """Check every shard of a cache against its checksum. Raises CorruptFileError.
 
     Those that go meanwhile, as the run that they belong to goes on, are not missed.
     """
     caches: dict[str, DiskCache] = {}
-    for shard in sorted(_list_shards(folder)):
-        path = folder / _SHARD.format(shard)
+    for shard in sorted(_list_shards(folder, name)):
+        file_name = f"{name}/{_SHARD.format(shard)}"
+        path = folder.path / file_name
         try:
-            with path.open("rb", buffering=0) as file:
+            with folder.open(file_name) as file:
                 header = _read_header(path, file)
-                num_bytes = path.stat().st_size - file.tell()
+                num_bytes = os.fstat(file.fileno()).st_size - file.tell()
             text = str(header["__metadata__"].get("layout"))
             if text not in caches:
-                caches[text] = DiskCache(_parse_layout(path, text), folder, identity)
+                caches[text] = DiskCache(_parse_layout(path, text), folder, name, identity)
             layout = caches[text].layout
             shape, dtype = layout.stored_shape(shard), layout.stored_dtype
             if shard >= layout.num_shards or num_bytes != math.prod(shape) * dtype.itemsize:
                 raise _corrupt(path, f"has {num_bytes} bytes of rows, and a layout that says otherwise")
             caches[text].load(shard, torch.empty(shape, dtype=dtype))
         except (FileNotFoundError, CorruptFileError):
-            if path.exists():
+            if folder.find_kind(file_name) is not None:
                 raise
 
 
-def _list_shards(folder: Path) -> set[int]:
+def _list_shards(folder: Folder, name: str) -> set[int]:
     """Those that have their final name."""
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):  # not made yet, or gone meanwhile
-        names = []
-    found = (re.fullmatch(r"shard-(\d{5,18})\.safetensors", name) for name in names)
+    found = (re.fullmatch(SHARD_NAMES[0], each) for each in folder.names(name))
     return {int(match[1]) for match in found if match}
 
 
@@ -196,7 +198,7 @@ def _parse_layout(path: Path, text: str) -> CacheLayout:
 
 def _corrupt(path: Path, what: str) -> CorruptFileError:
     return CorruptFileError(
-        f"cache shard {path}: {what}; delete {path.parent} and resume: it is computed again from the finished layers"
+        f"cache shard {path}: {what}; delete this file and resume: it is computed again from the finished layers"
     )
 
 

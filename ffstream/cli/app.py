@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import functools
+import os
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
+from typer.core import TyperGroup
 
 from ffstream import __version__
-from ffstream.errors import FFStreamError
+from ffstream.cli.streams import flush_streams, guard_streams
+from ffstream.errors import FFStreamError, OutputError, printable
 from ffstream.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_Options = ParamSpec("_Options")
+
+
+class _Commands(TyperGroup):
+    """Says of a command that a signal has ended what became of it, unless it has said so itself."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run what is asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # in typer's own hands, this would end it without a word
+            fail_stopped(stop, f"{ctx.invoked_subcommand} was not finished")
+
 
 app = typer.Typer(
     name="ffstream",
+    cls=_Commands,
     help="Train deep Forward-Forward networks one layer at a time, on a device that could never hold them whole.",
     no_args_is_help=True,
     add_completion=False,
@@ -29,16 +52,33 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 OneDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 FirstLayer = Annotated[int, typer.Option("--first-layer", help="First layer that counts, from 1; of each stack.")]
 Cache = Annotated[str | None, typer.Option("--cache", help="Cache tier: auto, device, host or disk.")]
+CacheDir = Annotated[
+    str | None,
+    typer.Option(help="Where the disk cache makes a folder of the run's own, such as a larger disk (RUN/cache)."),
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the data of the run where they are not there.")]
+AcceptEnvironment = Annotated[
+    bool,
+    typer.Option(
+        "--accept-environment",
+        help="Go on although what decides bits (torch, the processor ...) is not what the run was trained with.",
+    ),
+]
 Budget = Annotated[str | None, typer.Option(help="Most device memory to take, such as 1GiB (most of what is free).")]
 DataRoot = Annotated[
     str | None,
     typer.Option("--data-root", help="Where torchvision's archives lie ($FFSTREAM_DATA or the user's cache)."),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Replace a file that is there although this command did not write it; never an input, or a run's.",
+    ),
+]
 
-
-# Of the system: a disk that is full or failing, or a name that a file of the user's cannot have.
-_USERS_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPIPE, errno.EIO, errno.EMFILE}
-_USERS_ERRORS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
+# What typer raises for options that do not parse, wherever this version of it keeps them.
+_UsageError: Any = typer.BadParameter.__mro__[2]
 
 
 @app.callback(invoke_without_command=True)
@@ -50,26 +90,148 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def main() -> None:
-    """Run the command line. A user's error is one line and exit code 1; Ctrl-C is 130; a bug keeps its traceback."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run the command line, and end the process.
+
+    A user's error is one line and exit code 1, 2 for options that do not parse; a signal is one line and 128 and its
+    number; a bug keeps its traceback.
+    """
+    guard_streams()
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started this wants it ignored
+        signal.signal(signal.SIGINT, _stop)
+    try:
+        code = _run()
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt as stop:  # one more, while the first was told
+        code = stopped_by(stop)[1]
+    for number in (signal.SIGTERM, signal.SIGINT):  # nothing is left that a signal could harm
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        flush_streams()
+    except OutputError as error:
+        code = code or _report(f"ffstream: {error}", 1)
+    sys.exit(code)
+
+
+def _run() -> Any:
+    """Run the command that the command line asks for. Returns, or raises SystemExit with, the exit code."""
     try:
         with Interrupts():
-            app(standalone_mode=True)
+            return app(standalone_mode=False)
+    except _UsageError as error:
+        return _report_usage(error)
     except FFStreamError as error:
-        fail(f"ffstream: {error}", 1)
-    except KeyboardInterrupt:
-        fail("ffstream: interrupted", 130)
+        return _report(f"ffstream: {error}", 1)
+    except KeyboardInterrupt as stop:  # that foreign code has made an error of, so that no command has seen it
+        name, code = stopped_by(stop)
+        if name == "SIGINT":
+            return _report("ffstream: interrupted", code)
+        return _report(f"ffstream: stopped by {name}; no file was changed but what was written whole", code)
     except OSError as error:
-        if error.errno not in _USERS_ERRORS:
+        reason = error.strerror or str(error) or type(error).__name__
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return _report(f"ffstream: {where}{reason}; mend that on this machine, then do it again", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
-        fail(f"ffstream: {error}", 1)
+        return _report("ffstream: out of memory; free some, then do it again", 1)
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from ffstream.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _report_usage(error: Any) -> int:
+    """Say what is wrong with the options; of none at all, typer has shown the help by now, or gives it as message."""
+    message = str(error.format_message())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(message, end="\n" if message else "")
+        return 2
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "ffstream"
+    return _report(f"ffstream: {message.rstrip('.')}; see {command} --help", 2)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def when_stopped(
+    left: str = "nothing was written", file: str = ""
+) -> Callable[[Callable[_Options, None]], Callable[_Options, None]]:
+    """Give a command a line for the signal that ends it: what is left, or what became of the file of that option."""
+
+    def wrap(command: Callable[_Options, None]) -> Callable[_Options, None]:
+        @functools.wraps(command)
+        def wrapped(*arguments: _Options.args, **options: _Options.kwargs) -> None:
+            path = options.get(file)
+            before = _stamp(path)
+            try:
+                command(*arguments, **options)
+            except KeyboardInterrupt as stop:
+                text = left
+                if path is not None:
+                    text = f"{path} was {'not ' if _stamp(path) == before else ''}written"
+                fail_stopped(stop, f"{command.__name__} was not finished: {text}")
+
+        return wrapped
+
+    return wrap
+
+
+def _stamp(path: Any) -> tuple[int, int] | None:
+    """Which file it is that a path leads to."""
+    try:
+        found = Path(path).stat()
+    except (OSError, TypeError, ValueError):
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def stopped_by(stop: KeyboardInterrupt) -> tuple[str, int]:
+    """The name of the signal that has ended a command, and the exit code that says so."""
+    number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
+    return number.name, 128 + number
+
+
+def fail_stopped(stop: KeyboardInterrupt, text: str) -> NoReturn:
+    """End with one line on stderr that names the signal, and says what became of the work."""
+    name, code = stopped_by(stop)
+    fail(f"ffstream: stopped by {name}; {text}", code)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """End with one line on stderr."""
-    print(" ".join(message.split("\n")), file=sys.stderr)
-    sys.exit(code)
+    sys.exit(_report(message, code))
+
+
+def _report(message: str, code: int) -> int:
+    """Say one line on stderr, if it takes it. Returns the code."""
+    with contextlib.suppress(OSError, OutputError):
+        print(printable(message), file=sys.stderr)
+    return code
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line, whatever names stand in it."""
+    print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def show(parts: Iterable[Table | str]) -> None:
+    """Print tables and lines as they are."""
+    from rich.console import Console
+
+    from ffstream.reporting import print_line
+
+    console = Console()
+    for part in parts:
+        if isinstance(part, str):
+            print_line(console, part)
+        else:
+            console.print(part, highlight=False, markup=False, emoji=False)

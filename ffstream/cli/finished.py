@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ffstream.cli.app import DataRoot, FirstLayer, Json, OneDevice, RunDir, app
+from ffstream.cli.app import (
+    DataRoot,
+    Download,
+    FirstLayer,
+    Force,
+    Json,
+    OneDevice,
+    RunDir,
+    app,
+    say,
+    show,
+    when_stopped,
+)
 from ffstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ffstream.data.images import NamedImages
 
 
 @app.command()
+@when_stopped()
 def evaluate(
     run: RunDir,
     method: Annotated[
@@ -26,6 +43,7 @@ def evaluate(
     first_layer: FirstLayer = 2,
     device: OneDevice = "auto",
     data_root: DataRoot = None,
+    download: Download = False,
     as_json: Json = False,
 ) -> None:
     """Error of a run on a split, by depth and by class; never more than one layer is on the device."""
@@ -34,16 +52,17 @@ def evaluate(
     from ffstream.run import Run
     from ffstream.tables import evaluation_report
 
-    found = Run(run).evaluate(method, split, first_layer=first_layer, device=device, data_root=data_root or "")
+    found = Run(run).evaluate(
+        method, split, first_layer=first_layer, device=device, data_root=data_root or "", download=download
+    )
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
         return
-    console = Console()
-    for part in evaluation_report(found, console.width):
-        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+    show(evaluation_report(found, Console().width))
 
 
 @app.command()
+@when_stopped(file="output")
 def predict(
     run: RunDir,
     files: Annotated[
@@ -62,8 +81,10 @@ def predict(
         bool, typer.Option("--uncalibrated", help="Probabilities as they are, for a run without a validation split.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="A .csv or .json file to write (CSV on standard output).")] = None,
+    force: Force = False,
     device: OneDevice = "auto",
     data_root: DataRoot = None,
+    download: Download = False,
     as_json: Json = False,
 ) -> None:
     """Label each image, with its probability (in JSON those of all classes); one layer is on the device at a time.
@@ -74,15 +95,29 @@ def predict(
         raise ConfigError(f"--output {output}: found {output.suffix or 'no suffix'!r}, allowed .csv or .json")
     if output is not None and as_json and output.suffix != ".json":
         raise ConfigError(f"--json: found with --output {output}, allowed with a .json file; leave one of them out")
-    from ffstream.files import write_atomic
-    from ffstream.predictions import find_unit_mismatch
+    from ffstream.offline import list_data_files
+    from ffstream.outputs import Output
+    from ffstream.predictions import find_unit_mismatch, is_earlier_csv, is_earlier_json
     from ffstream.run import Run
 
     found = Run(run)
+    in_json = as_json or (output is not None and output.suffix == ".json")
+    images: NamedImages | None = None
+
+    def is_own(file: io.FileIO) -> bool:
+        names = None if images is None else images.names  # until they are read, it may be of any
+        return is_earlier_json(file, str(run), names) if in_json else is_earlier_csv(file, names)
+
+    written = None
+    if output is not None:
+        inputs = [run, *files, *list_data_files(found.config.data, data_root or found.config.data_root)]
+        written = Output(output, inputs, force=force, is_own=is_own)
     images = found.load_images(files)
+    if written is not None:
+        written.check()
     oddity = find_unit_mismatch(images.images, found.directory.read_data()["scale"])
     if oddity is not None:
-        typer.echo(f"ffstream: note: {oddity}", err=True)
+        say(f"ffstream: note: {oddity}", err=True)
     predictions = found.predict(
         images.images,
         method,
@@ -90,27 +125,26 @@ def predict(
         calibrated=not uncalibrated,
         device=device,
         data_root=data_root or "",
+        download=download,
     )
-    in_json = as_json or (output is not None and output.suffix == ".json")
     text = predictions.to_csv(images.names)
     if in_json:
         text = json.dumps({"run": str(run)} | predictions.to_mapping(images.names), indent=1) + "\n"
-    if output is None:
+    if written is None:
         typer.echo(text, nl=False)
         return
-    write_atomic(output, text.encode())
-    typer.echo(f"{len(images)} predictions written to {output}")
+    written.write(text.encode())
+    say(f"{len(images)} predictions written to {output}")
 
 
 @app.command()
+@when_stopped()
 def inspect(
     run: RunDir,
     verify: Annotated[bool, typer.Option("--verify", help="Check every digest of what is committed.")] = False,
     as_json: Json = False,
 ) -> None:
     """What is done in a run, the figures of each layer, and whether its files are whole."""
-    from rich.console import Console
-
     from ffstream.run import Run
     from ffstream.tables import layer_table
 
@@ -132,25 +166,27 @@ def inspect(
         typer.echo(json.dumps(content, indent=1))
         return
     config = found.config
-    typer.echo(
+    say(
         f"run {run}: {len(layers)} of {config.layers} layers of {config.width} units done, "
         f"data {config.data}, recipe {config.recipe}"
     )
     if progress:
         num_epochs = config.epochs * config.num_tiles
-        typer.echo(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")
+        say(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")
     if layers:
-        Console().print(layer_table(layers))
+        show([layer_table(layers)])
     if verify:
-        typer.echo("every digest of what is committed is right")
+        say("every digest of what is committed is right")
     if len(layers) < config.layers:
-        typer.echo(f"go on with: ffstream resume {run}")
+        say(f"go on with: ffstream resume {run}")
 
 
 @app.command()
+@when_stopped(file="output")
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("errors.png"),
+    force: Force = False,
 ) -> None:
     """A picture of the validation error against depth, a curve for each run; nothing is computed."""
     from ffstream.picture import draw_errors
@@ -158,13 +194,14 @@ def plot(
 
     curves = {str(path): Run(path).validation_errors_by_depth for path in runs}
     try:
-        draw_errors(curves, "validation error of the layers to here", output)
+        draw_errors(curves, "validation error of the layers to here", output, runs, force=force)
     except ModuleNotFoundError as error:
         raise ConfigError("plot: found no matplotlib, which draws; pip install 'ffstream[plot]'") from error
-    typer.echo(f"picture in {output}")
+    say(f"picture in {output}")
 
 
 @app.command()
+@when_stopped("what was moved lies in damaged-N in the run; do it again")
 def repair(
     run: RunDir,
     apply: Annotated[
@@ -178,22 +215,40 @@ def repair(
     directory = Run(run).directory
     found = diagnose(directory)
     for problem in found.problems:
-        typer.echo(problem)
+        say(problem)
     if not found.problems:
-        typer.echo(f"run {run}: nothing is damaged; {found.num_valid} layers are committed")
+        say(f"run {run}: nothing is damaged; {found.num_valid} layers are committed")
         return
-    typer.echo(f"run {run}: {found.num_valid} of {found.num_committed} committed layers can be kept")
+    say(f"run {run}: {found.num_valid} of {found.num_committed} committed layers can be kept")
     names = ", ".join(str(path.relative_to(directory.path)) for path in found.damaged)
     if not apply:
-        typer.echo(f"to be put aside: {names}; do it with: ffstream repair {run} --apply")
+        say(f"to be put aside: {names}; do it with: ffstream repair {run} --apply")
         return
-    typer.echo(f"put aside into {put_aside(directory, found)}: {names}; go on with: ffstream resume {run}")
+    say(f"put aside into {put_aside(directory, found)}: {names}; go on with: ffstream resume {run}")
 
 
 @app.command()
-def export(run: RunDir, file: Annotated[Path, typer.Argument(help="The .safetensors file to write.")]) -> None:
+@when_stopped("some of it may be removed; do it again")
+def clean(run: RunDir) -> None:
+    """Remove from a run what can be made again: its caches, and what killed processes left. Layers stay."""
+    from ffstream.cleaning import clean_run
+    from ffstream.run import Run
+    from ffstream.units import format_bytes
+
+    num_bytes = clean_run(Run(run))
+    say(f"run {run}: removed {num_bytes:,} bytes ({format_bytes(num_bytes)})")
+
+
+@app.command()
+@when_stopped(file="file")
+def export(
+    run: RunDir,
+    file: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    force: Force = False,
+) -> None:
     """Write the finished layers to one file, for ffstream.load()."""
+    from ffstream.model import export_network
     from ffstream.run import Run
 
-    num_layers = Run(run).export(file)
-    typer.echo(f"{num_layers} layers written to {file}; in Python: ffstream.load({str(file)!r})")
+    num_layers = export_network(Run(run).directory, file, force=force)
+    say(f"{num_layers} layers written to {file}; in Python: ffstream.load({str(file)!r})")

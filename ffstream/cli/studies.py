@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ffstream.cli.app import DataRoot, Device, Json, app, fail
+from ffstream.cli.app import DataRoot, Device, Force, Json, app, say, show, when_stopped
 from ffstream.errors import ConfigError
+from ffstream.units import parse_integer
 
 
 @app.command()
+@when_stopped("the points that are measured are kept; go on with the same command")
 def profile(
     depths: Annotated[str, typer.Option(help="Numbers of layers.")] = "2,7,12,22,47",
     width: Annotated[int, typer.Option(help="Units a layer.")] = 2000,
@@ -29,51 +31,48 @@ def profile(
     output: Annotated[
         Path | None, typer.Option(help="Folder for profile.json and profile.png (runs/profile-<width>x<batch>).")
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Measure peak memory against depth, beside resident FF and backprop; goes on where it was interrupted.
 
     Every point is measured in a process of its own, on images of noise with 784 features.
     """
-    from rich.console import Console
-
     from ffstream.memory_profile import METHODS, Point, ProfileSettings, measure_profile
-    from ffstream.picture import draw_profile
+    from ffstream.picture import draw_profile, open_profile_picture
     from ffstream.tables import format_point, profile_table
 
-    def show(point: Point) -> None:
+    def tell(point: Point) -> None:
         label = f"{METHODS[point.method]}, {point.num_layers} layers"
-        typer.echo(f"{label}: {format_point(point)} MiB, {point.elapsed_s:.0f} s", err=as_json)
+        say(f"{label}: {format_point(point)} MiB, {point.elapsed_s:.0f} s", err=as_json)
 
     settings = ProfileSettings.here(
         device=device, precision=precision, width=width, batch=batch, micro_batch=micro_batch
     )
     folder = output or Path("runs") / f"profile-{width}x{batch}"
-    try:
-        found = measure_profile(settings, _words(methods), _numbers("--depths", depths), folder, show)
-    except KeyboardInterrupt:
-        fail("ffstream: stopped; the points above are kept, go on with the same command", 130)
+    picture = folder / "profile.png"
+    open_profile_picture(picture, force=force)  # said before anything is measured
+    found = measure_profile(settings, _words(methods), _numbers("--depths", depths), folder, tell, force=force)
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
     else:
-        Console().print(profile_table(found))
+        show([profile_table(found)])
     try:
-        draw_profile(found, folder / "profile.png")
-        drawn = f"picture in {folder / 'profile.png'}"
+        draw_profile(found, picture, force=force)
+        drawn = f"picture in {picture}"
     except ModuleNotFoundError:
         drawn = "no picture, as matplotlib is not installed; pip install 'ffstream[plot]', then the same command again"
-    typer.echo(f"figures in {folder / 'profile.json'}, {drawn}", err=as_json)
+    say(f"figures in {folder / 'profile.json'}, {drawn}", err=as_json)
 
 
 @app.command()
+@when_stopped()
 def doctor(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Where the time of this run went.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """How fast this machine is at what a run does; with RUN, where its time went and what would help."""
-    from rich.console import Console
-
     from ffstream.device import resolve_device
     from ffstream.doctor import examine_machine, examine_run
     from ffstream.tables import account_report, speeds_report
@@ -87,11 +86,11 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
-    for part in parts:
-        Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+    show(parts)
 
 
 @app.command()
+@when_stopped(file="output")
 def negatives(
     output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, to be given as --data.")],
     data: Annotated[str, typer.Option(help="As of train: what negatives are made for.")] = "digits",
@@ -102,6 +101,7 @@ def negatives(
         Path | None, typer.Option(help="A run without labels: of several hybrids, the one that its layers like most.")
     ] = None,
     draws: Annotated[int, typer.Option(help="Hybrids drawn for each negative, with --run.")] = 4,
+    force: Force = False,
     data_root: DataRoot = None,
 ) -> None:
     """Write hybrid images ahead, in one file with the data that they are negatives of, for --recipe unsupervised."""
@@ -116,18 +116,18 @@ def negatives(
         seed=seed,
         run=run,
         draws=draws,
+        force=force,
     )
-    typer.echo(
+    say(
         f"{shape[1]} negatives for each of {shape[0]:,} images in {output}. Next: ffstream train --recipe unsupervised "
         f"--data {output} --negatives-per-sample {shape[1]}"
     )
 
 
 @app.command()
+@when_stopped()
 def recipes(as_json: Json = False) -> None:
     """What can be chosen: recipes, label methods, objectives, goodnesses, negative samplers, layer kinds."""
-    from rich.console import Console
-
     from ffstream.catalogue import read_catalogue
     from ffstream.tables import catalogue_tables
 
@@ -135,8 +135,7 @@ def recipes(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
         return
-    for table in catalogue_tables(found):
-        Console().print(table)
+    show(catalogue_tables(found))
 
 
 def _words(text: str) -> list[str]:
@@ -145,7 +144,11 @@ def _words(text: str) -> list[str]:
 
 def _numbers(option: str, text: str) -> list[int]:
     """Whole numbers from 1, in ascending order."""
-    words = _words(text)
-    if not words or not all(word.isdecimal() and int(word) for word in words):
+    try:
+        found = [parse_integer(word) for word in _words(text)]
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}; allowed whole numbers from 1, such as 2,7,12") from error
+    numbers = [number for number in found if number is not None and number > 0]
+    if not numbers or len(numbers) < len(found):
         raise ConfigError(f"{option} {text}: allowed whole numbers from 1, such as 2,7,12")
-    return sorted(int(word) for word in words)
+    return sorted(numbers)

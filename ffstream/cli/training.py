@@ -10,8 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ffstream.cli.app import Budget, Cache, DataRoot, Device, Json, RunDir, app, fail
+from ffstream.cli.app import (
+    AcceptEnvironment,
+    Budget,
+    Cache,
+    CacheDir,
+    DataRoot,
+    Device,
+    Download,
+    Json,
+    RunDir,
+    app,
+    fail,
+    say,
+)
 from ffstream.errors import ConfigError
+from ffstream.files import exists
+from ffstream.units import parse_integer
 
 if TYPE_CHECKING:
     from ffstream.config import Config
@@ -46,6 +61,7 @@ def train(
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, bf16 or fp32 (auto).")] = None,
     cache: Cache = None,
+    cache_dir: CacheDir = None,
     cache_dtype: Annotated[str | None, typer.Option(help="Of cached rows: bf16, fp16, fp32 or int8 (bf16).")] = None,
     views: Annotated[int | None, typer.Option(help="Shifted views cached of every training image (1: none).")] = None,
     restream: Annotated[
@@ -63,19 +79,25 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="(runs/<data>-<layers>x<width>-<time>).")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="A folder of its own, missing or empty (runs/<data>-<layers>x<width>-<time>).")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --run-dir if it is there already.")] = False,
+    accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Train a network, layer by layer.
 
     Settings: the recipe's, then --config, then --set, then the options here.
     """
     resolved = _resolve_settings(dict(locals()))
-    from ffstream.session import default_run_dir
     from ffstream.session import train as start
 
-    path = run_dir or default_run_dir(resolved)
-    _train(path, lambda observer: start(resolved, path, resume=resume, observer=observer))
+    _train(
+        run_dir,
+        lambda observer: start(
+            resolved, run_dir, resume=resume, accept_environment=accept_environment, observer=observer
+        ),
+    )
 
 
 def plan(
@@ -126,8 +148,11 @@ def resume(
     layers: Annotated[int | None, typer.Option(help="Grow the network to this many layers.")] = None,
     device: Device = None,
     cache: Cache = None,
+    cache_dir: CacheDir = None,
     budget: Budget = None,
     data_root: DataRoot = None,
+    download: Download = False,
+    accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Go on with a run after any interruption, or grow a finished one."""
     from ffstream.session import resume as go_on
@@ -135,28 +160,55 @@ def resume(
     _train(
         run,
         lambda observer: go_on(
-            run, layers=layers, device=device, cache=cache, budget=budget, data_root=data_root, observer=observer
+            run,
+            layers=layers,
+            device=device,
+            cache=cache,
+            cache_dir=cache_dir,
+            budget=budget,
+            data_root=data_root,
+            download=download,
+            accept_environment=accept_environment,
+            observer=observer,
         ),
     )
 
 
-def _train(path: Path, start: Callable[[Observer], Run]) -> None:
-    """Run with a report on the terminal; say where the run is first and last, and how to go on after a stop."""
+def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
+    """Run with a report on the terminal; say where the run is first and last, and how to go on after a stop.
+
+    Without a path, the run's folder is known from when it starts on.
+    """
     from rich.console import Console
 
     from ffstream.reporting import make_observer
 
     observer = make_observer(Console())
+    places = [str(path)] if path is not None and exists(path / "config.toml") else []
+    tell_start = observer.on_start
+
+    def remember(run_dir: str, *counts: int) -> None:
+        places.append(run_dir)
+        tell_start(run_dir, *counts)
+
+    setattr(observer, "on_start", remember)  # noqa: B010 - of this one
     try:
         run = start(observer)
     except KeyboardInterrupt:
         observer.on_stop()
-        fail(f"ffstream: stopped; everything up to the last epoch is saved. Go on with: ffstream resume {path}", 130)
+        if not places:
+            fail("ffstream: stopped before the run was started; nothing was written", 130)
+        fail(
+            f"ffstream: stopped; everything up to the last epoch is saved. Go on with: ffstream resume {places[-1]}",
+            130,
+        )
     except BaseException:
         observer.on_stop()
         raise
-    typer.echo(f"run {run.path}: done. Next: ffstream evaluate {run.path}")
+    say(f"run {run.path}: done. Next: ffstream evaluate {run.path}")
 
+
+_NOT_SETTINGS = ("config", "set_", "run_dir", "resume", "accept_environment")
 
 # The options of `train` that are settings of other names.
 _SETTINGS = {
@@ -164,6 +216,7 @@ _SETTINGS = {
     "lr": "optimiser.learning_rate",
     "negatives_per_sample": "negatives.per_sample",
     "cache": "cache.tier",
+    "cache_dir": "cache.folder",
     "cache_dtype": "cache.dtype",
     "views": "augmentation.views",
     "restream": "augmentation.restream",
@@ -184,14 +237,14 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
     options = options | {"negatives_per_sample": _number_or_word(options["negatives_per_sample"])}
     given = dict(parse_assignment(text) for text in options["set_"] or [])
     for name, value in options.items():
-        if value is not None and name not in ("config", "set_", "run_dir", "resume"):
+        if value is not None and name not in _NOT_SETTINGS:
             given[_SETTINGS.get(name, name)] = value
     settings = read_toml(options["config"]) if options["config"] else {}
     asked = settings | given
     saved = options["run_dir"] / "config.toml" if options["resume"] else None
     if "recipe" in asked:  # the base that everything else is laid over
         settings["recipe"] = asked["recipe"]
-    elif saved is not None and saved.is_file():
+    elif saved is not None and exists(saved):
         settings["recipe"] = read_toml(saved).get("recipe", DEFAULT)
     else:
         settings["recipe"] = default_recipe(asked.get("layers"), asked.get("data"), asked)
@@ -205,4 +258,8 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
 
 
 def _number_or_word(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+    try:
+        number = parse_integer(text or "")
+    except ValueError as error:
+        raise ConfigError(f"--negatives-per-sample: found {error}; allowed an integer >= 1, or 'all'") from error
+    return text if number is None else number

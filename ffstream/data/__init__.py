@@ -1,9 +1,11 @@
 """Data sets: by name, from a folder of images, or from a file of arrays."""
 
+import os
 from pathlib import Path
 
 from ffstream.data.dataset import Dataset, Split, check_classes, fit_images, scale_images, split_validation
-from ffstream.data.standard import SOURCES, default_data_root
+from ffstream.data.room import Room
+from ffstream.data.standard import SOURCES, TorchvisionSource, default_data_root
 from ffstream.errors import DataError, nearest
 
 __all__ = [
@@ -21,14 +23,24 @@ __all__ = [
 _ARRAYS = (".safetensors", ".npz")
 
 
-def load_dataset(source: str, data_root: str = "", *, skips_bad: bool = False) -> Dataset:
+def load_dataset(
+    source: str,
+    data_root: str = "",
+    *,
+    skips_bad: bool = False,
+    room_bytes: int | None = None,
+    download: bool = False,
+) -> Dataset:
     """Load the data set that `--data` names. Raises DataError when it is unknown, absent or unreadable.
 
-    `skips_bad`: of a folder, leave out the files that cannot be read.
+    `skips_bad`: of a folder, leave out the files that cannot be read. `room_bytes`: the most memory that the data may
+    take while they are loaded (by default, what this machine has free); more raises BudgetError, before it is taken.
+    `download`: fetch or unpack a data set of torchvision where it is not there; otherwise nothing is written.
     """
+    room = Room(room_bytes)
     if source in SOURCES:
-        return SOURCES[source](Path(data_root).expanduser() if data_root else default_data_root())
-    path = Path(source).expanduser()
+        return _load_named(source, _expand(data_root) if data_root else default_data_root(), room, download=download)
+    path = _expand(source)
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -36,14 +48,14 @@ def load_dataset(source: str, data_root: str = "", *, skips_bad: bool = False) -
     except (OSError, ValueError) as error:  # a name that no file can have, or that may not be looked for
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"data {source[:80]!r}: neither a known data set, nor a file to read: {reason}") from error
-    if path.suffix in _ARRAYS:
+    if path.suffix.lower() in _ARRAYS:
         from ffstream.data.arrays import load_arrays
 
-        return load_arrays(path)
+        return load_arrays(path, room=room)
     if path.is_dir():
         from ffstream.data.folder import load_folder
 
-        return load_folder(path, skips_bad=skips_bad)
+        return load_folder(path, skips_bad=skips_bad, room=room)
     raise DataError(
         f"data {source}: neither a known data set, a folder of images by class, nor a .safetensors or .npz file; "
         f"{nearest(source, SOURCES)}"
@@ -52,4 +64,17 @@ def load_dataset(source: str, data_root: str = "", *, skips_bad: bool = False) -
 
 def holds_pictures(source: str) -> bool:
     """Whether `source` is a folder of images, so that its values are those of picture files; it need not be there."""
-    return source not in SOURCES and Path(source).suffix not in _ARRAYS
+    return source not in SOURCES and Path(source).suffix.lower() not in _ARRAYS
+
+
+def _load_named(source: str, data_root: Path, room: Room, *, download: bool) -> Dataset:
+    part = SOURCES[source]
+    if isinstance(part, TorchvisionSource):
+        return part.load(data_root, room, download=download)
+    dataset = part(data_root)
+    room.take(f"data {source}", dataset.num_bytes)  # of a source of the user's own, known when it is there
+    return dataset
+
+
+def _expand(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - which leaves a home that is not there as it is

@@ -5,18 +5,15 @@ And train.negatives (n, R, *image shape): what each training image is contrasted
 
 from __future__ import annotations
 
-import dataclasses
-import zipfile
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ffstream.data.array_file import ArrayFile, Header
 from ffstream.data.dataset import Dataset, Split, check_dataset
+from ffstream.data.room import Room, tensor_bytes
 from ffstream.errors import DataError
 
 # The same arrays under the names that people use: ours, with underscores, and those of keras.
@@ -27,78 +24,97 @@ _NAMES = {
     "test.labels": ("test.labels", "test_labels", "y_test"),
     "train.negatives": ("train.negatives", "train_negatives"),
 }
+_MAX_NAMES = 20  # that an error lists
 
 
-# What numpy and zipfile raise for damaged members: an encrypted flag, an unknown compression, a shape beyond memory.
-_NUMPY_ERRORS = (OSError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError, MemoryError, KeyError)
+@dataclass(frozen=True)
+class _Wanted:
+    """An array that is used, and the type that it is brought to."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.shape, self.dtype)
 
 
-def load_arrays(path: Path, name: str | None = None) -> Dataset:
-    """Read a file of arrays. Raises DataError when it is absent, unreadable or lacks an array. Never unpickles."""
-    name = name or str(path)
-    arrays = read_arrays(path, name)
-    train = _find_split(arrays, "train", name)
-    if train is None:
-        raise DataError(f"data {name}: found arrays {sorted(arrays)}, needs train.images and train.labels")
-    negatives = next((arrays[alias] for alias in _NAMES["train.negatives"] if alias in arrays), None)
-    if negatives is not None:
-        train = dataclasses.replace(train, negatives=as_images(negatives, name, "train negatives"))
-    return check_dataset(name, train, _find_split(arrays, "test", name))
+def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -> Dataset:
+    """Read a file of arrays. Raises DataError when it is absent, unreadable or lacks an array. Never unpickles.
+
+    What is not used is not read, and what is used is held against the room before any of it is: BudgetError.
+    """
+    name, room = name or str(path), room or Room()
+    noun = f"data {name}"
+    with ArrayFile(path, name) as file:
+        of_train, of_test = _find_split(file, "train", name), _find_split(file, "test", name)
+        if not of_train:
+            raise DataError(f"{noun}: found arrays {describe_names(file)}, needs train.images and train.labels")
+        negatives = _find_name(file, "train.negatives")
+        if negatives is not None:
+            header = file.header(negatives)
+            of_train.append(_Wanted(negatives, header.shape, find_image_type(header, name, "train negatives")))
+        room.check(noun, sum(wanted.nbytes for wanted in of_train + of_test))
+        train = Split(*(_read(file, wanted, noun, room) for wanted in of_train))
+        test = Split(*(_read(file, wanted, noun, room) for wanted in of_test)) if of_test else None
+    return check_dataset(name, train, test)
 
 
-def read_arrays(path: Path, name: str) -> dict[str, Tensor]:
-    """All arrays of a .safetensors or .npz file; that of a .npy file is called "images". Raises DataError."""
-    if not path.is_file():
-        raise DataError(f"data {name}: no such file")
-    try:
-        return load_file(path) if path.suffix == ".safetensors" else _load_numpy(path)
-    except (SafetensorError, zipfile.BadZipFile, zlib.error, *_NUMPY_ERRORS) as error:
-        raise DataError(f"data {name}: cannot be read as {path.suffix} ({_one_line(error)})") from error
-
-
-def find_images(arrays: dict[str, Tensor], name: str) -> Tensor:
-    """The images without labels: those called "images", else the test images, else the only array there is."""
+def find_images(file: ArrayFile, name: str) -> str:
+    """Which array are the images without labels: "images", else the test images, else the only array there is."""
     for alias in ("images", *_NAMES["test.images"]):
-        if alias in arrays:
-            return as_images(arrays[alias], name, alias)
-    if len(arrays) != 1:
-        raise DataError(f"data {name}: found arrays {sorted(arrays)}, needs images or test.images, or one array alone")
-    ((alias, images),) = arrays.items()
-    return as_images(images, name, alias)
+        if alias in file.names:
+            return alias
+    if len(file.names) != 1:
+        raise DataError(
+            f"data {name}: found arrays {describe_names(file)}, needs images or test.images, or one array alone"
+        )
+    return file.names[0]
 
 
-def as_images(images: Tensor, name: str, part: str) -> Tensor:
-    """In a type that torch computes in. Raises DataError for complex numbers."""
-    if images.is_complex():
-        raise DataError(f"data {name}: {part} are {images.dtype}, allowed real numbers")
+def find_image_type(header: Header, name: str, part: str) -> torch.dtype:
+    """The type that torch computes in which images are brought to. Raises DataError for complex numbers."""
+    assert header.dtype is not None
+    if header.dtype.is_complex:
+        raise DataError(f"data {name}: {part} are {header.dtype}, allowed real numbers")
     # torch computes little on the other unsigned types, and half of float64 is enough
-    return images if images.dtype == torch.uint8 else images.to(torch.float32)
+    return torch.uint8 if header.dtype == torch.uint8 else torch.float32
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def describe_names(file: ArrayFile) -> str:
+    """The arrays of a file, for an error."""
+    names = sorted(file.names)
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"{names[:_MAX_NAMES]}{more}"
 
 
-def _load_numpy(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".npy":
-        return {"images": torch.from_numpy(np.ascontiguousarray(np.load(path, allow_pickle=False)))}
-    with np.load(path, allow_pickle=False) as file:
-        return {key: torch.from_numpy(np.ascontiguousarray(file[key])) for key in file.files}
+def _read(file: ArrayFile, wanted: _Wanted, noun: str, room: Room) -> Tensor:
+    target = room.allocate(noun, wanted.shape, wanted.dtype)
+    file.read(wanted.name, target)
+    return target
 
 
-def _find_split(arrays: dict[str, Tensor], part: str, name: str) -> Split | None:
-    found = [
-        next((arrays[alias] for alias in _NAMES[f"{part}.{what}"] if alias in arrays), None)
-        for what in ("images", "labels")
-    ]
-    images, labels = found
-    if images is None or labels is None:
-        if images is None and labels is None:
-            return None
-        missing = "labels" if labels is None else "images"
+def _find_name(file: ArrayFile, what: str) -> str | None:
+    return next((alias for alias in _NAMES[what] if alias in file.names), None)
+
+
+def _find_split(file: ArrayFile, part: str, name: str) -> list[_Wanted]:
+    """The images and the labels of a split, or nothing."""
+    images_name, labels_name = (_find_name(file, f"{part}.{what}") for what in ("images", "labels"))
+    if images_name is None or labels_name is None:
+        if images_name is None and labels_name is None:
+            return []
+        missing = "labels" if labels_name is None else "images"
         raise DataError(f"data {name}: found one of {part}.images and {part}.labels, {part}.{missing} is missing")
-    if images.is_complex() or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    images, labels = file.header(images_name), file.header(labels_name)
+    assert images.dtype is not None and labels.dtype is not None  # noqa: PT018
+    is_integer = not (labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool)
+    if images.dtype.is_complex or not is_integer:
         raise DataError(
             f"data {name}: {part} images are {images.dtype} and labels {labels.dtype}, allowed numbers and integers"
         )
-    return Split(as_images(images, name, f"{part} images"), labels.to(torch.int64))
+    return [
+        _Wanted(images_name, images.shape, find_image_type(images, name, f"{part} images")),
+        _Wanted(labels_name, labels.shape, torch.int64),
+    ]

@@ -33,6 +33,13 @@ class Split:
         """All that are there."""
         return [self.images, self.labels] + ([self.negatives] if self.negatives is not None else [])
 
+    def digest(self) -> str:
+        """Of the values, and of the images' type and shape."""
+        digest = hashlib.sha256(str((self.images.dtype, self.images.shape)).encode())
+        for tensor in self.tensors:
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
     def take(self, index: Tensor) -> Split:
         """Copies of some samples."""
         return Split(*(tensor[index] for tensor in self.tensors))
@@ -76,10 +83,11 @@ class Dataset:
 
     def digest(self) -> str:
         """Digest of the training data: a run refuses to go on with other data."""
-        digest = hashlib.sha256(str((self.train.images.dtype, self.train.images.shape)).encode())
-        for tensor in self.train.tensors:
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()
+        return self.train.digest()
+
+    def test_digest(self) -> str | None:
+        """Digest of the test data, None without any: an evaluation on other data is another."""
+        return self.test.digest() if self.test is not None else None
 
     def scale(self) -> float:
         """The largest magnitude among the training images; images are divided by it."""
@@ -128,8 +136,8 @@ def _check_split(name: str, part: str, split: Split) -> None:
         raise DataError(
             f"data {name}: {part} labels have shape {tuple(labels.shape)}, allowed ({len(images)},), one an image"
         )
-    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-        row = int((~torch.isfinite(images.flatten(1)).all(dim=1)).nonzero()[0])
+    row = _find_not_finite(images)
+    if row is not None:
         raise DataError(f"data {name}: {part} image {row} holds a value that is not finite; remove it or mend the file")
     if int(labels.min()) < 0:
         raise DataError(f"data {name}: {part} labels go down to {int(labels.min())}, allowed integers from 0")
@@ -144,7 +152,7 @@ def _check_split(name: str, part: str, split: Split) -> None:
         )
     if negatives.dtype != images.dtype:
         raise DataError(f"data {name}: {part} negatives are {negatives.dtype}, allowed {images.dtype}, as the images")
-    if negatives.is_floating_point() and not bool(torch.isfinite(negatives).all()):
+    if _find_not_finite(negatives) is not None:
         raise DataError(f"data {name}: {part} negatives hold a value that is not finite; mend the file")
 
 
@@ -183,15 +191,24 @@ def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
 
     Raises DataError, beginning with `noun`, for any other shape, no image, or values that are not finite.
     """
-    for batch in (images, images.unsqueeze(0)):
-        if batch.dim() and _is_same(tuple(batch.shape[1:]), shape):
-            _check_values(batch, noun)
-            return batch.reshape(len(batch), *shape)
+    num_images = count_images(tuple(images.shape), shape, noun)
+    images = images.reshape(num_images, *shape)
+    check_values(images, noun)
+    return images
+
+
+def count_images(found: tuple[int, ...], shape: tuple[int, ...], noun: str) -> int:
+    """How many images of `shape` an array of the shape `found` is. Raises DataError, beginning with `noun`."""
+    for own in (found, (1, *found)):
+        if own and _is_same(own[1:], shape):
+            if own[0] == 0:
+                raise DataError(f"{noun}: found no image, allowed one or more")
+            return own[0]
     hint = "bring them to that size"
-    if len(shape) == 3 and images.dim() in (3, 4) and sorted(images.shape[-3:]) == sorted(shape):
+    if len(shape) == 3 and len(found) in (3, 4) and sorted(found[-3:]) == sorted(shape):
         hint = "put the axes of each image in that order"
     raise DataError(
-        f"{noun}: images have shape {tuple(images.shape)}, allowed (n, {', '.join(map(str, shape))}), as the run was "
+        f"{noun}: images have shape {found}, allowed (n, {', '.join(map(str, shape))}), as the run was "
         f"trained on; {hint}"
     )
 
@@ -207,13 +224,20 @@ def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _check_values(images: Tensor, noun: str) -> None:
-    if len(images) == 0:
-        raise DataError(f"{noun}: found no image, allowed one or more")
-    finite = torch.isfinite(images).flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
+def check_values(images: Tensor, noun: str) -> None:
+    """Raise DataError, beginning with `noun`, when an image holds a value that is not finite."""
+    row = _find_not_finite(images)
+    if row is not None:
         raise DataError(f"{noun}: image {row} holds a value that is not finite; remove it or mend the file")
+
+
+def _find_not_finite(images: Tensor) -> int | None:
+    """The first image that holds NaN or infinity. No copy of all of them is made."""
+    if not images.is_floating_point() or images.numel() == 0:
+        return None
+    if all(math.isfinite(float(end)) for end in torch.aminmax(images)):
+        return None
+    return next(row for row, image in enumerate(images) if not bool(torch.isfinite(image).all()))
 
 
 def scale_images(images: Tensor, scale: float) -> Tensor:

@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ffstream.data.arrays import find_images, read_arrays
-from ffstream.data.dataset import fit_images, without_ones
-from ffstream.data.picture import PICTURES, WHITE, read_picture
+from ffstream.data.array_file import SUFFIXES, ArrayFile, Header
+from ffstream.data.arrays import find_image_type, find_images
+from ffstream.data.dataset import check_values, count_images, without_ones
+from ffstream.data.picture import PICTURES, WHITE, open_picture
+from ffstream.data.room import Room, tensor_bytes
+from ffstream.data.tree import list_files
 from ffstream.errors import DataError
 
-_ARRAYS = (".npy", ".npz", ".safetensors")
+_NAME_BYTES = 80  # that the name of an image takes beside its letters
 
 
 @dataclass(frozen=True)
@@ -28,63 +31,123 @@ class NamedImages:
         return len(self.names)
 
 
-def load_images(paths: Sequence[Path], shape: tuple[int, ...], white: float) -> NamedImages:
+def load_images(
+    paths: Sequence[Path], shape: tuple[int, ...], white: float, room_bytes: int | None = None
+) -> NamedImages:
     """Read images of one shape from files, and from all image files in and below folders, in the order of their names.
 
     Arrays are in the units of the training data; what is white in an image file becomes `white`. Colours become grey
-    where `shape` has no channels. Raises DataError naming the first file that does not fit.
+    where `shape` has no channels. Raises DataError naming a file that does not fit, and BudgetError when all together
+    take more than `room_bytes` (by default, what is free), before any is read.
     """
-    names: list[str] = []
-    parts: list[Tensor] = []
-    for path in paths:
-        for file in _list_files(path):
-            if file.suffix.lower() in _ARRAYS:
-                found = fit_images(find_images(read_arrays(file, str(file)), str(file)), shape, f"data {file}")
-                names += [f"{file}[{number}]" for number in range(len(found))]
-            else:
-                found = _read_picture(file, shape, white)
-                names.append(str(file))
-            parts.append(found)
-    return NamedImages(names, torch.cat(parts))
+    room = Room(room_bytes)
+    parts = [_plan_part(file, shape, white) for path in paths for file in _list_files(path)]
+    noun = f"data {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    dtype = torch.uint8 if all(part.dtype == torch.uint8 for part in parts) else torch.float32
+    num_images = sum(part.num_images for part in parts)
+    names_bytes = sum((len(str(part.path)) + _NAME_BYTES) * part.num_images for part in parts)
+    room.check(noun, tensor_bytes((num_images, *shape), dtype) + names_bytes)
+    room.take(noun, names_bytes)
+    images, start = room.allocate(noun, (num_images, *shape), dtype), 0
+    for part in parts:
+        part.read(images[start : start + part.num_images], room)
+        start += part.num_images
+    return NamedImages([name for part in parts for name in part.names()], images)
+
+
+@dataclass(frozen=True)
+class _ArrayPart:
+    """The images of a file of arrays, by its headers."""
+
+    path: Path
+    array: str
+    header: Header
+    num_images: int
+    dtype: torch.dtype
+
+    def names(self) -> list[str]:
+        return [f"{self.path}[{number}]" for number in range(self.num_images)]
+
+    def read(self, target: Tensor, room: Room) -> None:
+        with ArrayFile(self.path, str(self.path)) as file:
+            if self.array not in file.names or file.header(self.array) != self.header:
+                raise DataError(f"data {self.path}: altered while it was read; read it anew")
+            file.read(self.array, target)
+        check_values(target, f"data {self.path}")
+
+
+@dataclass(frozen=True)
+class _PicturePart:
+    """A picture, which becomes one image of `shape`, or is refused."""
+
+    path: Path
+    shape: tuple[int, ...]
+    pixel_shape: tuple[int, ...]
+    white: float
+    num_images = 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.uint8 if self.white == WHITE else torch.float32
+
+    def names(self) -> list[str]:
+        return [str(self.path)]
+
+    def read(self, target: Tensor, room: Room) -> None:
+        height, width, *channels = self.pixel_shape
+        picture = open_picture(self.path, room, "RGB" if channels else "L")
+        if picture.shape[:2] != (height, width):
+            raise DataError(
+                f"data {self.path}: found {picture.shape[1]} x {picture.shape[0]} pixels (width x height), allowed "
+                f"{width} x {height}, as the run was trained on; resize it"
+            )
+        pixels = torch.from_numpy(picture.decode(room))
+        if self.white != WHITE:
+            pixels = pixels.float() * (self.white / WHITE)
+        if channels and self.shape[-1] != 3:
+            pixels = pixels.permute(2, 0, 1)
+        target.copy_(pixels.reshape(1, *self.shape))
+
+
+def _plan_part(path: Path, shape: tuple[int, ...], white: float) -> _ArrayPart | _PicturePart:
+    """What a file holds, without reading more than the heads of arrays. Raises DataError."""
+    if path.suffix.lower() in SUFFIXES:
+        with ArrayFile(path, str(path)) as file:
+            array = find_images(file, str(path))
+            header = file.header(array)
+        dtype = find_image_type(header, str(path), array)
+        return _ArrayPart(path, array, header, count_images(header.shape, shape, f"data {path}"), dtype)
+    if not path.exists():
+        raise DataError(f"data {path}: no such file or folder")
+    if path.suffix.lower() not in PICTURES:
+        raise DataError(
+            f"data {path}: found {path.suffix or 'no suffix'!r}, allowed an image ({', '.join(PICTURES)}), "
+            f"arrays ({', '.join(SUFFIXES)}), or a folder of images"
+        )
+    return _PicturePart(path, shape, _pixel_shape(path, shape), white)
 
 
 def _list_files(path: Path) -> list[Path]:
     """Of a folder its images, else the path itself."""
     try:
-        return _list_images(path) if path.is_dir() else [path]
-    except OSError as error:  # such as a name that is too long to be one
-        raise DataError(f"data {path}: cannot be read: {error.strerror}; give an image, arrays or a folder") from error
+        path.stat()
+    except FileNotFoundError:
+        return [path]
+    except (OSError, ValueError) as error:  # such as a name that is too long to be one
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"data {path}: cannot be read: {reason}; give an image, arrays or a folder") from error
+    return _list_images(path) if path.is_dir() else [path]
 
 
 def _list_images(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    try:
+        found = sorted(list_files(folder, PICTURES, follows_links=False))
+    except OSError as error:
+        place = error.filename or folder
+        raise DataError(f"data {place}: cannot be read: {error.strerror}; mend its permissions") from error
     if not found:
         raise DataError(f"data {folder}: found no image in this folder, allowed {', '.join(PICTURES)}")
     return found
-
-
-def _read_picture(path: Path, shape: tuple[int, ...], white: float) -> Tensor:
-    """An image file as (1, *shape)."""
-    if not path.is_file():
-        raise DataError(f"data {path}: no such file or folder")
-    if path.suffix.lower() not in PICTURES:
-        raise DataError(
-            f"data {path}: found {path.suffix or 'no suffix'!r}, allowed an image ({', '.join(PICTURES)}), "
-            f"arrays ({', '.join(_ARRAYS)}), or a folder of images"
-        )
-    height, width, *channels = _pixel_shape(path, shape)
-    _, picture = read_picture(path, "RGB" if channels else "L")
-    if picture.shape[:2] != (height, width):
-        raise DataError(
-            f"data {path}: found {picture.shape[1]} x {picture.shape[0]} pixels (width x height), allowed {width} x "
-            f"{height}, as the run was trained on; resize it"
-        )
-    pixels = torch.from_numpy(picture)
-    if white != WHITE:
-        pixels = pixels.float() * (white / WHITE)
-    if channels and shape[-1] != 3:
-        pixels = pixels.permute(2, 0, 1)
-    return pixels.reshape(1, *shape)
 
 
 def _pixel_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -96,5 +159,5 @@ def _pixel_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*plain[1:], 3)
     raise DataError(
         f"data {path}: is a picture, but the run was trained on arrays of shape {shape}; give it such arrays "
-        f"({', '.join(_ARRAYS)})"
+        f"({', '.join(SUFFIXES)})"
     )

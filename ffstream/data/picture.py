@@ -1,41 +1,141 @@
-"""One picture file, as an array of bytes."""
+"""One picture file, as an array of bytes, as one that may come from anywhere.
+
+A file is read once and whole, so that it cannot change while it is decoded, and decoded only as one of the formats that
+are allowed here: Pillow knows many more, and starts other programs for some.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ffstream.errors import DataError
+from ffstream.data.room import Room
+from ffstream.errors import DataError, FFStreamError
+from ffstream.files import UnsuitableFileError, open_regular, read_up_to
 
 PICTURES = (*IMG_EXTENSIONS, ".gif")  # what a file of a picture ends with
 WHITE = 255
 
 Picture = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
+# JPEG reads MPO too, in which cameras keep a preview.
+_PLUGINS = (
+    PngImagePlugin.PngImageFile,
+    JpegImagePlugin.JpegImageFile,
+    BmpImagePlugin.BmpImageFile,
+    PpmImagePlugin.PpmImageFile,
+    TiffImagePlugin.TiffImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+)
+_FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+_MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3  # as Pillow has it: of 24 bits, a quarter of a GiB
+_MAX_FILE_BYTES = 512 << 20  # more than so many pixels take in any of the formats but that of numbers as text
+# What a pixel takes at once while it is decoded: as the decoder keeps it, as Pillow does, and converted.
+_DECODING_BYTES = 28
 
-def read_picture(path: Path, mode: str | None = None) -> tuple[str, Picture]:
+
+@dataclass(frozen=True)
+class OpenPicture:
+    """A picture of which only the head was looked at."""
+
+    path: Path
+    mode: str  # "L" or "RGB", which it is decoded as
+    shape: tuple[int, ...]  # (height, width), or (height, width, 3)
+    image: Image.Image
+    file_bytes: int
+
+    def decode(self, room: Room) -> Picture:
+        """Its pixels. Raises DataError for a damaged file, BudgetError where there is no room to decode it."""
+        room.check(f"data {self.path}", _DECODING_BYTES * self.shape[0] * self.shape[1] + 2 * self.file_bytes)
+        with _errors(self.path):
+            return np.array(self.image.convert(self.mode), dtype=np.uint8)
+
+
+def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture:
     """A picture file as "L", (height, width), or "RGB", (height, width, 3): its own mode if none is given.
 
     Palettes, CMYK and the like become RGB, and transparency is left out. Raises DataError for what cannot be read as
-    one picture of 8 bits: damaged files, those of more than 89 million pixels, 16 bits, several frames.
+    one picture of 8 bits: no regular file, other formats, more than 89 million pixels, 16 bits, several frames.
     """
+    with _errors(path):
+        with open_regular(path) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes > _MAX_FILE_BYTES:
+                raise ValueError(f"has {num_bytes:,} bytes, allowed {_MAX_FILE_BYTES:,}")
+            room.check(f"data {path}", 2 * num_bytes)  # as parts, and joined
+            content = read_up_to(file, num_bytes)
+        image = Image.open(_Content(content), formats=_FORMATS)
+        width, height = image.size
+        if width * height > _MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, allowed {_MAX_PIXELS:,} in all")
+        if image.mode.startswith(("I", "F")):  # Pillow clips them at 255 when it converts
+            raise ValueError(f"mode {image.mode}, more than 8 bits a channel; convert it to 8 bits")
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            raise ValueError("several frames; save the one that is meant")
+        mode = mode or ("L" if image.mode in ("1", "L") else "RGB")
+    shape = (height, width) if mode == "L" else (height, width, 3)
+    return OpenPicture(path, mode, shape, image, num_bytes)
+
+
+def read_picture(path: Path, mode: str | None = None) -> tuple[str, Picture]:
+    """The mode and the pixels of a picture file. Raises DataError, BudgetError."""
+    room = Room()
+    picture = open_picture(path, room, mode)
+    return picture.mode, picture.decode(room)
+
+
+class _Content(io.BytesIO):
+    """A file in memory that may be read a few times over.
+
+    A damaged one may point at the same bytes again and again, each time to be kept anew.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._left_bytes = 8 * len(content) + (1 << 20)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Raises ValueError where it was read too often."""
+        part = super().read(size)
+        self._left_bytes -= len(part)
+        if self._left_bytes < 0:
+            raise ValueError("its parts lie over each other")
+        return part
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turn whatever is raised for a file into a DataError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # of oddities in what is not read, such as EXIF
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):  # Pillow clips them at 255 when it converts
-                    raise ValueError(f"mode {image.mode}, more than 8 bits a channel; convert it to 8 bits")
-                if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # in which cameras keep a preview
-                    raise ValueError("several frames; save the one that is meant")
-                mode = mode or ("L" if image.mode in ("1", "L") else "RGB")
-                return mode, np.array(image.convert(mode), dtype=np.uint8)
+            warnings.simplefilter("ignore")  # of oddities in what is not read, such as EXIF; pixels are counted here
+            yield
+    except (FFStreamError, MemoryError):
+        raise
+    except UnsuitableFileError as error:
+        raise DataError(f"data {path}: {error.strerror}; remove it") from error
     except Exception as error:  # decoders raise whatever a damaged file leads them to
-        if isinstance(error, MemoryError):
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"it is damaged, or none of {', '.join(_FORMATS)}"
         raise DataError(f"data {path}: cannot be read as an image ({reason}); mend or remove it") from error

@@ -1,17 +1,26 @@
-"""Data sets by name: the embedded digits, and those that torchvision downloads."""
+"""Data sets by name: the embedded digits, and those that torchvision downloads.
+
+torchvision fetches and unpacks; what it left there is read by readers of our own, which make no folder and write
+nothing. Nothing is unpickled: CIFAR-10 is published as pickles, but they are parsed as data, and what they name is
+neither looked up nor called (torchvision's own reader would unpickle them; it is not used).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ffstream.data.arrays import load_arrays
+from ffstream.data.cifar import read_batches, read_published
 from ffstream.data.dataset import Dataset, Split, check_dataset
-from ffstream.errors import DataError
+from ffstream.data.idx import read_idx
+from ffstream.data.room import Room
+from ffstream.errors import DataError, FFStreamError
 from ffstream.registry import Registry
 
 # A source maps the data root to a data set.
@@ -20,12 +29,6 @@ Source = Callable[[Path], Dataset]
 _IDX_FILES = (
     "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz"
 )
-_TORCHVISION = {
-    "mnist": ("MNIST", f"{_IDX_FILES} in MNIST/raw"),
-    "fashion-mnist": ("FashionMNIST", f"{_IDX_FILES} in FashionMNIST/raw"),
-    "kmnist": ("KMNIST", f"{_IDX_FILES} in KMNIST/raw"),
-    "cifar10": ("CIFAR10", "cifar-10-python.tar.gz"),
-}
 
 
 def default_data_root() -> Path:
@@ -41,28 +44,89 @@ def load_digits(_data_root: Path) -> Dataset:
     return load_arrays(Path(__file__).with_name("digits.safetensors"), name="digits")
 
 
-def load_torchvision(name: str, data_root: Path) -> Dataset:
-    """A torchvision data set under `data_root`, downloaded when it is not there. Raises DataError."""
-    import torchvision.datasets  # slow to import, and only needed here
+@dataclass(frozen=True)
+class TorchvisionSource:
+    """A data set that torchvision knows where to fetch."""
 
-    class_name, files = _TORCHVISION[name]
-    make: Any = getattr(torchvision.datasets, class_name)
-    try:
-        data_root.mkdir(parents=True, exist_ok=True)
-        parts = [make(str(data_root), train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"data {name}: not complete in {data_root} and could not be fetched ({reason}); put {files} there "
-            "(torchvision unpacks beside them, so the folder must be writable), or use --data digits, which needs none"
-        ) from error
-    train, test = (Split(torch.as_tensor(part.data), torch.as_tensor(part.targets).to(torch.int64)) for part in parts)
-    return check_dataset(name, train, test, tuple(parts[0].classes))
+    name: str
+    class_name: str  # torchvision's
+    files: str  # that are fetched, and where they lie below the data root
+    read: Callable[[Any, Path, Room], tuple[Split, Split, Sequence[str]]]  # with the names of the classes
+
+    def __call__(self, data_root: Path) -> Dataset:
+        """What is there. Raises DataError, BudgetError."""
+        return self.load(data_root, Room(), download=False)
+
+    def load(self, data_root: Path, room: Room, *, download: bool) -> Dataset:
+        """What is there, unpacked; with `download`, what is not is fetched and unpacked. Raises DataError, BudgetError.
+
+        Without it, nothing is written.
+        """
+        import torchvision.datasets  # slow to import, and only needed here
+
+        published = getattr(torchvision.datasets, self.class_name)
+        if download:
+            self._fetch(published, data_root)
+        try:
+            train, test, class_names = self.read(published, data_root, room)
+        except FFStreamError:
+            raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DataError(
+                f"data {self.name}: is not in {data_root}, unpacked (found no {error.filename}); add --download to "
+                "fetch or unpack it there, or name the folder that has it by --data-root"
+            ) from error
+        except (OSError, ValueError) as error:
+            reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise DataError(
+                f"data {self.name}: cannot be read in {data_root} ({reason}); mend or remove that file, and add "
+                "--download to fetch or unpack it anew"
+            ) from error
+        return check_dataset(self.name, train, test, tuple(class_names))
+
+    def _fetch(self, published: Any, data_root: Path) -> None:
+        fetching = published.__new__(published)  # made whole, it would read the data too, and unpickle them
+        fetching.root = str(data_root)
+        try:
+            data_root.mkdir(parents=True, exist_ok=True)
+            fetching.download()
+        except (OSError, RuntimeError, EOFError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"data {self.name}: not complete in {data_root} and could not be fetched ({reason}); put {self.files} "
+                "there (torchvision unpacks beside them, so the folder must be writable), or use --data digits, which "
+                "needs none"
+            ) from error
+
+
+def _read_mnist(published: Any, data_root: Path, room: Room) -> tuple[Split, Split, Sequence[str]]:
+    folder = data_root / published.__name__ / "raw"
+    train, test = (
+        Split(
+            read_idx(folder / f"{part}-images-idx3-ubyte", 3, room),
+            read_idx(folder / f"{part}-labels-idx1-ubyte", 1, room).to(torch.int64),
+        )
+        for part in ("train", "t10k")
+    )
+    return train, test, published.classes
+
+
+def _read_cifar(published: Any, data_root: Path, room: Room) -> tuple[Split, Split, Sequence[str]]:
+    folder = data_root / published.base_folder
+    names = read_published(folder / published.meta["filename"], published.meta["md5"])[published.meta["key"]]
+    train, test = (
+        Split(*read_batches([(folder / name, md5) for name, md5 in files], room))
+        for files in (published.train_list, published.test_list)
+    )
+    return train, test, names
 
 
 SOURCES: Registry[Source] = Registry("data set")
 SOURCES.register("digits", load_digits)
-SOURCES.register("mnist", lambda root: load_torchvision("mnist", root))
-SOURCES.register("fashion-mnist", lambda root: load_torchvision("fashion-mnist", root))
-SOURCES.register("kmnist", lambda root: load_torchvision("kmnist", root))
-SOURCES.register("cifar10", lambda root: load_torchvision("cifar10", root))
+SOURCES.register("mnist", TorchvisionSource("mnist", "MNIST", f"{_IDX_FILES} in MNIST/raw", _read_mnist))
+SOURCES.register(
+    "fashion-mnist",
+    TorchvisionSource("fashion-mnist", "FashionMNIST", f"{_IDX_FILES} in FashionMNIST/raw", _read_mnist),
+)
+SOURCES.register("kmnist", TorchvisionSource("kmnist", "KMNIST", f"{_IDX_FILES} in KMNIST/raw", _read_mnist))
+SOURCES.register("cifar10", TorchvisionSource("cifar10", "CIFAR10", "cifar-10-python.tar.gz", _read_cifar))

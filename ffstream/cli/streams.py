@@ -1,0 +1,94 @@
+"""Standard output and standard error: what they cannot take is said, once and in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import sys
+import threading
+from typing import Any
+
+from ffstream.errors import OutputError
+
+_NAMES = {"stdout": "standard output", "stderr": "standard error"}
+
+
+class _RawStream(io.RawIOBase):
+    """Passes on what is written, and raises OutputError for what cannot be; from then on everything is dropped.
+
+    So a full disk behind a stream is told from a full disk behind a run, and nothing is left to be written, and to fail
+    again, when the interpreter ends. Only the main thread is told, since what ends other threads ends nothing else.
+    """
+
+    def __init__(self, raw: Any, noun: str) -> None:
+        self._raw = raw
+        self._noun = noun
+        self._failure: OutputError | None = None
+        self._is_told = False
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return bool(self._raw.isatty())
+
+    def fileno(self) -> int:
+        return int(self._raw.fileno())
+
+    def write(self, data: Any) -> int:
+        """Write some of it, all of it once the stream has failed."""
+        if self._failure is None:
+            try:
+                while (num_bytes := self._raw.write(data)) is None:  # its reader is slow, and it does not wait
+                    select.select([], [self._raw], [])
+                return int(num_bytes)
+            except OSError as error:
+                self._failure = _explain(self._noun, error)
+        if not self._is_told and threading.current_thread() is threading.main_thread():
+            self._is_told = True
+            raise self._failure
+        return len(memoryview(data).cast("B"))
+
+
+def guard_streams() -> None:
+    """Have both streams raise OutputError for what they cannot take, and write whatever their encoding has."""
+    _open_missing()
+    for name, noun in _NAMES.items():
+        stream: Any = getattr(sys, name)
+        buffer = getattr(stream, "buffer", None)
+        if stream is None or buffer is None:
+            continue
+        stream.flush()
+        guarded = io.TextIOWrapper(
+            io.BufferedWriter(_RawStream(getattr(buffer, "raw", buffer), noun)),
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering or stream.write_through,
+        )
+        setattr(sys, name, guarded)
+
+
+def flush_streams() -> None:
+    """Write what waits in both streams. Raises OutputError."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _explain(noun: str, error: OSError) -> OutputError:
+    reason = error.strerror or type(error).__name__
+    if isinstance(error, BrokenPipeError):
+        return OutputError(f"{noun}: its reader has closed it ({reason}); nothing more is shown")
+    return OutputError(f"{noun}: cannot be written ({reason}); free space there, or give it another place")
+
+
+def _open_missing() -> None:
+    """Give the three streams that were closed from the start nothing to write to, or the next file has their number."""
+    with contextlib.suppress(OSError):
+        for number in range(3):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)

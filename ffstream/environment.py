@@ -1,0 +1,140 @@
+"""What of a machine and its libraries decides bits, and torch as it must be while we work with it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# By which users choose what the libraries below torch compute with.
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_DEBUG_CPU_TYPE",
+    "NVIDIA_TF32_OVERRIDE",
+)
+# Of a processor's instructions, those that products and sums are written for.
+_INSTRUCTIONS = [
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "asimd",
+    "sve",
+    "bf16",
+]
+_PROBE = (192, 1000, 257)  # rows, features and units of a product: not multiples of what kernels work by
+
+
+@contextlib.contextmanager
+def plain_torch(num_threads: int | None = None) -> Iterator[None]:
+    """torch with its own defaults, whatever the program that calls us has set: all is set back on leaving.
+
+    Types, devices, gradients and the precision of products are then those that are written in the code. `num_threads`
+    as well where it is given, as the way in which a sum is cut among threads decides its last bits.
+    """
+    dtype, precision, threads = (
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.get_num_threads(),
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        if precision != "highest":
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision("highest")
+        if num_threads is not None and num_threads != threads:
+            stack.callback(torch.set_num_threads, threads)
+            torch.set_num_threads(num_threads)
+        if torch.get_default_device().type != "cpu":  # only then, as every call of torch goes through it
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """What decides bits here, by name, in plain values.
+
+    `arithmetic` is a digest of what a few products and sums come to: it also tells apart what has no name.
+    """
+    on_gpu = device.type != "cpu"
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "instructions": _describe_instructions(),
+        "threads": torch.get_num_threads(),
+        "arithmetic": _digest_arithmetic(device, precision),
+    }
+    if on_gpu:
+        found["cuda"] = str(torch.version.cuda)
+    found["variables"] = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if os.environ.get(name))
+    return found
+
+
+def find_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Lines "what: here, there" for what decides bits and differs, but for the threads, whose number can be had."""
+    names = [name for name in dict.fromkeys([*found, *wanted]) if name not in ("threads", "arithmetic")]
+    differing = [name for name in names if found.get(name) != wanted.get(name)]
+    lines = [f"{name}: {found.get(name) or 'none'}, {wanted.get(name) or 'none'}" for name in differing]
+    if not lines and found["arithmetic"] != wanted.get("arithmetic"):
+        lines = ["arithmetic: the same products come to other numbers, though everything that has a name is the same"]
+    return lines
+
+
+def has_bf16_products() -> bool:
+    """Whether the processor has instructions that multiply bf16; how fast they are just now is not asked."""
+    tells = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(tell() for tell in tells if tell is not None) or (
+        platform.machine().lower() in ("arm64", "aarch64") and "bf16" in _processor_flags()
+    )
+
+
+def _describe_instructions() -> str:
+    flags = _processor_flags()
+    known = [name for name in _INSTRUCTIONS if name in flags]
+    return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *known])
+
+
+def _processor_flags() -> Sequence[str]:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip().lower() in ("flags", "features"):
+                return value.split()
+    return []
+
+
+@torch.no_grad()
+def _digest_arithmetic(device: torch.device, precision: str) -> str:
+    """Of products, sums and draws like those of a step, with as many threads as there are."""
+    rows, features, units = _PROBE
+    generator = torch.Generator().manual_seed(0)
+    left = torch.empty(rows, features).normal_(generator=generator)
+    right = torch.empty(units, features).normal_(generator=generator)
+    digest = hashlib.sha256(left.numpy().data)
+    left, right = left.to(device), right.to(device)
+    for dtype in (torch.float32, torch.bfloat16) if precision == "bf16" else (torch.float32,):
+        products = torch.mm(left.to(dtype), right.to(dtype).t()).float()
+        back = torch.mm(products.to(dtype).t(), left.to(dtype)).float()
+        sums = (products.sum(dim=0), products.square().sum(dim=1), torch.softmax(products, dim=1))
+        for found in (products, back, *sums):
+            digest.update(found.cpu().contiguous().numpy().data)
+    return digest.hexdigest()

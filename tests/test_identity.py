@@ -1,0 +1,215 @@
+"""A run is one configuration and one set of data, and its layers are its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ffstream as ff
+from ffstream.folder import Folder
+from ffstream.manifest import write_manifest
+from ffstream.marker import FolderState
+from ffstream.repair import diagnose
+from tests.helpers import SMALL, InterruptAt, layer_digests
+
+
+@pytest.fixture(scope="module")
+def runs(small_data, tmp_path_factory):
+    """The same training twice, and one of another seed."""
+    config = ff.Config(data=str(small_data)).override(SMALL | {"layers": 2, "epochs": 2})
+    folder = tmp_path_factory.mktemp("identity")
+    for name, seed in (("one", 0), ("twin", 0), ("other", 1)):
+        ff.train(config.override({"seed": seed}), folder / name)
+        ff.Run(folder / name).evaluate("softmax")
+    return folder
+
+
+@pytest.fixture
+def copy(runs, tmp_path):
+    return shutil.copytree(runs / "one", tmp_path / "copy")
+
+
+def test_two_runs_of_one_training_have_the_same_bits_and_not_the_same_identity(runs):
+    assert layer_digests(runs / "one") == layer_digests(runs / "twin")
+    identities = {ff.Run(runs / name).directory.read_identity() for name in ("one", "twin", "other")}
+    assert len(identities) == 3
+
+
+PARTS = ["layers/000", "layers/001", "layers", "readout", "data.json", "config.toml", "run.json", "environment.json"]
+
+
+@pytest.mark.parametrize("other", ["twin", "other"])
+@pytest.mark.parametrize(
+    "name",
+    ["layers/000", "layers/001", "layers", "readout", "data.json", "config.toml", "run.json", "environment.json"],
+)
+def test_what_is_another_runs_is_never_taken_for_its_own(name, other, runs, copy):
+    """Even where both have the same bits: whoever copies parts of runs together is told so."""
+    path = copy / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        shutil.copytree(runs / other / name, path)
+    else:
+        shutil.copy(runs / other / name, path)
+    same = path.is_file() and path.read_bytes() == (runs / "one" / name).read_bytes()
+    if same:  # data.json of the same data, and a configuration, may be word for word the same
+        assert ff.Run(copy).verify() == 2
+        return
+    with pytest.raises(ff.RunError):
+        ff.Run(copy).verify()
+    if name != "readout":  # that one is not asked for
+        with pytest.raises(ff.RunError):
+            ff.resume(copy, layers=3)
+
+
+@pytest.mark.parametrize("removed", ["config.toml", "run.json", "data.json", "environment.json"])
+def test_what_an_interrupted_removal_leaves_is_no_run_to_be(removed, small_config, copy):
+    (copy / removed).unlink()
+    before = layer_digests(copy)
+    for seed in (0, 99):
+        with pytest.raises(ff.RunError):
+            ff.train(small_config(layers=3, epochs=2, seed=seed), copy, resume=True)
+    with pytest.raises(ff.RunError):
+        ff.train(small_config(layers=2, epochs=2), copy)
+    assert layer_digests(copy) == before
+
+
+def test_layers_without_their_run_are_nobodys(small_config, copy):
+    for name in ("config.toml", "run.json", "data.json", "environment.json", "metrics.jsonl", "validation.safetensors"):
+        (copy / name).unlink()
+    with pytest.raises(ff.RunError, match="neither empty nor a run"):
+        ff.train(small_config(), copy)
+
+
+def test_a_layer_may_be_sealed_anew_and_is_still_not_another_runs(copy):
+    """As somebody would do who wants to be believed: settings and data stand in what the seal names."""
+    for change in ({"settings": {}}, {"data": "0" * 64}, {"identity": "0" * 16}):
+        content = json.loads((copy / "run.json").read_text())
+        del content["manifest_sha256"]
+        write_manifest(Folder(copy), "run.json", content | change)
+        with pytest.raises(ff.RunError):
+            ff.Run(copy).verify()
+
+
+def test_the_data_of_every_split_that_is_used_are_those_of_the_start(small_data, small_config, tmp_path):
+    tensors = load_file(small_data)
+    data = tmp_path / "data.safetensors"
+    save_file(tensors, data)
+    run = ff.train(small_config(data=str(data)), tmp_path / "run")
+    run.evaluate()
+    save_file(tensors | {"test.labels": tensors["test.labels"].flip(0)}, data)
+    with pytest.raises(ff.RunMismatchError, match="other test data"):
+        run.evaluate()
+    run.evaluate(split="validation")
+    ff.resume(run.path, layers=4)  # which reads none of it
+    save_file(tensors | {"train.labels": tensors["train.labels"].flip(0)}, data)
+    for use in (run.evaluate, lambda: run.evaluate(split="validation"), lambda: ff.resume(run.path, layers=5)):
+        with pytest.raises(ff.RunMismatchError, match="other training data"):
+            use()
+    save_file(tensors, data)
+    assert ff.Run(run.path).evaluate().num_samples == 100
+
+
+def test_processes_that_start_in_one_second_have_a_folder_each_and_their_own_weights(small_data, tmp_path):
+    options = f"--data {small_data} --layers 1 --width 16 --epochs 1 --device cpu --precision fp32".split()
+    command = [sys.executable, "-m", "ffstream", "train", *options]
+    started = [
+        subprocess.Popen([*command, "--seed", str(seed)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        for seed in (1, 2, 3, 4)
+    ]
+    assert [process.wait() for process in started] == [0] * 4
+    found = {ff.Run(path).config.seed: layer_digests(path) for path in (tmp_path / "runs").iterdir()}
+    assert sorted(found) == [1, 2, 3, 4]
+    for seed, digests in found.items():
+        config = ff.Config(
+            data=str(small_data), layers=1, width=16, epochs=1, device="cpu", precision="fp32", seed=seed
+        )
+        assert layer_digests(ff.train(config, tmp_path / f"alone-{seed}").path) == digests
+
+
+def test_a_start_that_was_killed_is_gone_on_with_whatever_is_asked_then(small_config, tmp_path, monkeypatch):
+    """Killed here between its marker and its configuration."""
+    whole = ff.train(small_config(seed=3), tmp_path / "whole").path
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_epoch", 1))
+    for name in ("layers", "progress", "cache"):
+        shutil.rmtree(tmp_path / "run" / name, ignore_errors=True)
+    identity = ff.Run(tmp_path / "run").directory.read_identity()
+    for name in ("config.toml", "metrics.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    directory = ff.train(small_config(seed=3), tmp_path / "run").directory
+    assert directory.survey().state is FolderState.RUN
+    assert directory.read_identity() == identity
+    assert layer_digests(tmp_path / "run") == layer_digests(whole)
+
+
+@pytest.mark.parametrize("name", ["layers", "layers/000", "progress", "cache", "."])
+def test_what_cannot_be_listed_is_neither_absent_nor_damaged(name, small_config, tmp_path, monkeypatch):
+    whole = ff.train(small_config(cache__tier="disk"), tmp_path / "whole").path
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(cache__tier="disk"), tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    before = layer_digests(tmp_path / "run")
+    listdir, forbidden = os.listdir, (tmp_path / "run" / name).resolve()
+
+    def refusing(path="."):
+        place = Path(f"/proc/self/fd/{path}" if isinstance(path, int) else path).resolve()
+        if place == forbidden:
+            raise PermissionError(13, "Permission denied", str(place))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refusing)
+    errors, found = [], []
+    for use in (
+        lambda: found.append(diagnose(ff.Run(tmp_path / "run").directory)),
+        lambda: ff.resume(tmp_path / "run"),
+    ):
+        try:
+            use()
+        except ff.StorageError as error:
+            errors.append(str(error))
+    assert all("Permission denied" in error for error in errors)
+    if name in ("layers", "."):  # what is in them is asked first of all
+        assert len(errors) == 2
+    assert [each.problems for each in found] == [[]] * len(found)
+    monkeypatch.undo()
+    assert layer_digests(tmp_path / "run")[: len(before)] == before
+    assert layer_digests(ff.resume(tmp_path / "run").path) == layer_digests(whole)
+
+
+@pytest.mark.parametrize(
+    "file", ["layers/000/weights.safetensors", "layers/000/manifest.json", "progress/manifest.json"]
+)
+def test_a_file_that_cannot_be_read_is_not_put_aside(file, small_config, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    directory, right = ff.Run(tmp_path / "run").directory, os.open
+
+    def refusing(path, *arguments, **options):
+        if str(path) == file:
+            raise PermissionError(13, "Permission denied", file)
+        return right(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    for use in (lambda: diagnose(directory), lambda: ff.resume(tmp_path / "run")):
+        with pytest.raises(ff.StorageError, match=f"cannot read .*{file}: Permission denied"):
+            use()
+
+
+def test_a_loaded_network_does_not_change_when_its_files_do(runs, copy):
+    network = ff.load(copy)
+    images = torch.randint(0, 16, (20, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = network(images)
+    for path in copy.glob("layers/*/weights.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-400:] = bytes(400)
+        with path.open("r+b") as file:  # in place: the same file
+            file.write(data)
+    assert torch.equal(network(images), before)
