@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import random
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,9 +14,25 @@ from pathlib import Path
 from tests.torture.faults import Faults, start_preloaded
 
 FULL = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT", errno.EROFS: "EROFS"}
-KINDS = ("crash", "repeat", "signal", "memory", "full", "broken", "power", "rot", "soak", "fuzz")
+KINDS = (
+    "crash",
+    "repeat",
+    "signal",
+    "memory",
+    "full",
+    "broken",
+    "power",
+    "rot",
+    "meddle",
+    "hostile",
+    "race",
+    "soak",
+    "fuzz",
+)
 _NUM_QUICK = 5  # changes tried of a workload
-BROKEN = {errno.EIO: "EIO", errno.EMFILE: "EMFILE"}
+# Of file systems of all kinds, on networks too; two more are drawn by the seed.
+BROKEN = [errno.EIO, errno.EMFILE, errno.EINVAL, errno.ENOTSUP, errno.ETIMEDOUT, errno.ESTALE, errno.EBUSY, errno.EFBIG]
+BROKEN += [errno.ENOTCONN, errno.EXDEV, errno.EACCES, errno.ENOLCK]
 
 
 def main() -> int:
@@ -35,7 +52,10 @@ def main() -> int:
     from tests.helpers import write_small_data
     from tests.torture.crash import Bench, Counts, fail_everywhere, interrupt_often, kill_everywhere, kill_often, starve
     from tests.torture.fuzz import fuzz
+    from tests.torture.hostile import meet_hostile
+    from tests.torture.meddle import meddle
     from tests.torture.power import lose_power
+    from tests.torture.race import race
     from tests.torture.report import Report
     from tests.torture.rot import let_rot
     from tests.torture.soak import soak
@@ -56,19 +76,26 @@ def main() -> int:
             bench = Bench(name, faults, place, data)
             step = max(bench.num_changes // _NUM_QUICK, 1) if quick else stride
             full = [errno.ENOSPC] if quick else FULL
+            drawn = random.Random(options.seed).sample(sorted({*errno.errorcode} - {*BROKEN, *FULL}), 2)
+            broken = [BROKEN[0], drawn[0]] if quick else [*BROKEN, *drawn]
             work: dict[str, Callable[[Counts], None]] = {
                 "crash": partial(kill_everywhere, bench, step),
                 "repeat": partial(kill_often, bench, num_random),
                 "signal": partial(interrupt_often, bench, 1 if quick else 5 * num_random),  # short, and faults are rare
                 "full": partial(fail_everywhere, bench, full, step, lasting=True),
-                "broken": partial(fail_everywhere, bench, BROKEN, step, lasting=False),
+                "broken": partial(fail_everywhere, bench, broken, step, lasting=False),
                 "power": partial(lose_power, bench, step, 1 if quick else 3),
             }
             if not quick or name == "disk":
                 work["memory"] = partial(starve, bench, 3 if quick else num_random)
+                work["meddle"] = partial(meddle, bench, 40 if quick else stride)
+                work["hostile"] = partial(meet_hostile, bench, 12 if quick else stride)
                 work["rot"] = partial(let_rot, bench, 4 if quick else 40, 24 if quick else stride)
             for kind in [kind for kind in kinds if kind in work]:
                 found[f"{name} {kind}"] = report.add(f"{name} {kind}", {"stride": step}, work[kind])
+        if "disk" in names and "race" in kinds:
+            num_cases = 3 if quick else max(600 // stride, 1)
+            found["race"] = report.add("race", {"cases": num_cases}, partial(race, place, data, num_cases))
         if "disk" in names and "soak" in kinds:
             num_layers = 40 if quick else 400
             found["soak"] = report.add("soak", {"layers": num_layers}, partial(soak, place, data, num_layers, 0.5))

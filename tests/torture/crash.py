@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ffstream.files import TEMPORARY
+from ffstream.folder import TEMPORARY
 from tests.torture.faults import Faults, Outcome, in_child
 from tests.torture.work import describe, make_config, train
 

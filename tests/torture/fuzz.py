@@ -31,6 +31,7 @@ from ffstream.cli import app
 from ffstream.config import parse_assignment
 from ffstream.data import load_dataset
 from ffstream.data.picture import read_picture
+from ffstream.folder import Folder
 from ffstream.footprint import DataShape
 from ffstream.machine import parse_machine
 from ffstream.manifest import write_manifest
@@ -310,21 +311,25 @@ def _altered(run: Path, file: Path, data: bytes, *, is_sealed: bool) -> Iterator
 
 def _seal(run: Path) -> None:
     """Make all digests right, as somebody would who wants to be believed."""
-    for path in sorted(run.rglob("*.json")):
+    named = None  # by which manifests name the run
+    for path in sorted(run.rglob("*.json"), key=lambda path: (path.name != "run.json", path)):
         with contextlib.suppress(Exception):
             content = json.loads(path.read_bytes())
+            if named is not None and "run" in content:
+                content["run"] = named
             for name in content.get("digests", {}):
                 file = next(path.parent.glob(f"{name}*"))
                 content["digests"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
             content.pop("manifest_sha256")
-            write_manifest(path, content)
+            digest = write_manifest(Folder(path.parent), path.name, content)
+            named = digest if path.name == "run.json" else named
     with contextlib.suppress(Exception):
         digest = json.loads((run / "layers/000/manifest.json").read_bytes())["digests"]["weights"]
         for path in (run / "layers/001/manifest.json", run / "progress/manifest.json"):
             content = json.loads(path.read_bytes())
             del content["manifest_sha256"]
             if content["layer"] == 1:
-                write_manifest(path, content | {"digest_below": digest})
+                write_manifest(Folder(path.parent), path.name, content | {"digest_below": digest})
             digest = content["digests"].get("weights", digest)
 
 

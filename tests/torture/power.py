@@ -98,9 +98,9 @@ class Disk:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.top = _Folder()
-        self.num_committed = 0  # layers whose manifest is on the disk for sure
+        self.num_committed = 0  # layers whose name is on the disk for sure
         self._inodes: dict[int, _File] = {}
-        self._manifests: set[str] = set()  # named, and their folder not yet synced
+        self._named: set[str] = set()  # layers that have their name, which is not yet synced
 
     def replay(self, change: dict[str, Any], data: bytes) -> None:
         """One more change."""
@@ -118,8 +118,8 @@ class Disk:
             assert target.parent == path.parent, "a rename from folder to folder is not modelled"
             folder = self._folder(path.parent)
             folder.change((target.name, folder.names[path.name]), (path.name, None))
-            if target.name == "manifest.json" and target.parent.parent.name == "layers":
-                self._manifests.add(target.parent.name)
+            if target.parent.name == "layers":  # a layer is committed by the name of its folder
+                self._named.add(target.name)
         elif kind in ("unlink", "rmdir"):
             self._folder(path.parent).change((path.name, None))
         else:
@@ -130,9 +130,9 @@ class Disk:
             self._folder(path.parent).change((path.name, made))
 
     def _note_committed(self, path: Path) -> None:
-        if path.name in self._manifests and path.parent.name == "layers":
-            self._manifests.discard(path.name)
-            self.num_committed = int(path.name) + 1
+        if path.name == "layers" and self._named:
+            self.num_committed = max(map(int, self._named)) + 1
+            self._named.clear()
 
     def _folder(self, path: Path) -> _Folder:
         found: Any = self.top

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
-from ffstream.files import write_atomic
+from ffstream.folder import Folder
 from tests.torture.crash import Counts
 
 
@@ -56,6 +56,6 @@ class Report:
             yield rows
             after = json.dumps(dict(sorted(rows.items())), indent=1) + "\n"
             if rows and after != before:  # whole or not at all, as a disk may be full
-                write_atomic(path, after.encode())
+                Folder(self.folder).write(path.name, after.encode())
         finally:
             os.close(place)

@@ -26,10 +26,11 @@ def let_rot(bench: Bench, num_bits: int, stride: int, counts: Counts) -> None:
             shutil.rmtree(place, ignore_errors=True)
             assert in_child(partial(_train, bench, place, seed, stopped=stopped)).finished
         kind = "stopped" if stopped else "finished"
+        identities = [ff.Run(place).directory.read_identity() or "" for place in (whole, other)]
         cases = [
             (file, how, altered)
             for file in sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
-            for how, altered in _alter((whole / file).read_bytes(), other / file, num_bits)
+            for how, altered in _alter((whole / file).read_bytes(), other / str(file).replace(*identities), num_bits)
             if "lock" not in file.name and altered != (whole / file).read_bytes()
         ]
         for file, how, altered in cases[stride // 2 :: stride]:

@@ -9,7 +9,7 @@ import torch
 
 import ffstream as ff
 from ffstream import paper, planner
-from ffstream.files import TEMPORARY
+from ffstream.folder import TEMPORARY
 from tests.helpers import SMALL, layer_digests, metrics_without_times
 
 # Of each, the cases of a kind are tried at every point.
