@@ -121,5 +121,7 @@ def measure_depth(data_root: str, device: str, folder: Path, picture: Path) -> d
                 "above_best": mean[-1] - min(mean),
                 "below_shallow": mean[_SHALLOW - 1] - mean[-1],
             }
-    draw_errors({name: curve["test"]["by_depth"] for name, curve in curves.items()}, "test error, mean", picture)
+    draw_errors(
+        {name: curve["test"]["by_depth"] for name, curve in curves.items()}, "test error, mean", picture, force=True
+    )
     return {"picture": picture.name, "shallow": _SHALLOW, "curves": curves}

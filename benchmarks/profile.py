@@ -19,7 +19,7 @@ def measure_depths(device: str, folder: Path, picture: Path) -> dict[str, Any]:
     profile = measure_profile(settings, list(METHODS), DEPTHS, folder / "beside")
     narrow = ProfileSettings.here(device=device, precision="auto", **DEEP_SIZES)
     deep = measure_profile(narrow, ["ffstream"], DEEP, folder / "deep")
-    draw_profile(profile, picture)
+    draw_profile(profile, picture, force=True)
     return {
         "config": "ffstream profile --depths " + ",".join(map(str, DEPTHS)),
         "picture": picture.name,

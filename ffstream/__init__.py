@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ffstream.errors import DeviceError as DeviceError
     from ffstream.errors import DivergedError as DivergedError
     from ffstream.errors import FFStreamError as FFStreamError
+    from ffstream.errors import OutputError as OutputError
     from ffstream.errors import RunError as RunError
     from ffstream.errors import RunLockedError as RunLockedError
     from ffstream.errors import RunMismatchError as RunMismatchError
@@ -75,6 +76,7 @@ _PUBLIC = {
     "OBJECTIVES": ("objectives", "OBJECTIVES"),
     "Objective": ("objectives", "Objective"),
     "Observer": ("observer", "Observer"),
+    "OutputError": ("errors", "OutputError"),
     "Plan": ("plan", "Plan"),
     "Predictions": ("predictions", "Predictions"),
     "Run": ("run", "Run"),

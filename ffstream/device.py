@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -10,14 +11,16 @@ import torch
 from ffstream.environment import has_bf16_products
 from ffstream.errors import DeviceError
 
+_NAME = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
+
 
 def resolve_device(name: str) -> torch.device:
     """ "auto", "cpu", "cuda" or "cuda:N" to a device that is there. Raises DeviceError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+    if not _NAME.fullmatch(name):
         raise DeviceError(f"device {name!r}: unknown; allowed: auto, cpu, cuda, cuda:N")
+    kind, _, number = name.partition(":")
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError(f"device {name!r}: torch {torch.__version__} finds no CUDA device here; use --device cpu")

@@ -101,6 +101,11 @@ def read_up_to(file: io.FileIO, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+def expand_home(text: str | Path) -> Path:
+    """A path with the user's home in place of ~; the name of a user who is not there is left as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises RuntimeError for it
+
+
 def exists(path: Path) -> bool:
     """Whether a name is taken, by a broken link too. Raises StorageError when that cannot be told."""
     try:

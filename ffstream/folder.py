@@ -84,23 +84,26 @@ class Folder:
 
         Raises StorageError when that cannot be told.
         """
-        try:
-            with self._opened("") as top:
-                place = name if top is not None else str(self.path / name)
-                return describe_kind(os.stat(place, dir_fd=top, follow_symlinks=False).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise storage_error(error, self.path / name, "read") from error
+        found = self._stat(name)
+        return None if found is None else describe_kind(found.st_mode)
 
     def size(self, name: str) -> int:
         """Bytes of what has a name, which may be a link; 0 where there is nothing. Raises StorageError."""
+        found = self._stat(name)
+        return 0 if found is None else found.st_size
+
+    def is_same(self, name: str, descriptor: int) -> bool:
+        """Whether a name leads to the file that is open. Raises StorageError."""
+        found = self._stat(name)
+        return found is not None and os.path.samestat(found, os.fstat(descriptor))
+
+    def _stat(self, name: str) -> os.stat_result | None:
         try:
             with self._opened("") as top:
                 place = name if top is not None else str(self.path / name)
-                return os.stat(place, dir_fd=top, follow_symlinks=False).st_size
+                return os.stat(place, dir_fd=top, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
-            return 0
+            return None
         except OSError as error:
             raise storage_error(error, self.path / name, "read") from error
 
@@ -140,13 +143,20 @@ class Folder:
 
     def create(self, name: str) -> io.FileIO:
         """A new, empty file of that name, in place of a regular one, unbuffered. Raises StorageError for a link."""
-        with self._reached(name) as (above, last):
+        file = self.create_new(name)
+        if file is None:
+            self.remove(name)
+            file = self.create_new(name)
+        if file is None:  # it is there again: somebody is at work here
+            raise self._refuse(name, self.find_kind(name))
+        return file
+
+    def create_new(self, name: str) -> io.FileIO | None:
+        """A new, empty file of that name, unbuffered; None where something has it already."""
+        with self._reached(name) as (above, last), contextlib.suppress(FileExistsError):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE_FLAGS
-            try:
-                return io.FileIO(os.open(last, flags, 0o666, dir_fd=above), "r+b")
-            except FileExistsError:
-                self._unlink_regular(above, last, name)
-                return io.FileIO(os.open(last, flags, 0o666, dir_fd=above), "r+b")
+            return io.FileIO(os.open(last, flags, 0o666, dir_fd=above), "r+b")
+        return None
 
     def append(self, name: str) -> io.FileIO:
         """A file of that name to be added to, which is made where it is missing. Raises StorageError for a link."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import secrets
@@ -107,20 +106,11 @@ class RunLock:
             except BaseException:
                 os.close(descriptor)
                 raise
-            if self._is_named(descriptor):
+            if self.folder.is_same(LOCK, descriptor):
                 self._descriptor = descriptor
                 return
             os.close(descriptor)
         raise self._refuse(None)
-
-    def _is_named(self, descriptor: int) -> bool:
-        with self.folder._opened("") as top:
-            name = LOCK if top is not None else str(self.folder.path / LOCK)
-            try:
-                found = os.stat(name, dir_fd=top, follow_symlinks=False)
-            except FileNotFoundError:
-                return False
-        return os.path.samestat(found, os.fstat(descriptor))
 
     def _unlock_file(self) -> None:
         if self._descriptor is not None:
@@ -147,14 +137,10 @@ class RunLock:
     def _write_holder(self) -> bool:
         """Make the file that says who holds the lock. Returns whether there was none."""
         content = {"format": _FORMAT, "token": self._token, **Process.here().to_mapping()}
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-        with self.folder._opened("") as top:
-            try:
-                name = HOLDER if top is not None else str(self.folder.path / HOLDER)
-                descriptor = os.open(name, flags, 0o666, dir_fd=top)
-            except FileExistsError:
-                return False
-        with io.FileIO(descriptor, "wb") as file:
+        file = self.folder.create_new(HOLDER)
+        if file is None:
+            return False
+        with file:
             write_all(file, json.dumps(content).encode())
         return True
 

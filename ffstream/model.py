@@ -197,8 +197,8 @@ def _load_run(directory: RunDirectory) -> FFNetwork:
         network.add_readout(readout or {})
     except (KeyError, RuntimeError) as error:
         raise CorruptFileError(
-            f"run {directory.path}: the readout does not fit the layers ({_one_line(error)}); delete its folder and "
-            "evaluate again"
+            f"run {directory.path}: the readout does not fit the layers ({_one_line(error)}); put it "
+            "aside with ffstream repair, and evaluate again"
         ) from error
     return network.eval()
 

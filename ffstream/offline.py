@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from ffstream.config import NegativesConfig
 from ffstream.data import SOURCES, Dataset, load_dataset, standard
 from ffstream.environment import plain_torch
 from ffstream.errors import ConfigError, DataError
+from ffstream.files import expand_home
 from ffstream.hybrids import check_plane, draw_with_others, make_hybrids
 from ffstream.limits import check_fields
 from ffstream.memory import is_out_of_memory
@@ -87,9 +87,9 @@ def write_negatives(
 def list_data_files(data: str, data_root: str) -> list[Path]:
     """Where a data set is read from, for a `data` as in a Config: files, and folders of them."""
     if data not in SOURCES:
-        return [Path(os.path.expanduser(data))]  # noqa: PTH111 - which leaves a home that is not there as it is
+        return [expand_home(data)]
     root = Path(data_root) if data_root else standard.default_data_root()
-    return [Path(standard.__file__).parent, Path(os.path.expanduser(root))]  # noqa: PTH111
+    return [Path(standard.__file__).parent, expand_home(root)]
 
 
 def _is_of_same_data(wanted: dict[str, str], file: io.FileIO) -> bool:

@@ -224,9 +224,12 @@ class Run:
         """The finished layers as a torch module, on the CPU."""
         return load_network(self.path)
 
-    def export(self, path: str | Path) -> int:
-        """Write the finished layers to one safetensors file. Returns their number."""
-        return export_network(self.directory, Path(path))
+    def export(self, path: str | Path, *, force: bool = False) -> int:
+        """Write the finished layers to one safetensors file. Returns their number.
+
+        It takes the place of a file that was exported from this run, of another with `force`. Raises OutputError.
+        """
+        return export_network(self.directory, path, force=force)
 
     @plain_torch()
     def verify(self) -> int:

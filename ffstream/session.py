@@ -21,7 +21,7 @@ from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.environment import describe_environment, find_differences, plain_torch
 from ffstream.errors import DeviceError, RunError, RunMismatchError
-from ffstream.files import exists, storage_errors, take_notes
+from ffstream.files import exists, expand_home, storage_errors, take_notes
 from ffstream.footprint import DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import check_negatives
@@ -167,8 +167,6 @@ def resume(
         with claim_folder([Path(run_dir)], is_new=False) as directory:
             saved = directory.read_config()
             config = saved.override({key: value for key, value in given.items() if value is not None})
-            if config.cache.folder != saved.cache.folder:  # what lies in the old one is made again
-                directory.drop_caches(saved.cache.folder)
             return _execute(
                 directory, config, observer or Observer(), accept_environment=accept_environment, download=download
             )
@@ -199,7 +197,7 @@ def resolve_batch(batch: int | str, num_samples: int) -> int:
 
 def _with_absolute_paths(config: Config) -> Config:
     """So that a run can be resumed from another folder."""
-    path = Path(config.data).expanduser()
+    path = expand_home(config.data)
     data = config.data
     with contextlib.suppress(OSError):  # a name that no file can have; loading it says so
         if config.data not in SOURCES and path.exists():
@@ -209,13 +207,14 @@ def _with_absolute_paths(config: Config) -> Config:
 
 
 def _absolute(folder: str | None) -> str | None:
-    return str(Path(folder).expanduser().absolute()) if folder else folder
+    return str(expand_home(folder).absolute()) if folder else folder
 
 
 def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
     """The asked configuration with "auto" filled in from the saved one. Raises RunMismatchError when they differ."""
     wanted, found = asked.to_flat(), saved.to_flat()
     asked = asked.override({name: found[name] for name in _RESOLVED if wanted[name] == "auto"})
+    asked = asked.override({} if asked.cache.folder else {"cache.folder": saved.cache.folder})
     different = asked.differences(saved)
     if different:
         raise RunMismatchError(
@@ -367,7 +366,10 @@ def _write_start(
         directory.record_environment(environment)
     directory.folder.identity = directory.read_identity() or ""
     directory.remove_temporaries()
-    if directory.read_config() != config:
+    saved = directory.read_config()
+    if saved.cache.folder != config.cache.folder:  # what lies in the old one is made again
+        directory.drop_caches(saved.cache.folder)
+    if saved != config:
         directory.write_config(config)
     following = f"layers/{directory.count_layers():03d}"
     if directory.folder.find_kind(following) is not None:

@@ -47,9 +47,9 @@ __main__
 
 PUBLIC = """
 BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation FFNetwork
-FFStreamError GOODNESSES Goodness LAYER_KINDS Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES Objective Observer Plan
-Predictions Run RunError RunLockedError RunMismatchError SOURCES Split StorageError __version__ load make_plan
-register_recipe resume train write_negatives
+FFStreamError GOODNESSES Goodness LAYER_KINDS Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES Objective Observer
+OutputError Plan Predictions Run RunError RunLockedError RunMismatchError SOURCES Split StorageError __version__ load
+make_plan register_recipe resume train write_negatives
 """.split()
 
 

@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 import ffstream as ff
+from ffstream import folder
 from ffstream.cleaning import clean_run
 from ffstream.repair import diagnose, put_aside
 from tests.helpers import InterruptAt, check_resumed_equals, layer_digests
@@ -17,8 +18,8 @@ from tests.helpers import InterruptAt, check_resumed_equals, layer_digests
 def snapshot(*folders):
     """Everything below some folders: links as such, files with their content."""
     found = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
+    for each in folders:
+        for path in sorted(each.rglob("*")):
             if path.is_symlink():
                 found[path] = f"-> {path.readlink()}"
             elif path.is_file():
@@ -52,17 +53,17 @@ NAMES += [
     ("kind", "name"), [(kind, name) for kind in FOREIGN for name in NAMES if not ("link" in kind and name == "cache")]
 )
 def test_a_folder_with_anything_of_somebodys_in_it_is_refused_and_left_as_it_is(kind, name, small_config, tmp_path):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    FOREIGN[kind](folder / name)
+    place = tmp_path / "folder"
+    place.mkdir()
+    FOREIGN[kind](place / name)
     before = snapshot(tmp_path)
     for resume in (False, True):
         with pytest.raises(ff.FFStreamError, match=r"folder") as caught:
-            ff.train(small_config(layers=1, epochs=1), folder, resume=resume)
+            ff.train(small_config(layers=1, epochs=1), place, resume=resume)
         assert "\n" not in str(caught.value)
     for use in (ff.Run, ff.resume, ff.load):
         with pytest.raises(ff.FFStreamError):
-            use(folder)
+            use(place)
     assert snapshot(tmp_path) == before
 
 
@@ -171,11 +172,11 @@ def stopped(small_config, tmp_path):
 @pytest.fixture
 def outside(tmp_path):
     """What links lead to."""
-    folder = tmp_path / "outside"
-    (folder / "below").mkdir(parents=True)
+    place = tmp_path / "outside"
+    (place / "below").mkdir(parents=True)
     for name in ("precious", "below/layer-001-x.safetensors", "below/manifest.json", "below/.tmp-x"):
-        (folder / name).write_text("precious")
-    return folder
+        (place / name).write_text("precious")
+    return place
 
 
 LINKS = ["lock.json", "lock", "metrics.jsonl", "config.toml", "data.json", "run.json", "environment.json"]
@@ -274,3 +275,28 @@ def test_a_clean_removes_what_can_be_made_again_and_says_how_much(stopped, small
     assert clean_run(ff.Run(stopped)) == 0
     ff.resume(stopped)
     check_resumed_equals(whole, stopped)
+
+
+# --- systems without descriptors of folders
+
+
+@pytest.fixture
+def no_descriptors(monkeypatch):
+    """As on Windows: each folder on the way is looked at first."""
+    monkeypatch.setattr(folder, "_HAS_DESCRIPTORS", False)
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_a_run_has_the_same_bits_where_folders_cannot_be_opened(tier, small_config, tmp_path, monkeypatch):
+    whole = ff.train(small_config(cache__tier=tier), tmp_path / "whole").path
+    monkeypatch.setattr(folder, "_HAS_DESCRIPTORS", False)
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(cache__tier=tier), tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    ff.resume(tmp_path / "run")
+    assert ff.Run(tmp_path / "run").verify() == 3
+    check_resumed_equals(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["layers", "progress", "metrics.jsonl", "lock.json", "cache/*/002-train"])
+def test_nor_is_anything_written_through_a_link_there(name, stopped, outside, no_descriptors, small_config, tmp_path):
+    test_nothing_is_written_or_removed_through_a_link(name, "below", stopped, outside, small_config, tmp_path)

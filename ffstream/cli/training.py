@@ -23,8 +23,10 @@ from ffstream.cli.app import (
     app,
     fail,
     say,
+    show,
+    stopped_by,
 )
-from ffstream.errors import ConfigError
+from ffstream.errors import ConfigError, OutputError
 from ffstream.files import exists
 from ffstream.units import parse_integer
 
@@ -115,7 +117,6 @@ def plan(
 ) -> None:
     """Show what `train` with the same options would do and take; nothing is written."""
     resolved = _resolve_settings(options)
-    from rich.console import Console
 
     from ffstream.footprint import DataShape
     from ffstream.session import make_plan
@@ -126,8 +127,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
         return
-    for part in plan_report(found):
-        Console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+    show(plan_report(found))
 
 
 def _add_options_of(source: Callable[..., None], target: Callable[..., None]) -> None:
@@ -194,18 +194,24 @@ def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
     setattr(observer, "on_start", remember)  # noqa: B010 - of this one
     try:
         run = start(observer)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         observer.on_stop()
+        _, code = stopped_by(stop)
         if not places:
-            fail("ffstream: stopped before the run was started; nothing was written", 130)
-        fail(
-            f"ffstream: stopped; everything up to the last epoch is saved. Go on with: ffstream resume {places[-1]}",
-            130,
-        )
+            fail("ffstream: stopped before the run was started; nothing was written", code)
+        fail(f"ffstream: stopped; everything up to the last epoch is saved. {_go_on(places[-1])}", code)
+    except OutputError as error:
+        observer.on_stop()
+        saved = f"; everything up to the last epoch is saved. {_go_on(places[-1])}" if places else ""
+        fail(f"ffstream: {error}{saved}", 1)
     except BaseException:
         observer.on_stop()
         raise
     say(f"run {run.path}: done. Next: ffstream evaluate {run.path}")
+
+
+def _go_on(path: str) -> str:
+    return f"Go on with: ffstream resume {path}"
 
 
 _NOT_SETTINGS = ("config", "set_", "run_dir", "resume", "accept_environment")

@@ -1,12 +1,12 @@
 """Data sets: by name, from a folder of images, or from a file of arrays."""
 
-import os
 from pathlib import Path
 
 from ffstream.data.dataset import Dataset, Split, check_classes, fit_images, scale_images, split_validation
 from ffstream.data.room import Room
 from ffstream.data.standard import SOURCES, TorchvisionSource, default_data_root
 from ffstream.errors import DataError, nearest
+from ffstream.files import expand_home
 
 __all__ = [
     "SOURCES",
@@ -39,8 +39,10 @@ def load_dataset(
     """
     room = Room(room_bytes)
     if source in SOURCES:
-        return _load_named(source, _expand(data_root) if data_root else default_data_root(), room, download=download)
-    path = _expand(source)
+        return _load_named(
+            source, expand_home(data_root) if data_root else default_data_root(), room, download=download
+        )
+    path = expand_home(source)
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -74,7 +76,3 @@ def _load_named(source: str, data_root: Path, room: Room, *, download: bool) -> 
     dataset = part(data_root)
     room.take(f"data {source}", dataset.num_bytes)  # of a source of the user's own, known when it is there
     return dataset
-
-
-def _expand(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - which leaves a home that is not there as it is
