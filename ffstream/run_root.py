@@ -274,8 +274,8 @@ class RunRoot:
 
     # --- order
 
-    def remove_temporaries(self) -> int:
-        """Remove what killed processes of this run left half-written. Returns the bytes that were removed."""
+    def remove_temporaries(self, cache_dir: str = "") -> int:
+        """Remove what processes of this run left half-written. Returns the bytes that were removed."""
         if not self.folder.identity:
             return 0
         prefix = f"{TEMPORARY}{self.folder.identity}-"
@@ -284,6 +284,9 @@ class RunRoot:
         for name in self.folder.names("layers"):
             if name.startswith(prefix):
                 num_bytes += self.remove_staged(f"layers/{name}")
+        folder, prefix = self.open_cache(cache_dir)
+        for name in self.list_caches(cache_dir) if prefix else ():
+            num_bytes += folder.remove_matching(name, SHARD_NAMES[1])
         return num_bytes
 
     def remove_staged(self, name: str) -> int:

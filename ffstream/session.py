@@ -20,7 +20,7 @@ from ffstream.config import Config
 from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.environment import describe_environment, find_differences, plain_torch
-from ffstream.errors import DeviceError, RunError, RunMismatchError
+from ffstream.errors import DeviceError, RunError, RunMismatchError, StorageError
 from ffstream.files import exists, expand_home, storage_errors, take_notes
 from ffstream.footprint import DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
@@ -334,7 +334,8 @@ def _execute(
                     f"--cache disk; what is committed is kept, go on with ffstream resume {directory.path}"
                 ) from error
             finally:
-                directory.remove_temporaries()
+                with contextlib.suppress(StorageError):  # of a failing disk, about which more has been said by now
+                    directory.remove_temporaries(config.cache.folder)
                 for note in take_notes():
                     observer.on_warning(note)
     return Run(directory.path)
@@ -365,7 +366,7 @@ def _write_start(
     elif directory.count_layers() < config.layers and (not environments or environment != environments[-1]):
         directory.record_environment(environment)
     directory.folder.identity = directory.read_identity() or ""
-    directory.remove_temporaries()
+    directory.remove_temporaries(config.cache.folder)
     saved = directory.read_config()
     if saved.cache.folder != config.cache.folder:  # what lies in the old one is made again
         directory.drop_caches(saved.cache.folder)
