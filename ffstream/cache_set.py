@@ -38,6 +38,7 @@ class CacheSet:
         device: torch.device,
     ) -> None:
         self.current: dict[str, ActivationCache] = {}
+        self.fresh = ""  # for which layer and epoch what does not last is written
         self._directory = directory
         self.tier = tier
         self._layouts = [cache_layouts(config, method, shape, spec.in_features) for spec in specs]
@@ -51,8 +52,9 @@ class CacheSet:
         """A cache for what layer `index` reads of a split, with the shards that an earlier process left there."""
         layout = self._layouts[index][name]
         if self.tier == "disk":
-            identity = _identify(self._config, self._data, index, name)
-            return DiskCache(layout, self._folder, self._name(index, name), identity, durable=name in self.lasting)
+            lasts, identity = name in self.lasting, _identify(self._config, self._data, index, name)
+            identity += "" if lasts else f" {self.fresh}"
+            return DiskCache(layout, self._folder, self._name(index, name), identity, durable=lasts)
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
 
     def open_committed(self, num_done: int, stack_start: int) -> list[int]:

@@ -48,7 +48,7 @@ from ffstream.tensor_file import (
 _TILE = "-tile-"  # in the name of a file of the progress: one that stays until the layer is finished
 _WEIGHTS, _VALIDATION = "weights.safetensors", "validation.safetensors"
 _NUMBER = re.compile(r"[0-9]{3,18}")
-_REPAIR = "restore it from a copy, or put it aside with ffstream repair"
+_REPAIR = "restore it from a copy, or put it aside with ffstream repair --apply"
 
 
 class RunDirectory(RunRoot):
@@ -63,7 +63,8 @@ class RunDirectory(RunRoot):
             if index != expected:
                 raise CorruptFileError(
                     f"run {self.path}: layer {expected + 1} is missing although layer {index + 1} is there; restore "
-                    f"{self.layer_folder(expected)} from a copy, or put those above it aside with ffstream repair"
+                    f"{self.layer_folder(expected)} from a copy, or put those above it aside with ffstream repair "
+                    "--apply"
                 )
         return len(found)
 
@@ -143,7 +144,8 @@ class RunDirectory(RunRoot):
         if manifest["digest_below"] != self._digest_below(index):
             raise CorruptFileError(
                 f"manifest {self.layer_folder(index) / MANIFEST}: trained on another layer {index} than the one in "
-                f"{self.layer_folder(index - 1)}; restore both from one copy, or put them aside with ffstream repair"
+                f"{self.layer_folder(index - 1)}; restore both from one copy, or put them aside with ffstream "
+                "repair --apply"
             )
         return manifest
 
@@ -292,7 +294,8 @@ class RunDirectory(RunRoot):
         if is_current and manifest.get("digest_below", self._digest_below(index)) != self._digest_below(index):
             raise CorruptFileError(
                 f"manifest {self.path / name}: trained on another layer {index} than the one in "
-                f"{self.layer_folder(index - 1)}; restore both from one copy, or put them aside with ffstream repair"
+                f"{self.layer_folder(index - 1)}; restore both from one copy, or put them aside with ffstream "
+                "repair --apply"
             )
         return manifest
 

@@ -60,6 +60,10 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 def _make(candidates: Iterable[Path], *, is_new: bool) -> tuple[Path, list[Path]]:
     """A folder that is there now, and those that were made for it."""
     for path in candidates:
+        if path.exists() and not path.is_dir():
+            raise RunError(
+                f"run {path}: is a file, allowed a folder that is missing, empty or a run; choose another --run-dir"
+            )
         with storage_errors(path):
             made = make_folder(path.parent if is_new else path)
             if not is_new:

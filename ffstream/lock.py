@@ -42,7 +42,8 @@ class RunLock:
     Raises RunLockedError when another process holds it, StorageError for files that are not a lock's.
     """
 
-    def __init__(self, path: Path, identity: str = "") -> None:
+    def __init__(self, path: Path, identity: str = "", *, noun: str = "run") -> None:
+        self._noun = noun
         self.folder = Folder(path, identity, self.check)
         self._token = secrets.token_hex(16)
         self._is_supported = True
@@ -78,8 +79,8 @@ class RunLock:
             if found is not None:
                 break
         raise RunLockedError(
-            f"run {self.folder.path}: {_describe(found)} has taken it over, as locks do nothing on this file system or "
-            f"{LOCK} was deleted; this process stops before it commits anything more"
+            f"{self._noun} {self.folder.path}: {_describe(found)} has taken it over, as locks do nothing on this "
+            f"file system or {LOCK} was deleted; this process stops before it commits anything more"
         )
 
     def remove(self) -> None:
@@ -136,7 +137,12 @@ class RunLock:
 
     def _write_holder(self) -> bool:
         """Make the file that says who holds the lock. Returns whether there was none."""
-        content = {"format": _FORMAT, "token": self._token, **Process.here().to_mapping()}
+        content = {
+            "format": _FORMAT,
+            "token": self._token,
+            "folder": self._name_folder(),
+            **Process.here().to_mapping(),
+        }
         file = self.folder.create_new(HOLDER)
         if file is None:
             return False
@@ -170,11 +176,18 @@ class RunLock:
     def _is_left_over(self, found: dict[str, Any]) -> bool:
         """Whether whoever wrote the file is surely gone, or the operating system, which locks here, says so."""
         process = Process.from_mapping(found)
+        if found.get("folder", self._name_folder()) != self._name_folder():
+            return True  # it came here in a copy of another folder
         if process is None or process.is_running is None:  # torn, of an earlier version, or of another machine
             return self._is_supported
         if process.is_running and process == Process.here():
             return found.get("token") not in _held
         return not process.is_running
+
+    def _name_folder(self) -> list[int]:
+        """Tells this folder from a copy of it."""
+        found = self.folder.path.stat()
+        return [found.st_dev, found.st_ino]
 
     def _step_down(self) -> None:
         _held.discard(self._token)
@@ -188,7 +201,7 @@ class RunLock:
         process = Process.from_mapping(found)
         if process is not None and process.is_running is None:
             remedy += f"; should it be gone for sure, delete {self.folder.path / HOLDER}"
-        return RunLockedError(f"run {self.folder.path}: in use by {_describe(found)}; {remedy}")
+        return RunLockedError(f"{self._noun} {self.folder.path}: in use by {_describe(found)}; {remedy}")
 
 
 def _describe(found: dict[str, Any] | None) -> str:

@@ -6,6 +6,7 @@ that are older have none: theirs is written when they are gone on with, and name
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 from ffstream.errors import CorruptFileError
 from ffstream.folder import TEMPORARY, Folder
 from ffstream.lock import HOLDER, LOCK
-from ffstream.manifest import DATA, RUN, Shape, content_digest, read_manifest, write_manifest
+from ffstream.manifest import DATA, ENVIRONMENT, RUN, Shape, content_digest, read_manifest, write_manifest
 
 MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE = (
     "run.json",
@@ -26,6 +27,7 @@ MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE = (
     "validation.safetensors",
 )
 CACHE = "cache"
+_LABELS_BYTES = 1 << 30  # the most that labels may have: eight bytes a sample
 CONFIG_SEAL = b"# sha256 "
 _FORMAT = "ffstream run 1"
 _TEMPORARY = re.compile(re.escape(TEMPORARY) + r"([0-9a-f]{16})-[0-9a-f]{8}")
@@ -67,7 +69,8 @@ def survey(folder: Folder) -> Survey:
         identity = str(marker["identity"])
         if has_config:
             return Survey(FolderState.RUN, identity)
-        others = [name for name in names - _OF_START if not _may_be_there(folder, name, identity)]
+        own = {name for name in names & _OF_START if _is_of_start(folder, name, marker)}
+        others = [name for name in names - own if not _may_be_there(folder, name, identity)]
         if not others:
             return Survey(FolderState.FREE, identity)
         problem = f"has no {CONFIG}, but {_list(others)}: restore {CONFIG} from a copy, or choose another folder"
@@ -149,6 +152,24 @@ def _may_be_there(folder: Folder, name: str, identity: str) -> bool:
     return kind in ("a regular file", None) and (
         name == HOLDER or (name == LOCK and not folder.size(name)) or (found is not None and found[1] == identity)
     )
+
+
+def _is_of_start(folder: Folder, name: str, marker: dict[str, Any]) -> bool:
+    """Whether a file is one that the start of the run wrote which the marker names, and not somebody's of that name."""
+    if name == MARKER:
+        return True
+    data, _ = _read(folder, DATA_FILE, DATA)
+    is_known = data is not None and content_digest(data) == marker["description"]
+    if name == ENVIRONMENT_FILE:
+        found, _ = _read(folder, name, ENVIRONMENT)
+        return found is not None and found["run"] == content_digest(marker)
+    if name == LABELS_FILE:
+        is_known = is_known and data is not None and _digest(folder, name) == data.get("validation_labels_digest")
+    return is_known
+
+
+def _digest(folder: Folder, name: str) -> str:
+    return hashlib.sha256(folder.read(name, _LABELS_BYTES)).hexdigest()
 
 
 def _holds_named_layers(folder: Folder) -> bool:

@@ -198,7 +198,7 @@ def _load_run(directory: RunDirectory) -> FFNetwork:
     except (KeyError, RuntimeError) as error:
         raise CorruptFileError(
             f"run {directory.path}: the readout does not fit the layers ({_one_line(error)}); put it "
-            "aside with ffstream repair, and evaluate again"
+            "aside with ffstream repair --apply, and evaluate again"
         ) from error
     return network.eval()
 

@@ -47,7 +47,8 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
         num_valid += 1
     damaged = [directory.layer_folder(index) for index in indices[num_valid:]]
     caches = directory.list_caches(config.cache.folder)
-    places = {name: directory.cache_base(config.cache.folder) / name for name in caches}
+    where, _ = directory.open_cache(config.cache.folder)
+    places = {name: where.path / name for name in caches}
     if damaged:  # all that is there for a time only was made through those layers
         damaged += [path for path in (directory.path / "progress", *places.values()) if exists(path)]
     else:

@@ -235,7 +235,8 @@ class Run:
     def verify(self) -> int:
         """Check every digest of what is committed. Returns the number of layers; raises CorruptFileError."""
         directory, config = self.directory, self.config
-        directory.read_environments()
+        if directory.marker is not None and not directory.read_environments():
+            raise CorruptFileError(f"run {self.path}: has no environment.json; restore it from a copy")
         directory.load_validation_labels()
         directory.check_metrics()
         directory.check_metrics_end()

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class RunRoot:
         if found.state is FolderState.FREE:
             raise RunError(f"run {self.path}: no run there (no {CONFIG}); start one with ffstream train --run-dir")
         if not found.is_run:
-            raise RunError(f"run {self.path}: no run there: it {found.problem}")
+            raise RunError(f"run {self.path}: no run there: the folder {found.problem}")
 
     def check_is_free(self) -> None:
         """Raise RunError, or CorruptFileError, where a run can neither be started nor gone on with."""
@@ -90,16 +90,18 @@ class RunRoot:
     ) -> None:
         """Start a run: labels of the validation split (n,), and everything else at the top, the configuration last.
 
-        What a killed process left that had begun to start one is taken over.
+        What a killed process left that had begun to start one is replaced; the identity is a new one.
         """
-        self.folder.identity = self.survey().identity or draw_identity()
+        self.folder.identity = self.survey().identity
+        self.remove_temporaries()
+        self.folder.identity, self._marker = draw_identity(), None
         labels_file = {"labels": labels} if labels is not None else {}
         if labels_file:
             data = data | {"validation_labels_digest": digest_tensors(labels_file)}
         run = write_marker(self.folder, describe_run(self.folder.identity, config.identity(), data))
+        write_manifest(self.folder, DATA_FILE, data)
         if labels_file:
             write_tensors(self.folder, LABELS_FILE, labels_file)()
-        write_manifest(self.folder, DATA_FILE, data)
         write_manifest(self.folder, ENVIRONMENT_FILE, {"run": run, "environments": [dict(environment)]})
         self.write_config(config)
 
@@ -191,7 +193,7 @@ class RunRoot:
             if digest != hashlib.sha256(text).hexdigest():
                 raise CorruptFileError(
                     f"config {path}: altered since it was written (its digest, in the first line, differs); "
-                    "restore it from a copy, or, if it was meant, delete its first line"
+                    "restore it from a copy; what may be changed is changed by the options of ffstream resume"
                 )
         config = Config.from_mapping(parse_toml(content, f"config file {path}"))
         self.check_belongs(config)
@@ -239,29 +241,52 @@ class RunRoot:
     # --- caches
 
     def open_cache(self, cache_dir: str = "", *, make: bool = False) -> tuple[Folder, str]:
-        """The folder that caches lie in, which may be a link or on another disk, and the run's own name below it."""
-        prefix = f"ffstream-{self.read_identity()}" if self.marker is not None else ""
+        """A folder, and the name below it under which the caches of this run lie: in the run, or on another disk."""
+        own = f"ffstream-{self.read_identity()}" if self.marker is not None else ""
+        kind = None if cache_dir else self.folder.find_kind(CACHE)
+        if kind == "a folder" or (kind is None and not cache_dir):
+            if make and kind is None:
+                self.folder.make_folder(CACHE)
+            return self.folder, f"{CACHE}/{own}" if own else CACHE
+        if make:
+            self.check_cache_base(cache_dir)
+        return Folder(self.cache_base(cache_dir), self.folder.identity), own
+
+    def check_cache_base(self, cache_dir: str) -> None:
+        """Raise StorageError where caches shall lie in a folder that is not there."""
         base = self.cache_base(cache_dir)
-        if make and not cache_dir and self.folder.find_kind(CACHE) is None:
-            self.folder.make_folder(CACHE)
-        if make and not base.is_dir():
+        if not base.is_dir() and (cache_dir or self.folder.find_kind(CACHE) is not None):
             raise StorageError(f"cache {base}: is no folder; make it, or choose another --cache-dir")
-        return Folder(base, self.folder.identity), prefix
+
+    @contextlib.contextmanager
+    def cache_locked(self, cache_dir: str = "", *, make: bool = False) -> Iterator[None]:
+        """Hold caches that lie on another disk: a copy of the run has its identity, and would use the same."""
+        folder, name = self.open_cache(cache_dir, make=make)
+        if folder is self.folder or not name or not (make or folder.find_kind(name)):
+            yield
+            return
+        with storage_errors(folder.path / name):
+            folder.make_folder(name)
+        with contextlib.ExitStack() as stack:
+            stack.callback(folder.remove_if_empty, name)
+            lock = stack.enter_context(RunLock(folder.path / name, noun="cache"))
+            stack.callback(lock.remove)
+            yield
 
     def cache_base(self, cache_dir: str = "") -> Path:
         """Where caches lie."""
         return Path(cache_dir) if cache_dir else self.path / CACHE
 
     def list_caches(self, cache_dir: str = "") -> list[str]:
-        """The names of the caches that are there, relative to the folder that they lie in."""
+        """The names of the caches that are there, below the folder that `open_cache` tells."""
         folder, prefix = self.open_cache(cache_dir)
-        above = f"{prefix}/" if prefix else ""
-        return [above + name for name in folder.names(prefix) if _CACHES.fullmatch(name)]
+        names = folder.names(prefix) if prefix else []
+        return [f"{prefix}/{name}" for name in names if _CACHES.fullmatch(name)]
 
     def drop_caches(self, cache_dir: str = "", kept: Sequence[str] | None = None) -> int:
         """Remove all caches and their folder, or all but those that are kept. Returns the bytes that were removed."""
         folder, prefix = self.open_cache(cache_dir)
-        if not prefix:
+        if self.marker is None:
             return 0
         names = [name for name in self.list_caches(cache_dir) if name not in (kept or ())]
         num_bytes = sum(folder.remove_matching(name, *SHARD_NAMES) for name in names)
@@ -284,8 +309,8 @@ class RunRoot:
         for name in self.folder.names("layers"):
             if name.startswith(prefix):
                 num_bytes += self.remove_staged(f"layers/{name}")
-        folder, prefix = self.open_cache(cache_dir)
-        for name in self.list_caches(cache_dir) if prefix else ():
+        folder, _ = self.open_cache(cache_dir)
+        for name in self.list_caches(cache_dir) if self.marker is not None else ():
             num_bytes += folder.remove_matching(name, SHARD_NAMES[1])
         return num_bytes
 

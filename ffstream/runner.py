@@ -254,6 +254,7 @@ class Runner:
             self._caches.current.pop(TRAIN).drop()
         self._workspace.clear()
         seed, max_shift = self._config.seed, self._config.augmentation.max_shift
+        self._caches.fresh = f"{spec.index} {epoch}"
         cache = self._caches.make(spec.stack_start, TRAIN)
         shifts = draw_fresh(len(self._labels[TRAIN]), max_shift, seed, spec.index, epoch)
         write_rows(self._transfer, cache, self._make_rows(TRAIN, spec, epoch).make(shifts, max_shift))

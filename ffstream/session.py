@@ -315,16 +315,20 @@ def _execute(
             check_same_data(directory.path, data, prepared.dataset)
             if directory.count_layers() < prepared.plan.config.layers and not accept_environment:
                 _check_environment(directory, environments, environment)
+        if prepared.plan.tier == "disk":
+            directory.check_cache_base(prepared.plan.config.cache.folder)
         if prepared.dataset.warning is not None:
             observer.on_warning(prepared.dataset.warning)
         # An error is told as storage's wherever it comes, in removing what is old too; an interrupt waits its turn.
         with Interrupts(defers=True), storage_errors(directory.path):
             _write_start(directory, prepared, environments, environment, observer)
             config, splits, device = prepared.plan.config, prepared.splits, prepared.device
+            on_disk = prepared.plan.tier == "disk"
             try:
-                runner = Runner(directory, prepared.plan, directory.read_data(), splits, device, observer)
-                del prepared, splits  # the runner lets the images go when the first cache is there
-                runner.run()
+                with directory.cache_locked(config.cache.folder, make=True) if on_disk else contextlib.nullcontext():
+                    runner = Runner(directory, prepared.plan, directory.read_data(), splits, device, observer)
+                    del prepared, splits  # the runner lets the images go when the first cache is there
+                    runner.run()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -369,7 +373,8 @@ def _write_start(
     directory.remove_temporaries(config.cache.folder)
     saved = directory.read_config()
     if saved.cache.folder != config.cache.folder:  # what lies in the old one is made again
-        directory.drop_caches(saved.cache.folder)
+        with directory.cache_locked(saved.cache.folder):
+            directory.drop_caches(saved.cache.folder)
     if saved != config:
         directory.write_config(config)
     following = f"layers/{directory.count_layers():03d}"

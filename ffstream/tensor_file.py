@@ -25,7 +25,7 @@ from ffstream.files import storage_errors, write_all
 from ffstream.folder import Folder
 from ffstream.manifest import COUNT, TEXT, Shape, find_misfit
 
-RESTORE = "restore it from a copy, or put it aside with ffstream repair, so that it is trained again"
+RESTORE = "restore it from a copy, or put it aside with ffstream repair --apply, so that it is trained again"
 _MAX_HEADER_BYTES = 100_000_000  # as in the format's own library
 _CHUNK_BYTES = 1 << 20
 _METADATA = "__metadata__"

@@ -156,6 +156,7 @@ def test_a_cache_moves_with_resume_and_the_old_one_goes(scratch, small_config, t
 def test_a_cache_folder_that_is_not_there_is_refused_before_anything_is_written(small_config, tmp_path):
     with pytest.raises(ff.StorageError, match=r"cache .*nowhere: is no folder; make it"):
         ff.train(small_config(cache__tier="disk", cache__folder=str(tmp_path / "nowhere")), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 # --- links inside a run

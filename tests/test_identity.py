@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ffstream as ff
+from ffstream.cache import DiskCache
+from ffstream.cleaning import clean_run
 from ffstream.folder import Folder
 from ffstream.manifest import write_manifest
 from ffstream.marker import FolderState
@@ -147,7 +150,7 @@ def test_a_start_that_was_killed_is_gone_on_with_whatever_is_asked_then(small_co
         (tmp_path / "run" / name).unlink()
     directory = ff.train(small_config(seed=3), tmp_path / "run").directory
     assert directory.survey().state is FolderState.RUN
-    assert directory.read_identity() == identity
+    assert directory.read_identity() != identity  # which may be that of a run from which these files were copied
     assert layer_digests(tmp_path / "run") == layer_digests(whole)
 
 
@@ -213,3 +216,107 @@ def test_a_loaded_network_does_not_change_when_its_files_do(runs, copy):
         with path.open("r+b") as file:  # in place: the same file
             file.write(data)
     assert torch.equal(network(images), before)
+
+
+def test_copies_of_a_runs_files_alone_are_no_start_of_a_run_and_are_kept(runs, small_config, tmp_path):
+    for names in (["run.json", "data.json"], ["run.json", "validation.safetensors"], ["run.json", "environment.json"]):
+        place = tmp_path / "-".join(names)
+        place.mkdir()
+        shutil.copy(runs / "one/run.json", place)
+        (place / names[1]).write_text("mine")
+        for resume in (False, True):
+            with pytest.raises(ff.RunError, match=names[1]):
+                ff.train(small_config(seed=7), place, resume=resume)
+        assert (place / names[1]).read_text() == "mine"
+
+
+def test_an_environment_that_is_gone_is_noticed(copy):
+    (copy / "environment.json").unlink()
+    with pytest.raises(ff.CorruptFileError, match=r"has no environment\.json"):
+        ff.Run(copy).verify()
+
+
+def copy_while_it_changes(source, target):
+    """Until a copy has all that its original names."""
+    while True:
+        with contextlib.suppress(shutil.Error, ff.FFStreamError):
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, symlinks=True)
+            ff.Run(target).verify()
+            return target
+
+
+def test_a_copy_that_was_made_while_a_run_is_trained_is_not_in_use(small_config, tmp_path):
+    copies = []
+
+    class Copying(ff.Observer):
+        def on_epoch(self, layer, epoch, *_):
+            if (layer, epoch) == (2, 2):
+                copies.append(copy_while_it_changes(tmp_path / "run", tmp_path / "copy"))
+                clean_run(ff.Run(tmp_path / "copy"))
+
+    whole = ff.train(small_config(), tmp_path / "run", observer=Copying()).path
+    assert copies
+    assert layer_digests(ff.resume(tmp_path / "copy").path) == layer_digests(whole)
+
+
+@pytest.mark.parametrize("how", ["setting", "link"])
+def test_a_copy_and_its_original_do_not_use_one_cache_at_once(how, small_config, tmp_path):
+    """They have one identity, by which a folder on another disk is named."""
+    scratch, run, copy = tmp_path / "scratch", tmp_path / "run", tmp_path / "copy"
+    scratch.mkdir()
+    settings = {"cache__folder": str(scratch)} if how == "setting" else {}
+    if how == "link":
+        run.mkdir()
+        (run / "cache").symlink_to(scratch)
+    said = []
+
+    class Copying(ff.Observer):
+        def on_epoch(self, layer, epoch, *_):
+            if (layer, epoch) == (2, 2):
+                copy_while_it_changes(run, copy)
+                for use in (lambda: clean_run(ff.Run(copy)), lambda: ff.resume(copy)):
+                    with pytest.raises(ff.RunLockedError) as caught:
+                        use()
+                    said.append(str(caught.value))
+
+    ff.train(small_config(cache__tier="disk", **settings), run, observer=Copying())
+    assert all(text.startswith("cache ") and "in use by process" in text for text in said)
+    assert len(said) == 2
+    assert layer_digests(ff.resume(copy).path) == layer_digests(run)
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_run_that_is_moved_while_it_is_trained_goes_on_where_it_is(small_config, tmp_path):
+    whole = ff.train(small_config(cache__tier="disk"), tmp_path / "whole").path
+
+    class Moving(ff.Observer):
+        def on_epoch(self, layer, epoch, *_):
+            if (layer, epoch) == (2, 2):
+                (tmp_path / "run").rename(tmp_path / "moved")
+                (tmp_path / "run/cache").mkdir(parents=True)
+                (tmp_path / "run/cache/mine").write_text("mine")
+
+    with pytest.raises(ff.RunError, match="no run there"):  # at the end it is looked at by its name
+        ff.train(small_config(cache__tier="disk"), tmp_path / "run", observer=Moving())
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["cache", "mine"]
+    assert layer_digests(ff.resume(tmp_path / "moved").path) == layer_digests(whole)
+
+
+def test_a_shard_of_another_epoch_does_not_pass(small_config, tmp_path, monkeypatch):
+    """Where images are shifted anew for every epoch, its rows are others."""
+    settings = {"cache__tier": "disk", "augmentation__restream": True, "augmentation__max_shift": 1, "layers": 1}
+    kept, store = {}, DiskCache.store
+
+    def replay(cache, shard, rows):
+        store(cache, shard, rows)
+        (path,) = (tmp_path / "run").glob(f"cache/*/000-train/.tmp-shard-{shard:05d}")
+        if path in kept:
+            path.write_bytes(kept[path])
+        else:
+            kept[path] = path.read_bytes()
+
+    monkeypatch.setattr(DiskCache, "store", replay)
+    with pytest.raises(ff.CorruptFileError, match="altered since it was written, or another shard's"):
+        ff.train(small_config(validation_fraction=0.0, **settings), tmp_path / "run")
+    assert kept

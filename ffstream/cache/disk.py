@@ -108,7 +108,10 @@ class DiskCache(ActivationCache):
         for name in (self._temporary(shard), self._final(shard)):
             with contextlib.suppress(FileNotFoundError):
                 return self._folder.open(name)
-        raise _corrupt(self._path(shard), "is missing")
+        raise CorruptFileError(
+            f"cache shard {self._path(shard)}: is missing, as somebody has removed it; resume: it is computed again "
+            "from the finished layers"
+        )
 
     def _path(self, shard: int) -> Path:
         return self._folder.path / self._final(shard)
