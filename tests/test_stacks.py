@@ -157,7 +157,7 @@ def test_a_disk_holds_the_caches_of_one_stack_alone(stacked, tmp_path):
 
     class Folders(ff.Observer):
         def on_layer(self, figures):
-            found.append({path.name[:3] for path in (tmp_path / "run/cache").iterdir()})
+            found.append({path.name[:3] for path in (tmp_path / "run").glob("cache/*/*")})
 
     ff.train(stacked(cache__tier="disk"), tmp_path / "run", observer=Folders())
     assert found == [{"000"}, {"001"}, {"002"}, {"003"}, {"004"}]
