@@ -347,13 +347,16 @@ class RunDirectory(RunRoot):
                 self.verify_progress()  # of another run it seals other lines: then it is that which is said
             raise
 
-    def check_metrics_end(self) -> None:
+    def check_metrics_end(self, most_layers: int) -> None:
         """Check that nothing follows these lines but what an unfinished run may have left. Raises CorruptFileError."""
         seal, progress, num_layers = self.read_seal(), self.read_progress(), self.count_layers()
         num_epochs = progress[1] if progress is not None and progress[0] >= num_layers else 0
-        problem = self.metrics.find_tail(seal, num_layers, num_epochs) if seal is not None else None
-        if problem is not None:
+        problem = self.metrics.find_tail(seal, num_layers, num_epochs, most_layers) if seal is not None else None
+        if problem is None:
+            return
+        if (seal, progress, num_layers) == (self.read_seal(), self.read_progress(), self.count_layers()):
             raise CorruptFileError(problem)
+        self.check_metrics_end(most_layers)  # another process trains, and has committed more meanwhile
 
     # --- the softmax readout
 

@@ -77,11 +77,12 @@ class MetricsFile:
         for _ in self._read_sealed(seal):
             pass
 
-    def find_tail(self, seal: MetricsSeal | None, num_layers: int, num_epochs: int) -> str | None:
+    def find_tail(self, seal: MetricsSeal | None, num_layers: int, num_epochs: int, most_layers: int) -> str | None:
         """What is wrong with what follows the seal; None where nothing is.
 
-        Lines of the layer after `num_layers` and the epochs after `num_epochs` may be there: those of a process that
-        was stopped before it committed what they tell of. The last one may be torn.
+        Lines of layers after `num_layers`, up to `most_layers`, and of the first of them after `num_epochs` may be
+        there: those of a process that has not committed yet what they tell of, or was stopped before. The last one may
+        be torn.
         """
         start = seal.num_bytes if seal is not None else 0
         try:
@@ -92,7 +93,7 @@ class MetricsFile:
         except FileNotFoundError:
             return None
         if num_bytes > _MAX_TAIL_BYTES or not all(
-            _is_of(line, num_layers + 1, num_epochs) for line in tail.split(b"\n")[:-1]
+            _is_after(line, num_layers, num_epochs, most_layers) for line in tail.split(b"\n")[:-1]
         ):
             return (
                 f"metrics {self._path}: the {num_bytes} bytes after byte {start} tell of nothing that was committed; "
@@ -179,9 +180,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if is_whole else None
 
 
-def _is_of(line: bytes, layer: int, num_epochs: int) -> bool:
-    """Whether a line tells of a layer, and of none of its first epochs."""
+def _is_after(line: bytes, num_layers: int, num_epochs: int, most_layers: int) -> bool:
+    """Whether a line tells of a later layer, and of the next one of none of its first epochs."""
     record = _parse(line)
-    if record is None or record["layer"] != layer:
+    if record is None or not num_layers < record["layer"] <= most_layers:
         return False
-    return bool(record["kind"] == "layer" or record["epoch"] > num_epochs)
+    return bool(record["layer"] > num_layers + 1 or record["kind"] == "layer" or record["epoch"] > num_epochs)

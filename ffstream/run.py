@@ -239,7 +239,7 @@ class Run:
             raise CorruptFileError(f"run {self.path}: has no environment.json; restore it from a copy")
         directory.load_validation_labels()
         directory.check_metrics()
-        directory.check_metrics_end()
+        directory.check_metrics_end(config.layers)
         for index in range(self.num_layers_done):
             directory.verify_layer(index)
         directory.verify_progress()
