@@ -20,7 +20,7 @@ def clean_run(run: Run) -> int:
         directory.check_is_run()
         directory.folder.identity = directory.read_identity() or ""
         with directory.cache_locked(cache_dir):
-            num_bytes = directory.remove_temporaries(cache_dir) + directory.drop_caches(cache_dir)
+            num_bytes = directory.remove_temporaries() + directory.drop_caches(cache_dir)
         progress = directory.read_progress()
         if progress is not None and progress[0] < directory.count_layers():  # of a layer that is committed
             num_bytes += directory.drop_progress()

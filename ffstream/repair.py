@@ -78,9 +78,12 @@ def put_aside(directory: RunDirectory, diagnosis: Diagnosis) -> Path | None:
         locked = RunDirectory(directory.path, lock)
         inside = [path for path in diagnosis.damaged if _is_inside(path, directory)]
         # The layers above first, so that at no time one is missing.
-        aside = locked.put_aside([path.relative_to(directory.path).as_posix() for path in reversed(inside)])
+        names = [path.relative_to(directory.path).as_posix() for path in reversed(inside)]
+        aside = locked.put_aside(names) if names else None
         if len(inside) < len(diagnosis.damaged):
-            locked.drop_caches(locked.read_config().cache.folder)
+            cache_dir = locked.read_config().cache.folder
+            with locked.cache_locked(cache_dir):
+                locked.drop_caches(cache_dir)
     return aside
 
 

@@ -299,8 +299,8 @@ class RunRoot:
 
     # --- order
 
-    def remove_temporaries(self, cache_dir: str = "") -> int:
-        """Remove what processes of this run left half-written. Returns the bytes that were removed."""
+    def remove_temporaries(self) -> int:
+        """Remove what processes of this run left half-written in it, but for caches. Returns the bytes removed."""
         if not self.folder.identity:
             return 0
         prefix = f"{TEMPORARY}{self.folder.identity}-"
@@ -309,10 +309,13 @@ class RunRoot:
         for name in self.folder.names("layers"):
             if name.startswith(prefix):
                 num_bytes += self.remove_staged(f"layers/{name}")
-        folder, _ = self.open_cache(cache_dir)
-        for name in self.list_caches(cache_dir) if self.marker is not None else ():
-            num_bytes += folder.remove_matching(name, SHARD_NAMES[1])
         return num_bytes
+
+    def remove_half_shards(self, cache_dir: str = "") -> int:
+        """The same of its caches, by whoever holds these: a copy of the run has its identity, and may be at work."""
+        folder, _ = self.open_cache(cache_dir)
+        names = self.list_caches(cache_dir) if self.marker is not None else []
+        return sum(folder.remove_matching(name, SHARD_NAMES[1]) for name in names)
 
     def remove_staged(self, name: str) -> int:
         """Remove the folder of a layer that did not get its name."""

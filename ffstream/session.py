@@ -328,7 +328,11 @@ def _execute(
                 with directory.cache_locked(config.cache.folder, make=True) if on_disk else contextlib.nullcontext():
                     runner = Runner(directory, prepared.plan, directory.read_data(), splits, device, observer)
                     del prepared, splits  # the runner lets the images go when the first cache is there
-                    runner.run()
+                    try:
+                        runner.run()
+                    finally:
+                        with contextlib.suppress(StorageError):
+                            directory.remove_half_shards(config.cache.folder)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -339,7 +343,7 @@ def _execute(
                 ) from error
             finally:
                 with contextlib.suppress(StorageError):  # of a failing disk, about which more has been said by now
-                    directory.remove_temporaries(config.cache.folder)
+                    directory.remove_temporaries()
                 for note in take_notes():
                     observer.on_warning(note)
     return Run(directory.path)
@@ -370,7 +374,7 @@ def _write_start(
     elif directory.count_layers() < config.layers and (not environments or environment != environments[-1]):
         directory.record_environment(environment)
     directory.folder.identity = directory.read_identity() or ""
-    directory.remove_temporaries(config.cache.folder)
+    directory.remove_temporaries()
     saved = directory.read_config()
     if saved.cache.folder != config.cache.folder:  # what lies in the old one is made again
         with directory.cache_locked(saved.cache.folder):

@@ -260,12 +260,14 @@ def test_a_copy_that_was_made_while_a_run_is_trained_is_not_in_use(small_config,
     assert layer_digests(ff.resume(tmp_path / "copy").path) == layer_digests(whole)
 
 
+@pytest.mark.parametrize("restream", [False, True])
 @pytest.mark.parametrize("how", ["setting", "link"])
-def test_a_copy_and_its_original_do_not_use_one_cache_at_once(how, small_config, tmp_path):
+def test_a_copy_and_its_original_do_not_use_one_cache_at_once(how, restream, small_config, tmp_path):
     """They have one identity, by which a folder on another disk is named."""
     scratch, run, copy = tmp_path / "scratch", tmp_path / "run", tmp_path / "copy"
     scratch.mkdir()
     settings = {"cache__folder": str(scratch)} if how == "setting" else {}
+    settings |= {"augmentation__restream": restream, "augmentation__max_shift": 1}
     if how == "link":
         run.mkdir()
         (run / "cache").symlink_to(scratch)

@@ -190,3 +190,18 @@ def test_metrics_that_are_taken_away_while_a_run_is_trained_are_not_missed(whole
     run.verify()
     assert ff.resume(run.path, layers=4).verify() == 4
     assert [record["layer"] for record in metrics_without_times(run.path)] == [4, 4, 4, 4]
+
+
+def test_a_damaged_cache_on_another_disk_is_removed_and_made_again(whole, small_config, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    config = small_config(cache__tier="disk", cache__folder=str(tmp_path / "scratch"))
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    (shard,) = (tmp_path / "scratch").glob("*/001-train/shard-00001.safetensors")
+    flip(shard)
+    code, said, _ = run_cli("repair", tmp_path / "run", "--apply")
+    assert code == 0
+    assert "removed, to be made again" in said
+    assert not (tmp_path / "run/damaged-1").exists()
+    assert not shard.exists()
+    assert layer_digests(ff.resume(tmp_path / "run").path) == layer_digests(whole)

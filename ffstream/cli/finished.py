@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -220,11 +221,13 @@ def repair(
         say(f"run {run}: nothing is damaged; {found.num_valid} layers are committed")
         return
     say(f"run {run}: {found.num_valid} of {found.num_committed} committed layers can be kept")
-    names = ", ".join(str(path.relative_to(directory.path)) for path in found.damaged)
+    names = ", ".join(os.path.relpath(path, directory.path) for path in found.damaged)
     if not apply:
         say(f"to be put aside: {names}; do it with: ffstream repair {run} --apply")
         return
-    say(f"put aside into {put_aside(directory, found)}: {names}; go on with: ffstream resume {run}")
+    aside = put_aside(directory, found)
+    done = f"put aside into {aside}" if aside is not None else "removed, to be made again"
+    say(f"{done}: {names}; go on with: ffstream resume {run}")
 
 
 @app.command()
