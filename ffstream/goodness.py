@@ -83,7 +83,7 @@ class LinearGoodness(Goodness):
         return 1 / num_units if self.over_units == "mean" else 1.0
 
 
-GOODNESSES: Registry[Goodness] = Registry("goodness")
+GOODNESSES: Registry[Goodness] = Registry("goodness", "objective.goodness")
 GOODNESSES.register("sum_squares", SquaredGoodness(mean=False, sign=1), "Sum of squared activities (Hinton 2022).")
 GOODNESSES.register("mean_squares", SquaredGoodness(mean=True, sign=1), "Mean of squared activities.")
 GOODNESSES.register("neg_sum_squares", SquaredGoodness(mean=False, sign=-1), "The same sum, low for positive samples.")

@@ -64,6 +64,6 @@ class Hard(InformedSampler):
         return logits.add_(noise).topk(num_negatives, dim=1).indices
 
 
-NEGATIVE_SAMPLERS: Registry[NegativeSampler] = Registry("negative sampler")
+NEGATIVE_SAMPLERS: Registry[NegativeSampler] = Registry("negative sampler", "negatives.sampler")
 NEGATIVE_SAMPLERS.register("uniform", uniform)
 NEGATIVE_SAMPLERS.register("hard", Hard())

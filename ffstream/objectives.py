@@ -71,7 +71,7 @@ class CrossEntropy(Objective):
         return -log_probability[:, 0], gradient
 
 
-OBJECTIVES: Registry[Objective] = Registry("objective")
+OBJECTIVES: Registry[Objective] = Registry("objective", "objective.name")
 OBJECTIVES.register("logistic", Logistic())
 OBJECTIVES.register("pairwise", Pairwise())
 OBJECTIVES.register("cross_entropy", CrossEntropy())

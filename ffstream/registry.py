@@ -12,10 +12,13 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Maps names to parts. `register(name, part)` adds one, `registry[name]` finds it."""
+    """Maps names to parts. `register(name, part)` adds one, `registry[name]` finds it.
 
-    def __init__(self, noun: str) -> None:
-        self._noun = noun
+    `setting` is where a configuration names one, such as objective.name.
+    """
+
+    def __init__(self, noun: str, setting: str) -> None:
+        self._noun, self._setting = noun, setting
         self._parts: dict[str, T] = {}
         self._descriptions: dict[str, str] = {}
 
@@ -33,7 +36,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """Raises ConfigError, naming the nearest known name, when `name` is unknown."""
         if name not in self._parts:
-            raise ConfigError(f"unknown {self._noun} {name!r}; {nearest(name, self._parts)}")
+            raise ConfigError(f"config {self._setting}: unknown {self._noun} {name!r}; {nearest(name, self._parts)}")
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:

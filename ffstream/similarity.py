@@ -57,7 +57,7 @@ def contrastive(cosines: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
     return log_share.mul_(targets).sum(dim=2).neg_(), by_cosine
 
 
-SIMILARITIES: Registry[Similarity] = Registry("similarity")
+SIMILARITIES: Registry[Similarity] = Registry("similarity", "objective.similarity")
 SIMILARITIES.register("matching", matching)
 SIMILARITIES.register("contrastive", contrastive)
 

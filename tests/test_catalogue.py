@@ -76,7 +76,7 @@ def test_label_methods_are_those_that_a_configuration_allows():
 
 
 def test_a_part_without_a_docstring_has_an_empty_line_and_a_description_goes_first():
-    registry = Registry("part")
+    registry = Registry("part", "parts.name")
     registry.register("plain", lambda: None)
     registry.register("told", Loudest(), "In other words.")
     assert (registry.describe("plain"), registry.describe("told")) == ("", "In other words.")

@@ -167,7 +167,7 @@ def test_the_command_says_first_and_does_when_told_to(damaged):
     assert "nothing is damaged; 3 layers" in run_cli("repair", damaged.path)[1]
     flip(damaged.path / "layers/001/weights.safetensors")
     code, said, _ = run_cli("repair", damaged.path)
-    assert code == 0
+    assert code == 1
     assert "1 of 3 committed layers can be kept" in said
     assert "--apply" in said
     assert damaged.num_layers_done == 3

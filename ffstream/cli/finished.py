@@ -27,6 +27,18 @@ from ffstream.errors import ConfigError
 
 if TYPE_CHECKING:
     from ffstream.data.images import NamedImages
+    from ffstream.run import Run
+
+
+def _note_unfinished(run: Run) -> None:
+    """Say that what follows is of a part of the network, if it is."""
+    num_layers, num_done = run.config.layers, run.num_layers_done
+    if 0 < num_done < num_layers:
+        say(
+            f"ffstream: note: run {run.path}: {num_done} of {num_layers} layers are finished, and used here; "
+            f"go on with: ffstream resume {run.path}",
+            err=True,
+        )
 
 
 @app.command()
@@ -53,7 +65,9 @@ def evaluate(
     from ffstream.run import Run
     from ffstream.tables import evaluation_report
 
-    found = Run(run).evaluate(
+    opened = Run(run)
+    _note_unfinished(opened)
+    found = opened.evaluate(
         method, split, first_layer=first_layer, device=device, data_root=data_root or "", download=download
     )
     if as_json:
@@ -102,6 +116,7 @@ def predict(
     from ffstream.run import Run
 
     found = Run(run)
+    _note_unfinished(found)
     in_json = as_json or (output is not None and output.suffix == ".json")
     images: NamedImages | None = None
 
@@ -209,7 +224,10 @@ def repair(
         bool, typer.Option("--apply", help="Put aside what is damaged; otherwise it is only said.")
     ] = False,
 ) -> None:
-    """What can be kept of a damaged run: the longest prefix of layers without damage. What is put aside is not lost."""
+    """What can be kept of a damaged run: the longest prefix of layers without damage. What is put aside is not lost.
+
+    The exit code is 1 while damage is there.
+    """
     from ffstream.repair import diagnose, put_aside
     from ffstream.run import Run
 
@@ -224,7 +242,7 @@ def repair(
     names = ", ".join(os.path.relpath(path, directory.path) for path in found.damaged)
     if not apply:
         say(f"to be put aside: {names}; do it with: ffstream repair {run} --apply")
-        return
+        raise typer.Exit(1)
     aside = put_aside(directory, found)
     done = f"put aside into {aside}" if aside is not None else "removed, to be made again"
     say(f"{done}: {names}; go on with: ffstream resume {run}")
@@ -253,5 +271,7 @@ def export(
     from ffstream.model import export_network
     from ffstream.run import Run
 
-    num_layers = export_network(Run(run).directory, file, force=force)
+    found = Run(run)
+    _note_unfinished(found)
+    num_layers = export_network(found.directory, file, force=force)
     say(f"{num_layers} layers written to {file}; in Python: ffstream.load({str(file)!r})")

@@ -121,7 +121,7 @@ def _read_cifar(published: Any, data_root: Path, room: Room) -> tuple[Split, Spl
     return train, test, names
 
 
-SOURCES: Registry[Source] = Registry("data set")
+SOURCES: Registry[Source] = Registry("data set", "data")
 SOURCES.register("digits", load_digits)
 SOURCES.register("mnist", TorchvisionSource("mnist", "MNIST", f"{_IDX_FILES} in MNIST/raw", _read_mnist))
 SOURCES.register(

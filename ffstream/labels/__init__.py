@@ -13,7 +13,7 @@ from ffstream.labels.unlabelled import Unlabelled, make_unlabelled
 from ffstream.negatives import NEGATIVE_SAMPLERS
 from ffstream.registry import Registry
 
-LABEL_METHODS: Registry[type[LabelMethod]] = Registry("label method")
+LABEL_METHODS: Registry[type[LabelMethod]] = Registry("label method", "labels.method")
 LABEL_METHODS.register("injection", LabelInjection)
 LABEL_METHODS.register("overlay", LabelOverlay)
 LABEL_METHODS.register("groups", LabelGroups)

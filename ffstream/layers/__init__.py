@@ -5,7 +5,7 @@ from ffstream.layers.linear import Linear
 from ffstream.layers.local import Local
 from ffstream.registry import Registry
 
-LAYER_KINDS: Registry[type[Layer]] = Registry("layer kind")
+LAYER_KINDS: Registry[type[Layer]] = Registry("layer kind", "network.kind")
 LAYER_KINDS.register("linear", Linear)
 LAYER_KINDS.register("local", Local)
 
