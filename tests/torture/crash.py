@@ -18,7 +18,7 @@ import torch
 
 from ffstream.folder import TEMPORARY
 from tests.torture.faults import Faults, Outcome, in_child
-from tests.torture.work import describe, make_config, train
+from tests.torture.work import be_steady, describe, digest_tree, make_config, train
 
 _MOST_ROOM_BYTES = 8 << 20
 
@@ -58,6 +58,8 @@ class Bench:
         self.run_dir = self.place / "run"
         self.config = make_config(name, data)
         self.place.mkdir(parents=True, exist_ok=True)
+        self._num_attempts = 0  # at what is there
+        self._known: dict[str, str | None] = {}  # what became of a resume, by what it found
         train(self.config, self.run_dir)  # here, so that what is planned is known to every child
         found = self.attempt(lambda: None)
         assert found.finished, found
@@ -73,13 +75,16 @@ class Bench:
         """As before any run."""
         shutil.rmtree(self.place, ignore_errors=True)
         self.place.mkdir(parents=True)
+        self._num_attempts = 0
 
     def attempt(self, arm: Callable[[], Any], *, fresh: bool = True, then: Callable[[], Any] = lambda: None) -> Outcome:
         """Train, or go on, with what `arm` arms; `then` is called at the end."""
         if fresh:
             self.clear()
+        self._num_attempts += 1
 
         def work() -> dict[str, int]:
+            be_steady(self._num_attempts)
             self.faults.watch(self.place)
             arm()
             train(self.config, self.run_dir)
@@ -93,7 +98,18 @@ class Bench:
         return in_child(lambda: describe(self.run_dir))
 
     def find_difference(self) -> str | None:
-        """Go on undisturbed, and say what is then other than in a run that was left alone."""
+        """Go on undisturbed, and say what is then other than in a run that was left alone.
+
+        What a resume does is a function of what it finds, to which most of the faults of a kind come down: the same
+        bytes are gone on with once.
+        """
+        found = f"{self.config} {digest_tree(self.place)}"
+        if found not in self._known:
+            self._known[found] = self._go_on()
+        return self._known[found]
+
+    def _go_on(self) -> str | None:
+        self._num_attempts = -1  # always the same names
         resumed = self.attempt(lambda: None, fresh=False)
         if not resumed.finished:
             return f"resume ended with {resumed}"
@@ -159,7 +175,10 @@ def starve(bench: Bench, num_cases: int, counts: Counts) -> None:
     A product is taken before: MKL keeps the buffers that it makes for one, and without room for them rounds otherwise.
     """
     config, whole = bench.config, bench.whole
-    bench.config = config.override({"width": 1024, "layers": 2, "epochs": 1})
+    large: dict[str, Any] = {"width": 1024, "layers": 2, "epochs": 1}
+    if config.network.tile_units != "auto":
+        large["network.tile_units"] = 512
+    bench.config = config.override(large)
     assert bench.attempt(lambda: None).finished
     bench.whole = bench.describe().value
     chance = random.Random(2)

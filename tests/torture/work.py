@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import os
+import random
+import secrets
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import ffstream as ff
-from ffstream import paper, planner
+from ffstream import paper, planner, runner
 from ffstream.folder import TEMPORARY
 from tests.helpers import SMALL, layer_digests, metrics_without_times
 
@@ -22,12 +29,14 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "restream": {"cache.tier": "disk", "augmentation.restream": True, "augmentation.max_shift": 1, "layers": 2},
 }
 
+_BATCH = 96  # most of a case is its steps, and what is tried lies between epochs and shards
+
 _MOST_PLANS = 8  # remembered
 
 
 def make_config(name: str, data: Path) -> ff.Config:
     """Of a workload."""
-    return ff.Config().override(SMALL | {"data": str(data)} | WORKLOADS[name])
+    return ff.Config().override(SMALL | {"data": str(data), "batch": _BATCH} | WORKLOADS[name])
 
 
 def plan_once() -> None:
@@ -46,6 +55,39 @@ def plan_once() -> None:
         return found[key]
 
     setattr(planner, "do_on_paper", do_once)  # noqa: B010
+
+
+def be_steady(number: int) -> None:
+    """Make times, peaks of memory and random names of this process functions of `number`, and of nothing else.
+
+    Two processes that meet the same fault in the same way then leave the same bytes.
+    """
+    clock, chance = threading.local(), random.Random(number)
+
+    def read_clock() -> float:
+        clock.ticks = getattr(clock, "ticks", itertools.count(1))
+        return next(clock.ticks) / 1024
+
+    def make_token(num_bytes: int = 16) -> str:
+        return chance.randbytes(num_bytes).hex()
+
+    setattr(time, "perf_counter", read_clock)  # noqa: B010
+    setattr(secrets, "token_hex", make_token)  # noqa: B010
+    setattr(runner, "peak_memory_bytes", lambda _device: 1 << 20)  # noqa: B010
+
+
+def digest_tree(folder: Path) -> str:
+    """Of all that a process can find below a folder, but for which process had a lock."""
+    digest = hashlib.sha256()
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        digest.update(f"{place}\0{folders}\0{sorted(names)}\0".encode())
+        for name in sorted(names):
+            path = Path(place, name)
+            found = path.lstat()
+            data = path.read_bytes() if path.is_file() and not path.is_symlink() and "lock" not in name else b""
+            digest.update(f"{found.st_mode} {len(data)}\0".encode() + data)
+    return digest.hexdigest()
 
 
 def train(config: ff.Config, path: Path) -> None:
