@@ -20,7 +20,7 @@ from ffstream.repair import diagnose
 from tests.helpers import InterruptAt
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
-from tests.torture.work import train
+from tests.torture.work import IN_SECOND_LAYER, train
 
 _ROOM_BYTES = 1 << 30  # of address space beside what there is
 _LIMIT_S = 20.0
@@ -84,7 +84,7 @@ def meet_hostile(bench: Bench, stride: int, counts: Counts) -> None:
 
 def _stop(bench: Bench, path: Path) -> None:
     try:
-        ff.train(bench.config, path, observer=InterruptAt("on_epoch", 4))
+        ff.train(bench.config, path, observer=InterruptAt(*IN_SECOND_LAYER))
     except KeyboardInterrupt:
         return
 

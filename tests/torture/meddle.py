@@ -20,7 +20,7 @@ import ffstream as ff
 from tests.helpers import InterruptAt, layer_digests
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import Outcome, in_child
-from tests.torture.work import train
+from tests.torture.work import IN_SECOND_LAYER, train
 
 _EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir")
 _MINE = b"mine, and nobody else's\n"
@@ -90,7 +90,7 @@ def meddle(bench: Bench, stride: int, counts: Counts) -> None:
 
 def _stop(bench: Bench, path: Path) -> None:
     try:
-        ff.train(bench.config, path, observer=InterruptAt("on_epoch", 4))
+        ff.train(bench.config, path, observer=InterruptAt(*IN_SECOND_LAYER))
     except KeyboardInterrupt:
         return
 

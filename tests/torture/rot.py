@@ -14,6 +14,7 @@ from ffstream.repair import diagnose, put_aside
 from tests.helpers import InterruptAt
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
+from tests.torture.work import IN_SECOND_LAYER
 
 _PAGE_BYTES = 4096
 
@@ -44,7 +45,7 @@ def let_rot(bench: Bench, num_bits: int, stride: int, counts: Counts) -> None:
 def _train(bench: Bench, place: Path, seed: int, *, stopped: bool) -> None:
     config = bench.config.override({"seed": seed})
     try:
-        ff.train(config, place, observer=InterruptAt("on_epoch", 4) if stopped else None)
+        ff.train(config, place, observer=InterruptAt(*IN_SECOND_LAYER) if stopped else None)
     except KeyboardInterrupt:
         assert stopped
 

@@ -29,14 +29,16 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "restream": {"cache.tier": "disk", "augmentation.restream": True, "augmentation.max_shift": 1, "layers": 2},
 }
 
-_BATCH = 96  # most of a case is its steps, and what is tried lies between epochs and shards
+# Most of a case is its steps, and what is tried lies between them: between epochs, layers and shards.
+_FEW_STEPS = {"batch": 96, "epochs": 2}
+IN_SECOND_LAYER = ("on_epoch", 3)  # the third report of an epoch
 
 _MOST_PLANS = 8  # remembered
 
 
 def make_config(name: str, data: Path) -> ff.Config:
     """Of a workload."""
-    return ff.Config().override(SMALL | {"data": str(data), "batch": _BATCH} | WORKLOADS[name])
+    return ff.Config().override(SMALL | _FEW_STEPS | {"data": str(data)} | WORKLOADS[name])
 
 
 def plan_once() -> None:
