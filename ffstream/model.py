@@ -21,7 +21,7 @@ from ffstream.combination import plain_sum
 from ffstream.config import Config
 from ffstream.data import scale_images
 from ffstream.environment import plain_torch
-from ffstream.errors import CorruptFileError, DataError, FFStreamError, RunError
+from ffstream.errors import ConfigError, CorruptFileError, DataError, FFStreamError, RunError
 from ffstream.files import open_regular
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
@@ -63,14 +63,17 @@ class FFNetwork(nn.Module):
         """Goodness of every label in each layer: one (n, num_classes) a layer. Without labels, of the image: (n, 1)."""
         rows = self._make_rows(images, self._method.sweep_rows)
         return [
-            self._method.sweep(layer, self._goodness, preactivations, len(images))
+            self._method.sweep(layer, self._goodness, preactivations, images.shape[0])
             for layer, preactivations, _ in self._pass(rows)
         ]
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """What each layer makes of images without a label, normalised: one (n, num_units) float32 a layer."""
+        """What each layer makes of images without a label, normalised: one (n, num_units) a layer, in its own type."""
         rows = self._make_rows(images, self._method.neutral_rows)
-        return [handed_on[:, : layer.num_units].float() for layer, _, handed_on in self._pass(rows)]
+        return [
+            handed_on[:, : layer.num_units].to(preactivations.dtype)
+            for layer, preactivations, handed_on in self._pass(rows)
+        ]
 
     def add_readout(self, tensors: Mapping[str, Tensor]) -> None:
         """Give the network the softmax readout of a run: weights (C, num_units) and biases (C,) by layer."""
@@ -96,11 +99,12 @@ class FFNetwork(nn.Module):
         return torch.stack(list(itertools.compress(by_layer, plain.weights))).sum(dim=0)
 
     def _make_rows(self, images: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """On the host, and rounded to the cache's type, as they were for training."""
+        """Rounded to the cache's type, as they were for training."""
+        images = torch.as_tensor(images)
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, this network reads (n, *{self.image_shape})")
-        rows = make(scale_images(images.cpu(), self._data["scale"])).flatten(0, 1)
-        return as_cached(rows, self.config.cache.dtype).to(images.device)
+        rows = make(scale_images(images, self._data["scale"])).flatten(0, 1)
+        return as_cached(rows, self.config.cache.dtype)
 
     def _pass(self, rows: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:
         """Each layer, its preactivations, and what it hands on."""
@@ -108,7 +112,7 @@ class FFNetwork(nn.Module):
         for spec, module in zip(self._specs, self.layers, strict=True):
             layer = cast(Layer, module)
             rows = rows if spec.place else images
-            preactivations = layer.preactivations(rows)
+            preactivations = layer(rows)
             rows = as_cached(hand_on(spec, rows, preactivations), self.config.cache.dtype)
             yield layer, preactivations, rows
 
@@ -151,9 +155,16 @@ def load_network(path: str | Path) -> FFNetwork:
 def export_network(directory: RunDirectory, path: str | Path, *, force: bool = False) -> int:
     """Write the finished layers of a run to one safetensors file that `load_network` reads. Returns their number.
 
-    In place of a file that is there if it was exported from the same run, or with `force`. Raises OutputError,
-    StorageError.
+    In place of a file that is there if it was exported from the same run, or with `force`. Raises ConfigError for a
+    name that stands for another format, OutputError, StorageError.
     """
+    suffix = Path(path).suffix
+    if suffix.lower() != ".safetensors":
+        raise ConfigError(
+            f"file {path}: found {suffix or 'no suffix'!r}, allowed .safetensors, which is what is written; for "
+            "another format, take the module that ffstream.load gives: torch.save(network.state_dict(), ...), or "
+            "torch.onnx.export(network, ...)"
+        )
     directory.check_is_run()
     identity = directory.read_identity()
     output = Output(path, [directory.path], force=force, is_own=lambda file: _is_exported_from(identity, file))

@@ -54,7 +54,7 @@ def write_negatives(
     ConfigError, RunError, OutputError, StorageError.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise DataError(f"file {path}: allowed a name that ends in .safetensors, as ffstream train reads it")
     check_fields(NegativesConfig(per_sample=per_sample, blurs=blurs), prefix="negatives.")
     if not 1 <= draws <= _CHUNK_IMAGES:

@@ -169,7 +169,7 @@ def test_what_cannot_be_evaluated_is_refused(run, arguments, error, message):
 def test_a_run_without_a_finished_layer_is_refused(small_config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_epoch", 0))
-    for use in (lambda run: run.evaluate(), lambda run: run.load(), lambda run: run.export(tmp_path / "x")):
+    for use in (lambda run: run.evaluate(), lambda run: run.load(), lambda run: run.export(tmp_path / "x.safetensors")):
         with pytest.raises(ff.RunError, match="no layer is finished yet"):
             use(ff.Run(tmp_path / "run"))
 

@@ -223,7 +223,7 @@ def test_a_file_of_the_version_before_is_replaced_by_force_alone(run, exported):
 
 
 def test_a_run_is_never_written_onto(run):
-    for name in ("config.toml", "layers/000/weights.safetensors", "data.json", "layers/009/new"):
+    for name in ("layers/000/weights.safetensors", "layers/009/new.safetensors"):
         before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
         assert isinstance(run_cli("export", run.path, run.path / name, "--force")[2], OutputError)
         assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
@@ -231,6 +231,17 @@ def test_a_run_is_never_written_onto(run):
 
 def test_a_refusal_comes_before_the_work(run, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "_load_run", lambda _: pytest.fail("was loaded"))
-    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "theirs.safetensors").write_text("theirs")
     with pytest.raises(OutputError):
-        export_network(run.directory, tmp_path / "theirs")
+        export_network(run.directory, tmp_path / "theirs.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.onnx", "model.bin", "model", "config.toml", ".pt"])
+def test_a_file_is_never_of_another_format_than_its_name_says(run, tmp_path, name):
+    for path in (tmp_path / name, run.path / name):
+        there = path.read_bytes() if path.exists() else None
+        _, _, error = run_cli("export", run.path, path, "--force")
+        assert isinstance(error, ff.ConfigError)
+        assert ".safetensors, which is what is written" in str(error)
+        assert (path.read_bytes() if path.exists() else None) == there
+    assert run_cli("export", run.path, tmp_path / "MODEL.SAFETENSORS")[0] == 0

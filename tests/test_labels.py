@@ -197,9 +197,9 @@ def test_sweep_equals_one_label_at_a_time(name, room):
             expected = spell_out(name, layer, goodness, preactivations, every)
         else:
             shown = [rows[:, 0] if method.num_sweep_rows == 1 else rows[:, label] for label in range(NUM_CLASSES)]
-            labels = [label if method.uses_embedding else None for label in range(NUM_CLASSES)]
+            told = layer.label_embedding if method.uses_embedding else torch.zeros(NUM_CLASSES, 1)
             expected = torch.stack(
-                [goodness.value(layer(row, label)) for row, label in zip(shown, labels, strict=True)], dim=1
+                [goodness.value(torch.relu(layer(row) + u)) for row, u in zip(shown, told, strict=True)], dim=1
             )
         layer.workspace = workspace() if room else None
         kept = preactivations.clone()

@@ -33,6 +33,14 @@ def decode_(rows: Tensor, stored: Tensor) -> Tensor:
     return rows
 
 
+def as_coded(rows: Tensor) -> Tensor:
+    """Rows (..., F) bfloat16 as `decode_` gives back what `encode_` has stored of them. Nothing is overwritten."""
+    largest = rows.abs().amax(dim=-1, keepdim=True).float()
+    steps = ((largest / _LARGEST).log2() * _STEPS_IN_OCTAVE).ceil().clamp(-128, 127)
+    scale = (steps / _STEPS_IN_OCTAVE).exp2().to(ROWS_DTYPE)
+    return (rows / scale).round() * scale
+
+
 def coding_bytes(num_rows: int) -> int:
     """That either takes beside both tensors."""
     return _SCALE_BYTES * min(num_rows, _CODED_ROWS)

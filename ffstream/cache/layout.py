@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ffstream import seeding
-from ffstream.cache.coding import ROWS_DTYPE, coding_bytes, decode_, encode_
+from ffstream.cache.coding import ROWS_DTYPE, as_coded, coding_bytes
 
 _MOST_BETWEEN_IMAGES = 4  # epochs from one visit of the images themselves to the next
 
@@ -130,12 +130,8 @@ def as_cached(rows: Tensor, dtype_name: str) -> Tensor:
     """Rows (..., F) as they come back from a cache of that type; a gradient passes as if nothing was rounded."""
     if dtype_name != CODED:
         return rows.to(DTYPES[dtype_name])
-    stored = torch.empty(*rows.shape[:-1], rows.shape[-1] + 1, dtype=torch.int8, device=rows.device)
     found = rows.to(ROWS_DTYPE)
-    with torch.no_grad():
-        coded = found.clone()
-        encode_(stored, coded)
-        decode_(coded, stored)
+    coded = as_coded(found.detach())
     return coded + (found - found.detach()) if found.requires_grad else coded
 
 

@@ -106,9 +106,10 @@ def predict(
 
     Probabilities are calibrated on the run's validation split. Arrays are in the units of the training data.
     """
-    if output is not None and output.suffix not in (".csv", ".json"):
+    suffix = "" if output is None else output.suffix.lower()
+    if output is not None and suffix not in (".csv", ".json"):
         raise ConfigError(f"--output {output}: found {output.suffix or 'no suffix'!r}, allowed .csv or .json")
-    if output is not None and as_json and output.suffix != ".json":
+    if as_json and suffix == ".csv":
         raise ConfigError(f"--json: found with --output {output}, allowed with a .json file; leave one of them out")
     from ffstream.offline import list_data_files
     from ffstream.outputs import Output
@@ -117,7 +118,7 @@ def predict(
 
     found = Run(run)
     _note_unfinished(found)
-    in_json = as_json or (output is not None and output.suffix == ".json")
+    in_json = as_json or suffix == ".json"
     images: NamedImages | None = None
 
     def is_own(file: io.FileIO) -> bool:
@@ -267,7 +268,7 @@ def export(
     file: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     force: Force = False,
 ) -> None:
-    """Write the finished layers to one file, for ffstream.load()."""
+    """Write the finished layers to one safetensors file, for ffstream.load()."""
     from ffstream.model import export_network
     from ffstream.run import Run
 

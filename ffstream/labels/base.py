@@ -120,7 +120,8 @@ class LabelMethod(ABC):
         """Goodness of all labels, (n, num_classes), from the preactivations of n samples' sweep rows.
 
         Of training rows likewise: (n, num_values). With a workspace of the layer's, `preactivations` may be overwritten
-        by their activities, but where candidates share a row.
+        by their activities, but where candidates share a row. Without one, nothing is written in place: gradients flow
+        through it to all parameters, and a compiler can follow it for any n.
         """
 
 
@@ -179,7 +180,11 @@ class CachedCandidates(ShownLabels):
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every row's goodness, those of a sample side by side, in the order of its rows."""
         activities = torch.relu(preactivations) if layer.workspace is None else preactivations.relu_()
-        return goodness.value(activities).view(num_samples, -1)
+        found = goodness.value(activities)
+        if num_samples == 0:  # of which a reshape could not tell the rows
+            return found.view(0, self.num_sweep_rows)
+        by_sample: Tensor = found.unflatten(0, (num_samples, -1))
+        return by_sample
 
 
 class LabelFreeRows(LabelMethod):
@@ -213,9 +218,12 @@ def take_rows(block: Tensor, rows: Tensor, workspace: Workspace) -> Tensor:
 
 
 def label_embedding_of(layer: Layer) -> Tensor:
-    """The layer's row for every label, (num_classes, num_units), without a graph. Raises ConfigError if it has none."""
+    """The layer's row for every label, (num_classes, num_units). Raises ConfigError if it has none.
+
+    Without a graph where the layer has a workspace: what makes gradients there is written out.
+    """
     if layer.label_embedding is None:
         raise ConfigError(
             f"this label method needs a layer with a label embedding, found {type(layer).__name__} without"
         )
-    return layer.label_embedding.detach()
+    return layer.label_embedding if layer.workspace is None else layer.label_embedding.detach()

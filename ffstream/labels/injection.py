@@ -52,8 +52,9 @@ class LabelInjection(ShownLabels, LabelFreeRows):
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every label's goodness from one matrix product: z + U[c] for every c."""
-        room = None
-        if layer.workspace is not None:
-            room = layer.workspace.take("activities", tuple(preactivations.shape), preactivations.dtype)
-        activities = (torch.add(preactivations, u, out=room).relu_() for u in label_embedding_of(layer))
+        embedding = label_embedding_of(layer)
+        if layer.workspace is None:
+            return torch.stack([goodness.value(torch.relu(preactivations + u)) for u in embedding.unbind()], dim=1)
+        room = layer.workspace.take("activities", tuple(preactivations.shape), preactivations.dtype)
+        activities = (torch.add(preactivations, u, out=room).relu_() for u in embedding)
         return torch.stack([goodness.value(h) for h in activities], dim=1)

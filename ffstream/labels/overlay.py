@@ -50,12 +50,12 @@ class LabelOverlay(CachedCandidates):
 
     def sweep_rows(self, images: Tensor) -> Tensor:
         """(n, num_classes, features)."""
-        codes = torch.eye(self._num_classes, dtype=images.dtype)
-        return self._overlay(images, codes.expand(len(images), -1, -1))
+        codes = torch.eye(self._num_classes, dtype=images.dtype, device=images.device)
+        return self._overlay(images, codes.expand(images.shape[0], -1, -1))
 
     def neutral_rows(self, images: Tensor) -> Tensor:
         """(n, 1, features), every label pixel at 1/C (the neutral label of the paper)."""
-        codes = torch.full((len(images), 1, self._num_classes), 1 / self._num_classes, dtype=images.dtype)
+        codes = images.new_full((images.shape[0], 1, self._num_classes), 1 / self._num_classes)
         return self._overlay(images, codes)
 
     def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:

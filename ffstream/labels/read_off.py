@@ -57,9 +57,9 @@ class ReadLabels(LabelFreeRows):
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every label's goodness from one matrix product."""
-        overwritten = preactivations if layer.workspace is not None else preactivations.clone()
-        activities = self._split(layer, overwritten.relu_(), layer.workspace or Workspace(preactivations.device))
-        return self._read(layer, goodness, activities)
+        room = layer.workspace
+        activities = torch.relu(preactivations) if room is None else preactivations.relu_()
+        return self._read(layer, goodness, self._split(layer, activities, room))
 
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
@@ -68,8 +68,11 @@ class ReadLabels(LabelFreeRows):
         return self._split(layer, preactivations.relu_(), workspace)
 
     @abstractmethod
-    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace) -> list[Tensor]:
-        """The activities (n, num_units) as (1, n, num_units), and what else goodness is read off."""
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
+        """The activities (n, num_units) as (1, n, num_units), and what else goodness is read off.
+
+        Fresh memory is taken without a workspace.
+        """
 
     @abstractmethod
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
@@ -101,12 +104,15 @@ class LabelGroups(ReadLabels):
         super().__init__(num_classes)
         self.num_groups = num_classes
 
-    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace) -> list[Tensor]:
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
         """The activities, and copies of them by group: of those that have one unit more, and of the others.
 
         The copies are (n, groups, units), as goodness wants the units of a group side by side.
         """
         found = [activities.unsqueeze(0)]
+        if workspace is None:
+            parts = (torch.cat(rows, dim=1).transpose(1, 2) for _, rows in self._pieces(activities))
+            return found + [part.contiguous() for part in parts]
         room = workspace.take("activities", (activities.numel(),), activities.dtype)
         for groups, rows in self._pieces(activities):
             num_units = sum(piece.shape[1] for piece in rows)
@@ -119,7 +125,7 @@ class LabelGroups(ReadLabels):
 
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
         parts = [
-            goodness.value(part.flatten(0, 1)).view(part.shape[:2]) * self._weight(layer, goodness, part)
+            goodness.value(part.flatten(0, 1)).unflatten(0, part.shape[:2]) * self._weight(layer, goodness, part)
             for part in activities[1:]
         ]
         missing = self._num_classes - sum(part.shape[1] for part in parts)  # of a tile of fewer units than classes
@@ -145,7 +151,7 @@ class LabelGroups(ReadLabels):
 
         Counted from the first unit of the tile: its group is the first.
         """
-        num_units, num_groups = activities.shape[1], self._num_classes
+        num_units, num_groups = int(activities.shape[1]), self._num_classes  # a tensor where torch.jit traces
         least, num_larger = divmod(num_units, num_groups)
         found = []
         whole = activities[:, : least * num_groups].unflatten(1, (least, num_groups)) if least else None
@@ -171,7 +177,7 @@ class LabelClassifier(ReadLabels):
 
     uses_embedding = True
 
-    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace) -> list[Tensor]:
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
         return [activities.unsqueeze(0)]
 
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:

@@ -111,12 +111,9 @@ class Layer(nn.Module):
             (found,) = torch.autograd.grad(self.preactivations(leaf), leaf, gradient)
         yield slice(None), found
 
-    def forward(self, rows: Tensor, label: int | None = None) -> Tensor:
-        """Activities (n, num_units), under `label` when labels are injected and one is given."""
-        preactivations = self.preactivations(rows)
-        if label is not None and self.label_embedding is not None:
-            preactivations = preactivations + self.label_embedding[label]
-        return torch.relu(preactivations)
+    def forward(self, rows: Tensor) -> Tensor:
+        """The preactivations (n, num_units) of rows (n, in_features), so that a hook on a layer sees both."""
+        return self.preactivations(rows)
 
 
 def cut_units(num_units: int, most: int) -> list[slice]:

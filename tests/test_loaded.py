@@ -1,0 +1,199 @@
+"""A loaded network is a torch module like any other: what people do with modules works, for every recipe."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.utils.prune
+
+import ffstream as ff
+
+RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local")
+KINDS = (*RECIPES, "stacks", "int8", "skip")
+_SETTINGS = {
+    "stacks": {"network.stack_layers": 1},
+    "int8": {"cache.dtype": "int8"},
+    "skip": {"network.input_skip": True},
+    "local": {"network.kind": "local", "width": 144},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of each kind, made when it is asked for first."""
+    made = {}
+
+    def find(kind):
+        if kind not in made:
+            config = ff.Config(recipe=kind if kind in ("mono", "grouped", "hinton", "unsupervised") else "inject")
+            settings = {"layers": 2, "width": 64, "epochs": 1, "device": "cpu"} | _SETTINGS.get(kind, {})
+            made[kind] = ff.train(config.override(settings), tmp_path_factory.mktemp("run") / kind)
+            if kind == "unsupervised":
+                made[kind].evaluate()
+        return made[kind]
+
+    return find
+
+
+@pytest.fixture
+def images():
+    return torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(0)) * 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_called_with_gradients_on_as_without(runs, images, kind):
+    network = runs(kind).load()
+    with torch.no_grad():
+        expected = network(images)
+    assert torch.equal(network(images), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_that_the_output_depends_on_gets_a_gradient(runs, images, kind):
+    network, labels = runs(kind).load(), torch.arange(5)
+    torch.nn.functional.cross_entropy(network(images), labels).backward()
+    first_counted = 0 if kind in ("unsupervised", "stacks") else 1  # of two layers, the second one has the goodness
+    for name, parameter in network.named_parameters():
+        is_unread = name.startswith("layers.0.label_embedding") and first_counted == 1
+        if not is_unread and not (kind == "unsupervised" and name.startswith("readout.000")):
+            assert parameter.grad is not None, name
+            assert bool(parameter.grad.isfinite().all()), name
+
+
+@pytest.mark.parametrize("kind", ["inject", "mono"])
+def test_the_gradient_of_an_embedding_is_right(runs, images, kind):
+    network, labels = runs(kind).load().double(), torch.arange(5)
+
+    def loss():
+        return torch.nn.functional.cross_entropy(network(images), labels)
+
+    embedding, step = network.layers[1].label_embedding, 1e-3
+    loss().backward()
+    place = int(embedding.grad.abs().flatten().argmax())
+    with torch.no_grad():
+        flat = embedding.flatten()
+        flat[place] += step
+        above = loss()
+        flat[place] -= 2 * step
+        below = loss()
+    assert float((above - below) / (2 * step)) == pytest.approx(float(embedding.grad.flatten()[place]), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_of_fine_tuning_lowers_the_loss(runs, images, kind):
+    network, labels = runs(kind).load(), torch.arange(5)
+    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
+    before = torch.nn.functional.cross_entropy(network(images), labels)
+    before.backward()
+    optimiser.step()
+    with torch.no_grad():
+        assert torch.nn.functional.cross_entropy(network(images), labels) < before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_can_be_of_another_type(runs, images, kind, dtype):
+    expected = runs(kind).load()(images)
+    found = runs(kind).load().to(dtype)(images)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05 * float(expected.detach().abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_exported_for_batches_of_any_size(runs, images, kind):
+    network = runs(kind).load()
+    shapes = ({0: torch.export.Dim("n", min=2, max=999)},)
+    with torch.no_grad():
+        exported = torch.export.export(network, (images,), dynamic_shapes=shapes).module()
+        for num_images in (2, 5, 15):
+            other = images.repeat(3, 1, 1)[:num_images]
+            torch.testing.assert_close(exported(other), network(other), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_traced_for_batches_of_any_size(runs, images, kind):
+    network = runs(kind).load()
+    with torch.no_grad():
+        traced = torch.jit.trace(network, (images,))
+        torch.testing.assert_close(
+            traced(images.repeat(3, 1, 1)), network(images.repeat(3, 1, 1)), atol=1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_compiled_whole(runs, images, kind):
+    torch._dynamo.reset()  # which counts what was compiled for other networks too
+    network = runs(kind).load()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), network(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hook_sees_what_each_layer_reads_and_makes(runs, images, kind):
+    network, seen = runs(kind).load(), []
+    for layer in network.layers:
+        layer.register_forward_hook(lambda layer, rows, made: seen.append((layer, rows[0].shape[1], made.shape[1])))
+    network(images)
+    assert seen == [(layer, layer.in_features, layer.num_units) for layer in network.layers]
+
+
+def test_a_hook_may_change_what_a_layer_makes(runs, images):
+    network = runs("inject").load()
+    before = network(images)
+    network.layers[0].register_forward_hook(lambda _layer, _rows, made: torch.zeros_like(made))
+    assert not torch.equal(network(images), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_images_at_all_have_no_rows(runs, images, kind):
+    assert tuple(runs(kind).load()(images[:0]).shape) == (0, 10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_of_numpy_and_images_of_bytes_are_taken(runs, images, kind):
+    network, images = runs(kind).load(), images.to(torch.uint8)
+    assert torch.equal(network(images.numpy()), network(images.float()))
+    assert torch.equal(network(images), network(images.float()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_differentiated_by_what_it_reads(runs, images, kind):
+    network, image = runs(kind).load(), images[0]
+    jacobian = torch.func.jacrev(lambda each: network(each.unsqueeze(0))[0])(image)
+    assert tuple(jacobian.shape) == (10, 8, 8)
+    assert bool(jacobian.isfinite().all())
+    assert float(jacobian.detach().abs().sum()) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_pruned_or_given_are_used(runs, images, kind):
+    network = runs(kind).load()
+    given = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
+    assert float(torch.func.functional_call(network, given, (images,)).abs().sum()) == 0
+    before = network(images)
+    torch.nn.utils.prune.l1_unstructured(network.layers[1], "weight", 0.5)
+    assert not torch.equal(network(images), before)
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_it_is_copied_and_pickled(runs, images, kind):
+    network = runs(kind).load()
+    expected, file = network(images), io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    for copied in (copy.deepcopy(network), torch.load(file, weights_only=False)):
+        assert torch.equal(copied(images), expected)
+
+
+def test_a_state_dict_goes_through_a_file_of_torchs_own(runs, images, tmp_path):
+    network, other = runs("inject").load(), runs("inject").load()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(torch.load(tmp_path / "model.pt"))
+    assert torch.equal(network(images), other(images))
