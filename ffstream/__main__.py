@@ -1,6 +1,6 @@
 """`python -m ffstream`."""
 
-from ffstream.cli import main
+from ffstream.entry import main
 
 if __name__ == "__main__":
     main()

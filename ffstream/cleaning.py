@@ -15,7 +15,7 @@ def clean_run(run: Run) -> int:
     are not the run's are not touched. Raises RunLockedError, RunError, CorruptFileError, StorageError.
     """
     cache_dir = run.config.cache.folder
-    with storage_errors(run.path, "remove"), RunLock(run.path) as lock:
+    with storage_errors(run.path, "remove"), RunLock(run.path, needs_room=False) as lock:
         directory = RunDirectory(run.path, lock)
         directory.check_is_run()
         directory.folder.identity = directory.read_identity() or ""

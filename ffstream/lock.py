@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,7 @@ _FORMAT = "ffstream lock"
 # What systems answer that cannot lock files, and what they answer for one that another process has locked.
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NUM_TRIES = 20
 _PAUSE_S = 0.05  # for a process that has just made its file, and not yet written it
 
@@ -39,11 +41,13 @@ _held: set[str] = set()  # tokens of the locks that this process holds
 class RunLock:
     """Holds a folder, which is there, against all other writers. `folder` is the folder, open as long as it is held.
 
-    Raises RunLockedError when another process holds it, StorageError for files that are not a lock's.
+    Without `needs_room`, also on a full disk, where no other process can make the files of a lock either. Raises
+    RunLockedError when another process holds it, StorageError for files that are not a lock's.
     """
 
-    def __init__(self, path: Path, identity: str = "", *, noun: str = "run") -> None:
-        self._noun = noun
+    def __init__(self, path: Path, identity: str = "", *, noun: str = "run", needs_room: bool = True) -> None:
+        self._noun, self._needs_room = noun, needs_room
+        self._has_holder = True
         self.folder = Folder(path, identity, self.check)
         self._token = secrets.token_hex(16)
         self._is_supported = True
@@ -53,11 +57,14 @@ class RunLock:
     def __enter__(self) -> RunLock:
         with contextlib.ExitStack() as stack, storage_errors(self.folder.path / LOCK):
             stack.enter_context(self.folder.held())
-            if self.folder.find_kind(LOCK) is None:
+            is_new = self.folder.find_kind(LOCK) is None
+            if is_new:
                 self._read_holder()  # before anything is made beside somebody's file of that name
-            self._lock_file()
+            with self._suppress_full():
+                self._lock_file()
             stack.callback(self._unlock_file)
-            self._become_holder()
+            with self.folder.removed_on_error(LOCK) if is_new else contextlib.nullcontext(), self._suppress_full():
+                self._become_holder()
             _held.add(self._token)
             stack.callback(self._step_down)
             self._closing = stack.pop_all()
@@ -74,6 +81,8 @@ class RunLock:
             found = self._read_holder()
             if found is not None and found.get("token") == self._token:
                 return
+            if found is None and not self._has_holder:
+                return
             if found is None and self._write_holder():  # somebody deleted it, and nobody has taken its place
                 continue
             if found is not None:
@@ -88,6 +97,15 @@ class RunLock:
         for name in (HOLDER, LOCK):
             with contextlib.suppress(OSError, StorageError):
                 self.folder.remove(name)
+
+    @contextlib.contextmanager
+    def _suppress_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._needs_room or error.errno not in _FULL:
+                raise
+            self._has_holder = False
 
     # --- the operating system's lock
 
@@ -146,7 +164,7 @@ class RunLock:
         file = self.folder.create_new(HOLDER)
         if file is None:
             return False
-        with file:
+        with self.folder.removed_on_error(HOLDER), file:
             write_all(file, json.dumps(content).encode())
         return True
 
@@ -166,7 +184,7 @@ class RunLock:
             return None
         try:
             found = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = {} if _could_be_torn(data) else None
         # Of an earlier version: process and machine alone.
         if isinstance(found, dict) and (not found or found.get("format") == _FORMAT or found.keys() == {"pid", "host"}):
@@ -199,7 +217,8 @@ class RunLock:
     def _refuse(self, found: dict[str, Any] | None) -> RunLockedError:
         remedy = "wait for it, stop it, or choose another folder"
         process = Process.from_mapping(found)
-        if process is not None and process.is_running is None:
+        is_torn = found == {}  # its process did not live to write it, or is just doing so
+        if is_torn or (process is not None and process.is_running is None):
             remedy += f"; should it be gone for sure, delete {self.folder.path / HOLDER}"
         return RunLockedError(f"{self._noun} {self.folder.path}: in use by {_describe(found)}; {remedy}")
 

@@ -14,7 +14,8 @@ import torch
 from ffstream.units import format_bytes
 
 # As torch's allocator says it, the system where a file cannot be mapped, and Python where there is no room for a stack.
-_OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread")
+_NO_THREAD = "Resource temporarily unavailable"  # of pthread_create, where a process may not have one more
+_OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", _NO_THREAD)
 
 
 def device_free_bytes(device: torch.device) -> int:

@@ -31,8 +31,9 @@ from ffstream.lock import RunLock
 from ffstream.manifest import ANYTHING, NUMBER, SIZE, TEXT, Kind, Shape, find_misfit
 from ffstream.memory import PeakMeter, is_out_of_memory
 from ffstream.observer import LayerFigures, Observer
-from ffstream.outputs import Output, is_run
+from ffstream.outputs import Output
 from ffstream.rivals import Backprop, ResidentFF, Rival
+from ffstream.run_names import is_run
 from ffstream.scratch import make_scratch
 from ffstream.session import train
 
@@ -210,7 +211,9 @@ def _measure_apart(settings: ProfileSettings, method: str, num_layers: int, fold
     with make_scratch(folder) as scratch:
         request = {"settings": dataclasses.asdict(settings), "method": method, "num_layers": num_layers}
         request["folder"] = str(scratch.path)
-        command = [sys.executable, "-m", "ffstream.memory_profile", json.dumps(request)]
+        # With -m, Python would import what lies in the current folder first, whoever put it there.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from ffstream.memory_profile import main; main()"
+        command = [sys.executable, "-c", code, json.dumps(request)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode < 0 and done.returncode != _KILLED:
         name = signal.strsignal(-done.returncode) or -done.returncode
@@ -305,7 +308,3 @@ def main() -> None:
         else:
             raise
     sys.stdout.write(json.dumps(answer) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -19,30 +19,20 @@ from ffstream.files import (
     describe_kind,
     make_folder,
     open_regular,
-    read_regular,
     suppress_each,
     sync_file,
     sync_folder,
     write_all,
 )
-from ffstream.folder import TEMPORARY
-from ffstream.lock import HOLDER, LOCK
-from ffstream.marker import CACHE, CONFIG, CONFIG_SEAL, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE, MARKER
-from ffstream.metrics import METRICS
+from ffstream.marker import CACHE
 from ffstream.processes import is_of_dead_process, make_tag
+from ffstream.run_names import find_run, is_name_of_run, is_run
 
 _PREFIX = ".ffstream-"
 _LEFT_OVER = re.compile(re.escape(_PREFIX) + r"(\d+-\d+-[0-9a-f]{8})-[0-9a-f]{8}")
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _CHUNK_BYTES = 1 << 20
 _MOST_CHUNKS = 100  # of a picture, before its pixels
-
-# What a run calls its own at its top, whether it is there or not, and how the folder of its caches on another disk is
-# called.
-_OF_RUN = {MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE, METRICS, LOCK, HOLDER}
-_OF_RUN |= {"layers", "progress", "readout", CACHE}
-_PARTS_OF_RUN = ("damaged-", TEMPORARY)
-_CACHES_ELSEWHERE = re.compile(r"ffstream-[0-9a-f]{16}")
 
 # Whether a file that is there, open for reading, is what the same command wrote before.
 IsOwn = Callable[[io.FileIO], bool]
@@ -168,30 +158,6 @@ class Output:
             ) from error
 
 
-def find_run(path: Path) -> Path | None:
-    """The run that a path, all links followed, is a file of: by a name that runs use, whether it is there or not."""
-    below = path
-    for folder in path.parents:
-        if (_is_name_of_run(below.name) and is_run(folder)) or _CACHES_ELSEWHERE.fullmatch(folder.name):
-            return folder
-        below = folder
-    return None
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder says that it is a run, damaged or not."""
-    try:
-        content = json.loads(read_regular(folder / MARKER))
-        if isinstance(content, dict) and str(content.get("format")).startswith("ffstream run"):
-            return True
-    except (OSError, ValueError, RecursionError):
-        pass
-    try:
-        return read_regular(folder / CONFIG).startswith(CONFIG_SEAL)
-    except OSError:
-        return False
-
-
 def remove_left_over(folder: Path) -> None:
     """Remove the regular files that processes which are gone left half-written in a folder."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -256,7 +222,7 @@ def _holds(folder: Path, wanted: os.stat_result) -> bool:
         current = waiting.pop()
         with contextlib.suppress(OSError), os.scandir(current) as entries:
             for entry in entries:
-                if current == top and of_run and (entry.name == CACHE or not _is_name_of_run(entry.name)):
+                if current == top and of_run and (entry.name == CACHE or not is_name_of_run(entry.name)):
                     continue
                 found = _find_or_none(Path(entry.path))
                 if found is None:
@@ -267,11 +233,6 @@ def _holds(folder: Path, wanted: os.stat_result) -> bool:
                     seen.add((found.st_dev, found.st_ino))
                     waiting.append(entry.path)
     return False
-
-
-def _is_name_of_run(name: str) -> bool:
-    name = name.lower()  # some file systems tell no capitals apart
-    return name in _OF_RUN or name.startswith(_PARTS_OF_RUN)
 
 
 def _is_left_over(entry: os.DirEntry[str]) -> bool:

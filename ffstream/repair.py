@@ -66,16 +66,16 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
     return Diagnosis(len(indices), num_valid, problems, damaged)
 
 
-def put_aside(directory: RunDirectory, diagnosis: Diagnosis) -> Path | None:
-    """Move what is damaged into a folder of its own in the run, which is returned; None if there is nothing.
+def put_aside(directory: RunDirectory) -> tuple[Diagnosis, Path | None]:
+    """Move what is damaged into a folder of its own in the run; the folder is None if nothing was moved.
 
-    A cache that lies elsewhere is removed: it is made again. Raises RunLockedError while the run is being trained,
-    StorageError.
+    What is damaged is looked for under the run's lock: what was so before may have been trained again by then. A cache
+    that lies elsewhere is removed: it is made again. Raises RunLockedError while the run is being trained,
+    StorageError, and what `diagnose` does.
     """
-    if not diagnosis.damaged:
-        return None
     with storage_errors(directory.path), RunLock(directory.path) as lock:
         locked = RunDirectory(directory.path, lock)
+        diagnosis = diagnose(locked)
         inside = [path for path in diagnosis.damaged if _is_inside(path, directory)]
         # The layers above first, so that at no time one is missing.
         names = [path.relative_to(directory.path).as_posix() for path in reversed(inside)]
@@ -84,7 +84,7 @@ def put_aside(directory: RunDirectory, diagnosis: Diagnosis) -> Path | None:
             cache_dir = locked.read_config().cache.folder
             with locked.cache_locked(cache_dir):
                 locked.drop_caches(cache_dir)
-    return aside
+    return diagnosis, aside
 
 
 def _is_inside(path: Path, directory: RunDirectory) -> bool:

@@ -38,6 +38,7 @@ from ffstream.marker import (
     survey,
     write_marker,
 )
+from ffstream.run_names import find_run
 from ffstream.tensor_file import digest_tensors, load_tensor, write_tensors
 
 MANIFEST = "manifest.json"
@@ -74,6 +75,12 @@ class RunRoot:
 
     def check_is_free(self) -> None:
         """Raise RunError, or CorruptFileError, where a run can neither be started nor gone on with."""
+        other = find_run(self.path.resolve())
+        if other is not None:
+            raise RunError(
+                f"run {self.path}: is a part of the run {other}, which would put it aside or remove it; choose another "
+                "--run-dir"
+            )
         found = self.survey()
         if found.error is not None:
             raise found.error
@@ -255,6 +262,9 @@ class RunRoot:
     def check_cache_base(self, cache_dir: str) -> None:
         """Raise StorageError where caches shall lie in a folder that is not there."""
         base = self.cache_base(cache_dir)
+        other = find_run(base.resolve()) if cache_dir else None
+        if other is not None and base.resolve() != self.path.resolve() / CACHE:
+            raise StorageError(f"cache {base}: is a part of the run {other}; choose another --cache-dir")
         if not base.is_dir() and (cache_dir or self.folder.find_kind(CACHE) is not None):
             raise StorageError(f"cache {base}: is no folder; make it, or choose another --cache-dir")
 
@@ -269,7 +279,7 @@ class RunRoot:
             folder.make_folder(name)
         with contextlib.ExitStack() as stack:
             stack.callback(folder.remove_if_empty, name)
-            lock = stack.enter_context(RunLock(folder.path / name, noun="cache"))
+            lock = stack.enter_context(RunLock(folder.path / name, noun="cache", needs_room=make))
             stack.callback(lock.remove)
             yield
 

@@ -20,7 +20,7 @@ from ffstream.config import Config
 from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.environment import describe_environment, find_differences, plain_torch
-from ffstream.errors import DeviceError, RunError, RunMismatchError, StorageError
+from ffstream.errors import DeviceError, FFStreamError, RunError, RunMismatchError, StorageError
 from ffstream.files import exists, expand_home, storage_errors, take_notes
 from ffstream.footprint import DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
@@ -315,6 +315,9 @@ def _execute(
             check_same_data(directory.path, data, prepared.dataset)
             if directory.count_layers() < prepared.plan.config.layers and not accept_environment:
                 _check_environment(directory, environments, environment)
+            if directory.count_layers() == prepared.plan.config.layers:  # none will be read, and all be called done
+                for index in range(directory.count_layers()):
+                    directory.verify_layer(index)
         if prepared.plan.tier == "disk":
             directory.check_cache_base(prepared.plan.config.cache.folder)
         if prepared.dataset.warning is not None:
@@ -346,7 +349,18 @@ def _execute(
                     directory.remove_temporaries()
                 for note in take_notes():
                     observer.on_warning(note)
-    return Run(directory.path)
+    return _open_again(directory)
+
+
+def _open_again(directory: RunDirectory) -> Run:
+    """The run that was trained. Raises RunError where its folder has another name by now."""
+    with contextlib.suppress(FFStreamError):
+        if RunDirectory(directory.path).read_identity() == directory.read_identity():
+            return Run(directory.path)
+    raise RunError(
+        f"run {directory.path}: was moved while it was trained; everything was written to the folder that was moved, "
+        "and what is here now is not that run; go on there"
+    )
 
 
 def _write_start(

@@ -21,7 +21,7 @@ normalisation stopwatch environment
 files processes
 limits folder
 config registry device scratch lock manifest
-marker tensor_file metrics outputs goodness combination objectives similarity negatives layers data cache
+marker tensor_file metrics run_names outputs goodness combination objectives similarity negatives layers data cache
 hybrids augmentation labels catalogue network transfer optimiser
 input_rows micro_batch run_root
 checkpoint
@@ -42,6 +42,7 @@ tables
 reporting
 __init__
 cli
+entry
 __main__
 """.split()
 

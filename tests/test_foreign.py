@@ -11,7 +11,7 @@ import pytest
 import ffstream as ff
 from ffstream import folder
 from ffstream.cleaning import clean_run
-from ffstream.repair import diagnose, put_aside
+from ffstream.repair import put_aside
 from tests.helpers import InterruptAt, check_resumed_equals, layer_digests
 
 
@@ -200,7 +200,7 @@ def test_nothing_is_written_or_removed_through_a_link(name, target, stopped, out
         lambda: ff.resume(stopped),
         lambda: ff.train(small_config(cache__tier="disk"), stopped, resume=True),
         lambda: ff.Run(stopped).evaluate("softmax"),
-        lambda: put_aside(ff.Run(stopped).directory, diagnose(ff.Run(stopped).directory)),
+        lambda: put_aside(ff.Run(stopped).directory),
         lambda: clean_run(ff.Run(stopped)),
         lambda: ff.resume(stopped, layers=4),
     ):

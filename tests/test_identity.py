@@ -289,19 +289,27 @@ def test_a_copy_and_its_original_do_not_use_one_cache_at_once(how, restream, sma
     assert list(scratch.iterdir()) == []
 
 
-def test_a_run_that_is_moved_while_it_is_trained_goes_on_where_it_is(small_config, tmp_path):
+@pytest.mark.parametrize("instead", ["a folder", "another run"])
+def test_a_run_that_is_moved_while_it_is_trained_goes_on_where_it_is(small_config, tmp_path, instead):
+    other = ff.train(small_config(seed=1, layers=1), tmp_path / "other").path
     whole = ff.train(small_config(cache__tier="disk"), tmp_path / "whole").path
 
     class Moving(ff.Observer):
         def on_epoch(self, layer, epoch, *_):
             if (layer, epoch) == (2, 2):
                 (tmp_path / "run").rename(tmp_path / "moved")
-                (tmp_path / "run/cache").mkdir(parents=True)
-                (tmp_path / "run/cache/mine").write_text("mine")
+                if instead == "another run":
+                    shutil.copytree(other, tmp_path / "run")
+                else:
+                    (tmp_path / "run/cache").mkdir(parents=True)
+                    (tmp_path / "run/cache/mine").write_text("mine")
 
-    with pytest.raises(ff.RunError, match="no run there"):  # at the end it is looked at by its name
+    with pytest.raises(ff.RunError, match="was moved while it was trained"):
         ff.train(small_config(cache__tier="disk"), tmp_path / "run", observer=Moving())
-    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["cache", "mine"]
+    if instead == "another run":
+        assert layer_digests(tmp_path / "run") == layer_digests(other)
+    else:
+        assert [path.name for path in (tmp_path / "run").rglob("*")] == ["cache", "mine"]
     assert layer_digests(ff.resume(tmp_path / "moved").path) == layer_digests(whole)
 
 
@@ -322,3 +330,33 @@ def test_a_shard_of_another_epoch_does_not_pass(small_config, tmp_path, monkeypa
     with pytest.raises(ff.CorruptFileError, match="altered since it was written, or another shard's"):
         ff.train(small_config(validation_fraction=0.0, **settings), tmp_path / "run")
     assert kept
+
+
+@pytest.mark.parametrize("name", ["layers/002", "layers", "progress", "readout", "cache", "damaged-1/layers/001"])
+def test_no_part_of_a_run_becomes_another_run_or_its_cache(small_config, tmp_path, name):
+    outer = ff.train(small_config(layers=1), tmp_path / "outer").path
+    (outer / name).mkdir(parents=True, exist_ok=True)
+    before = sorted(outer.rglob("*"))
+    for path in (outer / name / "inner", *([] if name == "layers" else [outer / name])):
+        with pytest.raises(ff.RunError, match="is a part of the run"):
+            ff.train(small_config(layers=1), path)
+        with pytest.raises(ff.RunError, match="is a part of the run"):
+            ff.make_plan(small_config(layers=1), path)
+        with pytest.raises(ff.StorageError, match="is a part of the run"):
+            ff.train(small_config(layers=1, cache__tier="disk", cache__folder=str(path)), tmp_path / "run")
+    assert sorted(outer.rglob("*")) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_beside_the_parts_of_another_is_its_own(small_config, tmp_path):
+    outer = ff.train(small_config(layers=1), tmp_path / "outer").path
+    inner = ff.train(small_config(layers=1), outer / "variants/inner").path
+    assert layer_digests(inner) == layer_digests(ff.resume(outer).path)
+
+
+def test_a_finished_run_is_not_called_done_where_a_layer_is_damaged(small_config, tmp_path):
+    run = ff.train(small_config(layers=2), tmp_path / "run")
+    weights = run.path / "layers/001/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(ff.CorruptFileError, match="layers/001"):
+        ff.resume(run.path)

@@ -12,6 +12,9 @@ import sys
 import pytest
 
 import ffstream as ff
+from ffstream import lock
+from ffstream.cleaning import clean_run
+from ffstream.folder import Folder
 from ffstream.lock import HOLDER, LOCK, RunLock
 from ffstream.processes import Process, is_of_dead_process, make_tag
 from tests.helpers import layer_digests
@@ -143,3 +146,61 @@ def test_tags_tell_living_processes_from_dead_ones(holder):
     assert is_of_dead_process(tag)
     for other in ("1-2-00000000", "x", "", f"{tag}x", tag.replace("-", "_")):
         assert not is_of_dead_process(other)
+
+
+def test_a_holder_of_nested_brackets_is_somebodys(tmp_path):
+    (tmp_path / HOLDER).write_text("[" * 60_000)
+    with pytest.raises(ff.StorageError, match="is no file of ffstream; move it away"), RunLock(tmp_path):
+        pass
+    assert (tmp_path / HOLDER).stat().st_size == 60_000
+
+
+def fill_disk(monkeypatch, name):
+    """From here on no file of that name can be written, or made."""
+    if name == HOLDER:
+        monkeypatch.setattr(lock, "write_all", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        return
+    make = Folder.append
+
+    def append(folder, asked):
+        if asked == name:
+            raise OSError(errno.ENOSPC, "full")
+        return make(folder, asked)
+
+    monkeypatch.setattr(Folder, "append", append)
+
+
+@pytest.mark.parametrize("name", [LOCK, HOLDER])
+def test_a_lock_that_finds_the_disk_full_leaves_nothing(no_locks, name, tmp_path):
+    with pytest.MonkeyPatch.context() as full:
+        fill_disk(full, name)
+        with pytest.raises(ff.StorageError, match="full"), RunLock(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with RunLock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", [LOCK, HOLDER])
+def test_a_full_disk_can_be_cleaned(name, small_config, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    observer = ff.Observer()
+    observer.on_epoch = stop
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(cache__tier="disk"), tmp_path / "run", observer=observer)
+    (tmp_path / "run" / LOCK).unlink()
+    fill_disk(monkeypatch, name)
+    with pytest.raises(ff.StorageError, match="full"):
+        ff.resume(tmp_path / "run")
+    assert clean_run(ff.Run(tmp_path / "run")) > 0
+    assert not (tmp_path / "run/cache").exists()
+    assert not (tmp_path / "run" / HOLDER).exists()
+
+
+def test_a_torn_holder_says_what_to_delete_where_locks_do_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
+    (tmp_path / HOLDER).write_bytes(b"")
+    with pytest.raises(ff.RunLockedError, match=f"should it be gone for sure, delete {tmp_path / HOLDER}"):
+        RunLock(tmp_path).__enter__()

@@ -17,7 +17,8 @@ import ffstream as ff
 from ffstream import outputs
 from ffstream.errors import OutputError
 from ffstream.files import open_regular
-from ffstream.outputs import Output, find_run, is_run, read_metadata, read_picture_text
+from ffstream.outputs import Output, read_metadata, read_picture_text
+from ffstream.run_names import find_run, is_run
 
 
 def own(file):

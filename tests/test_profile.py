@@ -304,3 +304,13 @@ def test_points_of_a_method_are_in_the_order_of_depth():
     profile = Profile(SETTINGS, {}, points)
     assert [point.num_layers for point in profile.curve("ffstream")] == [2, 7, 12]
     assert profile.find("ffstream", 3) is None
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path, monkeypatch):
+    for name in ("torch", "secrets", "random", "ffstream"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('imported {name} of the current folder')")
+    monkeypatch.chdir(tmp_path)
+    settings = dataclasses.replace(SETTINGS, width=8, batch=16)
+    (tmp_path / "out").mkdir()
+    point = memory_profile._measure_apart(settings, "resident", 1, tmp_path / "out")
+    assert point.training_bytes

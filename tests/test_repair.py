@@ -35,7 +35,7 @@ def test_layers_from_the_first_damage_on_are_trained_again(file, layer, whole, d
     found = diagnose(damaged.directory)
     assert (found.num_valid, found.num_committed) == (layer, 3)
     assert file in found.problems[0]
-    aside = put_aside(damaged.directory, found)
+    _, aside = put_aside(damaged.directory)
     assert sorted(path.name for path in (aside / "layers").iterdir()) == [f"00{k}" for k in range(layer, 3)]
     assert damaged.num_layers_done == layer
     assert layer_digests(ff.resume(damaged.path).path) == layer_digests(whole)
@@ -47,7 +47,7 @@ def test_a_layer_that_is_missing_takes_those_above_with_it(whole, damaged):
     found = diagnose(damaged.directory)
     assert found.num_valid == 1
     assert "layer 2 is missing" in found.problems[0]
-    put_aside(damaged.directory, found)
+    put_aside(damaged.directory)
     assert layer_digests(ff.resume(damaged.path).path) == layer_digests(whole)
 
 
@@ -65,7 +65,7 @@ def test_the_layer_in_training_is_taken_up_from_its_start(pattern, whole, small_
     found = diagnose(run.directory)
     assert found.num_valid == found.num_committed == 1
     assert found.damaged == [run.path / pattern.partition("/")[0]]
-    put_aside(run.directory, found)
+    put_aside(run.directory)
     assert layer_digests(ff.resume(run.path).path) == layer_digests(whole)
 
 
@@ -86,7 +86,7 @@ def test_progress_of_another_runs_first_layer_is_named_and_the_lines_of_this_one
             check()
     found = diagnose(run.directory)
     assert [path.name for path in found.damaged] == ["progress"]
-    put_aside(run.directory, found)
+    put_aside(run.directory)
     assert layer_digests(ff.resume(run.path).path) == layer_digests(whole)
 
 
@@ -123,7 +123,7 @@ def test_a_cache_is_checked_without_what_it_was_made_of_and_made_again(alter, dt
         run.verify()
     found = diagnose(run.directory)
     assert found.damaged == [shard.parent]
-    put_aside(run.directory, found)
+    put_aside(run.directory)
     assert run.verify() == 1
     assert layer_digests(ff.resume(run.path).path) == layer_digests(whole)
 
@@ -140,7 +140,7 @@ def test_a_shard_in_another_ones_place_is_not_taken_for_it(small_config, tmp_pat
 def test_the_readout_is_fitted_again(damaged):
     error = damaged.evaluate("softmax").error
     flip(damaged.path / "readout/weights.safetensors")
-    put_aside(damaged.directory, diagnose(damaged.directory))
+    put_aside(damaged.directory)
     assert damaged.evaluate("softmax").error == error
 
 
@@ -159,8 +159,17 @@ def test_a_configuration_whose_digest_was_taken_out_is_the_users_own(damaged):
 def test_nothing_is_put_aside_while_the_run_is_trained(damaged):
     flip(damaged.path / "layers/001/weights.safetensors")
     with RunLock(damaged.path), pytest.raises(ff.RunLockedError):
-        put_aside(damaged.directory, diagnose(damaged.directory))
+        put_aside(damaged.directory)
     assert damaged.num_layers_done == 3
+
+
+def test_what_was_trained_again_since_it_was_looked_at_is_not_put_aside(damaged):
+    flip(damaged.path / "layers/001/weights.safetensors")
+    assert diagnose(damaged.directory).damaged
+    put_aside(damaged.directory)
+    ff.resume(damaged.path)  # as in another terminal
+    found, aside = put_aside(damaged.directory)
+    assert (found.damaged, aside, damaged.num_layers_done) == ([], None, 3)
 
 
 def test_the_command_says_first_and_does_when_told_to(damaged):

@@ -406,3 +406,35 @@ def test_options_that_do_not_parse_are_one_line(tmp_path):
         assert "\x1b" not in done.stderr
     assert run_process(cwd=tmp_path).returncode == 2
     assert json.loads(run_process("recipes", "--json", cwd=tmp_path).stdout)
+
+
+# --- before there is a command line
+
+
+@pytest.mark.parametrize("arguments", [["recipes"], ["inspect", "run"]])
+def test_a_current_folder_that_is_gone_is_said_in_one_line(arguments, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; os.rmdir(os.getcwd()); from ffstream.entry import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=gone, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("ffstream: the current folder cannot be used")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_an_interrupt_before_the_command_line_is_there_is_one_line(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'ffstream.cli':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from ffstream.entry import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "recipes"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "ffstream: interrupted\n", "")

@@ -46,7 +46,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")]
+# typer would call a file that may not be read a wrong option; what reads it says more.
+RunDir = Annotated[Path, typer.Argument(readable=False, metavar="RUN", help="The run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 OneDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
@@ -97,7 +98,7 @@ def main() -> None:
     """
     guard_streams()
     signal.signal(signal.SIGTERM, _stop)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started this wants it ignored
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):  # else whoever started this wants it ignored
         signal.signal(signal.SIGINT, _stop)
     try:
         code = _run()

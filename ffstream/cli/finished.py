@@ -82,7 +82,9 @@ def predict(
     run: RunDir,
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Images, folders of them, or arrays (.npy, .npz, .safetensors)."),
+        typer.Argument(
+            readable=False, metavar="FILE...", help="Images, folders of them, or arrays (.npy, .npz, .safetensors)."
+        ),
     ],
     method: Annotated[
         str,
@@ -95,7 +97,9 @@ def predict(
     uncalibrated: Annotated[
         bool, typer.Option("--uncalibrated", help="Probabilities as they are, for a run without a validation split.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="A .csv or .json file to write (CSV on standard output).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(readable=False, help="A .csv or .json file to write (CSV on standard output).")
+    ] = None,
     force: Force = False,
     device: OneDevice = "auto",
     data_root: DataRoot = None,
@@ -201,8 +205,8 @@ def inspect(
 @app.command()
 @when_stopped(file="output")
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
-    output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("errors.png"),
+    runs: Annotated[list[Path], typer.Argument(readable=False, metavar="RUN...", help="Run directories.")],
+    output: Annotated[Path, typer.Option(readable=False, help="The PNG file to write.")] = Path("errors.png"),
     force: Force = False,
 ) -> None:
     """A picture of the validation error against depth, a curve for each run; nothing is computed."""
@@ -233,7 +237,7 @@ def repair(
     from ffstream.run import Run
 
     directory = Run(run).directory
-    found = diagnose(directory)
+    found, aside = put_aside(directory) if apply else (diagnose(directory), None)
     for problem in found.problems:
         say(problem)
     if not found.problems:
@@ -244,7 +248,6 @@ def repair(
     if not apply:
         say(f"to be put aside: {names}; do it with: ffstream repair {run} --apply")
         raise typer.Exit(1)
-    aside = put_aside(directory, found)
     done = f"put aside into {aside}" if aside is not None else "removed, to be made again"
     say(f"{done}: {names}; go on with: ffstream resume {run}")
 
@@ -265,7 +268,7 @@ def clean(run: RunDir) -> None:
 @when_stopped(file="file")
 def export(
     run: RunDir,
-    file: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    file: Annotated[Path, typer.Argument(readable=False, help="The .safetensors file to write.")],
     force: Force = False,
 ) -> None:
     """Write the finished layers to one safetensors file, for ffstream.load()."""

@@ -29,7 +29,8 @@ def profile(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of matrix products: auto, bf16 or fp32.")] = "auto",
     output: Annotated[
-        Path | None, typer.Option(help="Folder for profile.json and profile.png (runs/profile-<width>x<batch>).")
+        Path | None,
+        typer.Option(readable=False, help="Folder for profile.json and profile.png (runs/profile-<width>x<batch>)."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
@@ -68,7 +69,9 @@ def profile(
 @app.command()
 @when_stopped()
 def doctor(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Where the time of this run went.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(readable=False, metavar="[RUN]", help="Where the time of this run went.")
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -92,13 +95,18 @@ def doctor(
 @app.command()
 @when_stopped(file="output")
 def negatives(
-    output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, to be given as --data.")],
+    output: Annotated[
+        Path, typer.Argument(readable=False, metavar="FILE", help="A .safetensors file, to be given as --data.")
+    ],
     data: Annotated[str, typer.Option(help="As of train: what negatives are made for.")] = "digits",
     per_sample: Annotated[int, typer.Option(help="Negatives for each training image.")] = 8,
     blurs: Annotated[int, typer.Option(help="Of the random bits that become a mask.")] = 6,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     run: Annotated[
-        Path | None, typer.Option(help="A run without labels: of several hybrids, the one that its layers like most.")
+        Path | None,
+        typer.Option(
+            readable=False, help="A run without labels: of several hybrids, the one that its layers like most."
+        ),
     ] = None,
     draws: Annotated[int, typer.Option(help="Hybrids drawn for each negative, with --run.")] = 4,
     force: Force = False,

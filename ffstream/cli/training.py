@@ -77,12 +77,15 @@ def train(
     budget: Budget = None,
     host_budget: Annotated[str | None, typer.Option(help="Most host memory for this process.")] = None,
     disk_budget: Annotated[str | None, typer.Option(help="Most disk space for the run.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
+    config: Annotated[Path | None, typer.Option(readable=False, help="A TOML file of settings.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="A folder of its own, missing or empty (runs/<data>-<layers>x<width>-<time>).")
+        Path | None,
+        typer.Option(
+            readable=False, help="A folder of its own, missing or empty (runs/<data>-<layers>x<width>-<time>)."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --run-dir if it is there already.")] = False,
     accept_environment: AcceptEnvironment = False,

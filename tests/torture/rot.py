@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import ffstream as ff
-from ffstream.repair import diagnose, put_aside
+from ffstream.repair import put_aside
 from tests.helpers import InterruptAt
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
@@ -81,7 +81,7 @@ def _find_unrepaired(bench: Bench, file: Path) -> str | None:
 
     def work() -> None:
         directory = ff.Run(bench.run_dir).directory
-        assert put_aside(directory, diagnose(directory)) is not None
+        assert put_aside(directory)[1] is not None
         ff.train(bench.config, bench.run_dir, resume=True)
         shutil.rmtree(bench.run_dir / "damaged-1", ignore_errors=True)
 
