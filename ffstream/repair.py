@@ -20,7 +20,7 @@ class Diagnosis:
 
     num_committed: int  # layers
     num_valid: int  # the longest prefix of them without damage
-    problems: list[str]  # a line each
+    problems: list[str]  # a line each, also of what a resume mends by itself
     damaged: list[Path]  # files and folders of the run
 
 
@@ -63,6 +63,9 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
             if problem is not None and problem not in problems:  # the metrics are sealed by the progress
                 problems.append(problem)
                 damaged.append(place)
+        if directory.metrics_path not in damaged:  # lines that nothing sealed: no reason to lose the others
+            problem = _problem(partial(directory.check_metrics_end, config.layers))
+            problems += [problem] if problem is not None else []
     return Diagnosis(len(indices), num_valid, problems, damaged)
 
 

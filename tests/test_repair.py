@@ -172,6 +172,24 @@ def test_what_was_trained_again_since_it_was_looked_at_is_not_put_aside(damaged)
     assert (found.damaged, aside, damaged.num_layers_done) == ([], None, 3)
 
 
+def test_lines_that_nothing_seals_are_named_and_left_to_a_resume(small_config, tmp_path):
+    whole = ff.train(small_config(), tmp_path / "whole").path
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    run = ff.Run(tmp_path / "run")
+    with run.directory.metrics_path.open("ab") as file:
+        file.write(b"rotten\n")
+    for use in (lambda: diagnose(run.directory), lambda: put_aside(run.directory)[0]):
+        found = use()
+        assert (len(found.problems), found.damaged) == (1, [])
+        assert "tell of nothing that was committed; resume drops them" in found.problems[0]
+    code, said, _ = run_cli("repair", run.path, "--apply")
+    assert code == 1
+    assert f"nothing has to be put aside; go on with: ffstream resume {run.path}" in said
+    assert layer_digests(ff.resume(run.path).path) == layer_digests(whole)
+    assert run_cli("repair", run.path)[0] == 0
+
+
 def test_the_command_says_first_and_does_when_told_to(damaged):
     assert "nothing is damaged; 3 layers" in run_cli("repair", damaged.path)[1]
     flip(damaged.path / "layers/001/weights.safetensors")

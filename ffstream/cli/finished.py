@@ -243,6 +243,9 @@ def repair(
     if not found.problems:
         say(f"run {run}: nothing is damaged; {found.num_valid} layers are committed")
         return
+    if not found.damaged:
+        say(f"run {run}: nothing has to be put aside; go on with: ffstream resume {run}")
+        raise typer.Exit(1)
     say(f"run {run}: {found.num_valid} of {found.num_committed} committed layers can be kept")
     names = ", ".join(os.path.relpath(path, directory.path) for path in found.damaged)
     if not apply:

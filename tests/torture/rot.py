@@ -81,7 +81,9 @@ def _find_unrepaired(bench: Bench, file: Path) -> str | None:
 
     def work() -> None:
         directory = ff.Run(bench.run_dir).directory
-        assert put_aside(directory)[1] is not None
+        found, aside = put_aside(directory)
+        assert found.problems
+        assert aside is not None or not found.damaged  # a resume mends what it says, and moves nothing
         ff.train(bench.config, bench.run_dir, resume=True)
         shutil.rmtree(bench.run_dir / "damaged-1", ignore_errors=True)
 
