@@ -41,7 +41,7 @@ def _reseal(change: dict[str, Any], path: Path) -> None:
     """A manifest that says something else, with the right digest of its own."""
     if path.suffix != ".json":
         return
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text() or "{}")  # of a lock that was not written
     content.pop("manifest_sha256", None)
     write_manifest(Folder(path.parent), path.name, content | change)
 
