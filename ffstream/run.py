@@ -263,11 +263,16 @@ def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> 
 
 
 def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:
-    """The train split, and validation and test where there are any."""
-    train, validation = split_validation(dataset, config.validation_fraction, config.seed)
+    """The train split, and validation and test where there are any.
+
+    A validation split of the data's own takes the place of one that is cut off the training data, but where none is
+    asked for (validation_fraction 0).
+    """
+    own = dataset.validation if config.validation_fraction else None
+    train, cut = split_validation(dataset, config.validation_fraction if own is None else 0.0, config.seed)
     splits = {"train": train}
-    if len(validation):
-        splits["validation"] = validation
+    if own is not None or len(cut):
+        splits["validation"] = cut if own is None else own
     if dataset.test is not None:
         splits["test"] = dataset.test
     return splits

@@ -134,6 +134,8 @@ def predict(
         inputs = [run, *files, *list_data_files(found.config.data, data_root or found.config.data_root)]
         written = Output(output, inputs, force=force, is_own=is_own)
     images = found.load_images(files)
+    if images.note is not None:
+        say(f"ffstream: note: {images.note}", err=True)
     if written is not None:
         written.check()
     oddity = find_unit_mismatch(images.images, found.directory.read_data()["scale"])

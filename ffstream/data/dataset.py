@@ -54,6 +54,8 @@ class Dataset:
     test: Split | None
     class_names: tuple[str, ...]
     left_out: tuple[str, ...] = ()  # of each file that was, what is wrong with it
+    validation: Split | None = None  # where the source has one of its own
+    notes: tuple[str, ...] = ()  # what somebody should know of how it was read, a sentence each
 
     @property
     def num_classes(self) -> int:
@@ -70,20 +72,24 @@ class Dataset:
     @property
     def num_bytes(self) -> int:
         """Of all images, labels and negatives in memory."""
-        splits = [self.train] + ([self.test] if self.test is not None else [])
+        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
         return sum(tensor.nbytes for split in splits for tensor in split.tensors)
 
     @property
     def warning(self) -> str | None:
-        """That not all of it was read, if so."""
-        if not self.left_out:
-            return None
-        num_read = len(self.train) + (len(self.test) if self.test is not None else 0)
-        return f"left out {len(self.left_out)} of {num_read + len(self.left_out)} images; the first: {self.left_out[0]}"
+        """That not all of it was read, and what else is to be known, if anything."""
+        said = list(self.notes)
+        if self.left_out:
+            num_read = sum(len(split) for split in (self.train, self.validation, self.test) if split is not None)
+            num_images = num_read + len(self.left_out)
+            said.insert(0, f"left out {len(self.left_out)} of {num_images} images; the first: {self.left_out[0]}")
+        return "; ".join(said) or None
 
     def digest(self) -> str:
-        """Digest of the training data: a run refuses to go on with other data."""
-        return self.train.digest()
+        """Digest of the training data, and of a validation split: a run refuses to go on with other data."""
+        if self.validation is None:
+            return self.train.digest()
+        return hashlib.sha256((self.train.digest() + self.validation.digest()).encode()).hexdigest()
 
     def test_digest(self) -> str | None:
         """Digest of the test data, None without any: an evaluation on other data is another."""
@@ -101,16 +107,21 @@ def check_dataset(
     test: Split | None,
     class_names: tuple[str, ...] | None = None,
     left_out: Sequence[str] = (),
+    *,
+    validation: Split | None = None,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """Make a Dataset from what a source read. Raises DataError when shapes, types or values do not fit."""
-    for part, split in (("train", train), ("test", test)):
-        if split is not None:
-            _check_split(name, part, split)
-    if test is not None and test.images.shape[1:] != train.images.shape[1:]:
-        raise DataError(
-            f"data {name}: test images have shape {tuple(test.images.shape[1:])}, training images "
-            f"{tuple(train.images.shape[1:])}; both must be the same"
-        )
+    parts = {"train": train, "validation": validation, "test": test}
+    for part, split in parts.items():
+        if split is None:
+            continue
+        _check_split(name, part, split)
+        if split.images.shape[1:] != train.images.shape[1:]:
+            raise DataError(
+                f"data {name}: {part} images have shape {tuple(split.images.shape[1:])}, training images "
+                f"{tuple(train.images.shape[1:])}; both must be the same"
+            )
     num_classes = len(class_names) if class_names else int(train.labels.max()) + 1
     if num_classes > len(train):
         raise DataError(
@@ -119,13 +130,14 @@ def check_dataset(
         )
     if num_classes < 2:
         raise DataError(f"data {name}: found one class only, allowed 2 or more; Forward-Forward needs wrong labels")
-    for part, split in (("train", train), ("test", test)):
+    for part, split in parts.items():
         if split is not None and int(split.labels.max()) >= num_classes:
             raise DataError(
                 f"data {name}: {part} labels go up to {int(split.labels.max())}, allowed 0 to {num_classes - 1}, "
                 "the classes of the training data"
             )
-    return Dataset(name, train, test, class_names or tuple(str(label) for label in range(num_classes)), tuple(left_out))
+    names = class_names or tuple(str(label) for label in range(num_classes))
+    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes))
 
 
 def _check_split(name: str, part: str, split: Split) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ffstream.data.dataset import Dataset, Split, check_dataset
-from ffstream.data.picture import PICTURES, Picture, open_picture
+from ffstream.data.layout import check_class, find_layout, list_classes
+from ffstream.data.picture import open_picture
 from ffstream.data.room import Room
-from ffstream.data.tree import leads_to_folder, list_entries, list_files
+from ffstream.data.tree import describe_left_out, walk
 from ffstream.errors import DataError
 
 _LEAVE_OUT = "leave such files out with --bad-images skip"
@@ -22,51 +23,131 @@ _LEAVE_OUT = "leave such files out with --bad-images skip"
 def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None) -> Dataset:
     """Read a folder of images, all of one size. Raises DataError naming the first file that does not fit.
 
-    Images are grey when the first one for training is, else RGB. Without a `train` folder there is no test split. With
-    `skips_bad`, files that cannot be read, and those of another size than most, are left out, and counted. Raises
-    BudgetError when the images do not fit in the room, before more than the first is decoded, or, of files that may be
-    left out, before there is none.
+    Images are grey when all files of all splits are, else RGB. With `skips_bad`, files that cannot be read, and those
+    of another size than most for training, are left out, and counted. What the folder holds beside such files is named
+    in the notes. Raises BudgetError when the images do not fit in the room, before any is decoded.
     """
-    room = room or Room()
     with _listing_errors(path):
-        has_parts, has_test = (path / "train").is_dir(), (path / "test").is_dir()
-    left_out: list[str] = []
-    places = [path / "train"] if has_parts else [path]
-    places += [path / "test"] if has_parts and has_test else []
-    splits: list[Split] = []
-    names: list[tuple[str, ...]] = []
-    for place in places:
-        found, samples = _list_samples(place)
-        names.append(found)
-        if found != names[0]:
-            raise DataError(f"data {path}: classes of train {names[0]} and test {found} differ")
-        mode = None
-        if splits:
-            mode = "L" if splits[0].images.dim() == 3 else "RGB"
-        images, labels = (
-            _read_most(place, samples, mode, room, left_out) if skips_bad else _read_all(place, samples, mode, room)
-        )
-        splits.append(Split(images, labels))
-    return check_dataset(str(path), splits[0], splits[1] if len(splits) > 1 else None, names[0], left_out)
+        layout = find_layout(path)
+        parts = {split: _list_part(place, [path, *layout.places.values()]) for split, place in layout.places.items()}
+    for split, part in parts.items():
+        if part.class_names != parts["train"].class_names:
+            raise DataError(
+                f"data {path}: classes of train {parts['train'].class_names} and {split} {part.class_names} differ"
+            )
+    bad: list[str] = []
+    for part in parts.values():
+        part.look(bad, skips_bad=skips_bad)
+    room, splits, asked = room or Room(), dict[str, Split](), None
+    while asked != (asked := _find_mode_and_size(parts)):  # once more where it was told by files that turn out as bad
+        room.give_back(sum(split.images.nbytes for split in splits.values()))
+        splits = {split: part.read(*asked, room, bad, skips_bad=skips_bad) for split, part in parts.items()}
+    heads = [head for part in parts.values() for head in part.heads]
+    colours = [head.path for head in heads if head.mode == "RGB"]
+    notes = layout.notes + [note for part in parts.values() for note in part.notes]
+    if 0 < len(colours) < len(heads):
+        notes.append(f"{len(colours)} of {len(heads)} images are in colour, such as {colours[0]}: all are read so")
+    left_out = describe_left_out(layout.left_out + [each for part in parts.values() for each in part.left_out])
+    notes += [left_out] if left_out is not None else []
+    return check_dataset(
+        str(path),
+        splits["train"],
+        splits.get("test"),
+        parts["train"].class_names,
+        bad,
+        validation=splits.get("validation"),
+        notes=notes,
+    )
 
 
-# A file, and the number of its class.
-_Sample = tuple[Path, int]
+def _find_mode_and_size(parts: Mapping[str, _Part]) -> tuple[str, tuple[int, ...]]:
+    """What all pictures are read as: in colour if any is, and of the size that most for training have."""
+    is_coloured = any(head.mode == "RGB" for part in parts.values() for head in part.heads)
+    ((size, _),) = Counter(head.size for head in parts["train"].heads).most_common(1)
+    return "RGB" if is_coloured else "L", size
 
 
-def _list_samples(path: Path) -> tuple[tuple[str, ...], list[_Sample]]:
-    """The names of the classes, and their files, in the order of the names of folders and of files."""
-    samples = []
-    with _listing_errors(path):
-        names = tuple(entry.name for entry in list_entries(path) if leads_to_folder(entry))
-        if not names:
-            raise DataError(f"data {path}: found no folder in it, needs one folder of images a class")
-        for label, name in enumerate(names):
-            files = list_files(path / name, PICTURES, follows_links=True)
-            if not files:
-                raise DataError(f"data {path}: found no image in {name}, needs one folder of images a class")
-            samples += [(file, label) for file in sorted(files, key=lambda file: (str(file.parent), file.name))]
-    return names, samples
+@dataclass(frozen=True)
+class _Head:
+    """What is known of a picture before it is decoded."""
+
+    path: Path
+    label: int
+    mode: str
+    size: tuple[int, ...]  # (height, width)
+
+
+@dataclass
+class _Part:
+    """The files of a split."""
+
+    place: Path
+    class_names: tuple[str, ...]
+    samples: list[tuple[Path, int]]  # each with the number of its class
+    left_out: list[str]
+    notes: list[str]
+    heads: list[_Head] = field(default_factory=list)
+
+    def look(self, bad: list[str], *, skips_bad: bool) -> None:
+        """Read the heads of all files. With `skips_bad`, what is wrong with one is added to `bad`."""
+        room = Room()
+        for file, label in self.samples:
+            try:
+                picture = open_picture(file, room)
+                picture.check_is_opaque()
+            except DataError as error:
+                if not skips_bad:
+                    raise DataError(f"{error}, or {_LEAVE_OUT}") from error
+                bad.append(str(error))
+                continue
+            self.heads.append(_Head(file, label, picture.mode, picture.shape[:2]))
+        if not self.heads:
+            raise DataError(
+                f"data {self.place}: found no image that can be read; the last of {len(self.samples)}: {bad[-1]}"
+            )
+
+    def read(self, mode: str, size: tuple[int, ...], room: Room, bad: list[str], *, skips_bad: bool) -> Split:
+        """Decode all pictures of one size, of which the heads are kept where that succeeds."""
+        odd = [head for head in self.heads if head.size != size]
+        if odd and not skips_bad:
+            raise DataError(f"{_of_another_size(odd[0], size)}; resize all to one size, or {_LEAVE_OUT}")
+        bad += [_of_another_size(head, size) for head in odd]
+        heads, self.heads = [head for head in self.heads if head.size == size], []
+        shape = size if mode == "L" else (*size, 3)
+        images = room.allocate(f"data {self.place}", (len(heads), *shape), torch.uint8)
+        for head in heads:
+            try:
+                picture = open_picture(head.path, room, mode)
+                if picture.shape != shape:
+                    raise DataError(f"data {head.path}: altered while it was read; read it anew")
+                images.numpy()[len(self.heads)] = picture.decode(room)
+            except DataError as error:
+                if not skips_bad:
+                    raise DataError(f"{error}, or {_LEAVE_OUT}") from error
+                bad.append(str(error))
+                continue
+            self.heads.append(head)
+        if not self.heads:
+            raise DataError(f"data {self.place}: found no image that can be read; the last of {len(heads)}: {bad[-1]}")
+        return Split(images[: len(self.heads)], torch.tensor([head.label for head in self.heads], dtype=torch.int64))
+
+
+def _list_part(place: Path, parts: list[Path]) -> _Part:
+    """The classes of a split and their files, in the order of the names of folders and of files. Raises OSError."""
+    classes = list_classes(place)
+    found = _Part(place, tuple(folder.name for folder in classes), [], [], [])
+    for label, folder in enumerate(classes):
+        tree = walk(folder, [*parts, *classes])
+        check_class(place, folder, tree.pictures)
+        below = [picture for picture in tree.pictures if picture.parent != folder]
+        if below:
+            found.notes.append(
+                f"class {folder.name} of {place}: {len(below)} of its {len(tree.pictures)} images lie in folders below "
+                f"it, such as {below[0].parent}"
+            )
+        found.samples += [(file, label) for file in tree.pictures]
+        found.left_out += tree.left_out
+    return found
 
 
 @contextlib.contextmanager
@@ -78,53 +159,5 @@ def _listing_errors(path: Path) -> Iterator[None]:
         raise DataError(f"data {place}: cannot be read ({error.strerror}); mend its permissions") from error
 
 
-def _read_all(path: Path, samples: list[_Sample], mode: str | None, room: Room) -> tuple[Tensor, Tensor]:
-    """Pictures of one mode, by default the first one's, and one shape, with labels. Raises DataError for any other."""
-    images = None
-    for number, (file, _) in enumerate(samples):
-        try:
-            picture = open_picture(file, room, mode)
-            if images is None:
-                mode = picture.mode
-                images = room.allocate(f"data {path}", (len(samples), *picture.shape), torch.uint8)
-            shape = tuple(images.shape[1:])
-            if picture.shape != shape:
-                raise DataError(f"{_of_another_shape(file, picture.shape, shape)}; resize all to one size")
-            images.numpy()[number] = picture.decode(room)
-        except DataError as error:
-            raise DataError(f"{error}, or {_LEAVE_OUT}") from error
-    assert images is not None  # every class has a file
-    return images, torch.tensor([label for _, label in samples], dtype=torch.int64)
-
-
-def _read_most(
-    path: Path, samples: list[_Sample], mode: str | None, room: Room, left_out: list[str]
-) -> tuple[Tensor, Tensor]:
-    """Pictures of the shape that most have; what is wrong with a file is added to `left_out`."""
-    noun, taken_bytes = f"data {path}", 0
-    found: list[tuple[Path, Picture, int]] = []
-    for file, label in samples:
-        try:
-            picture = open_picture(file, room, mode)
-            image = picture.decode(room)
-        except DataError as error:
-            left_out.append(str(error))
-            continue
-        room.take(noun, image.nbytes)
-        taken_bytes += image.nbytes
-        mode = picture.mode
-        found.append((file, image, label))
-    if not found:
-        raise DataError(f"{noun}: found no image that can be read; the last of {len(samples)}: {left_out[-1]}")
-    ((shape, _),) = Counter(image.shape for _, image, _ in found).most_common(1)
-    left_out += [_of_another_shape(file, image.shape, shape) for file, image, _ in found if image.shape != shape]
-    kept = [(image, label) for _, image, label in found if image.shape == shape]
-    images = room.allocate(noun, (len(kept), *shape), torch.uint8)
-    for number, (image, _) in enumerate(kept):
-        images.numpy()[number] = image
-    room.give_back(taken_bytes)
-    return images, torch.tensor([label for _, label in kept], dtype=torch.int64)
-
-
-def _of_another_shape(file: Path, found: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    return f"data {file}: image of shape {found}, others have {shape}"
+def _of_another_size(head: _Head, size: tuple[int, ...]) -> str:
+    return f"data {head.path}: image of shape {head.size}, most others have {size}"

@@ -12,9 +12,9 @@ from torch import Tensor
 from ffstream.data.array_file import SUFFIXES, ArrayFile, Header
 from ffstream.data.arrays import find_image_type, find_images
 from ffstream.data.dataset import check_values, count_images, without_ones
-from ffstream.data.picture import PICTURES, WHITE, open_picture
+from ffstream.data.picture import PICTURES, WHITE, begins_like_picture, open_picture
 from ffstream.data.room import Room, tensor_bytes
-from ffstream.data.tree import list_files
+from ffstream.data.tree import describe_left_out, walk
 from ffstream.errors import DataError
 
 _NAME_BYTES = 80  # that the name of an image takes beside its letters
@@ -26,6 +26,7 @@ class NamedImages:
 
     names: list[str]
     images: Tensor
+    note: str | None = None  # on what was not read of a folder
 
     def __len__(self) -> int:
         return len(self.names)
@@ -41,7 +42,8 @@ def load_images(
     take more than `room_bytes` (by default, what is free), before any is read.
     """
     room = Room(room_bytes)
-    parts = [_plan_part(file, shape, white) for path in paths for file in _list_files(path)]
+    left_out: list[str] = []
+    parts = [_plan_part(file, shape, white) for path in paths for file in _list_files(path, left_out)]
     noun = f"data {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     dtype = torch.uint8 if all(part.dtype == torch.uint8 for part in parts) else torch.float32
     num_images = sum(part.num_images for part in parts)
@@ -52,7 +54,7 @@ def load_images(
     for part in parts:
         part.read(images[start : start + part.num_images], room)
         start += part.num_images
-    return NamedImages([name for part in parts for name in part.names()], images)
+    return NamedImages([name for part in parts for name in part.names()], images, describe_left_out(left_out))
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _plan_part(path: Path, shape: tuple[int, ...], white: float) -> _ArrayPart |
         return _ArrayPart(path, array, header, count_images(header.shape, shape, f"data {path}"), dtype)
     if not path.exists():
         raise DataError(f"data {path}: no such file or folder")
-    if path.suffix.lower() not in PICTURES:
+    if path.suffix.lower() not in PICTURES and not begins_like_picture(path):
         raise DataError(
             f"data {path}: found {path.suffix or 'no suffix'!r}, allowed an image ({', '.join(PICTURES)}), "
             f"arrays ({', '.join(SUFFIXES)}), or a folder of images"
@@ -127,7 +129,7 @@ def _plan_part(path: Path, shape: tuple[int, ...], white: float) -> _ArrayPart |
     return _PicturePart(path, shape, _pixel_shape(path, shape), white)
 
 
-def _list_files(path: Path) -> list[Path]:
+def _list_files(path: Path, left_out: list[str]) -> list[Path]:
     """Of a folder its images, else the path itself."""
     try:
         path.stat()
@@ -136,18 +138,19 @@ def _list_files(path: Path) -> list[Path]:
     except (OSError, ValueError) as error:  # such as a name that is too long to be one
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"data {path}: cannot be read: {reason}; give an image, arrays or a folder") from error
-    return _list_images(path) if path.is_dir() else [path]
+    return _list_images(path, left_out) if path.is_dir() else [path]
 
 
-def _list_images(folder: Path) -> list[Path]:
+def _list_images(folder: Path, left_out: list[str]) -> list[Path]:
     try:
-        found = sorted(list_files(folder, PICTURES, follows_links=False))
+        tree = walk(folder)
     except OSError as error:
         place = error.filename or folder
         raise DataError(f"data {place}: cannot be read: {error.strerror}; mend its permissions") from error
-    if not found:
+    if not tree.pictures:
         raise DataError(f"data {folder}: found no image in this folder, allowed {', '.join(PICTURES)}")
-    return found
+    left_out += tree.left_out
+    return sorted(tree.pictures)
 
 
 def _pixel_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import (
@@ -32,8 +34,14 @@ from ffstream.data.room import Room
 from ffstream.errors import DataError, FFStreamError
 from ffstream.files import UnsuitableFileError, open_regular, read_up_to
 
-PICTURES = (*IMG_EXTENSIONS, ".gif")  # what a file of a picture ends with
+PICTURES = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".pbm", ".pnm")  # what a file of a picture ends with
 WHITE = 255
+_OPAQUE = 255
+_PNG_BITS_AT = 24  # PNG specification, section 11.2.1: after the signature, the length, IHDR, width and height
+_TIFF_BITS = 258  # BitsPerSample
+_PPM_HEAD_BYTES = 1 << 12  # that may be comments
+_PPM_GAP = rb"\s+(?:#[^\n]*\n\s*)*"
+_PPM_HEAD = re.compile(rb"P[2356]" + 2 * (_PPM_GAP + rb"\d+") + _PPM_GAP + rb"(\d{1,9})")  # and the largest value
 
 Picture = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -48,6 +56,9 @@ _PLUGINS = (
     GifImagePlugin.GifImageFile,
 )
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+# What files of these formats begin with, whatever they are called.
+_BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+_BEGINNING_BYTES = 12
 _MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3  # as Pillow has it: of 24 bits, a quarter of a GiB
 _MAX_FILE_BYTES = 512 << 20  # more than so many pixels take in any of the formats but that of numbers as text
 # What a pixel takes at once while it is decoded: as the decoder keeps it, as Pillow does, and converted.
@@ -67,15 +78,23 @@ class OpenPicture:
     def decode(self, room: Room) -> Picture:
         """Its pixels. Raises DataError for a damaged file, BudgetError where there is no room to decode it."""
         room.check(f"data {self.path}", _DECODING_BYTES * self.shape[0] * self.shape[1] + 2 * self.file_bytes)
+        self.check_is_opaque()
         with _errors(self.path):
             return np.array(self.image.convert(self.mode), dtype=np.uint8)
+
+    def check_is_opaque(self) -> None:
+        """Raise DataError where something would be seen through it: what shows there is nowhere in the file."""
+        with _errors(self.path):
+            image = self.image
+            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (_OPAQUE, _OPAQUE):
+                raise ValueError("it is transparent in parts; paint it onto the background that is meant")
 
 
 def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture:
     """A picture file as "L", (height, width), or "RGB", (height, width, 3): its own mode if none is given.
 
-    Palettes, CMYK and the like become RGB, and transparency is left out. Raises DataError for what cannot be read as
-    one picture of 8 bits: no regular file, other formats, more than 89 million pixels, 16 bits, several frames.
+    Palettes, CMYK and the like become RGB. Raises DataError for what cannot be read as one picture of 8 bits: no
+    regular file, other formats, more than 89 million pixels, more bits in the file, several frames.
     """
     with _errors(path):
         with open_regular(path) as file:
@@ -88,13 +107,43 @@ def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture
         width, height = image.size
         if width * height > _MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, allowed {_MAX_PIXELS:,} in all")
-        if image.mode.startswith(("I", "F")):  # Pillow clips them at 255 when it converts
-            raise ValueError(f"mode {image.mode}, more than 8 bits a channel; convert it to 8 bits")
+        num_bits = _count_bits(image, content)
+        if num_bits > 8:  # of which Pillow clips some at 255, and keeps the upper byte alone of others
+            raise ValueError(f"{num_bits} bits a channel, allowed 8; convert it to 8 bits, as shows what is meant")
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise ValueError("several frames; save the one that is meant")
-        mode = mode or ("L" if image.mode in ("1", "L") else "RGB")
+        mode = mode or ("L" if image.mode in ("1", "L", "LA") else "RGB")
     shape = (height, width) if mode == "L" else (height, width, 3)
     return OpenPicture(path, mode, shape, image, num_bytes)
+
+
+def begins_like_picture(path: Path) -> bool:
+    """Whether a file of any name holds a picture of a format that is read, by its first bytes."""
+    try:
+        with open_regular(path) as file:
+            start = read_up_to(file, _BEGINNING_BYTES)
+    except OSError:
+        return False
+    return (
+        start.startswith(_BEGINNINGS)
+        or (start.startswith(b"RIFF") and start.endswith(b"WEBP"))
+        or re.match(rb"P[1-6]\s", start) is not None
+    )
+
+
+def _count_bits(image: Image.Image, content: bytes) -> int:
+    """Bits a channel in the file, whatever Pillow makes of them."""
+    if image.mode.startswith(("I", "F")):
+        return 16 if image.mode.startswith("I;16") else 32
+    if image.format == "PNG":
+        return content[_PNG_BITS_AT]
+    if image.format == "TIFF":
+        bits = cast(TiffImagePlugin.TiffImageFile, image).tag_v2.get(_TIFF_BITS, 8)
+        return max(bits) if isinstance(bits, tuple) else int(bits)
+    if image.format == "PPM":
+        found = _PPM_HEAD.match(content[:_PPM_HEAD_BYTES])
+        return int(found[1]).bit_length() if found is not None else 8
+    return 8
 
 
 def read_picture(path: Path, mode: str | None = None) -> tuple[str, Picture]:

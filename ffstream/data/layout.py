@@ -1,0 +1,102 @@
+"""Which folders of a folder of pictures are its splits, and which are its classes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ffstream.data.tree import list_folders, list_others, walk
+from ffstream.errors import DataError
+
+# What people call their splits, as the last word of a folder's name, or before words that say no more.
+_WORDS = {
+    "train": ("train", "training", "trainset", "trn"),
+    "validation": ("val", "valid", "validation", "validate", "valset", "dev"),
+    "test": ("test", "testing", "testset", "tst"),
+}
+_EMPTY_WORDS = ("set", "data", "dataset", "split", "images", "image", "imgs", "img", "pictures", "photos", "files")
+_RULE = "FOLDER/train/CLASS/*.png with test and validation beside train, or FOLDER/CLASS/*.png"
+
+
+@dataclass
+class Layout:
+    """The folders that hold the folders of the classes, by split, what is not used of the folder, and other notes."""
+
+    places: dict[str, Path]
+    left_out: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def find_split(name: str) -> str | None:
+    """Which split a folder's name stands for, "train", "validation" or "test"; None for any other name."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+    words = [word.lower() for word in words]
+    while len(words) > 1 and words[-1] in _EMPTY_WORDS:
+        words.pop()
+    return next((split for split, known in _WORDS.items() if words and words[-1] in known), None)
+
+
+def find_layout(path: Path) -> Layout:
+    """Find the splits of a folder: those of all names that people use, also in a folder of the split's own name.
+
+    Without any, the folder itself is for training. One that is held out, beside the training split, is the test split,
+    whatever its name. Raises DataError where that cannot be told, OSError.
+    """
+    folders = list_folders(path)
+    by_split: dict[str, list[Path]] = {}
+    for folder in folders:
+        split = find_split(folder.name)
+        if split is not None:
+            by_split.setdefault(split, []).append(folder)
+    if not by_split:
+        return Layout({"train": path}, list_others(path))
+    for split, found in by_split.items():
+        if len(found) > 1:
+            raise DataError(
+                f"data {path}: both {found[0].name} and {found[1].name} read like its {split} split, allowed one; "
+                "rename or move the other"
+            )
+    if "train" not in by_split:
+        named = next(iter(by_split.values()))[0].name
+        raise DataError(
+            f"data {path}: {named} reads like a split, but there is no train beside it; allowed {_RULE}; rename it if "
+            "it is a class"
+        )
+    places = {split: _enter(found[0], split) for split, found in by_split.items()}
+    rest = [folder for folder in folders if find_split(folder.name) is None]
+    layout = Layout(places, [f"{folder} (a folder beside the splits)" for folder in rest] + list_others(path))
+    for split in ("test", "validation"):
+        if split in places and not list_folders(places[split]) and walk(places[split]).pictures:
+            layout.left_out.append(f"{places.pop(split)} (pictures without folders of classes)")
+    if "test" not in places and "validation" in places:
+        places["test"] = places.pop("validation")
+        layout.notes.append(f"{places['test']} is taken as the test split, as there is no other")
+    return layout
+
+
+def _enter(folder: Path, split: str) -> Path:
+    """The folder of a split, or the one in it that is named alike and alone, as some archives have it."""
+    within = list_folders(folder)
+    while len(within) == 1 and find_split(within[0].name) == split:
+        folder, within = within[0], list_folders(within[0])
+    return folder
+
+
+def list_classes(place: Path) -> list[Path]:
+    """The folders of the classes, in the order of their names. Raises DataError where there are none, OSError."""
+    found = list_folders(place)
+    if not found:
+        raise DataError(f"data {place}: found no folder in it, needs one folder of images a class: {_RULE}")
+    return found
+
+
+def check_class(place: Path, folder: Path, pictures: list[Path]) -> None:
+    """Raise DataError where a folder is no class: it holds no picture, or folders alone."""
+    if not pictures:
+        raise DataError(f"data {place}: found no image in {folder.name}, needs one folder of images a class")
+    if not any(picture.parent == folder for picture in pictures):
+        raise DataError(
+            f"data {place}: {folder.name} holds no image itself, but folders that do, such as {pictures[0].parent}; "
+            f"allowed {_RULE}; give the folder above the classes, or move their images up"
+        )
