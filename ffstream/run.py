@@ -41,6 +41,15 @@ _SPLITS = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
+class _Source:
+    """Where the data of a run are by now; what is empty is as when it was started."""
+
+    data: str
+    data_root: str
+    download: bool  # what is not there
+
+
+@dataclass(frozen=True)
 class Run:
     """One run directory. Raises RunError when no run was started there."""
 
@@ -88,6 +97,7 @@ class Run:
         *,
         first_layer: int = 2,
         device: str = "auto",
+        data: str = "",
         data_root: str = "",
         download: bool = False,
     ) -> Evaluation:
@@ -96,16 +106,17 @@ class Run:
         `method` is "goodness" (argmax over labels of the goodness summed over layers `first_layer` and above, from 1),
         "fitted" (of their sum with weights that are fitted on the validation split) or "softmax" (a linear readout of
         the same layers, fitted on the training split the first time); "auto" is goodness, but softmax for layers that
-        were trained without labels and have no goodness of one. Nothing is fetched unless `download` says so. Raises
-        ConfigError, DataError, RunError, DeviceError.
+        were trained without labels and have no goodness of one. `data` and `data_root` say where the run's data are by
+        now, if they were moved; they are checked. Nothing is fetched unless `download` says so. Raises ConfigError,
+        DataError, RunError, DeviceError.
         """
         _check_words(first_layer, ("method", method, _METHODS), ("split", split, _SPLITS))
-        config, data = self.config, self.directory.read_data()
+        config, known = self.config, self.directory.read_data()
         if method == "auto":
             method = "softmax" if config.labels.method == "none" else "goodness"
         if method != "softmax":
             self._check_labels_were_shown(method, "softmax, or auto")
-        splits = self._load_splits(data, data_root, split, download=download)
+        splits = self._load_splits(known, _Source(data, data_root, download), split)
         if split not in splits:
             raise DataError(f"data {config.data}: has no {split} split; found {', '.join(sorted(splits))}")
         common = (self.directory, config, split, splits[split])
@@ -113,12 +124,12 @@ class Run:
         labels = splits["validation"].labels if "validation" in splits else None
         with Interrupts(defers=True):
             if method == "softmax":
-                return evaluate_softmax(*common, splits["train"], data, target, first_layer)
+                return evaluate_softmax(*common, splits["train"], known, target, first_layer)
             if method == "goodness":
-                return evaluate_goodness(*common, data, target, first_layer, validation_labels=labels)
+                return evaluate_goodness(*common, known, target, first_layer, validation_labels=labels)
             if labels is None:
                 raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
-            return evaluate_fitted(*common, data, target, labels, first_layer)
+            return evaluate_fitted(*common, known, target, labels, first_layer)
 
     @plain_torch()
     def predict(
@@ -129,6 +140,7 @@ class Run:
         first_layer: int = 2,
         calibrated: bool = True,
         device: str = "auto",
+        data: str = "",
         data_root: str = "",
         download: bool = False,
     ) -> Predictions:
@@ -139,33 +151,35 @@ class Run:
         evaluation has fitted); "auto" is goodness, but softmax for layers that were trained without labels. Not
         `calibrated`: at the temperature of the training objective, or 1. The data set is read to calibrate the softmax,
         whose logits on the validation split are not kept, and for runs that were started before they kept the labels
-        of theirs. Raises ConfigError, DataError, RunError, DeviceError.
+        of theirs; `data` and `data_root` say where it is by now, if it was moved. Raises ConfigError, DataError,
+        RunError, DeviceError.
         """
         _check_words(first_layer, ("method", method, _PREDICTING_METHODS))
         if method == "fitted" and not calibrated:
             raise ConfigError("method 'fitted': its weights are calibrated by themselves; leave --uncalibrated out")
-        directory, config, data = self.directory, self.config, self.directory.read_data()
+        directory, config, known = self.directory, self.config, self.directory.read_data()
+        source = _Source(data, data_root, download)
         if method == "auto":
             method = "softmax" if config.labels.method == "none" else "goodness"
-        images = fit_images(images, tuple(data["image_shape"]), f"run {self.path}")
+        images = fit_images(images, tuple(known["image_shape"]), f"run {self.path}")
         target = resolve_device(device)
         if method == "softmax":
-            held_out = self._load_held_out(data, data_root, download=download) if calibrated else None
+            held_out = self._load_held_out(known, source) if calibrated else None
             with Interrupts(defers=True):
-                return predict_softmax(directory, config, images, data, target, held_out, first_layer)
+                return predict_softmax(directory, config, images, known, target, held_out, first_layer)
         self._check_labels_were_shown(method, "softmax, or auto")
         num_layers, stack_layers = count_usable_layers(directory, first_layer), config.network.stack_layers
         if not calibrated:
             combination = plain_sum(num_layers, first_layer, objective_temperature(config), stack_layers)
         else:
-            labels = self._load_validation_labels(data, data_root, download=download)
+            labels = self._load_validation_labels(known, source)
             if method == "goodness":
                 combination = calibrate(directory, config, num_layers, labels, first_layer)
             else:
                 goodness = list(read_validation_goodness(directory, num_layers))
                 combination = fit_weights(goodness, labels, first_layer, None, stack_layers)
         with Interrupts(defers=True):
-            return predict(directory, config, images, data, target, method, combination, is_calibrated=calibrated)
+            return predict(directory, config, images, known, target, method, combination, is_calibrated=calibrated)
 
     def load_images(self, paths: Sequence[str | Path]) -> NamedImages:
         """Images for `predict`: image files, folders of them, and .npy, .npz and .safetensors files of arrays.
@@ -181,30 +195,33 @@ class Run:
         shape = tuple(data["image_shape"])
         return load_images([Path(path) for path in paths], shape, WHITE if in_bytes else data["scale"])
 
-    def _load_splits(
-        self, data: dict[str, Any], data_root: str, split: str = "validation", *, download: bool
-    ) -> dict[str, Split]:
+    def _load_splits(self, data: dict[str, Any], source: _Source, split: str = "validation") -> dict[str, Split]:
         """All splits, of which `split` and the training data are checked to be those of the run."""
         config = self.config
         skips_bad = config.bad_images == "skip"
-        dataset = load_dataset(config.data, data_root or config.data_root, skips_bad=skips_bad, download=download)
+        dataset = load_dataset(
+            source.data or config.data,
+            source.data_root or config.data_root,
+            skips_bad=skips_bad,
+            download=source.download,
+        )
         check_same_data(self.path, data, dataset)
         if split == "test":
             _check_same_test(self.path, data, dataset)
         return make_splits(dataset, config)
 
-    def _load_validation_labels(self, data: dict[str, Any], data_root: str, *, download: bool) -> Tensor:
+    def _load_validation_labels(self, data: dict[str, Any], source: _Source) -> Tensor:
         if self.config.validation_fraction == 0:
             raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
         labels = self.directory.load_validation_labels()
         if labels is not None:
             return labels
-        return self._load_splits(data, data_root, download=download)["validation"].labels
+        return self._load_splits(data, source)["validation"].labels
 
-    def _load_held_out(self, data: dict[str, Any], data_root: str, *, download: bool) -> Split:
+    def _load_held_out(self, data: dict[str, Any], source: _Source) -> Split:
         if self.config.validation_fraction == 0:
             raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
-        return self._load_splits(data, data_root, download=download)["validation"]
+        return self._load_splits(data, source)["validation"]
 
     def _check_labels_were_shown(self, method: str, allowed: str) -> None:
         if self.config.labels.method == "none":

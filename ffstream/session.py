@@ -149,6 +149,7 @@ def resume(
     cache: str | None = None,
     cache_dir: str | None = None,
     budget: str | None = None,
+    data: str | None = None,
     data_root: str | None = None,
     accept_environment: bool = False,
     download: bool = False,
@@ -158,15 +159,17 @@ def resume(
 
     Where torch, the processor or anything else that decides bits is another than before, it is refused, unless
     `accept_environment` says to go on all the same; the run then remembers that. Data that are not there are fetched
-    with `download` alone.
+    with `download` alone; `data` and `data_root` say where they are by now, which the run remembers if they are the
+    same.
     """
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
-    given |= {"data_root": _absolute(data_root), "cache.folder": _absolute(cache_dir)}
+    given |= {"data": data, "data_root": _absolute(data_root), "cache.folder": _absolute(cache_dir)}
     with Interrupts(), plain_torch():
         Run(Path(run_dir))  # which says what is wrong where there is none
         with claim_folder([Path(run_dir)], is_new=False) as directory:
             saved = directory.read_config()
             config = saved.override({key: value for key, value in given.items() if value is not None})
+            config = _with_absolute_paths(config)
             return _execute(
                 directory, config, observer or Observer(), accept_environment=accept_environment, download=download
             )

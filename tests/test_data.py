@@ -17,10 +17,12 @@ import torch
 import torchvision.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 
 import ffstream as ff
 from ffstream.data import Dataset, Split, load_dataset, split_validation
+from tests.helpers import run_cli
 
 
 def arrays(num_samples=30, **changes):
@@ -414,3 +416,47 @@ def test_any_fraction_covers_all_once_or_is_refused(num_samples, fraction, seed)
     assert len(validation) == round(num_samples * fraction)
     for part in (train, validation):  # each image keeps its label
         assert torch.equal(part.images[:, 0], part.labels.float())
+
+
+# --- data that were moved
+
+
+@pytest.fixture(params=["arrays", "folder"])
+def moved(request, small_data, tmp_path):
+    """A run, and where its data are by now."""
+    if request.param == "arrays":
+        name = "d.safetensors"
+        (tmp_path / "old").mkdir()
+        shutil.copy(small_data, tmp_path / "old" / name)
+    else:
+        name, images = "pictures", np.random.default_rng(0).integers(0, 256, (40, 6, 5), dtype=np.uint8)
+        for number, image in enumerate(images):
+            place = tmp_path / "old" / name / ("train" if number < 30 else "test") / "ab"[number % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{number}.png")
+    config = ff.Config(data=str(tmp_path / "old" / name), layers=2, width=8, epochs=1, device="cpu")
+    run = ff.train(config, tmp_path / "run")
+    (tmp_path / "old").rename(tmp_path / "new")
+    return run, tmp_path / "new" / name
+
+
+def test_data_that_were_moved_are_found_where_they_are_said_to_be(moved):
+    run, path = moved
+    for arguments in (["evaluate", run.path], ["evaluate", run.path, "--method", "softmax"], ["resume", run.path]):
+        code, _, error = run_cli(*arguments)
+        assert code == 1
+        assert "no such file or folder; if it was moved, say by --data where it is now" in str(error)
+        for place in (["--data-root", path.parent], ["--data", path]):
+            if arguments[0] == "evaluate":
+                assert run_cli(*arguments, *place)[2] is None
+    assert run_cli("resume", run.path, "--layers", "3", "--data", path)[0] == 0
+    assert run.config.data == str(path)
+    assert run_cli("evaluate", run.path)[0] == 0  # from here on it is known
+
+
+def test_other_data_are_not_taken_for_those_that_were_moved(moved, tmp_path):
+    run, _ = moved
+    for use in (lambda data: run.evaluate(data=data), lambda data: ff.resume(run.path, layers=3, data=data)):
+        with pytest.raises(ff.RunMismatchError, match="other training data"):
+            use("digits")
+    assert run.config.data != "digits"

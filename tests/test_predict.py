@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import ffstream as ff
 from ffstream.combination import measure_probabilities
+from ffstream.data import load_dataset
 from ffstream.folder import Folder
 from ffstream.manifest import read_manifest, write_manifest
+from ffstream.run import make_splits
 from tests.helpers import InterruptAt, make_older, run_cli, run_process
 
 
@@ -69,7 +71,7 @@ def test_the_softmax_readout_predicts_what_it_was_evaluated_at(settings, small_c
     assert torch.equal(found.labels, plain.labels)
     logits, temperature = plain.probabilities.log(), found.combination.temperature
     torch.testing.assert_close(found.probabilities, torch.softmax(logits / temperature, dim=1))
-    held_out = run._load_splits(run.directory.read_data(), "", download=False)["validation"]
+    held_out = make_splits(load_dataset(run.config.data), run.config)["validation"]
     by_method = [
         measure_probabilities(
             run.predict(held_out.images, "softmax", calibrated=flag).probabilities.log(), held_out.labels

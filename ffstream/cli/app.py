@@ -70,6 +70,9 @@ DataRoot = Annotated[
     str | None,
     typer.Option("--data-root", help="Where torchvision's archives lie ($FFSTREAM_DATA or the user's cache)."),
 ]
+MovedData = Annotated[
+    str | None, typer.Option("--data", help="Where the data of the run are by now, if they were moved.")
+]
 Force = Annotated[
     bool,
     typer.Option(

@@ -16,6 +16,7 @@ from ffstream.cli.app import (
     FirstLayer,
     Force,
     Json,
+    MovedData,
     OneDevice,
     RunDir,
     app,
@@ -55,6 +56,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     first_layer: FirstLayer = 2,
     device: OneDevice = "auto",
+    data: MovedData = None,
     data_root: DataRoot = None,
     download: Download = False,
     as_json: Json = False,
@@ -68,7 +70,13 @@ def evaluate(
     opened = Run(run)
     _note_unfinished(opened)
     found = opened.evaluate(
-        method, split, first_layer=first_layer, device=device, data_root=data_root or "", download=download
+        method,
+        split,
+        first_layer=first_layer,
+        device=device,
+        data=data or "",
+        data_root=data_root or "",
+        download=download,
     )
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
@@ -102,6 +110,7 @@ def predict(
     ] = None,
     force: Force = False,
     device: OneDevice = "auto",
+    data: MovedData = None,
     data_root: DataRoot = None,
     download: Download = False,
     as_json: Json = False,
@@ -131,7 +140,7 @@ def predict(
 
     written = None
     if output is not None:
-        inputs = [run, *files, *list_data_files(found.config.data, data_root or found.config.data_root)]
+        inputs = [run, *files, *list_data_files(data or found.config.data, data_root or found.config.data_root)]
         written = Output(output, inputs, force=force, is_own=is_own)
     images = found.load_images(files)
     if images.note is not None:
@@ -147,6 +156,7 @@ def predict(
         first_layer=first_layer,
         calibrated=not uncalibrated,
         device=device,
+        data=data or "",
         data_root=data_root or "",
         download=download,
     )

@@ -35,7 +35,8 @@ def load_dataset(
 
     `skips_bad`: of a folder, leave out the files that cannot be read. `room_bytes`: the most memory that the data may
     take while they are loaded (by default, what this machine has free); more raises BudgetError, before it is taken.
-    `download`: fetch or unpack a data set of torchvision where it is not there; otherwise nothing is written.
+    `download`: fetch or unpack a data set of torchvision where it is not there; otherwise nothing is written. What is
+    not at the path of `source` is looked for by its name in `data_root`.
     """
     room = Room(room_bytes)
     if source in SOURCES:
@@ -44,9 +45,14 @@ def load_dataset(
         )
     path = expand_home(source)
     try:
+        if data_root and not path.exists():
+            path = expand_home(data_root) / path.name
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        if Path(source).name != source or path.suffix.lower() in _ARRAYS:
+            raise DataError(
+                f"data {source}: no such file or folder; if it was moved, say by --data where it is now"
+            ) from None
     except (OSError, ValueError) as error:  # a name that no file can have, or that may not be looked for
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"data {source[:80]!r}: neither a known data set, nor a file to read: {reason}") from error
