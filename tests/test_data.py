@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ffstream as ff
-from ffstream.data import Dataset, Split, load_dataset, split_validation
+from ffstream.data import SOURCES, Dataset, Split, load_dataset, split_validation
 from tests.helpers import run_cli
 
 
@@ -86,7 +86,7 @@ def spoilt(array, value):
 BAD_ARRAYS = {
     "nan": ({"train.images": spoilt(arrays()["train.images"], np.nan)}, "train image 2 holds a value that is not fin"),
     "inf in test": ({"test.images": spoilt(arrays()["test.images"], np.inf)}, "test image 2 holds"),
-    "float labels": ({"train.labels": np.zeros(30)}, "labels torch.float64, allowed numbers and integers"),
+    "real targets": ({"train.labels": np.arange(30) / 7}, "array train.labels: holds targets such as 0.142857"),
     "negative labels": ({"train.labels": np.arange(30) - 1}, "train labels go down to -1"),
     "one class": ({"train.labels": np.zeros(30, int)}, "one class only"),
     "labels with gaps": ({"train.labels": np.arange(30) * 10**9}, "number them without gaps"),
@@ -103,7 +103,7 @@ BAD_ARRAYS = {
     "nothing known": (dict.fromkeys(arrays()) | {"a": np.zeros(3)}, "needs train.images and train.labels"),
     "objects": ({"train.images": np.array([{}] * 30)}, "cannot be read as .npz"),
     "strings": ({"train.labels": np.array(["a"] * 30)}, "cannot be read as .npz"),
-    "complex": ({"train.images": np.zeros((30, 4), complex)}, "allowed numbers"),
+    "complex": ({"train.images": np.zeros((30, 4), complex)}, "allowed real numbers"),
 }
 
 
@@ -460,3 +460,114 @@ def test_other_data_are_not_taken_for_those_that_were_moved(moved, tmp_path):
         with pytest.raises(ff.RunMismatchError, match="other training data"):
             use("digits")
     assert run.config.data != "digits"
+
+
+# --- labels of all kinds
+
+
+def labelled(tmp_path, labels, **others):
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    return save(tmp_path / "d.npz", {"x_train": images, "y_train": labels} | others)
+
+
+CLASSES = np.arange(30) % 3
+SAME = {
+    "(n, 1)": CLASSES[:, None],
+    "one-hot": np.eye(3)[CLASSES],
+    "one-hot of integers": np.eye(3, dtype=np.uint8)[CLASSES],
+    "one-hot of booleans": np.eye(3, dtype=bool)[CLASSES],
+    "floats": CLASSES.astype(np.float32),
+    "unsigned": CLASSES.astype(np.uint64),
+}
+OTHERS = {
+    "several labels": (np.arange(90).reshape(30, 3) % 2, "several labels a sample, or none"),
+    "no label": (np.zeros((30, 3)), "several labels a sample, or none"),
+    "real targets": (np.linspace(0, 1, 30), "targets such as .* allowed classes"),
+    "vectors": (np.ones((30, 2)) * 0.5, "values that are not 0 or 1"),
+    "not finite": (np.full(30, np.inf), "targets such as inf"),
+    "missing": (np.where(CLASSES == 1, np.nan, 0.0), "targets such as nan"),
+    "strings": (np.array(["a", "b", "c"])[CLASSES], "y_train"),
+    "objects": (np.array(["a", "b", "c"], dtype=object)[CLASSES], "y_train"),
+    "dates": (np.full(30, "2020-01-01", dtype="datetime64[D]"), "y_train"),
+    "few": (CLASSES[:20], r"labels have shape \(20,\)"),
+    "below 0": (CLASSES - 1, "go down to -1"),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+@pytest.mark.parametrize("own", [False, True])
+def test_labels_that_say_the_same_are_the_same(kind, own, tmp_path, monkeypatch):
+    expected = load_dataset(labelled(tmp_path, CLASSES))
+    found = load_own(monkeypatch, SAME[kind]) if own else load_dataset(labelled(tmp_path, SAME[kind]))
+    assert (found.digest(), found.warning, found.class_names) == (expected.digest(), None, ("0", "1", "2"))
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("own", [False, True])
+def test_targets_that_are_no_classes_are_refused_naming_the_array(kind, own, tmp_path, monkeypatch):
+    labels, message = OTHERS[kind]
+    with pytest.raises(ff.DataError, match=message.replace("y_train", "labels") if own else message) as caught:
+        load_own(monkeypatch, labels) if own else load_dataset(labelled(tmp_path, labels))
+    assert "\n" not in str(caught.value)
+
+
+def load_own(monkeypatch, labels, images=None, names=("0", "1", "2")):
+    """A source of the user's own, which gives arrays of numpy."""
+    if images is None:
+        images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    monkeypatch.setitem(SOURCES._parts, "own", lambda _: Dataset("own", Split(images, labels), None, names))
+    return load_dataset("own")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.full((30, 4), np.nan), CLASSES, "not finite"),
+        (np.zeros((30, 4), dtype=complex), CLASSES, "allowed real numbers"),
+        (np.array([["a"]] * 30), CLASSES, "found .*, allowed numbers"),
+        (np.zeros((0, 4)), CLASSES[:0], "have shape"),
+        (np.zeros(30), CLASSES, "have shape"),
+        (np.zeros((2000, 4)), np.arange(100), "one an image"),
+        (np.zeros((30, 4)), CLASSES + 1, "labels go up to 3"),
+    ],
+)
+def test_a_data_set_of_the_users_own_is_held_to_the_same_as_a_file(images, labels, message, monkeypatch):
+    with pytest.raises(ff.DataError, match=message) as caught:
+        load_own(monkeypatch, labels, images)
+    assert str(caught.value).startswith("data own")
+
+
+@pytest.mark.parametrize(
+    "names", [("X_train", "Y_train"), ("Train_Images", "TRAIN_LABELS"), ("train.images", "y_train")]
+)
+def test_arrays_are_known_in_any_case(names, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    expected = load_dataset(labelled(tmp_path, CLASSES))
+    found = load_dataset(save(tmp_path / "e.npz", dict(zip(names, (images, CLASSES), strict=True))))
+    assert (found.digest(), found.warning) == (expected.digest(), None)
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "validation"])
+def test_validation_arrays_are_the_validation_split(word, tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (9, 4, 4), dtype=np.uint8)
+    held_out = {f"x_{word}": images, f"y_{word}": CLASSES[:9]}
+    found = load_dataset(labelled(tmp_path, CLASSES, x_test=images, y_test=CLASSES[:9], **held_out))
+    assert (len(found.validation), len(found.test), found.warning) == (9, 9, None)
+    found = load_dataset(labelled(tmp_path, CLASSES, **held_out))
+    assert (found.validation, len(found.test)) == (None, 9)
+    assert "taken as the test split" in found.warning
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path):
+    found = load_dataset(labelled(tmp_path, CLASSES, names=np.array(["a", 1], dtype=object), weights=np.ones(30)))
+    assert found.warning == "not read: ['names', 'weights']"
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f8", "u2", "i8", "?", "f2"])
+def test_images_of_numpy_are_predicted(dtype, small_config, tmp_path):
+    run = ff.train(small_config(layers=2, epochs=1), tmp_path / "run")
+    images = (np.arange(3 * 64).reshape(3, 8, 8) % 17).astype(dtype)
+    expected = run.predict(torch.from_numpy(images.astype(np.float32)))
+    assert torch.equal(run.predict(images).labels, expected.labels)
+    with pytest.raises(ff.DataError, match="allowed numbers"):
+        run.predict(np.array([["a"]]))

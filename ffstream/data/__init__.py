@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-from ffstream.data.dataset import Dataset, Split, check_classes, fit_images, scale_images, split_validation
+from ffstream.data.dataset import (
+    Dataset,
+    Split,
+    check_classes,
+    check_dataset,
+    fit_images,
+    scale_images,
+    split_validation,
+    to_split,
+)
 from ffstream.data.room import Room
 from ffstream.data.standard import SOURCES, TorchvisionSource, default_data_root
 from ffstream.errors import DataError, nearest
@@ -79,6 +88,13 @@ def _load_named(source: str, data_root: Path, room: Room, *, download: bool) -> 
     part = SOURCES[source]
     if isinstance(part, TorchvisionSource):
         return part.load(data_root, room, download=download)
-    dataset = part(data_root)
-    room.take(f"data {source}", dataset.num_bytes)  # of a source of the user's own, known when it is there
+    noun, found = f"data {source}", part(data_root)  # a source of the user's own, held to the same as a file is
+    train, test, validation = (
+        None if split is None else to_split(split, noun) for split in (found.train, found.test, found.validation)
+    )
+    if train is None:
+        raise DataError(f"{noun}: its source gives no training split")
+    names, left_out, notes = tuple(found.class_names), found.left_out, found.notes
+    dataset = check_dataset(found.name, train, test, names, left_out, validation=validation, notes=notes)
+    room.take(f"data {source}", dataset.num_bytes)  # known when it is there
     return dataset

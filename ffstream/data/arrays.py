@@ -1,10 +1,11 @@
-"""Arrays in a .safetensors or .npz file: train.images, train.labels and, optionally, test.images, test.labels.
+"""Arrays in a .safetensors or .npz file: train.images, train.labels, and those of a test and a validation split.
 
 And train.negatives (n, R, *image shape): what each training image is contrasted with, for layers that see no labels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +13,20 @@ import torch
 from torch import Tensor
 
 from ffstream.data.array_file import ArrayFile, Header
-from ffstream.data.dataset import Dataset, Split, check_dataset
+from ffstream.data.dataset import Dataset, Split, check_dataset, to_classes
 from ffstream.data.room import Room, tensor_bytes
 from ffstream.errors import DataError
 
-# The same arrays under the names that people use: ours, with underscores, and those of keras.
+# The same arrays under the names that people use, in any case: ours, with underscores, and those of keras.
+_SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _NAMES = {
-    "train.images": ("train.images", "train_images", "x_train"),
-    "train.labels": ("train.labels", "train_labels", "y_train"),
-    "test.images": ("test.images", "test_images", "x_test"),
-    "test.labels": ("test.labels", "test_labels", "y_test"),
-    "train.negatives": ("train.negatives", "train_negatives"),
+    f"{split}.{what}": tuple(
+        alias for word in words for alias in (f"{word}.{what}", f"{word}_{what}", f"{letter}_{word}")
+    )
+    for split, words in _SPLITS.items()
+    for what, letter in (("images", "x"), ("labels", "y"))
 }
+_NAMES["train.negatives"] = ("train.negatives", "train_negatives")
 _MAX_NAMES = 20  # that an error lists
 
 
@@ -48,27 +51,34 @@ def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -
     name, room = name or str(path), room or Room()
     noun = f"data {name}"
     with ArrayFile(path, name) as file:
-        of_train, of_test = _find_split(file, "train", name), _find_split(file, "test", name)
+        found = {split: _find_split(file, split, name) for split in _SPLITS}
+        of_train = found["train"]
         if not of_train:
-            raise DataError(f"{noun}: found arrays {describe_names(file)}, needs train.images and train.labels")
+            raise DataError(f"{noun}: found arrays {describe_names(file.names)}, needs train.images and train.labels")
         negatives = _find_name(file, "train.negatives")
         if negatives is not None:
             header = file.header(negatives)
             of_train.append(_Wanted(negatives, header.shape, find_image_type(header, name, "train negatives")))
-        room.check(noun, sum(wanted.nbytes for wanted in of_train + of_test))
-        train = Split(*(_read(file, wanted, noun, room) for wanted in of_train))
-        test = Split(*(_read(file, wanted, noun, room) for wanted in of_test)) if of_test else None
-    return check_dataset(name, train, test)
+        used = [wanted for split in found.values() for wanted in split]
+        room.check(noun, sum(wanted.nbytes for wanted in used))
+        splits = {split: _read_split(file, wanted, noun, room) for split, wanted in found.items() if wanted}
+        unused = sorted(set(file.names) - {wanted.name for wanted in used})
+    notes = [f"not read: {describe_names(unused)}"] if unused else []
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+        notes.append("the validation arrays are taken as the test split, as there is no other")
+    validation = splits.get("validation")
+    return check_dataset(name, splits["train"], splits.get("test"), validation=validation, notes=notes)
 
 
 def find_images(file: ArrayFile, name: str) -> str:
     """Which array are the images without labels: "images", else the test images, else the only array there is."""
-    for alias in ("images", *_NAMES["test.images"]):
-        if alias in file.names:
-            return alias
+    found = _find_alias(file, ("images", *_NAMES["test.images"]))
+    if found is not None:
+        return found
     if len(file.names) != 1:
         raise DataError(
-            f"data {name}: found arrays {describe_names(file)}, needs images or test.images, or one array alone"
+            f"data {name}: found arrays {describe_names(file.names)}, needs images or test.images, or one array alone"
         )
     return file.names[0]
 
@@ -82,11 +92,16 @@ def find_image_type(header: Header, name: str, part: str) -> torch.dtype:
     return torch.uint8 if header.dtype == torch.uint8 else torch.float32
 
 
-def describe_names(file: ArrayFile) -> str:
+def describe_names(names: Iterable[str]) -> str:
     """The arrays of a file, for an error."""
-    names = sorted(file.names)
+    names = sorted(names)
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return f"{names[:_MAX_NAMES]}{more}"
+
+
+def _read_split(file: ArrayFile, wanted: list[_Wanted], noun: str, room: Room) -> Split:
+    images, labels, *others = (_read(file, each, noun, room) for each in wanted)
+    return Split(images, to_classes(labels, f"{noun}: array {wanted[1].name}"), *others)
 
 
 def _read(file: ArrayFile, wanted: _Wanted, noun: str, room: Room) -> Tensor:
@@ -96,7 +111,13 @@ def _read(file: ArrayFile, wanted: _Wanted, noun: str, room: Room) -> Tensor:
 
 
 def _find_name(file: ArrayFile, what: str) -> str | None:
-    return next((alias for alias in _NAMES[what] if alias in file.names), None)
+    return _find_alias(file, _NAMES[what])
+
+
+def _find_alias(file: ArrayFile, aliases: Sequence[str]) -> str | None:
+    """The array of the first alias that there is, as it is written or in another case."""
+    names = {name.lower(): name for name in sorted(file.names)}
+    return next((names[alias] for alias in aliases if alias in names), None)
 
 
 def _find_split(file: ArrayFile, part: str, name: str) -> list[_Wanted]:
@@ -109,12 +130,8 @@ def _find_split(file: ArrayFile, part: str, name: str) -> list[_Wanted]:
         raise DataError(f"data {name}: found one of {part}.images and {part}.labels, {part}.{missing} is missing")
     images, labels = file.header(images_name), file.header(labels_name)
     assert images.dtype is not None and labels.dtype is not None  # noqa: PT018
-    is_integer = not (labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool)
-    if images.dtype.is_complex or not is_integer:
-        raise DataError(
-            f"data {name}: {part} images are {images.dtype} and labels {labels.dtype}, allowed numbers and integers"
-        )
+    is_plain = len(labels.shape) == 1 and not (labels.dtype.is_floating_point or labels.dtype.is_complex)
     return [
         _Wanted(images_name, images.shape, find_image_type(images, name, f"{part} images")),
-        _Wanted(labels_name, labels.shape, torch.int64),
+        _Wanted(labels_name, labels.shape, torch.int64 if is_plain else torch.float64),
     ]

@@ -6,7 +6,9 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,6 +142,51 @@ def check_dataset(
     return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes))
 
 
+def as_tensor(values: Any, noun: str) -> Tensor:
+    """Numbers of numpy, of lists, or a tensor, as a tensor of real numbers. Raises DataError, beginning with `noun`."""
+    try:
+        if not isinstance(values, Tensor):
+            array = np.asarray(values)
+            values = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+    except (TypeError, ValueError) as error:
+        found = getattr(values, "dtype", type(values).__name__)
+        raise DataError(f"{noun}: found {found}, allowed numbers") from error
+    if values.is_complex():
+        raise DataError(f"{noun}: found {values.dtype}, allowed real numbers")
+    return cast(Tensor, values)
+
+
+def to_split(split: Split, noun: str) -> Split:
+    """A split of a user's own, with tensors in place of what else it holds. Raises DataError, beginning with `noun`."""
+    negatives = None if split.negatives is None else as_tensor(split.negatives, f"{noun}: negatives")
+    labels = to_classes(as_tensor(split.labels, f"{noun}: labels"), f"{noun}: labels")
+    return Split(as_tensor(split.images, f"{noun}: images"), labels, negatives)
+
+
+def to_classes(labels: Tensor, noun: str) -> Tensor:
+    """Numbers of classes (n,) int64 from such in any type, (n, 1), or from (n, C) with a one in place of each class.
+
+    Raises DataError, beginning with `noun`, for several labels a sample and for targets that are no classes.
+    """
+    labels = labels.squeeze(1) if labels.dim() == 2 and labels.shape[1] == 1 else labels
+    if labels.dim() == 2 and labels.shape[1] > 1:
+        if bool(((labels == 0) | (labels == 1)).all()):
+            if bool((labels.sum(dim=1) == 1).all()):
+                return labels.long().argmax(dim=1)
+            raise DataError(f"{noun}: holds several labels a sample, or none, allowed one class each")
+        raise DataError(
+            f"{noun}: has shape {tuple(labels.shape)} and values that are not 0 or 1, allowed (n,), the class of each"
+        )
+    if labels.is_floating_point():
+        is_class = (labels == labels.round()) & (labels.abs() < 1 << 53)
+        if not bool(is_class.all()):
+            raise DataError(
+                f"{noun}: holds targets such as {labels[~is_class][0].item():g}, allowed classes, numbered from 0; "
+                "Forward-Forward tells classes apart"
+            )
+    return labels.long()
+
+
 def _check_split(name: str, part: str, split: Split) -> None:
     images, labels = split.images, split.labels
     if images.dim() < 2 or len(images) == 0 or images[0].numel() == 0:
@@ -203,6 +250,7 @@ def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
 
     Raises DataError, beginning with `noun`, for any other shape, no image, or values that are not finite.
     """
+    images = as_tensor(images, noun)
     num_images = count_images(tuple(images.shape), shape, noun)
     images = images.reshape(num_images, *shape)
     check_values(images, noun)
