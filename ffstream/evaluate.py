@@ -46,6 +46,7 @@ class Evaluation:
     combination: Combination | None  # behind the calibrated probabilities; None without a validation split, for softmax
     calibrated: ProbabilityFigures | None  # None likewise
     uncalibrated: ProbabilityFigures  # at the temperature of the training objective; of the readout's own softmax
+    warning: str | None = None  # of images that seem to be in other units than those for training
 
     @classmethod
     def of(

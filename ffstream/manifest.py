@@ -53,6 +53,10 @@ DATA: Shape = {
     "test_digest?": DIGEST,  # where there are test data, in runs that are not older
     "validation_labels_digest?": DIGEST,
     "brings_negatives?": FLAG,
+    "values?": {
+        "num_images": SIZE,
+        **dict.fromkeys(("low", "high", "mean", "spread"), NUMBER),
+    },  # of those for training
 }
 RUN: Shape = {
     "format": TEXT,

@@ -23,9 +23,6 @@ from ffstream.files import read_up_to
 from ffstream.model import check_finite_rows
 from ffstream.readout import read_softmax
 
-# Magnitudes of images that differ from those of the training data by more than this are likely of other units.
-_UNUSUAL_RATIO = 8.0
-
 _COLUMNS = ["image", "label", "probability"]
 _MOST_BYTES = 1 << 30  # of a file of predictions that is read again
 # What a spreadsheet takes for a formula, unless it is a number.
@@ -42,6 +39,7 @@ class Predictions:
     method: str  # goodness, fitted or softmax
     combination: Combination  # of the layers' goodness, or of their logits, behind the probabilities
     is_calibrated: bool
+    warning: str | None = None  # of images that seem to be in other units than those for training
 
     @property
     def labels(self) -> Tensor:
@@ -155,14 +153,3 @@ def predict_softmax(
     check_finite_rows(probabilities)
     names = tuple(data["class_names"])
     return Predictions(names, probabilities, "softmax", combination, is_calibrated=held_out is not None)
-
-
-def find_unit_mismatch(images: Tensor, scale: float) -> str | None:
-    """What is odd about the values of `images`, where those of the training data have a magnitude up to `scale`."""
-    largest = float(images.float().abs().max())
-    if scale / _UNUSUAL_RATIO <= largest <= scale * _UNUSUAL_RATIO:
-        return None
-    return (
-        f"the largest value of these images is {largest:g}, that of the training images {scale:g}; images are read in "
-        "the units of the training data"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ffstream.checkpoint import RunDirectory
 from ffstream.combination import fit_weights, plain_sum
 from ffstream.config import Config
 from ffstream.data import Dataset, Split, fit_images, holds_pictures, load_dataset, split_validation
+from ffstream.data.values import Values, find_other_units
 from ffstream.device import resolve_device
 from ffstream.environment import plain_torch
 from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError, nearest
@@ -124,12 +125,14 @@ class Run:
         labels = splits["validation"].labels if "validation" in splits else None
         with Interrupts(defers=True):
             if method == "softmax":
-                return evaluate_softmax(*common, splits["train"], known, target, first_layer)
-            if method == "goodness":
-                return evaluate_goodness(*common, known, target, first_layer, validation_labels=labels)
-            if labels is None:
+                found = evaluate_softmax(*common, splits["train"], known, target, first_layer)
+            elif method == "goodness":
+                found = evaluate_goodness(*common, known, target, first_layer, validation_labels=labels)
+            elif labels is None:
                 raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
-            return evaluate_fitted(*common, known, target, labels, first_layer)
+            else:
+                found = evaluate_fitted(*common, known, target, labels, first_layer)
+        return replace(found, warning=_find_other_units(known, splits[split].images, f"{split} images"))
 
     @plain_torch()
     def predict(
@@ -162,11 +165,13 @@ class Run:
         if method == "auto":
             method = "softmax" if config.labels.method == "none" else "goodness"
         images = fit_images(images, tuple(known["image_shape"]), f"run {self.path}")
+        warning = _find_other_units(known, images, "images")
         target = resolve_device(device)
         if method == "softmax":
             held_out = self._load_held_out(known, source) if calibrated else None
             with Interrupts(defers=True):
-                return predict_softmax(directory, config, images, known, target, held_out, first_layer)
+                found = predict_softmax(directory, config, images, known, target, held_out, first_layer)
+            return replace(found, warning=warning)
         self._check_labels_were_shown(method, "softmax, or auto")
         num_layers, stack_layers = count_usable_layers(directory, first_layer), config.network.stack_layers
         if not calibrated:
@@ -179,13 +184,15 @@ class Run:
                 goodness = list(read_validation_goodness(directory, num_layers))
                 combination = fit_weights(goodness, labels, first_layer, None, stack_layers)
         with Interrupts(defers=True):
-            return predict(directory, config, images, known, target, method, combination, is_calibrated=calibrated)
+            found = predict(directory, config, images, known, target, method, combination, is_calibrated=calibrated)
+        return replace(found, warning=warning)
 
     def load_images(self, paths: Sequence[str | Path]) -> NamedImages:
         """Images for `predict`: image files, folders of them, and .npy, .npz and .safetensors files of arrays.
 
         What is white in an image file is as large as the largest training value, or 255 where that is how the training
-        data are kept. Raises DataError naming the first file that does not fit.
+        data are kept. What is black is 0, or the least training value where that is less. Raises DataError naming the
+        first file that does not fit.
         """
         from ffstream.data.images import load_images
         from ffstream.data.picture import WHITE
@@ -193,7 +200,10 @@ class Run:
         data = self.directory.read_data()
         in_bytes = holds_pictures(self.config.data) or data["scale"] > WHITE / 2
         shape = tuple(data["image_shape"])
-        return load_images([Path(path) for path in paths], shape, WHITE if in_bytes else data["scale"])
+        low, high = 0.0, WHITE if in_bytes else data["scale"]
+        if not in_bytes and (values := _values_of(data)).low < 0:
+            low, high = values.low, values.high
+        return load_images([Path(path) for path in paths], shape, high, low)
 
     def _load_splits(self, data: dict[str, Any], source: _Source, split: str = "validation") -> dict[str, Split]:
         """All splits, of which `split` and the training data are checked to be those of the run."""
@@ -279,6 +289,17 @@ def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> 
         raise ConfigError(f"first layer {first_layer}: allowed an integer >= 1")
 
 
+def _values_of(data: dict[str, Any]) -> Values:
+    """Of the training images; of an older run their magnitude alone is known."""
+    return Values.from_mapping(data["values"]) if "values" in data else Values(1, 0.0, data["scale"], 0.0, 0.0)
+
+
+def _find_other_units(data: dict[str, Any], images: Tensor, noun: str) -> str | None:
+    """What says that images are not in the units of the run's; None if nothing does."""
+    oddity = find_other_units(Values.of(images), _values_of(data))
+    return None if oddity is None else f"{noun}: {oddity}"
+
+
 def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:
     """The train split, and validation and test where there are any.
 
@@ -311,6 +332,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "num_features": dataset.num_features,
         "scale": dataset.scale(),
         "brings_negatives": dataset.train.negatives is not None,
+        "values": Values.of(dataset.train.images).to_mapping(),
     }
 
 

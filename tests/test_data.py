@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 import ffstream as ff
 from ffstream.data import SOURCES, Dataset, Split, load_dataset, split_validation
+from ffstream.data.values import Values, find_other_units
 from tests.helpers import run_cli
 
 
@@ -571,3 +572,74 @@ def test_images_of_numpy_are_predicted(dtype, small_config, tmp_path):
     assert torch.equal(run.predict(images).labels, expected.labels)
     with pytest.raises(ff.DataError, match="allowed numbers"):
         run.predict(np.array([["a"]]))
+
+
+# --- units
+
+UNITS = {
+    "bytes": lambda x: x,
+    "0 to 1": lambda x: x / 255.0,
+    "mean 0, spread 1": lambda x: (x / 255.0 - 0.1307) / 0.3081,
+    "-1 to 1": lambda x: (x / 255.0 - 0.5) / 0.5,
+}
+
+
+def photographs(num_images=200):
+    """Images of four classes by the half that is brighter or darker."""
+    generator, labels = np.random.default_rng(1), np.arange(num_images) % 4
+    images = np.full((num_images, 8, 8), 128.0) + generator.normal(0, 25, (num_images, 8, 8))
+    for label in range(4):
+        images[labels == label, 4 * (label % 2) : 4 * (label % 2) + 4] += 90 if label < 2 else -90
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+@pytest.mark.parametrize("of_test", UNITS)
+@pytest.mark.parametrize("of_train", UNITS)
+def test_a_split_in_other_units_is_named_when_it_is_trained_and_evaluated(of_train, of_test, tmp_path):
+    images, labels = photographs()
+    arrays = {"x_train": UNITS[of_train](images), "y_train": labels}
+    arrays |= {"x_test": UNITS[of_test](images[::2]), "y_test": labels[::2]}
+    path, said = save(tmp_path / "d.npz", arrays), []
+    observer = ff.Observer()
+    observer.on_warning = said.append
+    config = ff.Config(recipe="hinton", data=path, layers=1, width=8, epochs=1, device="cpu")
+    run = ff.train(config, tmp_path / "run", observer=observer)
+    found, predicted = run.evaluate(), run.predict(arrays["x_test"])
+    if of_train == of_test:
+        assert (said, found.warning, predicted.warning) == ([], None, None)
+    else:
+        for text in (*said, found.warning, predicted.warning):
+            assert "do not look like those of the training images" in text
+        assert len(said) == 1
+
+
+@pytest.mark.parametrize("name", ["digits"])
+def test_nothing_is_said_of_units_that_are_the_same(name):
+    assert load_dataset(name).warning is None
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_pictures_are_read_as_the_arrays_that_they_were(units, tmp_path):
+    images, labels = photographs(20)
+    images[0, 0, :2] = 0, 255  # black and white are there
+    config = ff.Config(data=save(tmp_path / "d.npz", {"x_train": UNITS[units](images), "y_train": labels}))
+    config = config.override({"layers": 1, "width": 8, "epochs": 1, "device": "cpu", "validation_fraction": 0.2})
+    run = ff.train(config, tmp_path / "run")
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
+    read = run.load_images(sorted(tmp_path.glob("*.png")))
+    np.testing.assert_allclose(read.images.numpy(), UNITS[units](images), atol=1e-5)
+    assert (read.note is not None) == (UNITS[units](images).min() < 0)
+
+
+def test_values_are_measured_in_parts_and_of_few_images_the_magnitude_alone_counts():
+    images = torch.rand(9000, 6, generator=torch.Generator().manual_seed(0)) * 3 - 1
+    found = Values.of(images)
+    assert (found.low, found.high) == (float(images.min()), float(images.max()))
+    assert found.mean == pytest.approx(float(images.mean()), abs=0.02)
+    assert found.spread == pytest.approx(float(images.std()), abs=0.02)
+    assert Values.from_mapping(found.to_mapping()) == found
+    white = Values.of(torch.full((1, 6), 2.0))
+    assert find_other_units(white, found) is None
+    assert find_other_units(Values.of(torch.full((50, 6), 2.0)), found) is not None
+    assert find_other_units(Values.of(torch.full((1, 6), 200.0)), found) is not None

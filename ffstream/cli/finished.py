@@ -31,14 +31,19 @@ if TYPE_CHECKING:
     from ffstream.run import Run
 
 
+def _note(text: str | None) -> None:
+    """Say what somebody should know of a result, beside it."""
+    if text is not None:
+        say(f"ffstream: note: {text}", err=True)
+
+
 def _note_unfinished(run: Run) -> None:
     """Say that what follows is of a part of the network, if it is."""
     num_layers, num_done = run.config.layers, run.num_layers_done
     if 0 < num_done < num_layers:
-        say(
-            f"ffstream: note: run {run.path}: {num_done} of {num_layers} layers are finished, and used here; "
-            f"go on with: ffstream resume {run.path}",
-            err=True,
+        _note(
+            f"run {run.path}: {num_done} of {num_layers} layers are finished, and used here; go on with: ffstream "
+            f"resume {run.path}"
         )
 
 
@@ -78,6 +83,7 @@ def evaluate(
         data_root=data_root or "",
         download=download,
     )
+    _note(found.warning)
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
         return
@@ -126,7 +132,7 @@ def predict(
         raise ConfigError(f"--json: found with --output {output}, allowed with a .json file; leave one of them out")
     from ffstream.offline import list_data_files
     from ffstream.outputs import Output
-    from ffstream.predictions import find_unit_mismatch, is_earlier_csv, is_earlier_json
+    from ffstream.predictions import is_earlier_csv, is_earlier_json
     from ffstream.run import Run
 
     found = Run(run)
@@ -143,13 +149,9 @@ def predict(
         inputs = [run, *files, *list_data_files(data or found.config.data, data_root or found.config.data_root)]
         written = Output(output, inputs, force=force, is_own=is_own)
     images = found.load_images(files)
-    if images.note is not None:
-        say(f"ffstream: note: {images.note}", err=True)
+    _note(images.note)
     if written is not None:
         written.check()
-    oddity = find_unit_mismatch(images.images, found.directory.read_data()["scale"])
-    if oddity is not None:
-        say(f"ffstream: note: {oddity}", err=True)
     predictions = found.predict(
         images.images,
         method,
@@ -160,6 +162,7 @@ def predict(
         data_root=data_root or "",
         download=download,
     )
+    _note(predictions.warning)
     text = predictions.to_csv(images.names)
     if in_json:
         text = json.dumps({"run": str(run)} | predictions.to_mapping(images.names), indent=1) + "\n"

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from ffstream import seeding
+from ffstream.data.values import Values, find_other_units
 from ffstream.errors import DataError
+
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,11 @@ def check_dataset(
                 "the classes of the training data"
             )
     names = class_names or tuple(str(label) for label in range(num_classes))
-    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes))
+    values, said = Values.of(train.images), list(notes)
+    for part, split in (("validation", validation), ("test", test)):
+        oddity = None if split is None else find_other_units(Values.of(split.images), values)
+        said += [] if oddity is None else [f"{part} images: {oddity}"]
+    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(said))
 
 
 def as_tensor(values: Any, noun: str) -> Tensor:
@@ -153,7 +160,8 @@ def as_tensor(values: Any, noun: str) -> Tensor:
         raise DataError(f"{noun}: found {found}, allowed numbers") from error
     if values.is_complex():
         raise DataError(f"{noun}: found {values.dtype}, allowed real numbers")
-    return cast(Tensor, values)
+    # torch computes little on the other unsigned types.
+    return cast(Tensor, values.float() if values.dtype in _UNSIGNED else values)
 
 
 def to_split(split: Split, noun: str) -> Split:

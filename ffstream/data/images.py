@@ -33,17 +33,17 @@ class NamedImages:
 
 
 def load_images(
-    paths: Sequence[Path], shape: tuple[int, ...], white: float, room_bytes: int | None = None
+    paths: Sequence[Path], shape: tuple[int, ...], white: float, black: float = 0.0, room_bytes: int | None = None
 ) -> NamedImages:
     """Read images of one shape from files, and from all image files in and below folders, in the order of their names.
 
-    Arrays are in the units of the training data; what is white in an image file becomes `white`. Colours become grey
-    where `shape` has no channels. Raises DataError naming a file that does not fit, and BudgetError when all together
-    take more than `room_bytes` (by default, what is free), before any is read.
+    Arrays are in the units of the training data; what is white in an image file becomes `white`, and what is black
+    `black`. Colours become grey where `shape` has no channels. Raises DataError naming a file that does not fit, and
+    BudgetError when all together take more than `room_bytes` (by default, what is free), before any is read.
     """
     room = Room(room_bytes)
     left_out: list[str] = []
-    parts = [_plan_part(file, shape, white) for path in paths for file in _list_files(path, left_out)]
+    parts = [_plan_part(file, shape, white, black) for path in paths for file in _list_files(path, left_out)]
     noun = f"data {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     dtype = torch.uint8 if all(part.dtype == torch.uint8 for part in parts) else torch.float32
     num_images = sum(part.num_images for part in parts)
@@ -54,7 +54,14 @@ def load_images(
     for part in parts:
         part.read(images[start : start + part.num_images], room)
         start += part.num_images
-    return NamedImages([name for part in parts for name in part.names()], images, describe_left_out(left_out))
+    notes = [describe_left_out(left_out)]
+    if black and any(isinstance(part, _PicturePart) for part in parts):
+        notes.append(
+            f"black is read as {black:g} and white as {white:g}, the least and the largest training value; give arrays "
+            "where that is not so"
+        )
+    names = [name for part in parts for name in part.names()]
+    return NamedImages(names, images, "; ".join(note for note in notes if note) or None)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class _PicturePart:
     shape: tuple[int, ...]
     pixel_shape: tuple[int, ...]
     white: float
+    black: float
     num_images = 1
 
     @property
@@ -105,13 +113,13 @@ class _PicturePart:
             )
         pixels = torch.from_numpy(picture.decode(room))
         if self.white != WHITE:
-            pixels = pixels.float() * (self.white / WHITE)
+            pixels = pixels.float() * ((self.white - self.black) / WHITE) + self.black
         if channels and self.shape[-1] != 3:
             pixels = pixels.permute(2, 0, 1)
         target.copy_(pixels.reshape(1, *self.shape))
 
 
-def _plan_part(path: Path, shape: tuple[int, ...], white: float) -> _ArrayPart | _PicturePart:
+def _plan_part(path: Path, shape: tuple[int, ...], white: float, black: float) -> _ArrayPart | _PicturePart:
     """What a file holds, without reading more than the heads of arrays. Raises DataError."""
     if path.suffix.lower() in SUFFIXES:
         with ArrayFile(path, str(path)) as file:
@@ -126,7 +134,7 @@ def _plan_part(path: Path, shape: tuple[int, ...], white: float) -> _ArrayPart |
             f"data {path}: found {path.suffix or 'no suffix'!r}, allowed an image ({', '.join(PICTURES)}), "
             f"arrays ({', '.join(SUFFIXES)}), or a folder of images"
         )
-    return _PicturePart(path, shape, _pixel_shape(path, shape), white)
+    return _PicturePart(path, shape, _pixel_shape(path, shape), white, black)
 
 
 def _list_files(path: Path, left_out: list[str]) -> list[Path]:
