@@ -19,6 +19,7 @@ Anything else that escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -80,6 +81,11 @@ def printable(text: str) -> str:
 
 def _printable_character(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def to_command(words: str, path: object) -> str:
+    """A command with a path, as it can be pasted into a shell."""
+    return f"ffstream {words} {shlex.quote(str(path))}"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from ffstream.config import Config
 from ffstream.data import scale_images
 from ffstream.environment import plain_torch
 from ffstream.errors import ConfigError, CorruptFileError, DataError, FFStreamError, RunError
-from ffstream.files import open_regular
+from ffstream.files import expand_home, open_regular
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layers import Layer
@@ -142,7 +142,7 @@ def load_network(path: str | Path) -> FFNetwork:
     What is loaded is what was checked, and stays as it is when its files change. Raises RunError when there is nothing
     to load, CorruptFileError when a file is truncated or altered.
     """
-    path = Path(path)
+    path = expand_home(path)
     try:
         is_folder = path.is_dir()
     except (OSError, ValueError) as error:  # of a name that no file can have, or that may not be looked for

@@ -17,6 +17,7 @@ from ffstream.files import (
     MANIFEST_BYTES,
     copy_mode,
     describe_kind,
+    expand_home,
     make_folder,
     open_regular,
     suppress_each,
@@ -55,7 +56,7 @@ class Output:
         force: bool = False,
         is_own: IsOwn = lambda _: False,
     ) -> None:
-        self.path = Path(path)
+        self.path = expand_home(path)
         self.is_own = is_own
         self._inputs = [Path(each) for each in inputs]
         self._force = force

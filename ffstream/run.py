@@ -27,6 +27,7 @@ from ffstream.evaluate import (
     objective_temperature,
     read_validation_goodness,
 )
+from ffstream.files import expand_home
 from ffstream.interrupts import Interrupts
 from ffstream.model import FFNetwork, export_network, load_network
 from ffstream.observer import LayerFigures
@@ -57,7 +58,7 @@ class Run:
     path: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", expand_home(self.path))
         self.directory.check_is_run()
 
     @property

@@ -18,7 +18,7 @@ from ffstream.cache import ActivationCache
 from ffstream.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.checkpoint import RunDirectory
 from ffstream.data import Split
-from ffstream.errors import CorruptFileError
+from ffstream.errors import CorruptFileError, to_command
 from ffstream.evaluate import LabelSweep
 from ffstream.footprint import DataShape
 from ffstream.frozen import load_committed
@@ -383,7 +383,8 @@ class Runner:
         if progress is not None and progress[0] > num_done:
             raise CorruptFileError(
                 f"run {self._directory.path}: progress is of layer {progress[0] + 1}, but only {num_done} layers "
-                f"are committed; restore them from a copy, or put it aside with ffstream repair {self._directory.path}"
+                f"are committed; restore them from a copy, or put it aside with "
+                + to_command("repair --apply", self._directory.path)
             )
         if progress is not None and progress[0] < num_done:  # killed between the layer's commit and its clean-up
             self._directory.drop_progress()

@@ -20,7 +20,7 @@ from ffstream.config import Config
 from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.environment import describe_environment, find_differences, plain_torch
-from ffstream.errors import DeviceError, FFStreamError, RunError, RunMismatchError, StorageError
+from ffstream.errors import DeviceError, FFStreamError, RunError, RunMismatchError, StorageError, to_command
 from ffstream.files import exists, expand_home, storage_errors, take_notes
 from ffstream.footprint import DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
@@ -77,7 +77,7 @@ def train(
     """
     with Interrupts(), plain_torch():
         config = _with_absolute_paths(config)
-        candidates = [Path(run_dir)] if run_dir is not None else default_run_dirs(config)
+        candidates = [expand_home(run_dir)] if run_dir is not None else default_run_dirs(config)
         with claim_folder(candidates, is_new=run_dir is None) as directory:
             if directory.exists():
                 if not resume:
@@ -110,7 +110,7 @@ def _make_plan(
     config: Config, run_dir: str | Path | None, *, resume: bool, machine: str | None, data: DataShape | None
 ) -> Plan:
     config = _with_absolute_paths(config)
-    directory = RunDirectory(Path(run_dir) if run_dir is not None else next(default_run_dirs(config)))
+    directory = RunDirectory(expand_home(run_dir) if run_dir is not None else next(default_run_dirs(config)))
     directory.check_is_free()
     if directory.exists():
         if not resume:
@@ -165,8 +165,8 @@ def resume(
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
     given |= {"data": data, "data_root": _absolute(data_root), "cache.folder": _absolute(cache_dir)}
     with Interrupts(), plain_torch():
-        Run(Path(run_dir))  # which says what is wrong where there is none
-        with claim_folder([Path(run_dir)], is_new=False) as directory:
+        path = Run(Path(run_dir)).path  # which says what is wrong where there is none
+        with claim_folder([path], is_new=False) as directory:
             saved = directory.read_config()
             config = saved.override({key: value for key, value in given.items() if value is not None})
             config = _with_absolute_paths(config)
@@ -185,8 +185,8 @@ def default_run_dirs(config: Config) -> Iterator[Path]:
 def _already_there(directory: RunDirectory) -> RunError:
     path = directory.path
     return RunError(
-        f"run {path}: exists already ({directory.count_layers()} layers done); go on with ffstream resume {path}, or "
-        "choose another --run-dir"
+        f"run {path}: exists already ({directory.count_layers()} layers done); go on with "
+        f"{to_command('resume', path)}, or choose another --run-dir"
     )
 
 
@@ -345,7 +345,7 @@ def _execute(
                 reason = str(error).partition("\n")[0] or type(error).__name__  # Python's own has nothing to say
                 raise DeviceError(
                     f"device {device}: out of memory ({reason}); free some, lower --batch or --width, or use "
-                    f"--cache disk; what is committed is kept, go on with ffstream resume {directory.path}"
+                    f"--cache disk; what is committed is kept, go on with " + to_command("resume", directory.path)
                 ) from error
             finally:
                 with contextlib.suppress(StorageError):  # of a failing disk, about which more has been said by now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 
@@ -361,3 +362,25 @@ def test_plot_says_what_is_missing(small_config, tmp_path, monkeypatch):
     assert isinstance(error, ff.ConfigError)
     assert "ffstream[plot]" in str(error)
     assert not (tmp_path / "errors.png").exists()
+
+
+def test_home_is_expanded_wherever_a_run_or_an_output_is_named(small_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = ff.train(small_config(layers=1), "~/run")
+    assert (run.path, ff.Run("~/run").path) == (tmp_path / "run", tmp_path / "run")
+    ff.resume("~/run", layers=2)
+    assert ff.load("~/run").config.layers == 2
+    assert run_cli("export", "~/run", "~/model.safetensors")[0] == 0
+    assert run_cli("train", "--resume", "--config", run.path / "config.toml", "--run-dir", "~/run")[0] == 0
+    assert not (tmp_path / "~").exists()
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_commands_that_are_told_can_be_pasted(small_config, tmp_path):
+    path = tmp_path / "my $run"
+    ff.train(small_config(layers=1), path)
+    said = run_cli("resume", path, "--layers", "2")[1]
+    words = shlex.split(said.partition("Next: ")[2])
+    assert words == ["ffstream", "evaluate", str(path)]
+    assert run_cli(*words[1:])[0] == 0

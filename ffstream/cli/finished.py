@@ -24,7 +24,7 @@ from ffstream.cli.app import (
     show,
     when_stopped,
 )
-from ffstream.errors import ConfigError
+from ffstream.errors import ConfigError, to_command
 
 if TYPE_CHECKING:
     from ffstream.data.images import NamedImages
@@ -42,8 +42,8 @@ def _note_unfinished(run: Run) -> None:
     num_layers, num_done = run.config.layers, run.num_layers_done
     if 0 < num_done < num_layers:
         _note(
-            f"run {run.path}: {num_done} of {num_layers} layers are finished, and used here; go on with: ffstream "
-            f"resume {run.path}"
+            f"run {run.path}: {num_done} of {num_layers} layers are finished, and used here; go on with: "
+            + to_command("resume", run.path)
         )
 
 
@@ -214,7 +214,7 @@ def inspect(
     if verify:
         say("every digest of what is committed is right")
     if len(layers) < config.layers:
-        say(f"go on with: ffstream resume {run}")
+        say(f"go on with: {to_command('resume', run)}")
 
 
 @app.command()
@@ -259,15 +259,15 @@ def repair(
         say(f"run {run}: nothing is damaged; {found.num_valid} layers are committed")
         return
     if not found.damaged:
-        say(f"run {run}: nothing has to be put aside; go on with: ffstream resume {run}")
+        say(f"run {run}: nothing has to be put aside; go on with: {to_command('resume', run)}")
         raise typer.Exit(1)
     say(f"run {run}: {found.num_valid} of {found.num_committed} committed layers can be kept")
     names = ", ".join(os.path.relpath(path, directory.path) for path in found.damaged)
     if not apply:
-        say(f"to be put aside: {names}; do it with: ffstream repair {run} --apply")
+        say(f"to be put aside: {names}; do it with: {to_command('repair --apply', run)}")
         raise typer.Exit(1)
     done = f"put aside into {aside}" if aside is not None else "removed, to be made again"
-    say(f"{done}: {names}; go on with: ffstream resume {run}")
+    say(f"{done}: {names}; go on with: {to_command('resume', run)}")
 
 
 @app.command()

@@ -27,8 +27,8 @@ from ffstream.cli.app import (
     show,
     stopped_by,
 )
-from ffstream.errors import ConfigError, OutputError
-from ffstream.files import exists
+from ffstream.errors import ConfigError, OutputError, to_command
+from ffstream.files import exists, expand_home
 from ffstream.units import parse_integer
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
     from ffstream.reporting import make_observer
 
     observer = make_observer(Console())
+    path = None if path is None else expand_home(path)
     places = [str(path)] if path is not None and exists(path / "config.toml") else []
     tell_start = observer.on_start
 
@@ -213,11 +214,11 @@ def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
     except BaseException:
         observer.on_stop()
         raise
-    say(f"run {run.path}: done. Next: ffstream evaluate {run.path}")
+    say(f"run {run.path}: done. Next: {to_command('evaluate', run.path)}")
 
 
 def _go_on(path: str) -> str:
-    return f"Go on with: ffstream resume {path}"
+    return f"Go on with: {to_command('resume', path)}"
 
 
 _NOT_SETTINGS = ("config", "set_", "run_dir", "resume", "accept_environment")
@@ -253,7 +254,7 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
             given[_SETTINGS.get(name, name)] = value
     settings = read_toml(options["config"]) if options["config"] else {}
     asked = settings | given
-    saved = options["run_dir"] / "config.toml" if options["resume"] else None
+    saved = expand_home(options["run_dir"]) / "config.toml" if options["resume"] else None
     if "recipe" in asked:  # the base that everything else is laid over
         settings["recipe"] = asked["recipe"]
     elif saved is not None and exists(saved):
