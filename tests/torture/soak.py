@@ -64,13 +64,14 @@ def soak(folder: Path, data: Path, num_layers: int, longest_s: float, counts: Co
         allowed = settled + (_MOST_GROWTH_BYTES if name == "resident bytes" else 0)
         what = f"soak, {name}: {settled} at layers {_SETTLED + 1} to {2 * _SETTLED}, {end} at {num_layers}"
         counts.add(what, f"allowed {allowed}" if end > allowed else None)
-    chance, num_kills, is_done = random.Random(0), 0, False
+    chance, num_kills, is_done, limit_s = random.Random(0), 0, False, longest_s
     while not is_done:
+        before = _list_saved(killed)
         child = os.fork()
         if child == 0:
             ff.train(config, killed, resume=True)
             os._exit(0)
-        ends_s = time.monotonic() + chance.uniform(longest_s / 4, longest_s)
+        ends_s = time.monotonic() + chance.uniform(limit_s / 4, limit_s)
         while time.monotonic() < ends_s and not (ended := os.waitpid(child, os.WNOHANG)[0]):
             time.sleep(0.01)
         if not ended:
@@ -78,8 +79,15 @@ def soak(folder: Path, data: Path, num_layers: int, longest_s: float, counts: Co
             os.waitpid(child, 0)
             num_kills += 1
         is_done = bool(ended)
+        # Where a start takes as long as a life, as on a machine that others use, nothing would ever be done.
+        limit_s = longest_s if _list_saved(killed) != before else 1.5 * limit_s
     same = layer_digests(killed) == layer_digests(whole)
     counts.add(f"soak, {num_kills} kills", None if same else "other weights than in a run that was left alone")
     print(f"soak: {num_layers} layers, {num_kills} kills, {last}", flush=True)
     shutil.rmtree(killed)
     shutil.rmtree(whole)
+
+
+def _list_saved(path: Path) -> list[str]:
+    """What of a run would be there after a kill."""
+    return sorted(str(each) for name in ("layers", "progress") for each in path.glob(f"{name}/*"))
