@@ -19,7 +19,7 @@ from ffstream.cache import as_cached
 from ffstream.checkpoint import RunDirectory
 from ffstream.combination import plain_sum
 from ffstream.config import Config
-from ffstream.data import scale_images
+from ffstream.data import as_tensor, scale_images
 from ffstream.environment import plain_torch
 from ffstream.errors import ConfigError, CorruptFileError, DataError, FFStreamError, RunError
 from ffstream.files import expand_home, open_regular
@@ -100,7 +100,7 @@ class FFNetwork(nn.Module):
 
     def _make_rows(self, images: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
         """Rounded to the cache's type, as they were for training."""
-        images = torch.as_tensor(images)
+        images = as_tensor(images, "images")
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, this network reads (n, *{self.image_shape})")
         rows = make(scale_images(images, self._data["scale"])).flatten(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of the processes that tests start as well
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream import session
+from ffstream import planner, session
 from ffstream.data import load_dataset
+from ffstream.goodness import GOODNESSES
+from ffstream.layers import LAYER_KINDS
+from ffstream.objectives import OBJECTIVES
 from ffstream.plan import Rates
 from tests.helpers import SMALL, write_small_data
 
@@ -38,6 +42,33 @@ def small_config(small_data):
         return ff.Config(recipe=recipe).override(base | {key.replace("__", "."): v for key, v in settings.items()})
 
     return make
+
+
+_OF_PLANNING = {"test_plan", "test_cli_plan", "test_footprint", "test_memory", "test_profile", "test_augmentation_plan"}
+_papers = {}  # by all that they depend on
+
+
+@pytest.fixture(autouse=True)
+def _paper_is_kept(request, monkeypatch):
+    """What a layer takes on paper takes longer to find than a small layer to train; the tests of planning find it."""
+    if request.module.__name__.rpartition(".")[2] in _OF_PLANNING:
+        return
+    do_on_paper = planner.do_on_paper
+
+    def do_once(config, specs, method, data, **options):
+        bare = dataclasses.replace(config, data="", data_root="", seed=0)
+        parts = (
+            LAYER_KINDS[config.network.kind],
+            GOODNESSES[config.objective.goodness],
+            OBJECTIVES[config.objective.name],
+            type(method),
+        )
+        key = (repr((bare, specs, data, options)), parts)
+        if key not in _papers:
+            _papers[key] = do_on_paper(config, specs, method, data, **options)
+        return _papers[key]
+
+    monkeypatch.setattr(planner, "do_on_paper", do_once)
 
 
 @pytest.fixture(autouse=True)

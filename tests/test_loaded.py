@@ -124,7 +124,7 @@ def test_it_is_traced_for_batches_of_any_size(runs, images, kind):
         )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["inject", "grouped", "hinton", "int8"])  # what differs most in its operators
 def test_it_is_compiled_whole(runs, images, kind):
     torch._dynamo.reset()  # which counts what was compiled for other networks too
     network = runs(kind).load()

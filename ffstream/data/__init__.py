@@ -5,6 +5,7 @@ from pathlib import Path
 from ffstream.data.dataset import (
     Dataset,
     Split,
+    as_tensor,
     check_classes,
     check_dataset,
     fit_images,
@@ -21,6 +22,7 @@ __all__ = [
     "SOURCES",
     "Dataset",
     "Split",
+    "as_tensor",
     "check_classes",
     "fit_images",
     "holds_pictures",

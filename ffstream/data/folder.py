@@ -35,10 +35,10 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
             raise DataError(
                 f"data {path}: classes of train {parts['train'].class_names} and {split} {part.class_names} differ"
             )
-    bad: list[str] = []
+    bad, room = list[str](), room or Room()
     for part in parts.values():
-        part.look(bad, skips_bad=skips_bad)
-    room, splits, asked = room or Room(), dict[str, Split](), None
+        part.look(room, bad, skips_bad=skips_bad)
+    splits, asked = dict[str, Split](), None
     while asked != (asked := _find_mode_and_size(parts)):  # once more where it was told by files that turn out as bad
         room.give_back(sum(split.images.nbytes for split in splits.values()))
         splits = {split: part.read(*asked, room, bad, skips_bad=skips_bad) for split, part in parts.items()}
@@ -88,13 +88,12 @@ class _Part:
     notes: list[str]
     heads: list[_Head] = field(default_factory=list)
 
-    def look(self, bad: list[str], *, skips_bad: bool) -> None:
+    def look(self, room: Room, bad: list[str], *, skips_bad: bool) -> None:
         """Read the heads of all files. With `skips_bad`, what is wrong with one is added to `bad`."""
-        room = Room()
         for file, label in self.samples:
             try:
                 picture = open_picture(file, room)
-                picture.check_is_opaque()
+                picture.check_is_opaque(room)
             except DataError as error:
                 if not skips_bad:
                     raise DataError(f"{error}, or {_LEAVE_OUT}") from error

@@ -77,13 +77,16 @@ class OpenPicture:
 
     def decode(self, room: Room) -> Picture:
         """Its pixels. Raises DataError for a damaged file, BudgetError where there is no room to decode it."""
-        room.check(f"data {self.path}", _DECODING_BYTES * self.shape[0] * self.shape[1] + 2 * self.file_bytes)
-        self.check_is_opaque()
+        self.check_is_opaque(room)
         with _errors(self.path):
             return np.array(self.image.convert(self.mode), dtype=np.uint8)
 
-    def check_is_opaque(self) -> None:
-        """Raise DataError where something would be seen through it: what shows there is nowhere in the file."""
+    def check_is_opaque(self, room: Room) -> None:
+        """Raise DataError where something would be seen through it: what shows there is nowhere in the file.
+
+        It is decoded for that where it could be. Raises BudgetError where there is no room to decode it.
+        """
+        room.check(f"data {self.path}", _DECODING_BYTES * self.shape[0] * self.shape[1] + 2 * self.file_bytes)
         with _errors(self.path):
             image = self.image
             if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (_OPAQUE, _OPAQUE):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _MOST_IMAGES = 4096  # whose mean and spread are taken, evenly spread over all
-_PART_IMAGES = 64
+_PART_FEATURES = 1 << 18  # of images whose squares exist at once
 _ENOUGH_IMAGES = 50  # whose mean, spread and sign say something of their units
 _RATIO = 8.0  # of magnitudes in the same units, at the most
 _SPREADS = 1.0  # between means in the same units, at the most
@@ -34,9 +34,10 @@ class Values:
         low, high = (float(end) for end in torch.aminmax(images))
         some = images[:: -(-len(images) // _MOST_IMAGES)]
         sums = torch.zeros(2, dtype=torch.float64)
-        for part in some.split(_PART_IMAGES):
-            values = part.double()
-            sums += torch.stack([values.sum(), values.square().sum()])
+        for images_of_part in some.split(max(_PART_FEATURES // some[0].numel(), 1)):
+            for part in images_of_part.flatten().split(_PART_FEATURES):
+                values = part.double()
+                sums += torch.stack([values.sum(), values.square().sum()])
         mean, square = (sums / some.numel()).tolist()
         return cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5)
 
