@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ffstream import seeding
 from ffstream.config import NegativesConfig
-from ffstream.data import SOURCES, Dataset, load_dataset, standard
+from ffstream.data import SOURCES, Dataset, find_path, load_dataset, standard
 from ffstream.environment import plain_torch
 from ffstream.errors import ConfigError, DataError
 from ffstream.files import expand_home
@@ -87,7 +87,7 @@ def write_negatives(
 def list_data_files(data: str, data_root: str) -> list[Path]:
     """Where a data set is read from, for a `data` as in a Config: files, and folders of them."""
     if data not in SOURCES:
-        return [expand_home(data)]
+        return [find_path(data, data_root)]
     root = Path(data_root) if data_root else standard.default_data_root()
     return [Path(standard.__file__).parent, expand_home(root)]
 

@@ -333,7 +333,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "num_features": dataset.num_features,
         "scale": dataset.scale(),
         "brings_negatives": dataset.train.negatives is not None,
-        "values": Values.of(dataset.train.images).to_mapping(),
+        "values": dataset.values.to_mapping(),
     }
 
 

@@ -20,7 +20,7 @@ from ffstream.config import Config
 from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.environment import describe_environment, find_differences, plain_torch
-from ffstream.errors import DeviceError, FFStreamError, RunError, RunMismatchError, StorageError, to_command
+from ffstream.errors import DeviceError, RunError, RunMismatchError, StorageError, to_command
 from ffstream.files import exists, expand_home, storage_errors, take_notes
 from ffstream.footprint import DataShape, KernelBytes
 from ffstream.goodness import GOODNESSES
@@ -357,9 +357,8 @@ def _execute(
 
 def _open_again(directory: RunDirectory) -> Run:
     """The run that was trained. Raises RunError where its folder has another name by now."""
-    with contextlib.suppress(FFStreamError):
-        if RunDirectory(directory.path).read_identity() == directory.read_identity():
-            return Run(directory.path)
+    if RunDirectory(directory.path).read_identity() == directory.read_identity():
+        return Run(directory.path)
     raise RunError(
         f"run {directory.path}: was moved while it was trained; everything was written to the folder that was moved, "
         "and what is here now is not that run; go on there"

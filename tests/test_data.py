@@ -455,6 +455,17 @@ def test_data_that_were_moved_are_found_where_they_are_said_to_be(moved):
     assert run_cli("evaluate", run.path)[0] == 0  # from here on it is known
 
 
+def test_an_output_goes_onto_no_data_that_were_moved(moved, tmp_path):
+    run, path = moved
+    own = path if path.is_file() else next(path.rglob("*.png"))
+    before = own.read_bytes()
+    (tmp_path / "out.csv").symlink_to(own)
+    np.save(tmp_path / "x.npy", np.zeros((2, *run.directory.read_data()["image_shape"])))
+    place = ["--data-root", path.parent, "--output", tmp_path / "out.csv", "--force"]
+    assert isinstance(run_cli("predict", run.path, tmp_path / "x.npy", *place)[2], ff.OutputError)
+    assert own.read_bytes() == before
+
+
 def test_other_data_are_not_taken_for_those_that_were_moved(moved, tmp_path):
     run, _ = moved
     for use in (lambda data: run.evaluate(data=data), lambda data: ff.resume(run.path, layers=3, data=data)):

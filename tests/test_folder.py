@@ -389,12 +389,17 @@ OF_THE_SYSTEM = {
 }
 
 
-@pytest.mark.parametrize("kind", LEFT_OVERS)
-def test_what_is_left_out_is_counted_and_named_by_training_and_predicting(kind, tmp_path):
+def load_with(tmp_path, leave):
+    """A folder of images as it was, and as it is read when something was left in it."""
     write_images(tmp_path / "data")
     whole = load_dataset(str(tmp_path / "data"))
-    LEFT_OVERS[kind](tmp_path / "data")
-    found = load_dataset(str(tmp_path / "data"))
+    leave(tmp_path / "data")
+    return whole, load_dataset(str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("kind", LEFT_OVERS)
+def test_what_is_left_out_is_counted_and_named_by_training_and_predicting(kind, tmp_path):
+    whole, found = load_with(tmp_path, LEFT_OVERS[kind])
     assert found.digest() == whole.digest()
     assert found.warning.startswith("not read: ")
     if "beside the classes" not in kind and not kind.startswith("a link to a"):  # below one folder they are read once
@@ -405,10 +410,7 @@ def test_what_is_left_out_is_counted_and_named_by_training_and_predicting(kind, 
 
 @pytest.mark.parametrize("kind", OF_THE_SYSTEM)
 def test_what_systems_leave_is_not_worth_a_word(kind, tmp_path):
-    write_images(tmp_path / "data")
-    whole = load_dataset(str(tmp_path / "data"))
-    OF_THE_SYSTEM[kind](tmp_path / "data")
-    found = load_dataset(str(tmp_path / "data"))
+    whole, found = load_with(tmp_path, OF_THE_SYSTEM[kind])
     assert (found.digest(), found.warning) == (whole.digest(), None)
     assert load_images([tmp_path / "data"], (5, 6), 255).note is None
 
@@ -451,3 +453,22 @@ def test_suffixes_in_capitals_are_known(tmp_path):
     for path in list((tmp_path / "data").rglob("*.png")):
         path.rename(path.with_suffix(".PNG"))
     assert len(load_dataset(str(tmp_path / "data")).train) == 8
+
+
+@pytest.mark.parametrize("place", ["train", "test", "seg_train"])
+def test_what_lies_beside_the_classes_of_a_split_is_named(place, tmp_path):
+    names = ("seg_train/seg_train", "seg_test") if place == "seg_train" else ("train", "test")
+    for name in names:
+        write_images(tmp_path / name)
+    assert load_dataset(str(tmp_path)).warning is None
+    put(tmp_path / place / ".hidden/0.png", b"x")
+    (tmp_path / place / "labels.csv").write_text("x")
+    warning = load_dataset(str(tmp_path)).warning
+    assert "labels.csv" in warning
+    assert ".hidden" in warning
+
+
+@pytest.mark.parametrize("content", [b"BMW and others\n", b"P1 is the first of them\n", b"P5: see below", b"GIF", b""])
+def test_texts_that_begin_like_a_picture_are_none(content, tmp_path):
+    _, found = load_with(tmp_path, lambda root: put(root / "cat/notes", content))
+    assert "cat/notes (no picture" in found.warning

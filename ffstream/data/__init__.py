@@ -24,6 +24,7 @@ __all__ = [
     "Split",
     "as_tensor",
     "check_classes",
+    "find_path",
     "fit_images",
     "holds_pictures",
     "load_dataset",
@@ -56,8 +57,7 @@ def load_dataset(
         )
     path = expand_home(source)
     try:
-        if data_root and not path.exists():
-            path = expand_home(data_root) / path.name
+        path = find_path(source, data_root)
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         if Path(source).name != source or path.suffix.lower() in _ARRAYS:
@@ -79,6 +79,12 @@ def load_dataset(
         f"data {source}: neither a known data set, a folder of images by class, nor a .safetensors or .npz file; "
         f"{nearest(source, SOURCES)}"
     )
+
+
+def find_path(source: str, data_root: str) -> Path:
+    """Where a file or folder of data is: at its path, or by its name in `data_root` where it is not there."""
+    path = expand_home(source)
+    return path if path.exists() or not data_root else expand_home(data_root) / path.name
 
 
 def holds_pictures(source: str) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -80,10 +81,18 @@ class Dataset:
         splits = [split for split in (self.train, self.validation, self.test) if split is not None]
         return sum(tensor.nbytes for split in splits for tensor in split.tensors)
 
-    @property
+    @cached_property
+    def values(self) -> Values:
+        """Those of the training images."""
+        return Values.of(self.train.images)
+
+    @cached_property
     def warning(self) -> str | None:
-        """That not all of it was read, and what else is to be known, if anything."""
+        """That not all of it was read, or that a split is in other units, and what else is to be known, if anything."""
         said = list(self.notes)
+        for part, split in (("validation", self.validation), ("test", self.test)):
+            oddity = None if split is None else find_other_units(Values.of(split.images), self.values)
+            said += [] if oddity is None else [f"{part} images: {oddity}"]
         if self.left_out:
             num_read = sum(len(split) for split in (self.train, self.validation, self.test) if split is not None)
             num_images = num_read + len(self.left_out)
@@ -142,11 +151,7 @@ def check_dataset(
                 "the classes of the training data"
             )
     names = class_names or tuple(str(label) for label in range(num_classes))
-    values, said = Values.of(train.images), list(notes)
-    for part, split in (("validation", validation), ("test", test)):
-        oddity = None if split is None else find_other_units(Values.of(split.images), values)
-        said += [] if oddity is None else [f"{part} images: {oddity}"]
-    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(said))
+    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes))
 
 
 def as_tensor(values: Any, noun: str) -> Tensor:

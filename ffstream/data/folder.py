@@ -14,7 +14,7 @@ from ffstream.data.dataset import Dataset, Split, check_dataset
 from ffstream.data.layout import check_class, find_layout, list_classes
 from ffstream.data.picture import open_picture
 from ffstream.data.room import Room
-from ffstream.data.tree import describe_left_out, walk
+from ffstream.data.tree import describe_left_out, list_others, walk
 from ffstream.errors import DataError
 
 _LEAVE_OUT = "leave such files out with --bad-images skip"
@@ -134,7 +134,7 @@ class _Part:
 def _list_part(place: Path, parts: list[Path]) -> _Part:
     """The classes of a split and their files, in the order of the names of folders and of files. Raises OSError."""
     classes = list_classes(place)
-    found = _Part(place, tuple(folder.name for folder in classes), [], [], [])
+    found = _Part(place, tuple(folder.name for folder in classes), [], list_others(place), [])
     for label, folder in enumerate(classes):
         tree = walk(folder, [*parts, *classes])
         check_class(place, folder, tree.pictures)

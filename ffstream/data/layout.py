@@ -50,7 +50,7 @@ def find_layout(path: Path) -> Layout:
         if split is not None:
             by_split.setdefault(split, []).append(folder)
     if not by_split:
-        return Layout({"train": path}, list_others(path))
+        return Layout({"train": path}, [])
     for split, found in by_split.items():
         if len(found) > 1:
             raise DataError(
@@ -63,9 +63,10 @@ def find_layout(path: Path) -> Layout:
             f"data {path}: {named} reads like a split, but there is no train beside it; allowed {_RULE}; rename it if "
             "it is a class"
         )
-    places = {split: _enter(found[0], split) for split, found in by_split.items()}
     rest = [folder for folder in folders if find_split(folder.name) is None]
-    layout = Layout(places, [f"{folder} (a folder beside the splits)" for folder in rest] + list_others(path))
+    left_out = [f"{folder} (a folder beside the splits)" for folder in rest] + list_others(path)
+    places = {split: _enter(found[0], split, left_out) for split, found in by_split.items()}
+    layout = Layout(places, left_out)
     for split in ("test", "validation"):
         if split in places and not list_folders(places[split]) and walk(places[split]).pictures:
             layout.left_out.append(f"{places.pop(split)} (pictures without folders of classes)")
@@ -75,10 +76,11 @@ def find_layout(path: Path) -> Layout:
     return layout
 
 
-def _enter(folder: Path, split: str) -> Path:
+def _enter(folder: Path, split: str, left_out: list[str]) -> Path:
     """The folder of a split, or the one in it that is named alike and alone, as some archives have it."""
     within = list_folders(folder)
     while len(within) == 1 and find_split(within[0].name) == split:
+        left_out += list_others(folder)
         folder, within = within[0], list_folders(within[0])
     return folder
 

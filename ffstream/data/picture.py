@@ -57,7 +57,9 @@ _PLUGINS = (
 )
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 # What files of these formats begin with, whatever they are called.
-_BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+_BEGINNINGS = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|RIFF.{4}WEBP|BM.{4}\0{4}|P[1-6]\s+[#\d]", re.DOTALL
+)
 _BEGINNING_BYTES = 12
 _MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3  # as Pillow has it: of 24 bits, a quarter of a GiB
 _MAX_FILE_BYTES = 512 << 20  # more than so many pixels take in any of the formats but that of numbers as text
@@ -127,11 +129,7 @@ def begins_like_picture(path: Path) -> bool:
             start = read_up_to(file, _BEGINNING_BYTES)
     except OSError:
         return False
-    return (
-        start.startswith(_BEGINNINGS)
-        or (start.startswith(b"RIFF") and start.endswith(b"WEBP"))
-        or re.match(rb"P[1-6]\s", start) is not None
-    )
+    return _BEGINNINGS.match(start) is not None
 
 
 def _count_bits(image: Image.Image, content: bytes) -> int:
