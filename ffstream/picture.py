@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ def draw_profile(profile: Profile, path: str | Path, *, force: bool = False) -> 
     StorageError.
     """
     output = open_profile_picture(path, force=force)
-    from matplotlib.figure import Figure
+    with _without_backend():
+        from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
@@ -94,7 +97,8 @@ def draw_errors(
     """
     content = {"command": "plot", "axis": axis, "runs": sorted(curves)}
     output = open_picture(path, content, inputs, force=force)
-    from matplotlib.figure import Figure
+    with _without_backend():
+        from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
@@ -111,6 +115,17 @@ def draw_errors(
     for text in axes.legend(fontsize="small").get_texts():
         text.set_parse_math(False)  # names may hold a dollar
     output.write(_render(figure, content))
+
+
+@contextlib.contextmanager
+def _without_backend() -> Iterator[None]:
+    """Import matplotlib without the backend that notebooks name to all they start: no window is opened here."""
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
 
 
 def _render(figure: Any, content: Mapping[str, Any]) -> bytes:

@@ -438,3 +438,10 @@ def test_an_interrupt_before_the_command_line_is_there_is_one_line(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, "recipes"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (130, "ffstream: interrupted\n", "")
+
+
+def test_the_backend_that_a_notebook_hands_on_does_not_matter(run, tmp_path):
+    backend = "module://matplotlib_inline.backend_inline"
+    done = run_process("plot", run.path, cwd=tmp_path, env=os.environ | {"MPLBACKEND": backend})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "errors.png").exists()
