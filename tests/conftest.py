@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of the processes that tests start as well
 
@@ -18,6 +19,10 @@ from ffstream.layers import LAYER_KINDS
 from ffstream.objectives import OBJECTIVES
 from ffstream.plan import Rates
 from tests.helpers import SMALL, write_small_data
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the processes that tests start inherit
 
 
 @pytest.fixture(scope="session")
