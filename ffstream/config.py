@@ -32,6 +32,9 @@ _MOST_SAMPLES = 10_000_000  # of a batch, or a shard; their labels are there whi
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are known by
 # their digest and not by where they lie.
 _FREE_SETTINGS = ("layers", "device", "data", "data_root", "bad_images", "cache.tier", "cache.folder")
+# Settings that were added later, and what every run before did: it is left out where a run is identified, so that
+# older runs stay what they are.
+LATER_SETTINGS: dict[str, Any] = {"standardise": "none"}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -166,6 +169,8 @@ class Config:
     data: str = "digits"  # a registered source, a folder of images by class, a .safetensors or a .npz file
     data_root: str = ""  # where torchvision's archives lie; "" is $FFSTREAM_DATA or the user's cache folder
     bad_images: str = limit("refuse", choices=("refuse", "skip"))  # files of a folder that cannot be read
+    # Each feature, or each channel, of an image is brought to a mean of 0 and a spread of 1 over the training images.
+    standardise: str = limit("none", choices=("none", "features", "channels"))
     validation_fraction: float = limit(1 / 12, at_least=0.0, below=1.0)  # of the training data
     layers: int = limit(4, at_least=1, at_most=1_000_000)
     width: int = limit(500, at_least=1, at_most=1 << 18)  # units a layer
@@ -291,6 +296,7 @@ class Config:
             key: value
             for key, value in self.to_flat().items()
             if key not in _FREE_SETTINGS and key.partition(".")[0] not in _FREE_SECTIONS
+            if LATER_SETTINGS.get(key, ...) != value
         }
 
     def fingerprint(self) -> str:
@@ -300,6 +306,7 @@ class Config:
     def differences(self, other: Config) -> list[str]:
         """Lines "key: mine, theirs" for the settings of `identity` in which the two differ."""
         mine, theirs = self.identity(), other.identity()
+        mine, theirs = LATER_SETTINGS | mine, LATER_SETTINGS | theirs
         return [f"{key}: {mine[key]!r}, {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
 
 

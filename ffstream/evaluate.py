@@ -21,7 +21,7 @@ from ffstream.combination import (
     plain_sum,
 )
 from ffstream.config import Config
-from ffstream.data import Split, scale_images
+from ffstream.data import Scaling, Split
 from ffstream.errors import CorruptFileError, RunError
 from ffstream.frozen import Stage, stream_committed_layers
 from ffstream.goodness import GOODNESSES, Goodness
@@ -254,13 +254,13 @@ def stream_goodness(
     specs = compute_layer_specs(config, num_features, data["image_shape"])[:num_layers]
     num_rows = method.num_sweep_rows
     layout = CacheLayout(len(images), num_rows, num_features, config.cache.dtype, config.cache.num_in_shard)
-    goodness = GOODNESSES[config.objective.goodness]
+    goodness, scaling = GOODNESSES[config.objective.goodness], Scaling.from_mapping(data)
     for stage in stream_committed_layers(
         directory,
         config,
         specs,
         num_classes,
-        [(layout, lambda part: method.sweep_rows(scale_images(images[part], data["scale"])))],
+        [(layout, lambda part: method.sweep_rows(scaling.apply(images[part])))],
         device,
         outputs=False,
     ):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ffstream import seeding
 from ffstream.augmentation import shift_images
-from ffstream.data import Split, scale_images
+from ffstream.data import Scaling, Split
 from ffstream.errors import DataError
 from ffstream.hybrids import draw_with_others
 from ffstream.labels import LabelMethod
@@ -47,7 +47,7 @@ class InputRows:
         self,
         method: LabelMethod,
         split: Split,
-        scale: float,
+        scaling: Scaling,
         seed: int,
         *,
         held_out: bool = False,
@@ -55,7 +55,7 @@ class InputRows:
         epoch: int = 0,
         hidden: Tensor | None = None,
     ) -> None:
-        self._method, self._split, self._scale, self._hidden = method, split, scale, hidden
+        self._method, self._split, self._scaling, self._hidden = method, split, scaling, hidden
         self._make = method.validation_rows if held_out else method.training_rows
         self._num_rows = method.num_validation_rows if held_out else method.num_training_rows
         purpose = "held-out negatives" if held_out else "cached negatives"
@@ -73,7 +73,7 @@ class InputRows:
             return shift_images(images, shifts[index], max_shift) if shifts is not None else images
 
         def images_of(index: Tensor | slice) -> Tensor:
-            return scale_images(move(self._split.images[index], index), self._scale)
+            return self._scaling.apply(move(self._split.images[index], index))
 
         def drawn(part: slice) -> Tensor:
             if not self._method.mixes_samples:
@@ -83,7 +83,7 @@ class InputRows:
 
         def given(part: slice, negatives: Tensor) -> Tensor:
             shown = negatives[part][:, : self._num_rows - 1].unbind(1)
-            every = [images_of(part), *(scale_images(move(images, part), self._scale) for images in shown)]
+            every = [images_of(part), *(self._scaling.apply(move(images, part)) for images in shown)]
             return length_normalise(torch.stack(every, dim=1))
 
         def rows_of(part: slice) -> Tensor:

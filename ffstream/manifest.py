@@ -53,6 +53,7 @@ DATA: Shape = {
     "test_digest?": DIGEST,  # where there are test data, in runs that are not older
     "validation_labels_digest?": DIGEST,
     "brings_negatives?": FLAG,
+    "standardised?": {"mean": [NUMBER], "spread": [NUMBER]},  # of each feature or channel, where it is asked for
     "values?": {
         "num_images": SIZE,
         **dict.fromkeys(("low", "high", "mean", "spread"), NUMBER),

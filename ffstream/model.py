@@ -19,7 +19,7 @@ from ffstream.cache import as_cached
 from ffstream.checkpoint import RunDirectory
 from ffstream.combination import plain_sum
 from ffstream.config import Config
-from ffstream.data import as_tensor, scale_images
+from ffstream.data import Scaling, as_tensor
 from ffstream.environment import plain_torch
 from ffstream.errors import ConfigError, CorruptFileError, DataError, FFStreamError, RunError
 from ffstream.files import expand_home, open_regular
@@ -52,6 +52,7 @@ class FFNetwork(nn.Module):
         self.image_shape: tuple[int, ...] = tuple(data["image_shape"])
         self.class_names: tuple[str, ...] = tuple(data["class_names"])
         self._data = data
+        self._scaling = Scaling.from_mapping(data)
         self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
         self._method = make_label_method(config, data["num_classes"], data["num_features"])
         self._goodness = GOODNESSES[config.objective.goodness]
@@ -103,7 +104,7 @@ class FFNetwork(nn.Module):
         images = as_tensor(images, "images")
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, this network reads (n, *{self.image_shape})")
-        rows = make(scale_images(images, self._data["scale"])).flatten(0, 1)
+        rows = make(self._scaling.apply(images)).flatten(0, 1)
         return as_cached(rows, self.config.cache.dtype)
 
     def _pass(self, rows: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:

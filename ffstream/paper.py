@@ -14,7 +14,7 @@ from torch import Tensor
 from ffstream.augmentation import SHIFT_BYTES, draw_fresh
 from ffstream.cache import CacheLayout, compute_batches
 from ffstream.config import Config
-from ffstream.data import Split
+from ffstream.data import Scaling, Split
 from ffstream.footprint import DataShape, Footprint, KernelBytes, PaperLayer, cache_layouts, goodness_bytes, has_stacks
 from ffstream.goodness import GOODNESSES
 from ffstream.input_rows import InputRows
@@ -137,7 +137,9 @@ class _PaperWork:
                     shifts = draw_fresh(num_in_chunk, settings.max_shift, 0, 0, 0)
                 ledger.start_peak()
                 before, start = ledger.live_bytes, ledger.work
-                rows = InputRows(self._method, Split(images, labels, given), 1.0, seed=0, held_out=name == "validation")
+                rows = InputRows(
+                    self._method, Split(images, labels, given), Scaling(1.0), seed=0, held_out=name == "validation"
+                )
                 rows.make(shifts, settings.max_shift)(slice(0, num_in_chunk))
                 peaks.append(
                     ledger.peak_bytes - before + (SHIFT_BYTES * layout.num_samples if shifts is not None else 0)

@@ -19,7 +19,7 @@ from ffstream.cache import ActivationCache, CacheLayout, compute_batches, comput
 from ffstream.checkpoint import RunDirectory
 from ffstream.combination import is_counted
 from ffstream.config import Config
-from ffstream.data import Split, scale_images
+from ffstream.data import Scaling, Split
 from ffstream.errors import RunError, RunLockedError, StorageError
 from ffstream.evaluate import Evaluation, error_rate
 from ffstream.frozen import Stage, stream_committed_layers
@@ -130,7 +130,8 @@ def _stream(
     """The committed layers, each with what it makes of the label-free rows of some splits."""
     method = make_label_method(config, data["num_classes"], data["num_features"])
     specs = compute_layer_specs(config, data["num_features"], data["image_shape"])[: directory.count_layers()]
-    sources = [(_layout(config, part, data), _neutral_rows(method, part, data["scale"])) for part in parts]
+    scaling = Scaling.from_mapping(data)
+    sources = [(_layout(config, part, data), _neutral_rows(method, part, scaling)) for part in parts]
     return stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True)
 
 
@@ -147,8 +148,8 @@ def _layout(config: Config, part: Split, data: dict[str, Any]) -> CacheLayout:
     return CacheLayout(len(part), 1, data["num_features"], config.cache.dtype, config.cache.num_in_shard)
 
 
-def _neutral_rows(method: LabelMethod, part: Split, scale: float) -> RowsOf:
-    return lambda samples: method.neutral_rows(scale_images(part.images[samples], scale))
+def _neutral_rows(method: LabelMethod, part: Split, scaling: Scaling) -> RowsOf:
+    return lambda samples: method.neutral_rows(scaling.apply(part.images[samples]))
 
 
 @torch.no_grad()

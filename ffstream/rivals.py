@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from ffstream import seeding
 from ffstream.cache import DTYPES
 from ffstream.config import Config
-from ffstream.data import scale_images
+from ffstream.data import Scaling
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
@@ -22,6 +22,8 @@ from ffstream.micro_batch import draw_for
 from ffstream.network import build_layer, compute_layer_specs
 from ffstream.propagation import FrozenLayer, chunk_samples, hand_on_whole
 from ffstream.workspace import Workspace
+
+_IN_BYTES = Scaling(255.0)
 
 
 class Rival(ABC):
@@ -60,7 +62,7 @@ class ResidentFF(Rival):
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
         """A step of each layer, then the rows go on to the next."""
         drawn = draw_for(labels, self._method, None, self._generator, self._device, informed=True)
-        rows = self._method.training_rows(scale_images(images, 255.0), labels, self._generator)
+        rows = self._method.training_rows(_IN_BYTES.apply(images), labels, self._generator)
         rows = rows.to(self._device, self._dtype)
         index = torch.arange(len(images), device=self._device)
         for number, trainer in enumerate(self._trainers):
@@ -70,7 +72,7 @@ class ResidentFF(Rival):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Goodness of every label, summed over the layers."""
-        rows = self._method.sweep_rows(scale_images(images, 255.0)).to(self._device, self._dtype)
+        rows = self._method.sweep_rows(_IN_BYTES.apply(images)).to(self._device, self._dtype)
         total = torch.zeros(())
         for number, trainer in enumerate(self._trainers):
             layer = trainer.layer
@@ -146,4 +148,4 @@ class Backprop(Rival):
         return scores
 
     def _load(self, images: Tensor) -> Tensor:
-        return scale_images(images, 255.0).to(self._device)
+        return _IN_BYTES.apply(images).to(self._device)

@@ -13,7 +13,7 @@ from ffstream.cache_set import verify_cache
 from ffstream.checkpoint import RunDirectory
 from ffstream.combination import fit_weights, plain_sum
 from ffstream.config import Config
-from ffstream.data import Dataset, Split, fit_images, holds_pictures, load_dataset, split_validation
+from ffstream.data import Dataset, Scaling, Split, fit_images, holds_pictures, load_dataset, split_validation
 from ffstream.data.values import Values, find_other_units
 from ffstream.device import resolve_device
 from ffstream.environment import plain_torch
@@ -317,8 +317,9 @@ def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:
     return splits
 
 
-def describe_data(dataset: Dataset) -> dict[str, Any]:
-    """What a network must know of its data, for data.json."""
+def describe_data(dataset: Dataset, train: Split, standardise: str) -> dict[str, Any]:
+    """What a network must know of its data, for data.json. `train` is what of them is trained on."""
+    scaling = Scaling.of(train.images, dataset.scale(), standardise)
     return {
         "name": dataset.name,
         "digest": dataset.digest(),
@@ -331,7 +332,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "class_names": list(dataset.class_names),
         "image_shape": list(dataset.image_shape),
         "num_features": dataset.num_features,
-        "scale": dataset.scale(),
+        **scaling.to_mapping(standardise, dataset.image_shape),
         "brings_negatives": dataset.train.negatives is not None,
         "values": dataset.values.to_mapping(),
     }
@@ -339,9 +340,9 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
 
 def check_same_data(run_dir: Path, data: dict[str, Any], dataset: Dataset) -> None:
     """Raise RunMismatchError when the training data are not those the run was started with."""
-    found = describe_data(dataset)
-    digest = found["digest"]
-    if digest == data["digest"] and any(found[key] != data[key] for key in ("image_shape", "num_classes", "scale")):
+    digest = dataset.digest()
+    found = {"image_shape": list(dataset.image_shape), "num_classes": dataset.num_classes, "scale": dataset.scale()}
+    if digest == data["digest"] and any(data[key] != value for key, value in found.items()):
         raise CorruptFileError(
             f"manifest {run_dir / 'data.json'}: does not describe the data of its digest; restore it from a copy"
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ffstream.cache import SHARD_NAMES
-from ffstream.config import Config, parse_toml
+from ffstream.config import LATER_SETTINGS, Config, parse_toml
 from ffstream.errors import CorruptFileError, RunError, RunMismatchError, StorageError
 from ffstream.files import storage_errors
 from ffstream.folder import TEMPORARY, Folder
@@ -169,7 +169,7 @@ class RunRoot:
             raise CorruptFileError(
                 f"manifest {self.path / DATA_FILE}: is of other data than {MARKER} names; restore both from one copy"
             )
-        settings, own = self.marker["settings"], config.identity()
+        settings, own = LATER_SETTINGS | self.marker["settings"], LATER_SETTINGS | config.identity()
         different = [
             f"{key}: {own[key]!r}, {settings[key]!r}" for key in own if key in settings and own[key] != settings[key]
         ]

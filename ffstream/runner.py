@@ -17,7 +17,7 @@ from ffstream.augmentation import draw_fresh, draw_view
 from ffstream.cache import ActivationCache
 from ffstream.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.checkpoint import RunDirectory
-from ffstream.data import Split
+from ffstream.data import Scaling, Split
 from ffstream.errors import CorruptFileError, to_command
 from ffstream.evaluate import LabelSweep
 from ffstream.footprint import DataShape
@@ -74,7 +74,7 @@ class Runner:
         self._splits = {name: splits[name] for name in names}  # until no cache is written of them any more
         self._num_in_stack = count_in_stack(config)
         self._labels = {name: splits[name].labels for name in names}
-        self._scale = data["scale"]
+        self._scaling = Scaling.from_mapping(data)
         self._num_classes = data["num_classes"]
         self._device = device
         self._observer = observer
@@ -270,7 +270,7 @@ class Runner:
         hidden = None if held_out else draw_hidden(self._config, start, self._num_classes)
         seed = self._config.seed
         return InputRows(
-            self._method, split, self._scale, seed, held_out=held_out, layer=layer, epoch=epoch, hidden=hidden
+            self._method, split, self._scaling, seed, held_out=held_out, layer=layer, epoch=epoch, hidden=hidden
         )
 
     def _take_epoch(

@@ -17,7 +17,8 @@ from ffstream.augmentation import check_augmentation
 from ffstream.checkpoint import RunDirectory
 from ffstream.claim import claim_folder
 from ffstream.config import Config
-from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
+from ffstream.data import SOURCES, Dataset, Scaling, Split, check_classes, load_dataset
+from ffstream.data.visibility import find_hidden
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.environment import describe_environment, find_differences, plain_torch
 from ffstream.errors import DeviceError, RunError, RunMismatchError, StorageError, to_command
@@ -378,7 +379,12 @@ def _write_start(
     if state is FolderState.FREE:
         validation = prepared.splits.get("validation")
         labels = None if validation is None else validation.labels
-        directory.create(config, describe_data(prepared.dataset), environment, labels)
+        data = describe_data(prepared.dataset, prepared.splits["train"], config.standardise)
+        directory.create(config, data, environment, labels)
+        whole = prepared.dataset.train  # so that an image has the number that it has in its file
+        hidden = find_hidden(whole.images, whole.labels, Scaling.from_mapping(data), config.standardise)
+        if hidden is not None:
+            observer.on_warning(hidden)
         return
     if state is FolderState.OLDER_RUN:
         num_layers = directory.count_layers()

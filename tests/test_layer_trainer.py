@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ffstream import seeding
 from ffstream.cache import CacheLayout, compute_batches, compute_shard_order
-from ffstream.data import scale_images
+from ffstream.data import Scaling
 from ffstream.errors import DivergedError
 from ffstream.goodness import GOODNESSES
 from ffstream.labels import make_label_method
@@ -37,7 +37,7 @@ class Rows:
 def setup(config, digits):
     method = make_label_method(config, 10, 64)
     layer = build_layer(config, compute_layer_specs(config, 64)[0], 10)
-    images = scale_images(digits.train.images[:NUM_SAMPLES], 16.0)
+    images = Scaling(16.0).apply(digits.train.images[:NUM_SAMPLES])
     labels = digits.train.labels[:NUM_SAMPLES]
     rows = method.training_rows(images, labels, torch.Generator().manual_seed(0))
     return method, layer, rows, labels

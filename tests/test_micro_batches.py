@@ -10,7 +10,7 @@ import torch
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
 from ffstream.cache import CacheLayout, MemoryCache
-from ffstream.data import scale_images
+from ffstream.data import Scaling
 from ffstream.footprint import DataShape
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
@@ -30,7 +30,7 @@ def take_steps(config, digits, dtype):
     layer = build_layer(config, compute_layer_specs(config, 64)[0], 10).to(dtype)
     layer.compute_dtype = dtype
     labels = digits.train.labels[:96]
-    images = scale_images(digits.train.images[:96], 16.0)
+    images = Scaling(16.0).apply(digits.train.images[:96])
     block = method.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
     trainer = LayerTrainer(layer, 0, config, method, CPU)
     figures = []
@@ -120,7 +120,7 @@ def train_an_epoch(config, digits, dtype, num_samples=96):
     layer = build_layer(config, compute_layer_specs(config, 64)[0], 10).to(dtype)
     layer.compute_dtype = dtype
     labels = digits.train.labels[:num_samples]
-    images = scale_images(digits.train.images[:num_samples], 16.0)
+    images = Scaling(16.0).apply(digits.train.images[:num_samples])
     rows = method.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
     layout = CacheLayout(num_samples, method.num_training_rows, 64, "fp32", config.cache.num_in_shard)
     cache = MemoryCache(layout, CPU)

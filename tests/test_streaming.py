@@ -14,7 +14,7 @@ import torch
 import ffstream as ff
 from ffstream.cache import CacheLayout, DiskCache, as_cached
 from ffstream.cache_set import CacheSet
-from ffstream.data import load_dataset, scale_images
+from ffstream.data import Scaling, load_dataset
 from ffstream.input_rows import InputRows
 from ffstream.labels import make_label_method
 from ffstream.layer_trainer import LayerTrainer
@@ -59,7 +59,7 @@ def train_resident(config):
     method = make_label_method(config, dataset.num_classes, dataset.num_features, dataset.image_shape)
     specs = compute_layer_specs(config, dataset.num_features)
     layers = [build_layer(config, spec, dataset.num_classes) for spec in specs]
-    rows = InputRows(method, train, dataset.scale(), config.seed).make()(slice(0, len(train)))
+    rows = InputRows(method, train, Scaling(dataset.scale()), config.seed).make()(slice(0, len(train)))
     rows = as_cached(rows, config.cache.dtype)
     for spec, layer in zip(specs, layers, strict=True):
         layout = CacheLayout(len(rows), rows.shape[1], rows.shape[2], config.cache.dtype, config.cache.shard_samples)
@@ -288,7 +288,7 @@ def test_cached_rows_carry_no_graph_and_no_gradient_reaches_them(small_config, d
     method = make_label_method(config, 10, 64)
     layer = build_layer(config, compute_layer_specs(config, 64)[0], 10)
     trainer = LayerTrainer(layer, 0, config, method, torch.device("cpu"))
-    rows = method.sweep_rows(scale_images(digits.train.images[:80], 16.0)).requires_grad_()
+    rows = method.sweep_rows(Scaling(16.0).apply(digits.train.images[:80])).requires_grad_()
     resident = ResidentRows(rows, CacheLayout(80, 1, 64, "fp32", 80))
     trainer.train_epoch(resident, resident, digits.train.labels[:80], 0)
     assert rows.grad is None

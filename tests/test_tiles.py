@@ -13,7 +13,7 @@ from benchmarks.footprint import compare, draw_config
 from benchmarks.tiles import make_exact_trainers, take_exact_step, time_exact_steps
 from ffstream import tensor_file
 from ffstream.cache import CacheLayout, MemoryCache
-from ffstream.data import scale_images
+from ffstream.data import Scaling
 from ffstream.errors import ConfigError, CorruptFileError
 from ffstream.files import sha256_file
 from ffstream.folder import Folder
@@ -35,7 +35,7 @@ TILES = {"network__tile_units": 10}  # of 24 units: 10, 10 and 4
 
 @pytest.fixture(scope="module")
 def rows(digits):
-    return scale_images(digits.train.images[:96], 16.0), digits.train.labels[:96]
+    return Scaling(16.0).apply(digits.train.images[:96]), digits.train.labels[:96]
 
 
 def cut(layer, tiles):
@@ -105,7 +105,7 @@ def test_only_the_first_tile_is_trained_adversarially(digits):
     """On top of others a step is that without perturbation; the first tile's is not."""
     config = ff.Config(layers=1, width=40, batch=64).override({"precision": "fp32", "cache.shard_samples": 64})
     method, spec = make_label_method(config, 10, 64), compute_layer_specs(config, 64)[0]
-    block = method.sweep_rows(scale_images(digits.train.images[:64], 16.0))
+    block = method.sweep_rows(Scaling(16.0).apply(digits.train.images[:64]))
     index, candidates = torch.arange(64), torch.stack([torch.arange(64) % 10, (torch.arange(64) + 3) % 10], dim=1)
 
     def step(perturbation, others):

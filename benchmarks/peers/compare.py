@@ -17,7 +17,7 @@ import ffstream as ff
 from benchmarks.peers.offloaded import OffloadedBackprop
 from benchmarks.peers.published import PublishedFF
 from benchmarks.times import Clock
-from ffstream.data import Split, load_dataset, scale_images
+from ffstream.data import Scaling, Split, load_dataset
 from ffstream.device import resolve_device, resolve_precision
 from ffstream.memory import PeakMeter
 from ffstream.memory_profile import ProfileSettings, measure_profile
@@ -90,7 +90,7 @@ def _batches(split: Split, num_batches: int, device: torch.device, name: str) ->
         if name in ("backprop", "checkpointing"):  # which scale and move them
             yield images, labels
         else:
-            yield scale_images(images, 255.0).to(device), labels.to(device)
+            yield Scaling(255.0).apply(images).to(device), labels.to(device)
 
 
 def _compare(config: ff.Config, train: Split, device: torch.device, folder: Path) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _follow_peer(peer: Any, name: str, splits: dict[str, Split], device: torch.d
         elapsed_s += _time_peer(peer, name, splits["train"], num_batches, device) * num_batches * BATCH
         images = validation.images.flatten(1)
         if name == "published":
-            predicted = peer.predict(scale_images(images, 255.0).to(device)).cpu()
+            predicted = peer.predict(Scaling(255.0).apply(images).to(device)).cpu()
         else:
             predicted = peer.predict(images).argmax(1).cpu()
         curve.append((elapsed_s, float((predicted != validation.labels).double().mean())))

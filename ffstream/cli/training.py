@@ -75,6 +75,9 @@ def train(
     bad_images: Annotated[
         str | None, typer.Option(help="Files of a folder that cannot be read: refuse or skip (refuse).")
     ] = None,
+    standardise: Annotated[
+        str | None, typer.Option(help="Bring each to mean 0 and spread 1: none, features or channels (none).")
+    ] = None,
     budget: Budget = None,
     host_budget: Annotated[str | None, typer.Option(help="Most host memory for this process.")] = None,
     disk_budget: Annotated[str | None, typer.Option(help="Most disk space for the run.")] = None,

@@ -9,11 +9,11 @@ from ffstream.data.dataset import (
     check_classes,
     check_dataset,
     fit_images,
-    scale_images,
     split_validation,
     to_split,
 )
 from ffstream.data.room import Room
+from ffstream.data.scaling import Scaling
 from ffstream.data.standard import SOURCES, TorchvisionSource, default_data_root
 from ffstream.errors import DataError, nearest
 from ffstream.files import expand_home
@@ -21,6 +21,7 @@ from ffstream.files import expand_home
 __all__ = [
     "SOURCES",
     "Dataset",
+    "Scaling",
     "Split",
     "as_tensor",
     "check_classes",
@@ -28,7 +29,6 @@ __all__ = [
     "fit_images",
     "holds_pictures",
     "load_dataset",
-    "scale_images",
     "split_validation",
 ]
 

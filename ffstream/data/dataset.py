@@ -311,8 +311,3 @@ def _find_not_finite(images: Tensor) -> int | None:
     if all(math.isfinite(float(end)) for end in torch.aminmax(images)):
         return None
     return next(row for row, image in enumerate(images) if not bool(torch.isfinite(image).all()))
-
-
-def scale_images(images: Tensor, scale: float) -> Tensor:
-    """(n, *shape) in any type to (n, features) float32, of magnitude at most 1 on the training data."""
-    return images.flatten(1).float() / scale
