@@ -101,6 +101,13 @@ class RunRoot:
         """
         self.folder.identity = self.survey().identity
         self.remove_temporaries()
+        for name in (
+            ENVIRONMENT_FILE,
+            LABELS_FILE,
+            DATA_FILE,
+            MARKER,
+        ):  # in this order each is known by those behind it
+            self.folder.remove(name)
         self.folder.identity, self._marker = draw_identity(), None
         labels_file = {"labels": labels} if labels is not None else {}
         if labels_file:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ from safetensors.torch import load_file, save_file
 
 import ffstream as ff
 from ffstream.cache import DiskCache
+from ffstream.checkpoint import RunDirectory
 from ffstream.cleaning import clean_run
 from ffstream.folder import Folder
+from ffstream.lock import RunLock
 from ffstream.manifest import write_manifest
 from ffstream.marker import FolderState
 from ffstream.repair import diagnose
@@ -360,3 +364,70 @@ def test_a_finished_run_is_not_called_done_where_a_layer_is_damaged(small_config
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     with pytest.raises(ff.CorruptFileError, match="layers/001"):
         ff.resume(run.path)
+
+
+# --- a start that is killed, and killed again
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(number, work, monkeypatch):
+    """Let the process die before its change `number` to the file system: nothing changes after that, cleaning neither.
+
+    Returns whether it died.
+    """
+    num_changes = 0
+
+    def before(function, changes):
+        def call(*arguments, **options):
+            nonlocal num_changes
+            if changes(*arguments):
+                num_changes += 1
+                if num_changes >= number:
+                    raise Killed
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("rename", "replace", "unlink", "mkdir", "rmdir", "link"):
+            patched.setattr(os, name, before(getattr(os, name), lambda *_: True))
+        patched.setattr(os, "open", before(os.open, lambda _path, flags, *_: bool(flags & os.O_CREAT)))
+        with contextlib.suppress(Killed):
+            work()
+    return num_changes >= number
+
+
+def start(path, config, data, labels):
+    path.mkdir(exist_ok=True)
+    with RunLock(path, "") as lock:
+        RunDirectory(path, lock).create(config, data, {"torch": "2"}, labels)
+
+
+def test_wherever_two_starts_are_killed_a_third_one_starts_the_run(runs, tmp_path, monkeypatch):
+    run = ff.Run(runs / "one")
+    config, data = run.config, run.directory.read_data()
+    labels = run.directory.load_validation_labels()
+    work = partial(start, config=config, data=data, labels=labels)
+    num_changes = next(n for n in itertools.count(1) if not kill_at(n, partial(work, tmp_path / f"{n}"), monkeypatch))
+    assert num_changes > 10
+    template = tmp_path / "template"
+    for first in range(1, num_changes):
+        shutil.rmtree(template, ignore_errors=True)
+        template.mkdir()
+        kill_at(first, partial(work, template), monkeypatch)
+        if RunDirectory(template).survey().state is FolderState.RUN:  # it died after everything was there
+            continue
+        for second in itertools.count(1):
+            path = tmp_path / "again"
+            shutil.rmtree(path, ignore_errors=True)
+            shutil.copytree(template, path)
+            died = kill_at(second, partial(work, path), monkeypatch)
+            if RunDirectory(path).survey().state is not FolderState.RUN:
+                assert RunDirectory(path).survey().state is FolderState.FREE, (first, second)
+                work(path)
+            assert RunDirectory(path).survey().state is FolderState.RUN
+            if not died:
+                break
