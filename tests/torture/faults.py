@@ -95,7 +95,10 @@ def in_child(work: Callable[[], Any]) -> Outcome:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _report(work, writing)
+        try:
+            _report(work, writing)
+        finally:  # whatever it was, the child does not go on with its parent's work, and remove its folder
+            os._exit(1)
     os.close(writing)
     parts, ends_s = [], time.monotonic() + LIMIT_S
     while select.select([reading], [], [], max(ends_s - time.monotonic(), 0))[0]:
@@ -119,10 +122,10 @@ def _report(work: Callable[[], Any], writing: int) -> None:
     try:
         try:
             found = {"value": work()}
-        finally:
-            signal.pthread_sigmask(
-                signal.SIG_BLOCK, [signal.SIGALRM]
-            )  # or one still to come would come in what follows
+        finally:  # or one still to come would come in what follows, on whichever thread it is delivered
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
     except ff.FFStreamError as error:
         found = {"refusal": f"{type(error).__name__}: {error}"}
     except KeyboardInterrupt:
