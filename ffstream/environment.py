@@ -36,6 +36,9 @@ _INSTRUCTIONS = [
     "sve",
     "bf16",
 ]
+# The number of threads can be had, products are compared where nothing that has a name differs, and of memory it is
+# remembered which sizes a lack of it chose; they stand in the configuration.
+_NOT_COMPARED = ("threads", "arithmetic", "memory")
 _PROBE = (192, 1000, 257)  # rows, features and units of a product: not multiples of what kernels work by
 
 
@@ -91,7 +94,7 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
 
 def find_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Lines "what: here, there" for what decides bits and differs, but for the threads, whose number can be had."""
-    names = [name for name in dict.fromkeys([*found, *wanted]) if name not in ("threads", "arithmetic")]
+    names = [name for name in dict.fromkeys([*found, *wanted]) if name not in _NOT_COMPARED]
     differing = [name for name in names if found.get(name) != wanted.get(name)]
     lines = [f"{name}: {found.get(name) or 'none'}, {wanted.get(name) or 'none'}" for name in differing]
     if not lines and found["arithmetic"] != wanted.get("arithmetic"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ffstream.errors import ConfigError
-from ffstream.plan import Rates, Resources
+from ffstream.plan import INTERPRETER_BYTES, Rates, Resources
 from ffstream.units import parse_bytes
 
 _EXAMPLE = "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
@@ -16,7 +16,6 @@ _PREFIXES = {"G": 1e9, "T": 1e12, "P": 1e15}
 # an operator in seven microseconds, as was measured on the machine this was written on.
 _FLOPS_A_BYTE = 100
 _OPERATOR_S = 7e-6
-_INTERPRETER_BYTES = 600 << 20  # torch and torchvision, as they lie in memory
 
 
 def parse_machine(text: str) -> Resources:
@@ -43,7 +42,7 @@ def parse_machine(text: str) -> Resources:
         raise _error(text, str(error)) from error
     loaded["disk"] = min(loaded.values())  # a shard on disk goes through the host
     rates = Rates(flops_per_s, moved, _OPERATOR_S, loaded)
-    return Resources("cuda", device_bytes, host_bytes, _INTERPRETER_BYTES, disk_bytes, rates=rates)
+    return Resources("cuda", device_bytes, host_bytes, INTERPRETER_BYTES, disk_bytes, rates=rates)
 
 
 def _parse_flops(text: str) -> float:

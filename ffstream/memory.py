@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,13 @@ def device_free_bytes(device: torch.device) -> int:
 
 def host_free_bytes() -> int:
     """Bytes of host memory that are available, within the limits of this process's cgroups."""
-    return min([_meminfo_available_bytes(), *_cgroup_room_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return min([_meminfo_available_bytes(), *(limit.room_bytes for limit in _find_limits())])
+
+
+def host_installed_bytes() -> int:
+    """Bytes of host memory that there are, or that this process's cgroups allow, however many are taken."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([total, *(limit.limit_bytes for limit in _find_limits())])
 
 
 def resident_bytes() -> int:
@@ -190,29 +197,54 @@ def _meminfo_available_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # no /proc: assume half of it is free
 
 
-def _cgroup_room_bytes(membership: Path, root: Path) -> list[int]:
-    """What the limits of this process's cgroup and of those above it leave, in both versions of cgroups."""
+@dataclass(frozen=True)
+class _Limit:
+    """What a cgroup may take, and takes."""
+
+    limit_bytes: int
+    used_bytes: int
+    file_bytes: int  # of those, pages of files, which the system takes back when memory is asked for
+
+    @property
+    def room_bytes(self) -> int:
+        return max(self.limit_bytes - self.used_bytes + min(self.file_bytes, self.used_bytes), 0)
+
+
+def _find_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[_Limit]:
+    """The limits of this process's cgroup and of those above it, in both versions of cgroups."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
         return []
-    rooms = []
+    limits = []
     for line in lines:
         _, controllers, name = line.split(":", 2)
         if controllers == "":
-            folder, limit_name, used_name = root / name.lstrip("/"), "memory.max", "memory.current"
+            folder, limit_name, used_name, prefix = root / name.lstrip("/"), "memory.max", "memory.current", ""
         elif "memory" in controllers.split(","):
             folder = root / "memory" / name.lstrip("/")
-            limit_name, used_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            limit_name, used_name, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
         else:
             continue
         for place in (folder, *folder.parents):
             limit, used = _read_number(place / limit_name), _read_number(place / used_name)
             if limit is not None and used is not None:
-                rooms.append(max(limit - used, 0))
+                limits.append(_Limit(limit, used, _read_file_bytes(place / "memory.stat", prefix)))
             if place == root:
                 break
-    return rooms
+    return limits
+
+
+def _read_file_bytes(path: Path, prefix: str) -> int:
+    """Pages of files that are not waiting to be written, as the statistics of a cgroup tell."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    found = {name: int(value) for name, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
+    kept = sum(found.get(prefix + name, 0) for name in ("inactive_file", "active_file"))
+    waiting = ("file_dirty", "file_writeback") if not prefix else ("total_dirty", "total_writeback")
+    return max(kept - sum(found.get(name, 0) for name in waiting), 0)
 
 
 def _read_number(path: Path) -> int | None:

@@ -11,6 +11,7 @@ from ffstream.config import Config
 from ffstream.footprint import Footprint
 from ffstream.ledger import Work
 
+INTERPRETER_BYTES = 600 << 20  # torch and torchvision, as they lie in memory
 _MOST_RUNS = 2  # of consecutive layers, that a name lists
 
 
@@ -44,6 +45,8 @@ class Resources:
     disk_is_memory: bool = False  # the run directory lies in a file system that is kept in memory
     rates: Rates | None = None  # no times are planned without
     unpinned: str | None = None  # what to say where the system refuses to pin host memory for the device
+    # What a run may take of what the machine has, whatever is taken of it now: sizes that decide bits follow from it.
+    installed: Resources | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class Plan:
     host: Need
     disk: Need
     warning: str | None = None  # the run would not go as well as it could
+    # Settings of these sizes were chosen by what is free now: by what is installed they would be, or there is none.
+    sizes_by_free: str | None = None
 
     @property
     def fits(self) -> bool:

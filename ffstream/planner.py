@@ -35,6 +35,7 @@ _TILE_STEP = 32  # units of a tile are a multiple of it, which matrix products a
 _SLACK_DIVISOR = 8  # the host's allocator keeps up to an eighth more than is alive, as was measured
 _MOST_WEIGHTS = 10**16  # of a layer
 _MIB = 1 << 20
+_SIZES = ("cache.shard_samples", "micro_batch", "network.tile_units")  # which decide bits
 
 # Asked for a configuration that fits without: what the matrix products of its first layers take beside their operands.
 KernelProbe = Callable[[Config], Sequence[KernelBytes]]
@@ -54,14 +55,12 @@ def compute_plan(
     """The plan with the fewest tiles, the fastest tier and the largest shards (up to 4096 samples) that fit.
 
     `data_bytes` is what the data set takes on the host, `num_done` the number of finished layers. `measure_kernels` is
-    asked for a plan that fits without them. Raises BudgetError, naming what does not fit and what would; unless it must
-    not fit, then the plan that comes nearest is returned.
+    asked for a plan that fits without them. Sizes that decide bits are those that fit into `resources.installed`, where
+    it is told and they fit into what is free as well: the same ones whenever a run is started. Raises BudgetError,
+    naming what does not fit and what would; unless it must not fit, then the plan that comes nearest is returned.
     """
     planner = _Planner(method, data, data_bytes, resources, num_done, measure_kernels)
-    plan = planner.choose(config, config.width)
-    if plan.device.excess_bytes and config.network.tile_units == "auto" and find_untileable(config) is None:
-        tiled = planner.choose_with_tiles(config)
-        plan = min(plan, tiled, key=_excess_bytes)
+    plan = planner.decide(config)
     if plan.fits or not must_fit:
         return plan
     if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly what would do
@@ -142,6 +141,30 @@ class _Planner:
     num_done: int
     measure_kernels: KernelProbe
     papers: dict[tuple[Config, tuple[KernelBytes, ...]], list[PaperLayer]] = field(default_factory=dict)
+    kernels: dict[Config, Sequence[KernelBytes]] = field(default_factory=dict)
+
+    def decide(self, config: Config) -> Plan:
+        """Sizes by what is installed, the tier of the cache by what is free; or both by what is free."""
+        installed = self.resources.installed
+        if installed is None:
+            return self.choose_sizes(config)
+        plan = dataclasses.replace(self, resources=installed).choose_sizes(config)
+        wanted = {name: plan.config.to_flat()[name] for name in _SIZES}
+        if plan.fits:
+            fitting = self.choose(config.override(wanted), plan.config.num_in_tile)
+            if fitting.fits:
+                return fitting
+        plan = self.choose_sizes(config)
+        found = plan.config.to_flat()
+        changed = [f"{name} {found[name]}, not {wanted[name]}" for name in _SIZES if found[name] != wanted[name]]
+        return dataclasses.replace(plan, sizes_by_free=", ".join(changed) or None)
+
+    def choose_sizes(self, config: Config) -> Plan:
+        """The best plan, in tiles where layers do not fit whole; the one that comes nearest if nothing fits."""
+        plan = self.choose(config, config.width)
+        if plan.device.excess_bytes and config.network.tile_units == "auto" and find_untileable(config) is None:
+            plan = min(plan, self.choose_with_tiles(config), key=_excess_bytes)
+        return plan
 
     def choose(self, config: Config, tile_units: int) -> Plan:
         """The fastest tier that has room and the best way that fits there, else the plan that comes nearest."""
@@ -195,8 +218,11 @@ class _Planner:
         if kernels is not None:
             return self._draft(config, tier, kernels)
         plan = self._draft(config, tier, ())
-        measured = self.measure_kernels(config) if plan.fits else ()
-        return self._draft(config, tier, measured) if measured else plan
+        if not plan.fits:
+            return plan
+        if config not in self.kernels:
+            self.kernels[config] = self.measure_kernels(config)
+        return self._draft(config, tier, self.kernels[config]) if self.kernels[config] else plan
 
     def _draft(self, config: Config, tier: str, kernels: Sequence[KernelBytes]) -> Plan:
         on_cpu = self.resources.device_type == "cpu"

@@ -24,6 +24,7 @@ from ffstream.ledger import PAPER, Ledger, Work
 from ffstream.memory import (
     device_free_bytes,
     host_free_bytes,
+    host_installed_bytes,
     is_in_memory,
     measure_peak_bytes,
     resident_bytes,
@@ -32,7 +33,7 @@ from ffstream.memory import (
 from ffstream.micro_batch import samples_in_sweep
 from ffstream.network import LayerSpec, build_layer, compute_layer_specs
 from ffstream.paper import do_on_paper
-from ffstream.plan import Rates, Resources
+from ffstream.plan import INTERPRETER_BYTES, Rates, Resources
 from ffstream.propagation import chunk_samples
 from ffstream.transfer import Transfer, allocate_host
 from ffstream.units import format_bytes, parse_bytes
@@ -43,6 +44,7 @@ _PART_UNITS = 1024  # a layer works by so many units at a time, or a divisor of 
 
 # Of what is free, the share that a run takes unless it is told: the rest is for the allocator and for other programs.
 _SHARE = 0.8
+_INSTALLED_SHARE = 0.7  # of what is installed; less, so that it is mostly free when a run starts
 
 _NUM_REPEATS = 16
 _ENOUGH_S = 1.0  # of repeating one measurement
@@ -52,14 +54,13 @@ _TRANSFER_BYTES = 16 << 20
 
 
 def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path, held_bytes: int = 0) -> Resources:
-    """What a run in `folder` may take here: what it is told, else most of what is free.
+    """What a run in `folder` may take here: what it is told, else most of what is free; and of what is installed.
 
     `held_bytes` are on the disk already, in files that the run will replace. Raises BudgetError for a budget that is
     larger than the machine, or smaller than the interpreter.
     """
-    used = resident_bytes()
-    host_total = used + host_free_bytes()
-    host = _budget("host", settings.host_budget, used + int(_SHARE * host_free_bytes()), host_total)
+    used, free, host_total = resident_bytes(), host_free_bytes(), host_installed_bytes()
+    host = min(_budget("host", settings.host_budget, used + int(_SHARE * free), host_total), used + free)
     if host <= used:
         raise BudgetError(
             f"host budget {format_bytes(host)}: the interpreter with its libraries takes {format_bytes(used)} already; "
@@ -72,7 +73,20 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
         total = torch.cuda.get_device_properties(device).total_memory
         device_bytes = _budget("device", settings.budget, int(_SHARE * device_free_bytes(device)), total)
     else:
-        device_bytes = _budget("device", settings.budget, host - used, host_total)
+        total = host_total
+        device_bytes = _budget("device", settings.budget, host - used, total)
+    most_host = _budget(
+        "host", settings.host_budget, INTERPRETER_BYTES + int(_INSTALLED_SHARE * host_total), host_total
+    )
+    most_device = most_host - INTERPRETER_BYTES if device.type == "cpu" else int(_INSTALLED_SHARE * total)
+    installed = Resources(
+        device_type=device.type,
+        device_bytes=_budget("device", settings.budget, most_device, total),
+        host_bytes=most_host,
+        host_used_bytes=INTERPRETER_BYTES,
+        disk_bytes=_budget("disk", settings.disk_budget, int(_INSTALLED_SHARE * usage.total), usage.total),
+        disk_is_memory=is_in_memory(place),
+    )
     return Resources(
         device_type=device.type,
         device_bytes=device_bytes,
@@ -81,6 +95,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
         disk_bytes=disk,
         disk_is_memory=is_in_memory(place),
         unpinned=_find_unpinned(device),
+        installed=installed,
     )
 
 

@@ -314,6 +314,8 @@ def _execute(
     with plain_torch(num_threads):
         prepared = _prepare(directory, config, measure=config.memory.budget != "auto", download=download)
         environment = describe_environment(prepared.device, prepared.plan.config.precision)
+        sizes = environments[-1].get("memory") if environments else prepared.plan.sizes_by_free
+        environment |= {"memory": sizes} if sizes is not None else {}
         if directory.exists():
             data = directory.read_data()
             check_same_data(directory.path, data, prepared.dataset)
@@ -324,6 +326,12 @@ def _execute(
                     directory.verify_layer(index)
         if prepared.plan.tier == "disk":
             directory.check_cache_base(prepared.plan.config.cache.folder)
+        if prepared.plan.sizes_by_free is not None:
+            observer.on_warning(
+                "too little memory is free for what this machine would train with otherwise: "
+                f"{prepared.plan.sizes_by_free}, so that its weights are other ones; the run keeps these sizes; free "
+                "some memory and start anew, or give a --budget and a --host-budget that are always there"
+            )
         if prepared.dataset.warning is not None:
             observer.on_warning(prepared.dataset.warning)
         # An error is told as storage's wherever it comes, in removing what is old too; an interrupt waits its turn.

@@ -20,7 +20,6 @@ from ffstream.objectives import OBJECTIVES
 from ffstream.plan import Rates
 from tests.helpers import SMALL, write_small_data
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the processes that tests start inherit
 

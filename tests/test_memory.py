@@ -14,8 +14,10 @@ import torch
 
 from ffstream.memory import (
     PeakMeter,
-    _cgroup_room_bytes,
+    _find_limits,
+    _Limit,
     host_free_bytes,
+    host_installed_bytes,
     is_in_memory,
     is_out_of_memory,
     measure_peak_bytes,
@@ -37,11 +39,15 @@ def write_limits(folder, limit, used, names=("memory.max", "memory.current")):
         (folder / name).write_text(f"{value}\n")
 
 
+def rooms(folder):
+    return [limit.room_bytes for limit in _find_limits(folder / "cgroup", folder / "fs")]
+
+
 @pytest.mark.parametrize(("limit", "used", "expected"), [(GIB, GIB // 4, [3 * GIB // 4]), (GIB, 2 * GIB, [0])])
 def test_a_cgroups_limit_leaves_what_is_not_used(limit, used, expected, tmp_path):
     (tmp_path / "cgroup").write_text("0::/user/shell\n")
     write_limits(tmp_path / "fs/user/shell", limit, used)
-    assert _cgroup_room_bytes(tmp_path / "cgroup", tmp_path / "fs") == expected
+    assert rooms(tmp_path) == expected
 
 
 def test_the_limits_of_the_cgroups_above_count_too(tmp_path):
@@ -49,20 +55,44 @@ def test_the_limits_of_the_cgroups_above_count_too(tmp_path):
     write_limits(tmp_path / "fs/user/shell", "max", 5)
     write_limits(tmp_path / "fs/user", 100, 30)
     write_limits(tmp_path / "fs", 80, 30)
-    assert sorted(_cgroup_room_bytes(tmp_path / "cgroup", tmp_path / "fs")) == [50, 70]
+    assert sorted(rooms(tmp_path)) == [50, 70]
 
 
 def test_limits_of_the_first_version_of_cgroups_count(tmp_path):
     (tmp_path / "cgroup").write_text("5:cpu:/x\n4:memory:/box\n0::/\n")
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
     write_limits(tmp_path / "fs/memory/box", 1000, 400, names)
-    assert _cgroup_room_bytes(tmp_path / "cgroup", tmp_path / "fs") == [600]
-    assert _cgroup_room_bytes(tmp_path / "absent", tmp_path / "fs") == []
+    assert rooms(tmp_path) == [600]
+    assert _find_limits(tmp_path / "absent", tmp_path / "fs") == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_pages_of_files_that_the_system_takes_back_are_free(version, tmp_path):
+    """Of a container that has read its data once, most of what is used is that."""
+    prefix = "total_" if version == 1 else ""
+    waiting = ("total_dirty", "total_writeback") if version == 1 else ("file_dirty", "file_writeback")
+    folder = tmp_path / ("fs/memory/box" if version == 1 else "fs/box")
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    (tmp_path / "cgroup").write_text("4:memory:/box\n" if version == 1 else "0::/box\n")
+    write_limits(folder, 3500, 3490, names)
+    counts = {f"{prefix}inactive_file": 2000, f"{prefix}active_file": 1000, waiting[0]: 40, waiting[1]: 10, "anon": 7}
+    (folder / "memory.stat").write_text("".join(f"{name} {value}\n" for name, value in counts.items()))
+    assert rooms(tmp_path) == [3500 - 3490 + 3000 - 50]
+
+
+def test_installed_memory_is_what_there_is_or_what_the_cgroups_allow(monkeypatch):
+    monkeypatch.setattr("ffstream.memory._find_limits", lambda *_: [])
+    total = host_installed_bytes()
+    assert total >= host_free_bytes()
+    monkeypatch.setattr("ffstream.memory._find_limits", lambda *_: [_Limit(total // 4, total // 5, 0)])
+    assert host_installed_bytes() == total // 4
 
 
 def test_free_host_memory_is_the_least_that_any_limit_leaves(monkeypatch):
     monkeypatch.setattr("ffstream.memory._meminfo_available_bytes", lambda: 100 * GIB)
-    monkeypatch.setattr("ffstream.memory._cgroup_room_bytes", lambda *_: [3 * GIB, 5 * GIB])
+    monkeypatch.setattr(
+        "ffstream.memory._find_limits", lambda *_: [_Limit(4 * GIB, GIB, 0), _Limit(9 * GIB, 4 * GIB, 0)]
+    )
     assert host_free_bytes() == 3 * GIB
 
 

@@ -144,7 +144,10 @@ def _find_empty(look: _Look, images: Tensor) -> str | None:
         (float(part.abs().max()), start + int(part.abs().flatten(1).amax(1).argmax()))
         for start, part in _numbered_parts(images)
     )
-    return f"{share} are so small beside the largest value that hardly anything of them is left: image {place} holds {largest:g}"
+    return (
+        f"{share} are so small beside the largest value that hardly anything of them is left: image {place} holds "
+        f"{largest:g}"
+    )
 
 
 def _find_outlying(look: _Look, images: Tensor) -> str | None:
