@@ -19,6 +19,7 @@ Anything else that escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Iterable
 
@@ -84,8 +85,20 @@ def _printable_character(character: str) -> str:
 
 
 def to_command(words: str, path: object) -> str:
-    """A command with a path, as it can be pasted into a shell."""
-    return f"ffstream {words} {shlex.quote(str(path))}"
+    """A command with a path, as it can be pasted into a shell, where it means this path and no option or home."""
+    text = str(path)
+    text = f"./{text}" if text.startswith(("-", "~")) else text
+    return f"ffstream {words} {shlex.quote(text) if text.isprintable() else _quote_bytes(text)}"
+
+
+def _quote_bytes(text: str) -> str:
+    """In the quotes of shells that read escapes, for names that are no text or would be obeyed by a terminal."""
+    plain = {character for character in text if character.isprintable() and character not in "'\\"}
+    escaped = (
+        character if character in plain else "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+        for character in text
+    )
+    return f"$'{''.join(escaped)}'"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -89,7 +89,7 @@ def list_data_files(data: str, data_root: str) -> list[Path]:
     if data not in SOURCES:
         return [find_path(data, data_root)]
     root = Path(data_root) if data_root else standard.default_data_root()
-    return [Path(standard.__file__).parent, expand_home(root)]
+    return [Path(standard.__file__).parent, *([expand_home(root)] if root is not None else [])]
 
 
 def _is_of_same_data(wanted: dict[str, str], file: io.FileIO) -> bool:

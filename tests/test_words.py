@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ import ffstream as ff
 from ffstream import predictions
 from ffstream.catalogue import read_catalogue
 from ffstream.cli.streams import _RawStream
-from ffstream.errors import OutputError, printable
+from ffstream.errors import OutputError, printable, to_command
 from ffstream.memory_profile import Point, Profile, ProfileSettings
 from ffstream.observer import Observer
 from ffstream.picture import draw_errors, draw_profile
@@ -60,6 +61,38 @@ def test_what_is_printable_is_one_line_and_stays_as_it_is(text):
     assert printable(shown) == shown
     assert (shown == text) is text.isprintable()
     assert str(ff.FFStreamError(text)) == shown
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "a b", "$HOME", "it's", "-dash", "~", "new\nline", "caf\udce9", "\x1b[31m", "a\\b\n"]
+)
+def test_a_command_that_is_told_can_be_pasted_whatever_the_path(name, tmp_path):
+    code = "import os, sys; sys.stdout.buffer.write(os.fsencode(os.path.relpath(sys.argv[2])))"
+    words = to_command("evaluate", name)
+    assert words.isprintable()
+    script = f'ffstream() {{ {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"; }}; {words}'
+    found = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, check=True)
+    assert os.fsdecode(found.stdout) == name
+
+
+def start_without_a_home(*command, cwd):
+    """A process whose user has neither a home nor an entry in the list of users."""
+    code = "import pwd, sys; pwd.getpwuid = {}.__getitem__; from ffstream.cli import main; main()"
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}
+    return subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_nobody_needs_a_home(tmp_path):
+    settings = ["--layers", "2", "--width", "8", "--epochs", "1", "--device", "cpu"]
+    done = start_without_a_home("train", *settings, "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = start_without_a_home("train", *settings, "--data", "mnist", "--run-dir", "other", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ffstream: data mnist: found no home folder")
+    assert "--data-root" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_names_are_shown_by_every_command_and_obeyed_by_none(run, tmp_path):

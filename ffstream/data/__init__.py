@@ -52,9 +52,8 @@ def load_dataset(
     """
     room = Room(room_bytes)
     if source in SOURCES:
-        return _load_named(
-            source, expand_home(data_root) if data_root else default_data_root(), room, download=download
-        )
+        root = expand_home(data_root) if data_root else default_data_root()
+        return _load_named(source, root, room, download=download)
     path = expand_home(source)
     try:
         path = find_path(source, data_root)
@@ -92,11 +91,19 @@ def holds_pictures(source: str) -> bool:
     return source not in SOURCES and Path(source).suffix.lower() not in _ARRAYS
 
 
-def _load_named(source: str, data_root: Path, room: Room, *, download: bool) -> Dataset:
+def _load_named(source: str, data_root: Path | None, room: Room, *, download: bool) -> Dataset:
     part = SOURCES[source]
     if isinstance(part, TorchvisionSource):
+        if data_root is None:
+            raise DataError(
+                f"data {source}: found no home folder, in whose .cache it would lie, allowed any folder; give "
+                "--data-root or $FFSTREAM_DATA"
+            )
         return part.load(data_root, room, download=download)
-    noun, found = f"data {source}", part(data_root)  # a source of the user's own, held to the same as a file is
+    noun, found = (
+        f"data {source}",
+        part(data_root or Path()),
+    )  # a source of the user's own, held to the same as a file is
     train, test, validation = (
         None if split is None else to_split(split, noun) for split in (found.train, found.test, found.validation)
     )

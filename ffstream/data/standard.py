@@ -21,6 +21,7 @@ from ffstream.data.dataset import Dataset, Split, check_dataset
 from ffstream.data.idx import read_idx
 from ffstream.data.room import Room
 from ffstream.errors import DataError, FFStreamError
+from ffstream.files import expand_home
 from ffstream.registry import Registry
 
 # A source maps the data root to a data set.
@@ -31,12 +32,16 @@ _IDX_FILES = (
 )
 
 
-def default_data_root() -> Path:
-    """$FFSTREAM_DATA, or ffstream in the user's cache folder."""
+def default_data_root() -> Path | None:
+    """$FFSTREAM_DATA, or ffstream in the user's cache folder; None for a user who has no home."""
     root = os.environ.get("FFSTREAM_DATA")
     if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ffstream"
+        return expand_home(root)
+    caches = os.environ.get("XDG_CACHE_HOME")
+    home = expand_home("~")
+    if not caches and str(home) == "~":
+        return None
+    return (expand_home(caches) if caches else home / ".cache") / "ffstream"
 
 
 def load_digits(_data_root: Path) -> Dataset:
