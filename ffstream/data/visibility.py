@@ -20,6 +20,7 @@ _PART_VALUES = 1 << 20  # of images that are copied at once
 # Found by training two layers on tables and digits, beside the same data standardised: within these limits the error
 # was at most a few points more, beyond them it rose to chance (docs/ablations/scaling.md).
 _LEAST_VARIATION = 0.25  # of images of unit RMS, from image to image
+_NONE = 1e-6
 _LARGE, _SMALL = 20.0, 1 / 100  # features, by the median of all
 _OUTLYING = 16.0  # an image's largest value, by the median of all images' largest, and by the RMS of its others
 _DOMINANT = 0.9  # of an image's sum of squares
@@ -55,8 +56,9 @@ class _Look:
     def add(self, images: Tensor, scaling: Scaling) -> None:
         """Some more of them, (n, *shape)."""
         scaled = scaling.apply(images)
-        rows = length_normalise(scaled).bfloat16()
-        unit, squares = rows.double(), scaled.double().square()
+        rows = length_normalise(scaled)
+        squares = scaled.double().square()
+        unit = scaled.double() / squares.mean(dim=1, keepdim=True).sqrt().clamp(min=1e-300)  # nothing added to its RMS
         self.rows_sum += unit.sum(dim=0)
         self.rows_squares += unit.square().sum(dim=0)
         self.squares += squares.sum(dim=0)
@@ -65,8 +67,8 @@ class _Look:
         self.largest.append(largest)
         self.places.append(place)
         self.rest.append(squares.scatter(1, place.unsqueeze(1), 0.0).sum(dim=1))
-        self.rms.append(unit.square().mean(dim=1).sqrt())
-        images, bits = images.flatten(1).contiguous(), rows.view(torch.int16)
+        self.rms.append(rows.double().square().mean(dim=1).sqrt())
+        images, bits = images.flatten(1).contiguous(), rows.bfloat16().view(torch.int16)
         self.keys += [(row.numpy().tobytes(), image.numpy().tobytes()) for row, image in zip(bits, images, strict=True)]
 
 
@@ -85,11 +87,11 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
     look = _Look(index, labels[index], images[0].numel())
     for part in index.split(max(_PART_VALUES // look.num_features, 1)):
         look.add(images[part], scaling)
-    has_units = images.dim() == 2 and standardise != FEATURES  # each feature may have its own
     found = _find_empty(look, images) or _find_outlying(look, images)
     if found is not None:
         return f"{found}; mend or leave out such images"
-    found = _find_brightness(look) or (_find_units(look) if has_units else None) or _find_offset(look)
+    found = None if standardise == FEATURES else _find_units(look, is_table=images.dim() == 2)
+    found = found or _find_offset(look) or _find_brightness(look)
     return found and "; ".join(filter(None, [found, remedy]))
 
 
@@ -166,8 +168,11 @@ def _find_outlying(look: _Look, images: Tensor) -> str | None:
     )
 
 
-def _find_units(look: _Look) -> str | None:
-    """Features that vary in most images, and are far larger than most such features, or far smaller."""
+def _find_units(look: _Look, *, is_table: bool) -> str | None:
+    """Features that most images have, and are far larger than most such features, or, in a table, far smaller.
+
+    A part of a picture may be dark in all.
+    """
     sizes = (look.squares / look.num_not_zero.clamp(min=1)).sqrt()
     is_dense = look.num_not_zero > len(look.index) / 2
     if int(is_dense.sum()) < 2:
@@ -175,7 +180,7 @@ def _find_units(look: _Look) -> str | None:
     median = sizes[is_dense].quantile(0.5)
     for is_odd, word in ((sizes > _LARGE * median, "larger"), (sizes < _SMALL * median, "smaller")):
         odd = (is_odd & is_dense).nonzero().flatten()
-        if len(odd):
+        if len(odd) and (is_table or word == "larger"):
             ratio = float((sizes[odd] / median).log().abs().max().exp())
             hidden = "the others" if word == "larger" else "them"
             return (
@@ -189,10 +194,10 @@ def _find_offset(look: _Look) -> str | None:
     num_images = len(look.index)
     mean_square = float(look.rows_squares.sum())
     variation = max(1 - float(look.rows_sum.square().sum()) / num_images / max(mean_square, 1e-300), 0.0) ** 0.5
-    if variation >= _LEAST_VARIATION:
+    if not _NONE < variation < _LEAST_VARIATION:  # where there is none, they may differ in brightness
         return None
     return (
-        f"what the training images have in common is {1 / max(variation, 1e-3):,.0f} times as large as that by which "
+        f"what the training images have in common is {1 / variation:,.0f} times as large as that by which "
         "they differ, when each is brought to unit length, so that a layer can hardly tell them apart"
     )
 

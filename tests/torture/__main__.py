@@ -26,6 +26,7 @@ KINDS = (
     "meddle",
     "hostile",
     "race",
+    "meaning",
     "soak",
     "fuzz",
 )
@@ -53,6 +54,7 @@ def main() -> int:
     from tests.torture.crash import Bench, Counts, fail_everywhere, interrupt_often, kill_everywhere, kill_often, starve
     from tests.torture.fuzz import fuzz
     from tests.torture.hostile import meet_hostile
+    from tests.torture.meaning import mistake
     from tests.torture.meddle import meddle
     from tests.torture.power import lose_power
     from tests.torture.race import race
@@ -96,6 +98,13 @@ def main() -> int:
         if "disk" in names and "race" in kinds:
             num_cases = 3 if quick else max(600 // stride, 1)
             found["race"] = report.add("race", {"cases": num_cases}, partial(race, place, data, num_cases))
+        if "disk" in names and "meaning" in kinds:
+            num_cases = 12 if quick else max(1500 // stride, 1)
+            found["meaning"] = report.add(
+                "meaning",
+                {"cases": num_cases, "seed": options.seed},
+                partial(mistake, place, num_cases, options.seed),
+            )
         if "disk" in names and "soak" in kinds:
             num_layers = 40 if quick else 400
             found["soak"] = report.add("soak", {"layers": num_layers}, partial(soak, place, data, num_layers, 0.5))
