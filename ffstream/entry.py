@@ -1,4 +1,4 @@
-"""Where the command starts: what an interrupt, or a folder that is gone, leads to before anything else is imported."""
+"""Where the command starts: what has to be settled before anything else is imported."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ import signal
 import sys
 from types import FrameType
 
+# A thread of OpenMP that has no work looks for some so many times before it sleeps. By default it does so for many
+# milliseconds, in which threads of other processes wait for its core: two trainings side by side on two cores took ten
+# times as long as one. With fewer the single training would be slower (docs/ablations/threads.md).
+_SPIN_COUNT = "20000"
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # by which users say it themselves
+
 
 def main() -> None:
     """Run the command line, and end the process."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started this wants it ignored
         signal.signal(signal.SIGINT, _stop_early)
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
     try:
         os.getcwd()  # noqa: PTH109 - pathlib takes as long to import as all that is done here
     except OSError as error:  # of which the libraries that are loaded next die, each in its own words

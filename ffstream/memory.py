@@ -38,12 +38,13 @@ def host_installed_bytes() -> int:
     return min([total, *(limit.limit_bytes for limit in _find_limits())])
 
 
-def resident_bytes() -> int:
-    """Bytes of host memory that this process holds now."""
+def resident_bytes(pid: int | None = None) -> int:
+    """Bytes of host memory that this process holds now, or another one: 0 where that is not told."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        text = Path(f"/proc/{'self' if pid is None else pid}/statm").read_text()
+        return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # no /proc: the most it has held
-        return peak_memory_bytes(torch.device("cpu"))
+        return peak_memory_bytes(torch.device("cpu")) if pid is None else 0
 
 
 def unpinned_reason() -> str:

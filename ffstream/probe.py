@@ -35,6 +35,7 @@ from ffstream.network import LayerSpec, build_layer, compute_layer_specs
 from ffstream.paper import do_on_paper
 from ffstream.plan import INTERPRETER_BYTES, Rates, Resources
 from ffstream.propagation import chunk_samples
+from ffstream.reservations import reserved_by_others
 from ffstream.transfer import Transfer, allocate_host
 from ffstream.units import format_bytes, parse_bytes
 from ffstream.workspace import Workspace
@@ -59,7 +60,8 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
     `held_bytes` are on the disk already, in files that the run will replace. Raises BudgetError for a budget that is
     larger than the machine, or smaller than the interpreter.
     """
-    used, free, host_total = resident_bytes(), host_free_bytes(), host_installed_bytes()
+    used, host_total = resident_bytes(), host_installed_bytes()
+    free = max(host_free_bytes() - reserved_by_others(), 0)
     host = min(_budget("host", settings.host_budget, used + int(_SHARE * free), host_total), used + free)
     if host <= used:
         raise BudgetError(

@@ -64,6 +64,14 @@ def is_of_dead_process(tag: str) -> bool:
     return found is not None and found[3] == _machine_code() and not _is_running(int(found[1]), int(found[2]))
 
 
+def find_pid(tag: str) -> int | None:
+    """The number of the process of a tag, if it is one of this machine that is still there."""
+    found = _TAG.fullmatch(tag)
+    if found is None or found[3] != _machine_code() or not _is_running(int(found[1]), int(found[2])):
+        return None
+    return int(found[1])
+
+
 def _is_running(pid: int, start: int) -> bool:
     try:
         os.kill(pid, 0)

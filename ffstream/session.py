@@ -39,6 +39,7 @@ from ffstream.plan import Plan
 from ffstream.planner import compute_plan
 from ffstream.probe import measure_kernels, measure_rates, survey_resources
 from ffstream.registry import Registry
+from ffstream.reservations import planning, reserved
 from ffstream.run import Run, check_same_data, describe_data, make_splits
 from ffstream.runner import Runner
 from ffstream.similarity import SIMILARITIES
@@ -118,7 +119,7 @@ def _make_plan(
             raise _already_there(directory)
         config = _merge_with_saved(config, directory.read_config(), directory.path)
     if machine is None and data is None:
-        prepared = _prepare(directory, config, measure=True, for_plan=True)
+        prepared = _prepare(directory, config, measure=True)
         warnings = [text for text in (prepared.plan.warning, prepared.dataset.warning) if text is not None]
         return dataclasses.replace(prepared.plan, warning="; ".join(warnings) or None)
     if data is None:
@@ -245,13 +246,18 @@ class _Prepared:
 
 
 def _prepare(
-    directory: RunDirectory, config: Config, *, measure: bool, for_plan: bool = False, download: bool = False
+    directory: RunDirectory,
+    config: Config,
+    *,
+    measure: bool,
+    reservation: contextlib.ExitStack | None = None,
+    download: bool = False,
 ) -> _Prepared:
     """Resolve and plan. Raises an FFStreamError for what cannot be run here.
 
     With `measure`, and on CUDA, what the matrix products take beside their operands is measured, and steps are tried;
-    on a CPU that takes a second or two. Data are fetched with `download` alone. `for_plan`: times are measured in
-    place of trying steps.
+    on a CPU that takes a second or two. Data are fetched with `download` alone. `reservation` ends what is
+    reserved for the run; without one nothing is to be run, and times are measured in place of trying steps.
     """
     parts: tuple[tuple[Registry[Any], str], ...] = (
         (LAYER_KINDS, config.network.kind),
@@ -288,7 +294,7 @@ def _prepare(
         precision=resolve_precision(config.precision, device),
         batch=resolve_batch(config.batch, len(splits["train"])),
     )
-    if for_plan:
+    if reservation is None:
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
 
     def kernels(sized: Config) -> list[KernelBytes]:
@@ -299,8 +305,13 @@ def _prepare(
             else []
         )
 
-    plan = compute_plan(config, method, data, dataset.num_bytes, resources, num_done, kernels)
-    if (measure or device.type == "cuda") and not for_plan and num_done < config.layers:
+    with planning() if reservation is not None else contextlib.nullcontext():
+        if reservation is not None:  # with what others have reserved while the data were read
+            resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
+        plan = compute_plan(config, method, data, dataset.num_bytes, resources, num_done, kernels)
+        if reservation is not None:
+            reservation.enter_context(reserved(plan.host.num_bytes))
+    if (measure or device.type == "cuda") and reservation is not None and num_done < config.layers:
         try_steps(plan, method, data, device)
     return _Prepared(plan, dataset, splits, device)
 
@@ -311,8 +322,9 @@ def _execute(
     """Everything that can be refused is refused before anything is written."""
     environments = directory.read_environments()
     num_threads = environments[-1].get("threads") if environments and not accept_environment else None
-    with plain_torch(num_threads):
-        prepared = _prepare(directory, config, measure=config.memory.budget != "auto", download=download)
+    with plain_torch(num_threads), contextlib.ExitStack() as reservation:
+        measure = config.memory.budget != "auto"
+        prepared = _prepare(directory, config, measure=measure, reservation=reservation, download=download)
         environment = describe_environment(prepared.device, prepared.plan.config.precision)
         sizes = environments[-1].get("memory") if environments else prepared.plan.sizes_by_free
         environment |= {"memory": sizes} if sizes is not None else {}

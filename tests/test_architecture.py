@@ -19,7 +19,7 @@ ORDER = """
 errors interrupts recipes units plane row_sums seeding schedule workspace ledger memory
 normalisation stopwatch environment
 files processes
-limits folder
+limits folder reservations
 config registry device scratch lock manifest
 marker tensor_file metrics run_names outputs goodness combination objectives similarity negatives layers data cache
 hybrids augmentation labels catalogue network transfer optimiser
