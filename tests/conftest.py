@@ -24,6 +24,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell star
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the processes that tests start inherit
 
 
+_LONG = {"test_torture", "test_docs", "test_profile", "test_stacks", "test_processes"}  # with tests of half a minute
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests come first, so that no worker is left with one when the others have ended."""
+    items.sort(key=lambda item: item.module.__name__.rpartition(".")[2] not in _LONG)
+
+
 @pytest.fixture(scope="session")
 def digits():
     return load_dataset("digits")
@@ -48,14 +56,14 @@ def small_config(small_data):
     return make
 
 
-_OF_PLANNING = {"test_plan", "test_cli_plan", "test_footprint", "test_memory", "test_profile", "test_augmentation_plan"}
+_OF_PAPER = {"test_footprint", "test_memory", "test_profile"}
 _papers = {}  # by all that they depend on
 
 
 @pytest.fixture(autouse=True)
 def _paper_is_kept(request, monkeypatch):
-    """What a layer takes on paper takes longer to find than a small layer to train; the tests of planning find it."""
-    if request.module.__name__.rpartition(".")[2] in _OF_PLANNING:
+    """What a layer takes on paper takes longer to find than a small layer to train; some tests are of finding it."""
+    if request.module.__name__.rpartition(".")[2] in _OF_PAPER:
         return
     do_on_paper = planner.do_on_paper
 

@@ -11,9 +11,9 @@ from tests.torture.work import WORKLOADS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD")
-@pytest.mark.parametrize("name", WORKLOADS)
-def test_no_error_is_silent(name):
-    command = [sys.executable, "-m", "tests.torture", "--quick", "--workloads", name]
+@pytest.mark.parametrize("names", ["disk", ",".join(name for name in WORKLOADS if name != "disk")])
+def test_no_error_is_silent(names):
+    command = [sys.executable, "-m", "tests.torture", "--quick", "--workloads", names]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout[-5000:] + found.stderr[-5000:]
     assert "0 silent errors" in found.stdout

@@ -99,7 +99,7 @@ def main() -> int:
             num_cases = 3 if quick else max(600 // stride, 1)
             found["race"] = report.add("race", {"cases": num_cases}, partial(race, place, data, num_cases))
         if "disk" in names and "meaning" in kinds:
-            num_cases = 12 if quick else max(1500 // stride, 1)
+            num_cases = 8 if quick else max(1500 // stride, 1)
             found["meaning"] = report.add(
                 "meaning",
                 {"cases": num_cases, "seed": options.seed},
