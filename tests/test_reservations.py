@@ -127,7 +127,8 @@ def test_a_run_reserves_what_it_plans_to_take_until_it_ends(small_config, tmp_pa
 
 @pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}])
 def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_how(given, tmp_path):
-    code = "import os, sys; sys.argv[1:] = ['recipes', 'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY']; from ffstream import cli; from ffstream.entry import main\n"
+    code = "import os, sys; sys.argv[1:] = ['recipes', 'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY']\n"
+    code += "from ffstream import cli; from ffstream.entry import main\n"
     code += "names = sys.argv[2:]; cli.main = lambda: print({k: v for k, v in os.environ.items() if k in names})\n"
     code += "main()"
     environment = {

@@ -40,7 +40,9 @@ class _Look:
     num_features: int
     rows_sum: Tensor = field(init=False)  # of unit rows, by feature
     rows_squares: Tensor = field(init=False)
-    squares: Tensor = field(init=False)  # of scaled images
+    logarithms: Tensor = field(
+        init=False
+    )  # of the magnitudes of scaled images, but for zeros: one outlier counts little
     num_not_zero: Tensor = field(init=False)
     largest: list[Tensor] = field(default_factory=list)  # magnitude of each image, and the feature that has it
     places: list[Tensor] = field(default_factory=list)
@@ -49,7 +51,7 @@ class _Look:
     keys: list[tuple[bytes, bytes]] = field(default_factory=list)  # of the row, and of the image
 
     def __post_init__(self) -> None:
-        self.rows_sum, self.rows_squares, self.squares, self.num_not_zero = torch.zeros(
+        self.rows_sum, self.rows_squares, self.logarithms, self.num_not_zero = torch.zeros(
             4, self.num_features, dtype=torch.float64
         ).unbind()
 
@@ -61,7 +63,7 @@ class _Look:
         unit = scaled.double() / squares.mean(dim=1, keepdim=True).sqrt().clamp(min=1e-300)  # nothing added to its RMS
         self.rows_sum += unit.sum(dim=0)
         self.rows_squares += unit.square().sum(dim=0)
-        self.squares += squares.sum(dim=0)
+        self.logarithms += scaled.double().abs().log_().masked_fill_(scaled == 0, 0.0).sum(dim=0)
         self.num_not_zero += (scaled != 0).sum(dim=0)
         largest, place = scaled.abs().max(dim=1)
         self.largest.append(largest)
@@ -173,7 +175,7 @@ def _find_units(look: _Look, *, is_table: bool) -> str | None:
 
     A part of a picture may be dark in all.
     """
-    sizes = (look.squares / look.num_not_zero.clamp(min=1)).sqrt()
+    sizes = (look.logarithms / look.num_not_zero.clamp(min=1)).exp()
     is_dense = look.num_not_zero > len(look.index) / 2
     if int(is_dense.sum()) < 2:
         return None
