@@ -12,11 +12,12 @@ import torch.nn.utils.prune
 import ffstream as ff
 
 RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local")
-KINDS = (*RECIPES, "stacks", "int8", "skip")
+KINDS = (*RECIPES, "stacks", "int8", "skip", "standardised")
 _SETTINGS = {
     "stacks": {"network.stack_layers": 1},
     "int8": {"cache.dtype": "int8"},
     "skip": {"network.input_skip": True},
+    "standardised": {"standardise": "features"},
     "local": {"network.kind": "local", "width": 144},
 }
 
