@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of the processes that tests start as well
 
@@ -81,6 +82,16 @@ def _paper_is_kept(request, monkeypatch):
         return _papers[key]
 
     monkeypatch.setattr(planner, "do_on_paper", do_once)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _reservations_are_the_workers(tmp_path_factory):
+    """Runs of other workers, and of whoever uses this machine, are no others: their plans would be waited for."""
+    place = tmp_path_factory.mktemp("temporary")
+    before, tempfile.tempdir = tempfile.tempdir, str(place)
+    os.environ["TMPDIR"] = str(place)  # of the processes that tests start
+    yield
+    tempfile.tempdir = before
 
 
 @pytest.fixture(autouse=True)
