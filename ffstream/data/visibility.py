@@ -19,7 +19,7 @@ _MOST_IMAGES = 1024  # that are looked at one by one, evenly spread over all
 _PART_VALUES = 1 << 20  # of images that are copied at once
 # Found by training two layers on tables and digits, beside the same data standardised: within these limits the error
 # was at most a few points more, beyond them it rose to chance (docs/ablations/scaling.md).
-_LEAST_VARIATION = 0.25  # of images of unit RMS, from image to image
+_LEAST_VARIATION = 0.3  # of images of unit RMS, from image to image
 _NONE = 1e-6
 _LARGE, _SMALL = 20.0, 1 / 100  # features, by the median of all
 _OUTLYING = 16.0  # an image's largest value, by the median of all images' largest, and by the RMS of its others

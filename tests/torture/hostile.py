@@ -17,10 +17,9 @@ from ffstream.cleaning import clean_run
 from ffstream.folder import Folder
 from ffstream.manifest import write_manifest
 from ffstream.repair import diagnose
-from tests.helpers import InterruptAt
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
-from tests.torture.work import IN_SECOND_LAYER, train
+from tests.torture.work import stop_in_second_layer, train
 
 _ROOM_BYTES = 1 << 30  # of address space beside what there is
 _LIMIT_S = 20.0
@@ -84,7 +83,7 @@ def meet_hostile(bench: Bench, stride: int, counts: Counts) -> None:
 
 def _stop(bench: Bench, path: Path) -> None:
     try:
-        ff.train(bench.config, path, observer=InterruptAt(*IN_SECOND_LAYER))
+        ff.train(bench.config, path, observer=stop_in_second_layer(bench.config))
     except KeyboardInterrupt:
         return
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import ffstream as ff
-from tests.helpers import InterruptAt, layer_digests
+from tests.helpers import layer_digests
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import Outcome, in_child
-from tests.torture.work import IN_SECOND_LAYER, train
+from tests.torture.work import stop_in_second_layer, train
 
 _EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir")
 _MINE = b"mine, and nobody else's\n"
@@ -90,7 +90,7 @@ def meddle(bench: Bench, stride: int, counts: Counts) -> None:
 
 def _stop(bench: Bench, path: Path) -> None:
     try:
-        ff.train(bench.config, path, observer=InterruptAt(*IN_SECOND_LAYER))
+        ff.train(bench.config, path, observer=stop_in_second_layer(bench.config))
     except KeyboardInterrupt:
         return
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import ffstream as ff
 from ffstream.repair import put_aside
-from tests.helpers import InterruptAt
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
-from tests.torture.work import IN_SECOND_LAYER
+from tests.torture.work import stop_in_second_layer
 
 _PAGE_BYTES = 4096
 
@@ -45,7 +44,7 @@ def let_rot(bench: Bench, num_bits: int, stride: int, counts: Counts) -> None:
 def _train(bench: Bench, place: Path, seed: int, *, stopped: bool) -> None:
     config = bench.config.override({"seed": seed})
     try:
-        ff.train(config, place, observer=InterruptAt(*IN_SECOND_LAYER) if stopped else None)
+        ff.train(config, place, observer=stop_in_second_layer(config) if stopped else None)
     except KeyboardInterrupt:
         assert stopped
 

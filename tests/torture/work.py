@@ -17,7 +17,7 @@ import torch
 import ffstream as ff
 from ffstream import paper, planner, runner
 from ffstream.folder import TEMPORARY
-from tests.helpers import SMALL, layer_digests, metrics_without_times
+from tests.helpers import SMALL, InterruptAt, layer_digests, metrics_without_times
 
 # Of each, the cases of a kind are tried at every point.
 WORKLOADS: dict[str, dict[str, Any]] = {
@@ -31,8 +31,6 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 
 # Most of a case is its steps, and what is tried lies between them: between epochs, layers and shards.
 _FEW_STEPS = {"batch": 96, "epochs": 2}
-IN_SECOND_LAYER = ("on_epoch", 3)  # the third report of an epoch
-
 _MOST_PLANS = 8  # remembered
 
 
@@ -90,6 +88,11 @@ def digest_tree(folder: Path) -> str:
             data = path.read_bytes() if path.is_file() and not path.is_symlink() and "lock" not in name else b""
             digest.update(f"{found.st_mode} {len(data)}\0".encode() + data)
     return digest.hexdigest()
+
+
+def stop_in_second_layer(config: ff.Config) -> InterruptAt:
+    """Stops a run after the first epoch of its second layer; each tile of a layer is reported epochs of its own."""
+    return InterruptAt("on_epoch", config.epochs * config.num_tiles + 1)
 
 
 def train(config: ff.Config, path: Path) -> None:
