@@ -73,6 +73,36 @@ HIDDEN = {
     "-9999 for missing": (lambda: set_at(table(), slice(1, None), -9999.0, 0.2), "-9999 stands .* 7 features"),
     "-999 for missing in one": (lambda: set_at(table(), slice(3, 4), -999.0, 0.05), "-999 stands .* feature 3"),
     "1e20 for missing": (lambda: set_at(table(), slice(3, 4), 1e20, 0.05), "1e\\+20 stands"),
+    "-1 for missing among none": (
+        lambda: set_at(table().abs(), slice(3, 4), -1.0, 0.1),
+        "-1 stands .* feature 3, and no",
+    ),
+    "any number for missing": (lambda: set_at(table(), slice(None), 88.5, 0.1), "the value 88.5 stands .* 8 features"),
+    "two numbers for missing": (
+        lambda: set_at(set_at(table(), slice(3, 5), 97.0, 0.1), slice(5, 6), -98.0, 0.1, seed=2),
+        "the values -98, 97 stand .* 3 features",
+    ),
+    "255 for missing in bytes": (
+        lambda: set_at(torch.randint(0, 17, (NUM_IMAGES, 6, 6)).float(), slice(None), 255.0, 0.02).byte(),
+        "255 stands",
+    ),
+    "a channel in other units": (
+        lambda: torch.rand(NUM_IMAGES, 3, 4, 4) * torch.tensor([1.0, 1000.0, 1.0]).view(3, 1, 1),
+        "16 features .* larger",
+    ),
+    "one small channel of two": (
+        lambda: torch.rand(NUM_IMAGES, 2, 4, 4) * torch.tensor([1000.0, 1.0]).view(2, 1, 1),
+        "channel 0 .* larger than those of channel 1",
+    ),
+    "a table with an axis of one": (lambda: with_feature(2, lambda v: v / 1000).unsqueeze(1), "feature 2 .* smaller"),
+    "a rare feature in larger units": (
+        lambda: with_feature(2, lambda v: 1e4 * v * (torch.arange(NUM_IMAGES) % 10 == 3)),
+        "feature 2",
+    ),
+    "circles": (
+        lambda: torch.stack([t(torch.arange(NUM_IMAGES) * 2.39) * (1 + LABELS) for t in (torch.sin, torch.cos)], dim=1),
+        "another class in 0% of them, and in",
+    ),
     "zeros": (lambda: torch.zeros(NUM_IMAGES, 4, 4), "all 500 training images are equal"),
     "one image throughout": (lambda: torch.rand(1, 6).expand(NUM_IMAGES, 6), "equal"),
     "half of the images empty": (lambda: table() * (torch.arange(NUM_IMAGES) % 4 > 1).view(-1, 1), "50% .*are zero"),
@@ -100,7 +130,6 @@ CLEAN = {
     "counts": lambda: torch.poisson(table().abs() / 2, torch.Generator().manual_seed(0)),
     "one of several": lambda: torch.nn.functional.one_hot(torch.arange(NUM_IMAGES) % 12).float(),
     "nines that are in reach of the others": lambda: set_at(table() * 60, slice(3, 4), 99.0, 0.05),
-    "a negative sign for missing": lambda: set_at(table().abs(), slice(3, 4), -1.0, 0.1),
     "a feature that never varies": lambda: with_feature(5, torch.zeros_like),
     "other loudness": lambda: table() * 10 ** torch.linspace(-1, 1, NUM_IMAGES).view(-1, 1),
 }
@@ -117,6 +146,16 @@ def test_of_digits_nothing_is_said(digits, standardise):
     labels = digits.train.labels[:NUM_IMAGES]
     for images in (digits.train.images[:NUM_IMAGES], digits_as_table(digits), digits_as_table(digits) / 16 - 0.3):
         assert said_of(images, labels, standardise) is None
+
+
+@pytest.mark.parametrize("name", ["one outlier", "many outliers", "-9999 for missing"])
+def test_what_standardising_does_not_mend_is_said_of_standardised_data(name):
+    """The spread of a feature with one value far from all is its own."""
+    make, _ = HIDDEN[name]
+    assert said_of(make(), standardise="features") is not None
+    if name == "one outlier":
+        assert said_of(with_outliers(1000, 3000.0), standardise="features") is not None
+        assert said_of(with_outliers(1000, 3000.0)) is None
 
 
 @pytest.mark.parametrize("name", ["a feature near 1000", "an offset", "a feature of a thousandth"])
