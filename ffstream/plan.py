@@ -48,6 +48,14 @@ class Resources:
     # What a run may take of what the machine has, whatever is taken of it now: sizes that decide bits follow from it.
     installed: Resources | None = None
 
+    def is_within(self, other: Resources) -> bool:
+        """Whether nothing may be taken of which `other` allows less."""
+        return (
+            self.device_bytes <= other.device_bytes
+            and self.host_bytes - self.host_used_bytes <= other.host_bytes - other.host_used_bytes
+            and self.disk_bytes <= other.disk_bytes
+        )
+
 
 @dataclass(frozen=True)
 class LayerPlan:

@@ -154,6 +154,8 @@ class _Planner:
             fitting = self.choose(config.override(wanted), plan.config.num_in_tile)
             if fitting.fits:
                 return fitting
+        elif self.resources.is_within(installed):  # where nothing fits either
+            return self.draft(plan.config, plan.tier, kernels=())
         plan = self.choose_sizes(config)
         found = plan.config.to_flat()
         changed = [f"{name} {found[name]}, not {wanted[name]}" for name in _SIZES if found[name] != wanted[name]]

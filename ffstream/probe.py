@@ -43,9 +43,9 @@ from ffstream.workspace import Workspace
 _PART_UNITS = 1024  # a layer works by so many units at a time, or a divisor of them, and a remainder
 
 
-# Of what is free, the share that a run takes unless it is told: the rest is for the allocator and for other programs.
+# Of what is installed, and of what is free, the share that a run takes unless it is told: the rest is for the allocator
+# and for other programs.
 _SHARE = 0.8
-_INSTALLED_SHARE = 0.7  # of what is installed; less, so that it is mostly free when a run starts
 
 _NUM_REPEATS = 16
 _ENOUGH_S = 1.0  # of repeating one measurement
@@ -77,16 +77,14 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
     else:
         total = host_total
         device_bytes = _budget("device", settings.budget, host - used, total)
-    most_host = _budget(
-        "host", settings.host_budget, INTERPRETER_BYTES + int(_INSTALLED_SHARE * host_total), host_total
-    )
-    most_device = most_host - INTERPRETER_BYTES if device.type == "cpu" else int(_INSTALLED_SHARE * total)
+    most_host = _budget("host", settings.host_budget, INTERPRETER_BYTES + int(_SHARE * host_total), host_total)
+    most_device = most_host - INTERPRETER_BYTES if device.type == "cpu" else int(_SHARE * total)
     installed = Resources(
         device_type=device.type,
         device_bytes=_budget("device", settings.budget, most_device, total),
         host_bytes=most_host,
         host_used_bytes=INTERPRETER_BYTES,
-        disk_bytes=_budget("disk", settings.disk_budget, int(_INSTALLED_SHARE * usage.total), usage.total),
+        disk_bytes=disk,  # which is the same for all sizes
         disk_is_memory=is_in_memory(place),
     )
     return Resources(

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ffstream as ff
+from ffstream.data import Scaling
 from ffstream.evaluate import error_rate
 from ffstream.hybrids import check_plane, draw_masks, draw_with_others, make_hybrids
 from ffstream.input_rows import InputRows
@@ -114,7 +115,7 @@ def first_rows(small_config, digits):
         config = small_config("unsupervised", seed=seed)
         train = make_splits(digits, config)["train"]
         method = make_label_method(config, 10, 64, digits.image_shape)
-        rows_of = InputRows(method, train, 16.0, seed, held_out=held_out).make()
+        rows_of = InputRows(method, train, Scaling(16.0), seed, held_out=held_out).make()
         return torch.cat([rows_of(slice(start, min(start + part_size, 100))) for start in range(0, 100, part_size)])
 
     return make
