@@ -14,7 +14,7 @@ from ffstream.checkpoint import RunDirectory
 from ffstream.combination import fit_weights, plain_sum
 from ffstream.config import Config
 from ffstream.data import Dataset, Scaling, Split, fit_images, holds_pictures, load_dataset, split_validation
-from ffstream.data.values import Values, find_other_units
+from ffstream.data.values import Values, find_other_units, find_shifted_rows
 from ffstream.device import resolve_device
 from ffstream.environment import plain_torch
 from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError, nearest
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _METHODS = ("auto", "goodness", "fitted", "softmax")
 _PREDICTING_METHODS = ("auto", "goodness", "fitted", "softmax")
+_MOST_VALUES = 1 << 21  # of images that are looked at for their units
 _SPLITS = ("test", "validation", "train")
 
 
@@ -298,6 +299,11 @@ def _values_of(data: dict[str, Any]) -> Values:
 def _find_other_units(data: dict[str, Any], images: Tensor, noun: str) -> str | None:
     """What says that images are not in the units of the run's; None if nothing does."""
     oddity = find_other_units(Values.of(images), _values_of(data))
+    if oddity is None and "standardised" in data:
+        num_images = max(_MOST_VALUES // data["num_features"], 50)
+        rows = Scaling.from_mapping(data).apply(images[:: -(-len(images) // num_images)])
+        num_parts = len(data["standardised"]["mean"])  # features, or channels of several places
+        oddity = find_shifted_rows(rows.unflatten(1, (num_parts, -1)).transpose(1, 2).flatten(0, 1))
     return None if oddity is None else f"{noun}: {oddity}"
 
 

@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ffstream as ff
-from ffstream.data import SOURCES, Dataset, Split, load_dataset, split_validation
+from ffstream.data import SOURCES, Dataset, Split, fit_images, load_dataset, split_validation
+from ffstream.data.dataset import check_dataset
 from ffstream.data.values import Values, find_other_units
 from tests.helpers import run_cli
 
@@ -654,3 +655,77 @@ def test_values_are_measured_in_parts_and_of_few_images_the_magnitude_alone_coun
     assert find_other_units(white, found) is None
     assert find_other_units(Values.of(torch.full((50, 6), 2.0)), found) is not None
     assert find_other_units(Values.of(torch.full((1, 6), 200.0)), found) is not None
+
+
+# --- a split in other units than the training images, feature by feature
+
+
+def table_splits(change, shape=(8,)):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(400, *shape, generator=generator)
+    labels = torch.arange(400) % 2
+    test = images[200:].clone()
+    return check_dataset("d", Split(images[:200], labels[:200]), Split(change(test), labels[200:]))
+
+
+SHIFTED = {
+    "one far from the training images": lambda test: test + 5 * torch.eye(8)[3],
+    "one in larger units": lambda test: test * (1 + 99 * torch.eye(8)[3]) - 40 * torch.eye(8)[3],
+    "one that does not vary": lambda test: test * (1 - torch.eye(8)[3]) + 0.5 * torch.eye(8)[3],
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_a_feature_of_the_test_split_in_other_units_is_named(name):
+    assert "feature 3" in table_splits(SHIFTED[name]).warning or "units" in table_splits(SHIFTED[name]).warning
+
+
+@pytest.mark.parametrize("shape", [(8,), (4, 4), (3, 2, 2)])
+def test_of_splits_that_are_alike_nothing_is_said(shape):
+    assert table_splits(lambda test: test, shape).warning is None
+
+
+def test_of_digits_and_few_images_nothing_is_said(digits):
+    assert digits.warning is None
+    few = dataclasses.replace(digits, test=digits.test.take(torch.arange(20)))
+    assert few.warning is None
+
+
+def test_a_test_split_that_is_the_training_split_is_said(digits):
+    assert "are the training images" in dataclasses.replace(digits, test=digits.train).warning
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda x: np.ma.masked_greater(x, 0.9), "masked"),
+        (lambda x: torch.from_numpy(x).to_sparse(), "sparse"),
+        (lambda x: torch.from_numpy(x).to(torch.float8_e4m3fn), "float8"),
+        (lambda x: torch.empty(x.shape, device="meta"), "meta"),
+        (lambda x: x.astype(complex), "real numbers"),
+        (lambda x: x * 1e300, "too large"),
+        (lambda x: np.full(x.shape, np.nan), "not finite"),
+    ],
+)
+def test_images_that_cannot_be_computed_with_are_refused(make, words):
+    images = np.random.default_rng(0).random((3, 8))
+    with pytest.raises(ff.DataError, match=words):
+        fit_images(make(images), (8,), "images")
+
+
+def test_images_of_every_other_kind_are_taken_without_a_word(recwarn):
+    images = np.random.default_rng(0).random((3, 8)).astype(np.float32)
+    fixed = images.copy()
+    fixed.flags.writeable = False
+    learnt = torch.from_numpy(images).requires_grad_()
+    masked = np.ma.masked_greater(images, 9)  # none of them
+    for each in (images, fixed, learnt, images.astype(">f4"), np.asfortranarray(images), masked):
+        assert torch.equal(fit_images(each, (8,), "images").float(), torch.from_numpy(images))
+    assert not list(recwarn)
+
+
+def test_labels_of_complex_numbers_are_refused_by_name(tmp_path):
+    images = np.zeros((4, 4), np.uint8)
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=np.array([0, 1, 0, 1], complex))
+    with pytest.raises(ff.DataError, match="array y_train: found torch.complex128"):
+        load_dataset(str(tmp_path / "d.npz"))

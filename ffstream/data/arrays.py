@@ -130,7 +130,9 @@ def _find_split(file: ArrayFile, part: str, name: str) -> list[_Wanted]:
         raise DataError(f"data {name}: found one of {part}.images and {part}.labels, {part}.{missing} is missing")
     images, labels = file.header(images_name), file.header(labels_name)
     assert images.dtype is not None and labels.dtype is not None  # noqa: PT018
-    is_plain = len(labels.shape) == 1 and not (labels.dtype.is_floating_point or labels.dtype.is_complex)
+    if labels.dtype.is_complex:
+        raise DataError(f"data {name}: array {labels_name}: found {labels.dtype}, allowed classes, numbered from 0")
+    is_plain = len(labels.shape) == 1 and not labels.dtype.is_floating_point
     return [
         _Wanted(images_name, images.shape, find_image_type(images, name, f"{part} images")),
         _Wanted(labels_name, labels.shape, torch.int64 if is_plain else torch.float64),

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ffstream import seeding
-from ffstream.data.values import Values, find_other_units
+from ffstream.data.values import ENOUGH_IMAGES, Values, find_other_units, find_shifted
 from ffstream.errors import DataError
 
+_LARGEST = torch.finfo(torch.float32).max
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -92,7 +93,10 @@ class Dataset:
         said = list(self.notes)
         for part, split in (("validation", self.validation), ("test", self.test)):
             oddity = None if split is None else find_other_units(Values.of(split.images), self.values)
+            oddity = oddity or (None if split is None else find_shifted(split.images, self.train.images))
             said += [] if oddity is None else [f"{part} images: {oddity}"]
+            if split is not None and len(split) >= ENOUGH_IMAGES and torch.equal(split.images, self.train.images):
+                said.append(f"the {part} images are the training images, so that the error is no error of new ones")
         if self.left_out:
             num_read = sum(len(split) for split in (self.train, self.validation, self.test) if split is not None)
             num_images = num_read + len(self.left_out)
@@ -158,15 +162,29 @@ def as_tensor(values: Any, noun: str) -> Tensor:
     """Numbers of numpy, of lists, or a tensor, as a tensor of real numbers. Raises DataError, beginning with `noun`."""
     try:
         if not isinstance(values, Tensor):
+            if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+                raise DataError(f"{noun}: holds values that are masked, allowed numbers; fill them, or leave them out")
             array = np.asarray(values)
-            values = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+            array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+            values = torch.from_numpy(np.ascontiguousarray(array))
     except (TypeError, ValueError) as error:
         found = getattr(values, "dtype", type(values).__name__)
         raise DataError(f"{noun}: found {found}, allowed numbers") from error
     if values.is_complex():
         raise DataError(f"{noun}: found {values.dtype}, allowed real numbers")
+    if values.layout != torch.strided or values.device.type == "meta" or values.is_quantized or _is_short(values):
+        found = values.layout if values.layout != torch.strided else values.dtype
+        raise DataError(
+            f"{noun}: found a tensor of {found} on {values.device.type}, allowed a dense one of integers, booleans or "
+            "floating numbers of 16 bits or more"
+        )
     # torch computes little on the other unsigned types.
     return cast(Tensor, values.float() if values.dtype in _UNSIGNED else values)
+
+
+def _is_short(values: Tensor) -> bool:
+    """Whether they are of one of the floating types of eight bits or fewer, with which torch computes nothing."""
+    return values.is_floating_point() and values.element_size() < 2
 
 
 def to_split(split: Split, noun: str) -> Split:
@@ -210,7 +228,10 @@ def _check_split(name: str, part: str, split: Split) -> None:
         )
     row = _find_not_finite(images)
     if row is not None:
-        raise DataError(f"data {name}: {part} image {row} holds a value that is not finite; remove it or mend the file")
+        raise DataError(
+            f"data {name}: {part} image {row} holds a value that is not finite, or too large for float32; remove it or "
+            "mend the file"
+        )
     if int(labels.min()) < 0:
         raise DataError(f"data {name}: {part} labels go down to {int(labels.min())}, allowed integers from 0")
     negatives = split.negatives
@@ -263,7 +284,7 @@ def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
 
     Raises DataError, beginning with `noun`, for any other shape, no image, or values that are not finite.
     """
-    images = as_tensor(images, noun)
+    images = as_tensor(images, noun).detach().cpu()
     num_images = count_images(tuple(images.shape), shape, noun)
     images = images.reshape(num_images, *shape)
     check_values(images, noun)
@@ -301,13 +322,16 @@ def check_values(images: Tensor, noun: str) -> None:
     """Raise DataError, beginning with `noun`, when an image holds a value that is not finite."""
     row = _find_not_finite(images)
     if row is not None:
-        raise DataError(f"{noun}: image {row} holds a value that is not finite; remove it or mend the file")
+        raise DataError(
+            f"{noun}: image {row} holds a value that is not finite, or too large for float32; remove it or mend "
+            "the file"
+        )
 
 
 def _find_not_finite(images: Tensor) -> int | None:
     """The first image that holds NaN or infinity. No copy of all of them is made."""
     if not images.is_floating_point() or images.numel() == 0:
         return None
-    if all(math.isfinite(float(end)) for end in torch.aminmax(images)):
+    if all(math.isfinite(float(end)) and abs(float(end)) <= _LARGEST for end in torch.aminmax(images)):
         return None
-    return next(row for row, image in enumerate(images) if not bool(torch.isfinite(image).all()))
+    return next(row for row, image in enumerate(images) if not bool(torch.isfinite(image.float()).all()))
