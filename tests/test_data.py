@@ -655,6 +655,7 @@ def test_values_are_measured_in_parts_and_of_few_images_the_magnitude_alone_coun
     assert find_other_units(white, found) is None
     assert find_other_units(Values.of(torch.full((50, 6), 2.0)), found) is not None
     assert find_other_units(Values.of(torch.full((1, 6), 200.0)), found) is not None
+    assert (find_other_units(Values.of(torch.full((1, 6), -0.5)), found) is None) == (found.low < 0)  # negative ones
 
 
 # --- a split in other units than the training images, feature by feature

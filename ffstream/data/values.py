@@ -65,14 +65,15 @@ class Values:
 def find_other_units(found: Values, trained: Values) -> str | None:
     """What says that values are in other units than those of the training images; None if nothing does.
 
-    Of few images only the magnitude is asked: one alone may be all black or all white.
+    Of few images only the magnitude is asked, and negative values where there were none: one alone may be all black or
+    all white.
     """
     are_other = not trained.largest / _RATIO <= found.largest <= trained.largest * _RATIO
+    are_other |= trained.low >= 0 and found.low < -_ROUNDING * found.largest
     if found.num_images >= ENOUGH_IMAGES and trained.spread > 0:
         are_other |= abs(found.mean - trained.mean) > _SPREADS * trained.spread
         are_other |= not 1 / _SPREAD_RATIO <= found.spread / trained.spread <= _SPREAD_RATIO
         are_other |= (trained.low < -_ROUNDING * trained.largest) and found.low >= 0
-        are_other |= (found.low < -_ROUNDING * found.largest) and trained.low >= 0
     if not are_other:
         return None
     return (
