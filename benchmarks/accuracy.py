@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ffstream as ff
-from ffstream.picture import draw_errors
+from ffstream.studies.charts import draw_errors
 
 NUM_SEEDS = 3
 

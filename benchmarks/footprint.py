@@ -20,16 +20,16 @@ import numpy as np
 import torch
 
 import ffstream as ff
-from ffstream.config import Config
 from ffstream.data import SOURCES
-from ffstream.footprint import DataShape, Footprint, add_slots
-from ffstream.labels import make_label_method
-from ffstream.memory import measure_peak_bytes
-from ffstream.network import compute_layer_specs, count_distinct
-from ffstream.observer import Observer
-from ffstream.paper import do_on_paper
-from ffstream.probe import measure_kernels
-from ffstream.runner import Runner
+from ffstream.device.memory import measure_peak_bytes
+from ffstream.field.labels import make_label_method
+from ffstream.field.network import compute_layer_specs, count_distinct
+from ffstream.plan.dry_run import do_on_paper
+from ffstream.plan.footprint import DataShape, Footprint, add_slots
+from ffstream.plan.probe import measure_kernels
+from ffstream.run.executor import Runner
+from ffstream.settings.config import Config
+from ffstream.training.observer import Observer
 
 NUM_CONFIGS = 260
 NUM_FIRST = 200  # of recipes that show each layer a label; the others are of those that do not

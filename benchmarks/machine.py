@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import ffstream
-from ffstream.device import device_name
+from ffstream.device.device import device_name
 
 
 def describe_machine(device: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import json, sys
 from pathlib import Path
 import torch
 import ffstream as ff
-import ffstream.session, torchvision.datasets, safetensors.torch
+import ffstream.run.launch, torchvision.datasets, safetensors.torch
 torch.optim.Adam([torch.zeros(8, requires_grad=True)], fused=True)
 torch.nn.functional.linear(torch.ones(64, 64).bfloat16(), torch.ones(64, 64).bfloat16())
 

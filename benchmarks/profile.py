@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ffstream.memory_profile import METHODS, Point, Profile, ProfileSettings, measure_profile
-from ffstream.picture import draw_profile
+from ffstream.studies.charts import draw_profile
+from ffstream.studies.memory_profile import METHODS, Point, Profile, ProfileSettings, measure_profile
 
 DEPTHS = (2, 7, 12, 22, 47)
 DEEP = (4, 400)

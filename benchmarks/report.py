@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks.figures import describe, describe_ratios
 from benchmarks.profile import read_profile
 from benchmarks.run import RESULTS
-from ffstream.memory_profile import METHODS
-from ffstream.tables import format_point
+from ffstream.studies.memory_profile import METHODS
+from ffstream.cli.tables import format_point
 
 ROOT = Path(__file__).parent.parent
 RELIABILITY = ROOT / "benchmarks" / "reliability"

@@ -30,7 +30,7 @@ from benchmarks.step import measure_step
 from benchmarks.tiers import measure_tiers
 from benchmarks.tiles import measure_tiles
 from benchmarks.times import measure_times
-from ffstream.device import device_name
+from ffstream.device.device import device_name
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,7 +17,7 @@ import os, sys, time
 import torch
 imported_s = time.perf_counter()
 from ffstream import Config, train
-from ffstream.layer_trainer import LayerTrainer
+from ffstream.training.layer_trainer import LayerTrainer
 train_epoch, step = LayerTrainer.train_epoch, LayerTrainer.step
 
 def first_step(*args, **kwargs):

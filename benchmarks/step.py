@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ffstream as ff
 from ffstream.cache import CacheLayout, MemoryCache
-from ffstream.device import resolve_device
-from ffstream.labels import make_label_method
-from ffstream.layer_trainer import LayerTrainer
-from ffstream.network import build_layer, compute_layer_specs
-from ffstream.transfer import Transfer
+from ffstream.cache.transfer import Transfer
+from ffstream.device.device import resolve_device
+from ffstream.field.labels import make_label_method
+from ffstream.field.network import build_layer, compute_layer_specs
+from ffstream.training.layer_trainer import LayerTrainer
 
 NUM_CLASSES, NUM_BATCHES, NUM_ROUNDS = 10, 8, 7
 PLAIN = {"objective.perturbation": 0.0, "network.dropout": 0.0, "negatives.sampler": "uniform"}

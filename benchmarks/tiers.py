@@ -21,9 +21,9 @@ import torch
 
 import ffstream as ff
 from ffstream.cache import CacheLayout, DiskCache
-from ffstream.doctor import sum_seconds
-from ffstream.metrics import MetricsFile
-from ffstream.transfer import READING, SYNCING, WRITING, Transfer
+from ffstream.cache.transfer import READING, SYNCING, WRITING, Transfer
+from ffstream.storage.metrics import MetricsFile
+from ffstream.studies.doctor import sum_seconds
 
 # Epochs a layer and pairs of runs: a cache is written once a layer, so that it weighs most where a layer trains least.
 SETTINGS = ((4, 5), (20, 3))

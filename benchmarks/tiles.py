@@ -14,12 +14,12 @@ from torch import Tensor
 
 import ffstream as ff
 from benchmarks.footprint import plan_and_measure
-from ffstream.config import Config
-from ffstream.labels import LabelMethod, make_label_method
-from ffstream.layer_trainer import LayerTrainer
-from ffstream.layers import Layer, cut_units
-from ffstream.micro_batch import MicroBatch
-from ffstream.network import build_layer, compute_layer_specs
+from ffstream.field.labels import LabelMethod, make_label_method
+from ffstream.field.layers import Layer, cut_units
+from ffstream.field.network import build_layer, compute_layer_specs
+from ffstream.settings.config import Config
+from ffstream.training.layer_trainer import LayerTrainer
+from ffstream.training.micro_batch import MicroBatch
 
 WIDTH, NUM_LAYERS, NUM_EPOCHS = 6144, 2, 4
 STATE_BYTES_A_WEIGHT = 12  # float32 weights and two moments of Adam

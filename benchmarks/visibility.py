@@ -16,7 +16,7 @@ import torch
 import ffstream as ff
 from benchmarks.machine import describe_machine
 from ffstream.data import Scaling, load_dataset
-from ffstream.data.visibility import find_hidden
+from ffstream.training.visibility import find_hidden
 
 _NUM_TRAINING, _NUM_TEST = 500, 100
 _CONFIG = ff.Config(layers=2, width=64, epochs=20, device="cpu")

@@ -13,7 +13,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ffstream.config import Config as Config
     from ffstream.data import SOURCES as SOURCES
     from ffstream.data import Dataset as Dataset
     from ffstream.data import Split as Split
@@ -29,26 +28,27 @@ if TYPE_CHECKING:
     from ffstream.errors import RunLockedError as RunLockedError
     from ffstream.errors import RunMismatchError as RunMismatchError
     from ffstream.errors import StorageError as StorageError
-    from ffstream.evaluate import Evaluation as Evaluation
-    from ffstream.goodness import GOODNESSES as GOODNESSES
-    from ffstream.goodness import Goodness as Goodness
-    from ffstream.layers import LAYER_KINDS as LAYER_KINDS
-    from ffstream.layers import Layer as Layer
-    from ffstream.model import FFNetwork as FFNetwork
-    from ffstream.model import load_network
-    from ffstream.negatives import NEGATIVE_SAMPLERS as NEGATIVE_SAMPLERS
-    from ffstream.objectives import OBJECTIVES as OBJECTIVES
-    from ffstream.objectives import Objective as Objective
-    from ffstream.observer import LayerFigures as LayerFigures
-    from ffstream.observer import Observer as Observer
-    from ffstream.offline import write_negatives as write_negatives
-    from ffstream.plan import Plan as Plan
-    from ffstream.predictions import Predictions as Predictions
-    from ffstream.recipes import register_recipe as register_recipe
-    from ffstream.run import Run as Run
-    from ffstream.session import make_plan as make_plan
-    from ffstream.session import resume as resume
-    from ffstream.session import train as train
+    from ffstream.field.goodness import GOODNESSES as GOODNESSES
+    from ffstream.field.goodness import Goodness as Goodness
+    from ffstream.field.layers import LAYER_KINDS as LAYER_KINDS
+    from ffstream.field.layers import Layer as Layer
+    from ffstream.field.negatives import NEGATIVE_SAMPLERS as NEGATIVE_SAMPLERS
+    from ffstream.field.objectives import OBJECTIVES as OBJECTIVES
+    from ffstream.field.objectives import Objective as Objective
+    from ffstream.infer.evaluation import Evaluation as Evaluation
+    from ffstream.infer.model import FFNetwork as FFNetwork
+    from ffstream.infer.model import load_network
+    from ffstream.infer.predictions import Predictions as Predictions
+    from ffstream.plan.plan import Plan as Plan
+    from ffstream.run.launch import make_plan as make_plan
+    from ffstream.run.launch import resume as resume
+    from ffstream.run.launch import train as train
+    from ffstream.run.run import Run as Run
+    from ffstream.settings.config import Config as Config
+    from ffstream.settings.recipes import register_recipe as register_recipe
+    from ffstream.studies.offline import write_negatives as write_negatives
+    from ffstream.training.observer import LayerFigures as LayerFigures
+    from ffstream.training.observer import Observer as Observer
 
     load = load_network
 
@@ -57,41 +57,41 @@ __version__ = "0.1.0"
 # Public name: (module, name there).
 _PUBLIC = {
     "BudgetError": ("errors", "BudgetError"),
-    "Config": ("config", "Config"),
+    "Config": ("settings.config", "Config"),
     "ConfigError": ("errors", "ConfigError"),
     "CorruptFileError": ("errors", "CorruptFileError"),
     "DataError": ("errors", "DataError"),
     "Dataset": ("data", "Dataset"),
     "DeviceError": ("errors", "DeviceError"),
     "DivergedError": ("errors", "DivergedError"),
-    "Evaluation": ("evaluate", "Evaluation"),
-    "FFNetwork": ("model", "FFNetwork"),
+    "Evaluation": ("infer.evaluation", "Evaluation"),
+    "FFNetwork": ("infer.model", "FFNetwork"),
     "FFStreamError": ("errors", "FFStreamError"),
-    "GOODNESSES": ("goodness", "GOODNESSES"),
-    "Goodness": ("goodness", "Goodness"),
-    "LAYER_KINDS": ("layers", "LAYER_KINDS"),
-    "Layer": ("layers", "Layer"),
-    "LayerFigures": ("observer", "LayerFigures"),
-    "NEGATIVE_SAMPLERS": ("negatives", "NEGATIVE_SAMPLERS"),
-    "OBJECTIVES": ("objectives", "OBJECTIVES"),
-    "Objective": ("objectives", "Objective"),
-    "Observer": ("observer", "Observer"),
+    "GOODNESSES": ("field.goodness", "GOODNESSES"),
+    "Goodness": ("field.goodness", "Goodness"),
+    "LAYER_KINDS": ("field.layers", "LAYER_KINDS"),
+    "Layer": ("field.layers", "Layer"),
+    "LayerFigures": ("training.observer", "LayerFigures"),
+    "NEGATIVE_SAMPLERS": ("field.negatives", "NEGATIVE_SAMPLERS"),
+    "OBJECTIVES": ("field.objectives", "OBJECTIVES"),
+    "Objective": ("field.objectives", "Objective"),
+    "Observer": ("training.observer", "Observer"),
     "OutputError": ("errors", "OutputError"),
-    "Plan": ("plan", "Plan"),
-    "Predictions": ("predictions", "Predictions"),
-    "Run": ("run", "Run"),
+    "Plan": ("plan.plan", "Plan"),
+    "Predictions": ("infer.predictions", "Predictions"),
+    "Run": ("run.run", "Run"),
     "RunError": ("errors", "RunError"),
     "RunLockedError": ("errors", "RunLockedError"),
     "RunMismatchError": ("errors", "RunMismatchError"),
     "SOURCES": ("data", "SOURCES"),
     "Split": ("data", "Split"),
     "StorageError": ("errors", "StorageError"),
-    "load": ("model", "load_network"),
-    "register_recipe": ("recipes", "register_recipe"),
-    "make_plan": ("session", "make_plan"),
-    "resume": ("session", "resume"),
-    "train": ("session", "train"),
-    "write_negatives": ("offline", "write_negatives"),
+    "load": ("infer.model", "load_network"),
+    "register_recipe": ("settings.recipes", "register_recipe"),
+    "make_plan": ("run.launch", "make_plan"),
+    "resume": ("run.launch", "resume"),
+    "train": ("run.launch", "train"),
+    "write_negatives": ("studies.offline", "write_negatives"),
 }
 
 __all__ = ["__version__", *_PUBLIC]

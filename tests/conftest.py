@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream import planner, session
 from ffstream.data import load_dataset
-from ffstream.goodness import GOODNESSES
-from ffstream.layers import LAYER_KINDS
-from ffstream.objectives import OBJECTIVES
-from ffstream.plan import Rates
+from ffstream.field.goodness import GOODNESSES
+from ffstream.field.layers import LAYER_KINDS
+from ffstream.field.objectives import OBJECTIVES
+from ffstream.plan import fitting
+from ffstream.plan.plan import Rates
+from ffstream.run import launch
 from tests.helpers import SMALL, write_small_data
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background
@@ -66,7 +67,7 @@ def _paper_is_kept(request, monkeypatch):
     """What a layer takes on paper takes longer to find than a small layer to train; some tests are of finding it."""
     if request.module.__name__.rpartition(".")[2] in _OF_PAPER:
         return
-    do_on_paper = planner.do_on_paper
+    do_on_paper = fitting.do_on_paper
 
     def do_once(config, specs, method, data, **options):
         bare = dataclasses.replace(config, data="", data_root="", seed=0)
@@ -81,7 +82,7 @@ def _paper_is_kept(request, monkeypatch):
             _papers[key] = do_on_paper(config, specs, method, data, **options)
         return _papers[key]
 
-    monkeypatch.setattr(planner, "do_on_paper", do_once)
+    monkeypatch.setattr(fitting, "do_on_paper", do_once)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -106,4 +107,4 @@ def _one_thread():
 def _rates_are_given(monkeypatch):
     """They take seconds to measure, and decide nothing but the times that a plan shows; their own tests measure."""
     rates = Rates(1e11, 1e10, 1e-5, {"host": 1e10, "disk": 1e9})
-    monkeypatch.setattr(session, "measure_rates", lambda *_: rates)
+    monkeypatch.setattr(launch, "measure_rates", lambda *_: rates)

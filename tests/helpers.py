@@ -16,8 +16,8 @@ import ffstream as ff
 from ffstream.cache import DiskCache
 from ffstream.cli import app
 from ffstream.data import load_dataset
-from ffstream.folder import Folder
-from ffstream.manifest import write_manifest
+from ffstream.ground.folder import Folder
+from ffstream.storage.manifest import write_manifest
 
 # Three layers of 24 units, three epochs, four shards: everything a large run has, in a tenth of a second.
 SMALL = {

@@ -8,8 +8,8 @@ import torch
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
 from ffstream.cache import CacheLayout, MemoryCache, as_cached
-from ffstream.memory_profile import METHODS, ProfileSettings, _measure
-from ffstream.transfer import Transfer
+from ffstream.cache.transfer import Transfer
+from ffstream.studies.memory_profile import METHODS, ProfileSettings, _measure
 from tests.helpers import InterruptAt, disk_cache, layer_digests
 
 pytestmark = [

@@ -18,11 +18,11 @@ from benchmarks.peers.offloaded import OffloadedBackprop
 from benchmarks.peers.published import PublishedFF
 from benchmarks.times import Clock
 from ffstream.data import Scaling, Split, load_dataset
-from ffstream.device import resolve_device, resolve_precision
-from ffstream.memory import PeakMeter
-from ffstream.memory_profile import ProfileSettings, measure_profile
-from ffstream.rivals import Backprop
-from ffstream.run import make_splits
+from ffstream.device.device import resolve_device, resolve_precision
+from ffstream.device.memory import PeakMeter
+from ffstream.run.run import make_splits
+from ffstream.studies.memory_profile import ProfileSettings, measure_profile
+from ffstream.studies.rivals import Backprop
 
 DEPTHS, WIDTH, BATCH = (4, 12, 40), 1000, 512
 TRAINED_DEPTH, TRAINED_EPOCHS = 4, 8

@@ -1,7 +1,7 @@
-"""The activation cache: what each layer reads, a shard at a time, from device, host or disk."""
+"""The activation cache, which each layer reads a shard at a time. Imports `storage` and below."""
 
 from ffstream.cache.coding import decode_, encode_
-from ffstream.cache.disk import SHARD_NAMES, DiskCache, verify_shards
+from ffstream.cache.disk import DiskCache, verify_shards
 from ffstream.cache.layout import (
     CODED,
     DTYPES,
@@ -16,7 +16,6 @@ from ffstream.cache.tiers import ActivationCache, MemoryCache
 __all__ = [
     "CODED",
     "DTYPES",
-    "SHARD_NAMES",
     "ActivationCache",
     "CacheLayout",
     "DiskCache",

@@ -18,14 +18,14 @@ from torch import Tensor
 from ffstream.cache.layout import CacheLayout
 from ffstream.cache.tiers import ActivationCache
 from ffstream.errors import CorruptFileError
-from ffstream.files import storage_errors, write_all
-from ffstream.folder import TEMPORARY, Folder
-from ffstream.manifest import SIZE, TEXT, Shape, find_misfit
-from ffstream.tensor_file import encode_header
+from ffstream.ground.files import storage_errors, write_all
+from ffstream.ground.folder import TEMPORARY, Folder
+from ffstream.storage.manifest import SIZE, TEXT, Shape, find_misfit
+from ffstream.storage.run_names import SHARD_NAMES
+from ffstream.storage.tensor_file import encode_header
 
 _SAFETENSORS_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": "I8"}
 _SHARD = "shard-{:05d}.safetensors"
-SHARD_NAMES = (r"shard-(\d{5,18})\.safetensors", re.escape(TEMPORARY) + r"shard-\d{5,18}")  # of all files that we make
 _MAX_HEADER_BYTES = 1 << 16  # ours are about four hundred bytes
 _COUNTS = ("num_samples", "num_rows", "num_features", "shard_samples", "num_views")
 _LAYOUT: Shape = {"dtype_name": TEXT, **dict.fromkeys(_COUNTS, SIZE)}

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffstream import seeding
 from ffstream.cache.coding import ROWS_DTYPE, as_coded, coding_bytes
+from ffstream.ground import seeding
 
 _MOST_BETWEEN_IMAGES = 4  # epochs from one visit of the images themselves to the next
 

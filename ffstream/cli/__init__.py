@@ -1,4 +1,4 @@
-"""The command line: parses, calls, renders; nothing else. torch is imported by what it calls, not here."""
+"""The command line: parses, calls, renders. It imports anything; torch is imported by what it calls, not here."""
 
 from ffstream.cli.app import app, main
 

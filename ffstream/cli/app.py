@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from ffstream import __version__
 from ffstream.cli.streams import flush_streams, guard_streams
 from ffstream.errors import FFStreamError, OutputError, printable
-from ffstream.interrupts import Interrupts
+from ffstream.ground.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,7 +146,7 @@ def _run() -> Any:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    from ffstream.memory import is_out_of_memory
+    from ffstream.device.memory import is_out_of_memory
 
     return is_out_of_memory(error)
 
@@ -231,7 +231,7 @@ def show(parts: Iterable[Table | str]) -> None:
     """Print tables and lines as they are."""
     from rich.console import Console
 
-    from ffstream.reporting import print_line
+    from ffstream.cli.reporting import print_line
 
     console = Console()
     for part in parts:

@@ -28,7 +28,7 @@ from ffstream.errors import ConfigError, to_command
 
 if TYPE_CHECKING:
     from ffstream.data.images import NamedImages
-    from ffstream.run import Run
+    from ffstream.run.run import Run
 
 
 def _note(text: str | None) -> None:
@@ -69,8 +69,8 @@ def evaluate(
     """Error of a run on a split, by depth and by class; never more than one layer is on the device."""
     from rich.console import Console
 
-    from ffstream.run import Run
-    from ffstream.tables import evaluation_report
+    from ffstream.cli.tables import evaluation_report
+    from ffstream.run.run import Run
 
     opened = Run(run)
     _note_unfinished(opened)
@@ -130,10 +130,10 @@ def predict(
         raise ConfigError(f"--output {output}: found {output.suffix or 'no suffix'!r}, allowed .csv or .json")
     if as_json and suffix == ".csv":
         raise ConfigError(f"--json: found with --output {output}, allowed with a .json file; leave one of them out")
-    from ffstream.offline import list_data_files
-    from ffstream.outputs import Output
-    from ffstream.predictions import is_earlier_csv, is_earlier_json
-    from ffstream.run import Run
+    from ffstream.infer.predictions import is_earlier_csv, is_earlier_json
+    from ffstream.run.run import Run
+    from ffstream.storage.outputs import Output
+    from ffstream.studies.offline import list_data_files
 
     found = Run(run)
     _note_unfinished(found)
@@ -181,8 +181,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """What is done in a run, the figures of each layer, and whether its files are whole."""
-    from ffstream.run import Run
-    from ffstream.tables import layer_table
+    from ffstream.cli.tables import layer_table
+    from ffstream.run.run import Run
 
     found = Run(run)
     layers, progress = found.layers, found.directory.read_progress()
@@ -225,8 +225,8 @@ def plot(
     force: Force = False,
 ) -> None:
     """A picture of the validation error against depth, a curve for each run; nothing is computed."""
-    from ffstream.picture import draw_errors
-    from ffstream.run import Run
+    from ffstream.run.run import Run
+    from ffstream.studies.charts import draw_errors
 
     curves = {str(path): Run(path).validation_errors_by_depth for path in runs}
     try:
@@ -248,8 +248,8 @@ def repair(
 
     The exit code is 1 while damage is there.
     """
-    from ffstream.repair import diagnose, put_aside
-    from ffstream.run import Run
+    from ffstream.run.repair import diagnose, put_aside
+    from ffstream.run.run import Run
 
     directory = Run(run).directory
     found, aside = put_aside(directory) if apply else (diagnose(directory), None)
@@ -274,9 +274,9 @@ def repair(
 @when_stopped("some of it may be removed; do it again")
 def clean(run: RunDir) -> None:
     """Remove from a run what can be made again: its caches, and what killed processes left. Layers stay."""
-    from ffstream.cleaning import clean_run
-    from ffstream.run import Run
-    from ffstream.units import format_bytes
+    from ffstream.ground.units import format_bytes
+    from ffstream.run.cleaning import clean_run
+    from ffstream.run.run import Run
 
     num_bytes = clean_run(Run(run))
     say(f"run {run}: removed {num_bytes:,} bytes ({format_bytes(num_bytes)})")
@@ -290,8 +290,8 @@ def export(
     force: Force = False,
 ) -> None:
     """Write the finished layers to one safetensors file, for ffstream.load()."""
-    from ffstream.model import export_network
-    from ffstream.run import Run
+    from ffstream.infer.model import export_network
+    from ffstream.run.run import Run
 
     found = Run(run)
     _note_unfinished(found)

@@ -10,7 +10,7 @@ import typer
 
 from ffstream.cli.app import DataRoot, Device, Force, Json, app, say, show, when_stopped
 from ffstream.errors import ConfigError
-from ffstream.units import parse_integer
+from ffstream.ground.units import parse_integer
 
 
 @app.command()
@@ -39,9 +39,9 @@ def profile(
 
     Every point is measured in a process of its own, on images of noise with 784 features.
     """
-    from ffstream.memory_profile import METHODS, Point, ProfileSettings, measure_profile
-    from ffstream.picture import draw_profile, open_profile_picture
-    from ffstream.tables import format_point, profile_table
+    from ffstream.cli.tables import format_point, profile_table
+    from ffstream.studies.charts import draw_profile, open_profile_picture
+    from ffstream.studies.memory_profile import METHODS, Point, ProfileSettings, measure_profile
 
     def tell(point: Point) -> None:
         label = f"{METHODS[point.method]}, {point.num_layers} layers"
@@ -76,9 +76,9 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """How fast this machine is at what a run does; with RUN, where its time went and what would help."""
-    from ffstream.device import resolve_device
-    from ffstream.doctor import examine_machine, examine_run
-    from ffstream.tables import account_report, speeds_report
+    from ffstream.cli.tables import account_report, speeds_report
+    from ffstream.device.device import resolve_device
+    from ffstream.studies.doctor import examine_machine, examine_run
 
     if run is not None:
         account = examine_run(run, device)
@@ -113,7 +113,7 @@ def negatives(
     data_root: DataRoot = None,
 ) -> None:
     """Write hybrid images ahead, in one file with the data that they are negatives of, for --recipe unsupervised."""
-    from ffstream.offline import write_negatives
+    from ffstream.studies.offline import write_negatives
 
     shape = write_negatives(
         output,
@@ -136,8 +136,8 @@ def negatives(
 @when_stopped()
 def recipes(as_json: Json = False) -> None:
     """What can be chosen: recipes, label methods, objectives, goodnesses, negative samplers, layer kinds."""
-    from ffstream.catalogue import read_catalogue
-    from ffstream.tables import catalogue_tables
+    from ffstream.cli.tables import catalogue_tables
+    from ffstream.field.catalogue import read_catalogue
 
     found = read_catalogue()
     if as_json:

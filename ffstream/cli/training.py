@@ -28,13 +28,13 @@ from ffstream.cli.app import (
     stopped_by,
 )
 from ffstream.errors import ConfigError, OutputError, to_command
-from ffstream.files import exists, expand_home
-from ffstream.units import parse_integer
+from ffstream.ground.files import exists, expand_home
+from ffstream.ground.units import parse_integer
 
 if TYPE_CHECKING:
-    from ffstream.config import Config
-    from ffstream.observer import Observer
-    from ffstream.run import Run
+    from ffstream.run.run import Run
+    from ffstream.settings.config import Config
+    from ffstream.training.observer import Observer
 
 
 @app.command()
@@ -99,7 +99,7 @@ def train(
     Settings: the recipe's, then --config, then --set, then the options here.
     """
     resolved = _resolve_settings(dict(locals()))
-    from ffstream.session import train as start
+    from ffstream.run.launch import train as start
 
     _train(
         run_dir,
@@ -125,9 +125,9 @@ def plan(
     """Show what `train` with the same options would do and take; nothing is written."""
     resolved = _resolve_settings(options)
 
-    from ffstream.footprint import DataShape
-    from ffstream.session import make_plan
-    from ffstream.tables import plan_report
+    from ffstream.cli.tables import plan_report
+    from ffstream.plan.footprint import DataShape
+    from ffstream.run.launch import make_plan
 
     data = DataShape.of(samples, features, classes, resolved.validation_fraction) if samples is not None else None
     found = make_plan(resolved, options["run_dir"], resume=options["resume"], machine=machine, data=data)
@@ -163,7 +163,7 @@ def resume(
     accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Go on with a run after any interruption, or grow a finished one."""
-    from ffstream.session import resume as go_on
+    from ffstream.run.launch import resume as go_on
 
     _train(
         run,
@@ -190,7 +190,7 @@ def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
     """
     from rich.console import Console
 
-    from ffstream.reporting import make_observer
+    from ffstream.cli.reporting import make_observer
 
     observer = make_observer(Console())
     path = None if path is None else expand_home(path)
@@ -245,8 +245,8 @@ _SETTINGS = {
 
 def _resolve_settings(options: dict[str, Any]) -> Config:
     """The configuration that the options of `train` ask for."""
-    from ffstream.config import Config, parse_assignment, read_toml
-    from ffstream.recipes import DEFAULT, default_recipe
+    from ffstream.settings.config import Config, parse_assignment, read_toml
+    from ffstream.settings.recipes import DEFAULT, default_recipe
 
     if options["resume"] and options["run_dir"] is None:
         raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")

@@ -1,4 +1,4 @@
-"""Data sets: by name, from a folder of images, or from a file of arrays."""
+"""Data sets by name, from folders of images and files of arrays; changes of images. Imports `device` and below."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from ffstream.data.dataset import (
 )
 from ffstream.data.room import Room
 from ffstream.data.scaling import Scaling
-from ffstream.data.standard import SOURCES, TorchvisionSource, default_data_root
+from ffstream.data.sources import SOURCES, TorchvisionSource, default_data_root
 from ffstream.errors import DataError, nearest
-from ffstream.files import expand_home
+from ffstream.ground.files import expand_home
 
 __all__ = [
     "SOURCES",
@@ -67,11 +67,11 @@ def load_dataset(
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"data {source[:80]!r}: neither a known data set, nor a file to read: {reason}") from error
     if path.suffix.lower() in _ARRAYS:
-        from ffstream.data.arrays import load_arrays
+        from ffstream.data.array_source import load_arrays
 
         return load_arrays(path, room=room)
     if path.is_dir():
-        from ffstream.data.folder import load_folder
+        from ffstream.data.folder_source import load_folder
 
         return load_folder(path, skips_bad=skips_bad, room=room)
     raise DataError(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ffstream.errors import DataError, FFStreamError
-from ffstream.files import UnsuitableFileError, open_regular
+from ffstream.ground.files import UnsuitableFileError, open_regular
 
 _CHUNK_BYTES = 1 << 18  # a multiple of every type's size
 _MAX_HEADER_BYTES = 1 << 20  # of a whole file, thousands of arrays; parsed, it takes tens of times that

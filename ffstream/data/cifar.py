@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ffstream.data.pickled import Call, parse_pickle
 from ffstream.data.room import Room
-from ffstream.files import read_regular
+from ffstream.ground.files import read_regular
 
 _MAX_FILE_BYTES = 64 << 20  # twice what the largest has
 _PIXELS = (3, 32, 32)

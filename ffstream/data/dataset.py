@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffstream import seeding
 from ffstream.data.values import ENOUGH_IMAGES, Values, find_other_units, find_shifted
 from ffstream.errors import DataError
+from ffstream.ground import seeding
 
 _LARGEST = torch.finfo(torch.float32).max
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data.room import Room
-from ffstream.files import open_regular
+from ffstream.ground.files import open_regular
 
 _UINT8 = 8  # the code of the one type that is published
 

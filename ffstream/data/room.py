@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ffstream.device.memory import host_free_bytes, is_out_of_memory
 from ffstream.errors import BudgetError
-from ffstream.memory import host_free_bytes, is_out_of_memory
-from ffstream.units import format_bytes
+from ffstream.ground.units import format_bytes
 
 
 class Room:

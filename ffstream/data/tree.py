@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ffstream.data.picture import PICTURES, begins_like_picture
+from ffstream.data.picture_file import PICTURES, begins_like_picture
 
 # What systems leave in folders that people look at. Nobody misses it.
 _OF_THE_SYSTEM = (".ds_store", "thumbs.db", "desktop.ini", ".directory", ".gitkeep", ".gitignore")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ffstream.folder import TEMPORARY
+from ffstream.ground.folder import TEMPORARY
 from tests.torture.faults import Faults, Outcome, in_child
 from tests.torture.work import be_steady, describe, digest_tree, make_config, train
 

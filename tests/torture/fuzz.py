@@ -28,15 +28,15 @@ from safetensors.torch import save_file
 
 import ffstream as ff
 from ffstream.cli import app
-from ffstream.config import parse_assignment
 from ffstream.data import load_dataset
-from ffstream.data.picture import read_picture
-from ffstream.folder import Folder
-from ffstream.footprint import DataShape
-from ffstream.machine import parse_machine
-from ffstream.manifest import write_manifest
-from ffstream.repair import diagnose
-from ffstream.session import make_plan
+from ffstream.data.picture_file import read_picture
+from ffstream.ground.folder import Folder
+from ffstream.plan.footprint import DataShape
+from ffstream.plan.machine import parse_machine
+from ffstream.run.launch import make_plan
+from ffstream.run.repair import diagnose
+from ffstream.settings.config import parse_assignment
+from ffstream.storage.manifest import write_manifest
 from tests.helpers import SMALL, InterruptAt
 from tests.torture.crash import Counts
 from tests.torture.nonsense import CHANGES, EDITS, NUMBERS, VALUES, WORDS, alter, change

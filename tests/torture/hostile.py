@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import ffstream as ff
-from ffstream.cleaning import clean_run
-from ffstream.folder import Folder
-from ffstream.manifest import write_manifest
-from ffstream.repair import diagnose
+from ffstream.ground.folder import Folder
+from ffstream.run.cleaning import clean_run
+from ffstream.run.repair import diagnose
+from ffstream.storage.manifest import write_manifest
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
 from tests.torture.work import stop_in_second_layer, train

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
-from ffstream.folder import Folder
+from ffstream.ground.folder import Folder
 from tests.torture.crash import Counts
 
 

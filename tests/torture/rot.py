@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import ffstream as ff
-from ffstream.repair import put_aside
+from ffstream.run.repair import put_aside
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
 from tests.torture.work import stop_in_second_layer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ffstream as ff
-from ffstream.memory import resident_bytes
+from ffstream.device.memory import resident_bytes
 from tests.helpers import layer_digests
 from tests.torture.crash import Counts
 from tests.torture.faults import in_child

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 import ffstream as ff
-from ffstream import paper, planner, runner
-from ffstream.folder import TEMPORARY
+from ffstream.ground.folder import TEMPORARY
+from ffstream.plan import dry_run, fitting
+from ffstream.run import executor
 from tests.helpers import SMALL, InterruptAt, layer_digests, metrics_without_times
 
 # Of each, the cases of a kind are tried at every point.
@@ -44,17 +45,17 @@ def plan_once() -> None:
 
     No file is touched by it, and nothing of a run's state is asked.
     """
-    found: dict[str, list[paper.PaperLayer]] = {}
+    found: dict[str, list[dry_run.PaperLayer]] = {}
 
-    def do_once(config: ff.Config, *others: Any, **more: Any) -> list[paper.PaperLayer]:
+    def do_once(config: ff.Config, *others: Any, **more: Any) -> list[dry_run.PaperLayer]:
         key = repr((config, more))
         if key not in found:
             if len(found) == _MOST_PLANS:
                 found.clear()
-            found[key] = paper.do_on_paper(config, *others, **more)
+            found[key] = dry_run.do_on_paper(config, *others, **more)
         return found[key]
 
-    setattr(planner, "do_on_paper", do_once)  # noqa: B010
+    setattr(fitting, "do_on_paper", do_once)  # noqa: B010
 
 
 def be_steady(number: int) -> None:
@@ -73,7 +74,7 @@ def be_steady(number: int) -> None:
 
     setattr(time, "perf_counter", read_clock)  # noqa: B010
     setattr(secrets, "token_hex", make_token)  # noqa: B010
-    setattr(runner, "peak_memory_bytes", lambda _device: 1 << 20)  # noqa: B010
+    setattr(executor, "peak_memory_bytes", lambda _device: 1 << 20)  # noqa: B010
 
 
 def digest_tree(folder: Path) -> str:

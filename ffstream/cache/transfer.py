@@ -1,0 +1,311 @@
+"""Moving shards between caches and the device while it computes. The only file that knows streams and pinned memory.
+
+Two slots each way are kept and used in turn, and three threads work beside the computation, each in order:
+
+    reader     loads the next shard into a slot on the host and, on CUDA, copies it to the device on a side stream
+    writer     stores what was computed, one shard behind
+    committer  makes durable, one after another, what was stored and whatever else it is given
+
+Events order the uses of a slot on CUDA:
+
+    copied     the last copy between its host and its device memory has ended: the source may be overwritten
+    consumed   the computation on its device memory has ended: a copy may overwrite it
+
+Rows in 8 bits travel as they are stored; where the computation runs they are decoded into a buffer of one shard, and
+coded from another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ffstream.cache import ActivationCache, CacheLayout, decode_, encode_
+from ffstream.device.workspace import Workspace
+from ffstream.ground.interrupts import check_interrupts
+from ffstream.ground.stopwatch import Stopwatch
+
+NUM_SLOTS = 2  # each way
+
+# What the thread that computes waits for.
+READING, WRITING, SYNCING = "waiting for data", "waiting to store", "waiting for the disk"
+
+
+class Transfer:
+    """The way between caches and one device. A context manager: leaving it ends its threads.
+
+    At most `max_unsynced` shards are stored but not yet durable; with 1, a shard more than the cache itself.
+    `on_unpinned` is called, at most once, where a slot on the host should be pinned and the system refuses.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        max_unsynced: int | None = None,
+        on_unpinned: Callable[[], None] | None = None,
+    ) -> None:
+        self.device = device
+        self.stopwatch = Stopwatch()  # of the thread that computes: what it waits for
+        self._max_unsynced = max_unsynced
+        self._on_unpinned = on_unpinned
+        self._read_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
+        self._write_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
+        self._decoded, self._to_code = Workspace(device), Workspace(device)
+        self._writes: deque[Future[None]] = deque()  # not more than there are slots
+        self._commits: deque[Future[None]] = deque()
+        self._failed = False
+        names = ("reader", "writer", "committer")  # a thread starts when it is first given work
+        self._reader, self._writer, self._committer = (
+            ThreadPoolExecutor(1, thread_name_prefix=f"ffstream-{name}") for name in names
+        )
+
+    def __enter__(self) -> Transfer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for executor in (self._reader, self._writer, self._committer):
+            executor.shutdown(wait=True)  # what was handed over is carried out
+        if kind is None:
+            self.finish()
+
+    # --- to the device
+
+    def blocks(self, cache: ActivationCache, order: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (shard, rows on the device) in the given order. `rows` is valid until the next one is asked for."""
+        if order and cache.resident(order[0], self.device) is not None:
+            for shard in order:
+                check_interrupts()
+                rows = cache.resident(shard, self.device)
+                assert rows is not None
+                yield shard, self._decode(cache.layout, shard, rows)
+        else:
+            yield from self._staged_blocks(cache, order)
+
+    def _staged_blocks(self, cache: ActivationCache, order: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        slots = self._read_slots
+        for slot in slots[: len(order)]:
+            self._reserve(slot, cache.layout.shard_bytes)
+        pending = self._reader.submit(slots[0].fill, cache, order[0]) if order else None
+        try:
+            for position, shard in enumerate(order):
+                check_interrupts()
+                assert pending is not None
+                slot = slots[position % NUM_SLOTS]
+                with self.stopwatch.lap(READING):
+                    rows, pending = pending.result(), None
+                if position + 1 < len(order):
+                    following = slots[(position + 1) % NUM_SLOTS]
+                    pending = self._reader.submit(following.fill, cache, order[position + 1])
+                slot.await_copy()
+                yield shard, self._decode(cache.layout, shard, rows)
+                slot.release()
+        finally:
+            if pending is not None:  # left early: the slots must be free for the next one
+                wait([pending])
+
+    # --- from the device
+
+    @contextlib.contextmanager
+    def storing(self, cache: ActivationCache, shard: int, then: Callable[[], None] | None = None) -> Iterator[Tensor]:
+        """Yield memory on the device in which to compute a shard; on leaving, it is on its way into the cache.
+
+        `then` is called, perhaps later and on another thread, once the shard is durable.
+        """
+        check_interrupts()
+        stored = cache.allocate(shard, self.device)
+        if stored is not None:
+            with self._coding(cache.layout, shard, stored) as rows:
+                yield rows
+            if then is not None:
+                then()
+            return
+        if len(self._writes) == NUM_SLOTS:
+            with self.stopwatch.lap(WRITING):
+                self._writes.popleft().result()
+        slot = self._write_slots[0]
+        self._reserve(slot, cache.layout.shard_bytes)
+        with self._coding(cache.layout, shard, slot.take(cache.layout, shard)) as rows:
+            yield rows
+        while self._max_unsynced is not None and len(self._commits) >= self._max_unsynced:
+            self.await_commit(self._commits.popleft())
+        slot.send()
+        self._write_slots.append(self._write_slots.pop(0))
+        written = self._writer.submit(slot.drain, cache, shard)
+        self._writes.append(written)
+
+        def commit() -> None:
+            written.result()
+            cache.sync(shard)
+            if then is not None:
+                then()
+
+        self.commit(commit)
+
+    def flush(self) -> None:
+        """Wait until every shard handed over can be read back, and free the slots. Raises what went wrong."""
+        while self._writes:
+            with self.stopwatch.lap(WRITING):
+                self._writes.popleft().result()
+        for slot in self._write_slots:
+            slot.free()
+        self._to_code.clear()
+
+    def _reserve(self, slot: _Slot, num_bytes: int) -> None:
+        slot.reserve(num_bytes)
+        if self._on_unpinned is not None and not slot.is_as_wanted:
+            self._on_unpinned()
+            self._on_unpinned = None
+
+    def release(self) -> None:
+        """Free what is kept for reading. Nothing is being read."""
+        for slot in self._read_slots:
+            slot.free()
+        self._decoded.clear()
+
+    # --- in 8 bits
+
+    def _decode(self, layout: CacheLayout, shard: int, stored: Tensor) -> Tensor:
+        if not layout.is_coded:
+            return stored
+        return decode_(self._decoded.take("shard", layout.shard_shape(shard), layout.dtype), stored)
+
+    @contextlib.contextmanager
+    def _coding(self, layout: CacheLayout, shard: int, stored: Tensor) -> Iterator[Tensor]:
+        """Yield memory in which to compute a shard that `stored` shall hold on leaving."""
+        if not layout.is_coded:
+            yield stored
+            return
+        rows = self._to_code.take("shard", layout.shard_shape(shard), layout.dtype)
+        yield rows
+        encode_(stored, rows)
+
+    # --- durable
+
+    def commit(self, action: Callable[[], None]) -> Future[None]:
+        """Carry out `action` after everything that was handed over before it, and only if all of that succeeded.
+
+        What is returned is done when its turn is over. Raises what went wrong until now.
+        """
+        check_interrupts()
+        while self._commits and self._commits[0].done():
+            self._commits.popleft().result()
+        self._commits.append(self._committer.submit(self._carry_out, action))
+        return self._commits[-1]
+
+    def finish(self) -> None:
+        """Wait until all that was handed over is durable. Raises what went wrong."""
+        self.flush()
+        while self._commits:
+            self.await_commit(self._commits.popleft())
+
+    def await_commit(self, commit: Future[None]) -> None:
+        """Wait for what `commit` returned. Raises what went wrong with it."""
+        with self.stopwatch.lap(SYNCING):
+            commit.result()
+
+    def _carry_out(self, action: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        action()
+        self._failed = False
+
+
+class _Slot:
+    """Room for one shard on the host and, when that is elsewhere, on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cuda = device.type == "cuda"
+        self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
+        self._host = self._rows = self._host_bytes
+        if self._cuda:
+            self._stream = torch.cuda.Stream(device)
+            self._copied, self._consumed = torch.cuda.Event(), torch.cuda.Event()
+
+    def reserve(self, num_bytes: int) -> None:
+        """Make room for a shard of that size; what the slot held before may be given up."""
+        if len(self._host_bytes) >= num_bytes:
+            return
+        self.free()
+        if self._cuda:
+            self._copied.synchronize()
+            self._consumed.synchronize()
+            self._device_bytes = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+            # What the caching allocator hands out may still be in use on the stream that computes.
+            self._consumed.record(torch.cuda.current_stream(self._device))
+        self._host_bytes = allocate_host(num_bytes, pinned=self._cuda)
+
+    def free(self) -> None:
+        """Give the memory back, here and now: another thread may hold on to the slot for a moment."""
+        self._host = self._rows = self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def is_as_wanted(self) -> bool:
+        """Whether the host's part is pinned, if copies to a device go from it."""
+        return not self._cuda or self._host_bytes.is_pinned()
+
+    def take(self, layout: CacheLayout, shard: int) -> Tensor:
+        """The reserved memory on the device, in the shape of a shard as it is stored."""
+        shape, dtype = layout.stored_shape(shard), layout.stored_dtype
+        num_bytes = math.prod(shape) * dtype.itemsize
+        self._host = self._host_bytes[:num_bytes].view(dtype).view(shape)
+        self._rows = self._device_bytes[:num_bytes].view(dtype).view(shape) if self._cuda else self._host
+        return self._rows
+
+    def fill(self, cache: ActivationCache, shard: int) -> Tensor:
+        """Load a shard and, on CUDA, start its copy to the device. Called on the reading thread."""
+        if self._cuda:
+            self._copied.synchronize()  # the host's memory may still be the source of the last copy
+        rows = self.take(cache.layout, shard)
+        cache.load(shard, self._host)
+        if self._cuda:
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(self._consumed)
+                rows.copy_(self._host, non_blocking=True)
+                self._copied.record(self._stream)
+        return rows
+
+    def await_copy(self) -> None:
+        """Make the stream that computes wait for the copy to the device; the host does not wait."""
+        if self._cuda:
+            torch.cuda.current_stream(self._device).wait_event(self._copied)
+
+    def release(self) -> None:
+        """The computation on this slot is queued: later copies into it wait for its end."""
+        if self._cuda:
+            self._consumed.record(torch.cuda.current_stream(self._device))
+
+    def send(self) -> None:
+        """On CUDA, start the copy of what was computed to the host."""
+        if self._cuda:
+            self._consumed.record(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(self._consumed)
+                self._host.copy_(self._rows, non_blocking=True)
+                self._copied.record(self._stream)
+
+    def drain(self, cache: ActivationCache, shard: int) -> None:
+        """Store what was sent. Called on the writing thread."""
+        if self._cuda:
+            self._copied.synchronize()
+        cache.store(shard, self._host)
+
+
+def allocate_host(num_bytes: int, *, pinned: bool) -> Tensor:
+    """Bytes on the host; pinned, where the system allows it, so that copies to the device run by themselves."""
+    if pinned:
+        try:
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:  # the limit on locked memory; pageable memory copies more slowly but as correctly
+            pass
+    return torch.empty(num_bytes, dtype=torch.uint8)

@@ -1,0 +1,302 @@
+"""What commands show: tables, and lines between them.
+
+Names come from files and from users: in a cell they are `_plain`, so that nothing in them is taken for markup or obeyed
+by a terminal. Lines are made harmless where they are printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ffstream.errors import printable
+from ffstream.field.catalogue import Catalogue
+from ffstream.ground.units import format_bytes
+from ffstream.infer.combination import ProbabilityFigures
+from ffstream.infer.evaluation import Evaluation
+from ffstream.plan.footprint import Footprint
+from ffstream.plan.plan import Plan
+from ffstream.studies.doctor import MachineSpeeds, TimeAccount
+from ffstream.studies.memory_profile import METHODS, Point, Profile
+from ffstream.training.observer import LayerFigures
+
+_MINUTE_S, _DAY_S = 60, 24 * 3600
+_MAX_CLASS_NAME = 14
+_MAX_PAIRS = 15
+
+
+def layer_table(layers: list[LayerFigures]) -> Table:
+    """One row a layer."""
+    table = Table(title="layers", title_justify="left")
+    for heading in ("layer", "loss", "g pos", "g neg", "separation", "error alone", "error to here", "samples/s", "s"):
+        table.add_column(heading, justify="right")
+    for figures in layers:
+        table.add_row(
+            str(figures.layer),
+            f"{figures.loss:.4f}",
+            f"{figures.goodness_positive:.4g}",
+            f"{figures.goodness_negative:.4g}",
+            f"{figures.separation:.4f}",
+            format_share(figures.validation_error),
+            format_share(figures.validation_error_to_here),
+            f"{figures.samples_per_s:,.0f}",
+            f"{figures.elapsed_s:.1f}",
+        )
+    return table
+
+
+def evaluation_report(found: Evaluation, width: int) -> Iterator[Table | str]:
+    """Errors by depth, the confusion of classes on `width` columns, and what to know of the probabilities."""
+    combination = found.combination
+    total = sum(combination.weights) if combination is not None else 1.0
+    for depth, error in enumerate(found.errors_by_depth, found.first_depth):
+        alone = f", {format_share(found.layer_errors[depth - 1])} alone" if found.layer_errors else ""
+        weight = ""
+        if combination is not None and combination.ridge is not None:
+            weight = f", weight {100 * combination.weights[depth - 1] / total:.1f} %"
+        yield f"layer {depth}: {format_share(error)} to here{alone}{weight}"
+    yield ""
+    yield from confusion_report(found, width)
+    yield f"{found.split} error {format_share(found.error)} on {found.num_samples} samples, by {found.method}"
+    as_they_are = _describe_probabilities(found.uncalibrated)
+    if found.calibrated is None:
+        why = "" if found.method == "softmax" else " (no validation split to calibrate them on)"
+        yield f"probabilities{why}: {as_they_are}"
+        return
+    where = "this very split" if found.split == "validation" else "the validation split"
+    yield f"probabilities calibrated on {where}: {_describe_probabilities(found.calibrated)}"
+    yield f"not calibrated: {as_they_are}"
+
+
+def confusion_report(found: Evaluation, width: int) -> Iterator[Table | str]:
+    """The confusion matrix or, where that is wider than `width`, the most confused pairs of classes."""
+    counts, names = found.confusion, [printable(name) for name in found.class_names]
+    cells = [[str(count) if count else "." for count in row] for row in counts]
+    labels = [_shorten(name, _MAX_CLASS_NAME) for name in names]
+    room = (width - max(len("true"), *map(len, labels)) - len(" 100.00 %")) // len(names) - 1
+    headings = _make_headings(names, room)
+    if headings is None or max(len(cell) for row in cells for cell in row) > room:
+        yield from _confused_pairs(found)
+        return
+    title = "samples: true classes in rows, predicted in columns"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("true", no_wrap=True)
+    for heading in (*headings, "error"):
+        table.add_column(_plain(heading), justify="right", no_wrap=True)
+    for number, (label, row) in enumerate(zip(labels, cells, strict=True)):
+        styled = [Text(cell, "bold" if column == number else "") for column, cell in enumerate(row)]
+        table.add_row(_plain(label), *styled, format_share(_class_error(counts[number], number)))
+    yield table
+
+
+def _confused_pairs(found: Evaluation) -> Iterator[Table | str]:
+    pairs = [
+        (count, true, predicted)
+        for true, row in enumerate(found.confusion)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    ]
+    shown = sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:_MAX_PAIRS]
+    title = "classes taken for others most often"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+    for heading in ("true", "predicted", "samples", "of the true class"):
+        table.add_column(heading, justify="left" if heading in ("true", "predicted") else "right")
+    for count, true, predicted in shown:
+        names = (printable(found.class_names[number]) for number in (true, predicted))
+        table.add_row(
+            *(_plain(_shorten(name, 2 * _MAX_CLASS_NAME)) for name in names),
+            str(count),
+            format_share(count / sum(found.confusion[true])),
+        )
+    if shown:
+        yield table
+    num_left = sum(count for count, _, _ in pairs) - sum(count for count, _, _ in shown)
+    if num_left:
+        yield f"and {num_left} samples in {len(pairs) - len(shown)} more pairs (all in --json)"
+
+
+def _make_headings(names: list[str], room: int) -> list[str] | None:
+    """Names, their first or last words or their beginnings, whichever are all different and no longer than `room`."""
+    words = [name.split() or [name] for name in names]
+    first, last, beginnings = [w[0] for w in words], [w[-1] for w in words], [name[: max(room, 0)] for name in names]
+    for headings in (names, first, last, beginnings):
+        if len(set(headings)) == len(names) and max(map(len, headings)) <= room:
+            return headings
+    return None
+
+
+def _class_error(row: list[int], number: int) -> float | None:
+    return 1 - row[number] / sum(row) if any(row) else None
+
+
+def _shorten(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def _plain(text: str) -> Text:
+    return Text(printable(text))
+
+
+def _describe_probabilities(figures: ProbabilityFigures) -> str:
+    return (
+        f"negative log likelihood {figures.negative_log_likelihood:.4f}, expected calibration error "
+        f"{format_share(figures.expected_calibration_error)}"
+    )
+
+
+def plan_report(plan: Plan) -> Iterator[Table | str]:
+    """The plan as two tables, by layer and by resource, and a line on how the cache goes."""
+    table = Table(title="a layer on the device", title_justify="left")
+    table.add_column("")
+    for layer in plan.layers:
+        table.add_column(f"{layer.name}\n{layer.in_features} x {layer.num_units}", justify="right")
+    if any(layer.num_tiles > 1 for layer in plan.layers):
+        table.add_row("tiles", *(f"{layer.num_tiles} of {plan.config.num_in_tile} units" for layer in plan.layers))
+        table.add_section()
+    for name in [item.name for item in dataclasses.fields(Footprint) if item.name != "handing_on"]:
+        table.add_row(name, *(format_bytes(getattr(layer.footprint, name)) for layer in plan.layers))
+    table.add_section()
+    table.add_row("while it trains", *(format_bytes(layer.footprint.training) for layer in plan.layers))
+    table.add_row("while it hands on", *(format_bytes(layer.footprint.handing_on) for layer in plan.layers))
+    table.add_section()
+    table.add_row("reads from the cache", *(format_bytes(layer.read_bytes) for layer in plan.layers))
+    table.add_row("writes to the next", *(format_bytes(layer.written_bytes) for layer in plan.layers))
+    if plan.total_s is not None:
+        table.add_row("takes about", *(format_seconds(layer.total_s) for layer in plan.layers))
+        table.add_row("most of it for", *(str(layer.bottleneck) for layer in plan.layers))
+        if all(layer.hiding_units is not None for layer in plan.layers):
+            table.add_row("loading hides from", *(f"{layer.hiding_units:,.0f} units" for layer in plan.layers))
+    yield table
+    table = Table(title="most at once", title_justify="left")
+    for heading in ("", "needs", "may take", "of which"):
+        table.add_column(heading, justify="left" if heading in ("", "of which") else "right")
+    for need in (plan.device, plan.host, plan.disk):
+        terms = sorted(need.terms.items(), key=lambda item: -item[1])
+        parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in terms if size)
+        excess = f"\nby {format_bytes(need.excess_bytes)} too much" if need.excess_bytes else ""
+        table.add_row(need.noun, f"{format_bytes(need.num_bytes)}{excess}", format_bytes(need.allowed_bytes), parts)
+    yield table
+    cache = max(layer.cache_bytes for layer in plan.layers)
+    batch = f"batch {plan.config.batch}"
+    if plan.config.num_in_micro_batch != plan.config.batch:
+        batch += f" in micro-batches of {plan.config.num_in_micro_batch}"
+    yield (
+        f"cache on {plan.tier}: {format_bytes(cache)} in {plan.config.cache.dtype}, shards of "
+        f"{plan.config.cache.shard_samples} samples; {batch}, precision {plan.config.precision}"
+    )
+    if plan.warning is not None:
+        yield f"warning: {plan.warning}"
+    if plan.total_s is not None:
+        yield f"all {plan.config.layers} layers take about {format_seconds(plan.total_s)}"
+
+
+def speeds_report(found: MachineSpeeds) -> Iterator[Table | str]:
+    """What a machine can do, and what it has room for."""
+    table = Table(title=_plain(found.device_name), title_justify="left", show_header=False)
+    for name in ("what", "figure"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for precision, flops in found.product_flops_per_s.items():
+        chosen = ", which auto takes here" if precision == found.precision else ""
+        table.add_row(f"matrix products in {precision}{chosen}", f"{flops / 1e12:.2f} TFLOP/s")
+    table.add_row("what else a step moves in memory", _per_s(found.moved_bytes_per_s))
+    table.add_row("starting an operator", f"{1e6 * found.operator_s:.1f} us")
+    table.add_section()
+    if found.to_device_bytes_per_s is not None and found.from_device_bytes_per_s is not None:
+        table.add_row("host to device", _per_s(found.to_device_bytes_per_s))
+        table.add_row("device to host", _per_s(found.from_device_bytes_per_s))
+    if found.read_bytes_per_s is not None:
+        table.add_row("reading the disk", _per_s(found.read_bytes_per_s))
+    table.add_row("reading what the system caches of it", _per_s(found.cached_read_bytes_per_s))
+    table.add_row("writing to the disk", _per_s(found.written_bytes_per_s))
+    table.add_row("making a small file durable", f"{1e3 * found.sync_s:.1f} ms")
+    table.add_section()
+    if found.device_type == "cuda":
+        table.add_row("free on the device", format_bytes(found.free_device_bytes))
+    table.add_row("free host memory", format_bytes(found.free_host_bytes))
+    table.add_row("free on the disk", format_bytes(found.free_disk_bytes))
+    table.add_row("threads", str(found.num_threads))
+    yield table
+    if found.machine is not None:
+        yield f'elsewhere, a plan for this machine: ffstream plan --machine "{found.machine}"'
+    for warning in found.warnings:
+        yield f"warning: {warning}"
+
+
+def account_report(found: TimeAccount) -> Iterator[Table | str]:
+    """Where the time of a run went, and advice."""
+    total_s = sum(found.seconds.values())
+    table = Table("went to", title=f"{_format_spent(total_s)} of layers that are finished", title_justify="left")
+    for heading in ("time", "share"):
+        table.add_column(heading, justify="right")
+    for noun, seconds in found.seconds.items():
+        table.add_row(_plain(noun), _format_spent(seconds), f"{100 * seconds / total_s:.1f} %")
+        for part, share in found.training.items() if noun == "training" else ():
+            table.add_row(
+                _plain(f"  {part}, about"), _format_spent(share * seconds), f"{100 * share * seconds / total_s:.1f} %"
+            )
+    yield table
+    yield from found.advice or ["nothing stands out: most of the time went to the work itself"]
+
+
+def _format_spent(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < _MINUTE_S else format_seconds(seconds)
+
+
+def _per_s(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB/s"
+
+
+def profile_table(profile: Profile) -> Table:
+    """Peak memory, a row a depth and a column a method."""
+    methods = [method for method in METHODS if profile.curve(method)]
+    title = "peak device memory in MiB, training / evaluation"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+    for heading in ("layers", *(METHODS[method].replace(", ", ",\n") for method in methods)):
+        table.add_column(heading, justify="right")
+    for num_layers in sorted({point.num_layers for point in profile.points}):
+        points = [profile.find(method, num_layers) for method in methods]
+        table.add_row(str(num_layers), *("" if point is None else format_point(point) for point in points))
+    return table
+
+
+def format_point(point: Point) -> str:
+    """ "100.2 / 62.6", MiB of training and of evaluation."""
+    if point.training_bytes is None or point.evaluation_bytes is None:
+        return "out of memory"
+    sizes = (num_bytes / (1 << 20) for num_bytes in (point.training_bytes, point.evaluation_bytes))
+    return " / ".join(f"{mib:,.0f}" if mib >= 1000 else f"{mib:.1f}" for mib in sizes)
+
+
+def format_share(share: float | None) -> str:
+    """0.0135 -> "1.35 %"; None -> "-"."""
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """3725 -> "1:02:05", 864000 -> "10 days"; None -> "-"."""
+    if seconds is None:
+        return "-"
+    if seconds >= 2 * _DAY_S:
+        return f"{seconds / _DAY_S:,.0f} days"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def catalogue_tables(catalogue: Catalogue) -> list[Table]:
+    """Recipes with what they set, then for each setting what it may name."""
+    recipes = Table("recipe", "what it is", "what it sets", box=box.SIMPLE, title="--recipe")
+    for name, (line, sets) in catalogue.recipes.items():
+        settings = "\n".join(printable(f"{key}={value}") for key, value in sets.items())
+        recipes.add_row(_plain(name), _plain(line), Text(settings or "(the defaults)"))
+    tables = [recipes]
+    for setting, parts in catalogue.parts.items():
+        table = Table("name", "what it is", box=box.SIMPLE, title=f"--set {setting}=")
+        for name, line in parts.items():
+            table.add_row(_plain(name), _plain(line))
+        tables.append(table)
+    return tables

@@ -1,0 +1,162 @@
+"""A folder of images by class: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CLASS/*.png."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ffstream.data.dataset import Dataset, Split, check_dataset
+from ffstream.data.picture_file import open_picture
+from ffstream.data.room import Room
+from ffstream.data.split_folders import check_class, find_layout, list_classes
+from ffstream.data.tree import describe_left_out, list_others, walk
+from ffstream.errors import DataError
+
+_LEAVE_OUT = "leave such files out with --bad-images skip"
+
+
+def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None) -> Dataset:
+    """Read a folder of images, all of one size. Raises DataError naming the first file that does not fit.
+
+    Images are grey when all files of all splits are, else RGB. With `skips_bad`, files that cannot be read, and those
+    of another size than most for training, are left out, and counted. What the folder holds beside such files is named
+    in the notes. Raises BudgetError when the images do not fit in the room, before any is decoded.
+    """
+    with _listing_errors(path):
+        layout = find_layout(path)
+        parts = {split: _list_part(place, [path, *layout.places.values()]) for split, place in layout.places.items()}
+    for split, part in parts.items():
+        if part.class_names != parts["train"].class_names:
+            raise DataError(
+                f"data {path}: classes of train {parts['train'].class_names} and {split} {part.class_names} differ"
+            )
+    bad, room = list[str](), room or Room()
+    for part in parts.values():
+        part.look(room, bad, skips_bad=skips_bad)
+    splits, asked = dict[str, Split](), None
+    while asked != (asked := _find_mode_and_size(parts)):  # once more where it was told by files that turn out as bad
+        room.give_back(sum(split.images.nbytes for split in splits.values()))
+        splits = {split: part.read(*asked, room, bad, skips_bad=skips_bad) for split, part in parts.items()}
+    heads = [head for part in parts.values() for head in part.heads]
+    colours = [head.path for head in heads if head.mode == "RGB"]
+    notes = layout.notes + [note for part in parts.values() for note in part.notes]
+    if 0 < len(colours) < len(heads):
+        notes.append(f"{len(colours)} of {len(heads)} images are in colour, such as {colours[0]}: all are read so")
+    left_out = describe_left_out(layout.left_out + [each for part in parts.values() for each in part.left_out])
+    notes += [left_out] if left_out is not None else []
+    return check_dataset(
+        str(path),
+        splits["train"],
+        splits.get("test"),
+        parts["train"].class_names,
+        bad,
+        validation=splits.get("validation"),
+        notes=notes,
+    )
+
+
+def _find_mode_and_size(parts: Mapping[str, _Part]) -> tuple[str, tuple[int, ...]]:
+    """What all pictures are read as: in colour if any is, and of the size that most for training have."""
+    is_coloured = any(head.mode == "RGB" for part in parts.values() for head in part.heads)
+    ((size, _),) = Counter(head.size for head in parts["train"].heads).most_common(1)
+    return "RGB" if is_coloured else "L", size
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is known of a picture before it is decoded."""
+
+    path: Path
+    label: int
+    mode: str
+    size: tuple[int, ...]  # (height, width)
+
+
+@dataclass
+class _Part:
+    """The files of a split."""
+
+    place: Path
+    class_names: tuple[str, ...]
+    samples: list[tuple[Path, int]]  # each with the number of its class
+    left_out: list[str]
+    notes: list[str]
+    heads: list[_Head] = field(default_factory=list)
+
+    def look(self, room: Room, bad: list[str], *, skips_bad: bool) -> None:
+        """Read the heads of all files. With `skips_bad`, what is wrong with one is added to `bad`."""
+        for file, label in self.samples:
+            try:
+                picture = open_picture(file, room)
+                picture.check_is_opaque(room)
+            except DataError as error:
+                if not skips_bad:
+                    raise DataError(f"{error}, or {_LEAVE_OUT}") from error
+                bad.append(str(error))
+                continue
+            self.heads.append(_Head(file, label, picture.mode, picture.shape[:2]))
+        if not self.heads:
+            raise DataError(
+                f"data {self.place}: found no image that can be read; the last of {len(self.samples)}: {bad[-1]}"
+            )
+
+    def read(self, mode: str, size: tuple[int, ...], room: Room, bad: list[str], *, skips_bad: bool) -> Split:
+        """Decode all pictures of one size, of which the heads are kept where that succeeds."""
+        odd = [head for head in self.heads if head.size != size]
+        if odd and not skips_bad:
+            raise DataError(f"{_of_another_size(odd[0], size)}; resize all to one size, or {_LEAVE_OUT}")
+        bad += [_of_another_size(head, size) for head in odd]
+        heads, self.heads = [head for head in self.heads if head.size == size], []
+        shape = size if mode == "L" else (*size, 3)
+        images = room.allocate(f"data {self.place}", (len(heads), *shape), torch.uint8)
+        for head in heads:
+            try:
+                picture = open_picture(head.path, room, mode)
+                if picture.shape != shape:
+                    raise DataError(f"data {head.path}: altered while it was read; read it anew")
+                images.numpy()[len(self.heads)] = picture.decode(room)
+            except DataError as error:
+                if not skips_bad:
+                    raise DataError(f"{error}, or {_LEAVE_OUT}") from error
+                bad.append(str(error))
+                continue
+            self.heads.append(head)
+        if not self.heads:
+            raise DataError(f"data {self.place}: found no image that can be read; the last of {len(heads)}: {bad[-1]}")
+        return Split(images[: len(self.heads)], torch.tensor([head.label for head in self.heads], dtype=torch.int64))
+
+
+def _list_part(place: Path, parts: list[Path]) -> _Part:
+    """The classes of a split and their files, in the order of the names of folders and of files. Raises OSError."""
+    classes = list_classes(place)
+    found = _Part(place, tuple(folder.name for folder in classes), [], list_others(place), [])
+    for label, folder in enumerate(classes):
+        tree = walk(folder, [*parts, *classes])
+        check_class(place, folder, tree.pictures)
+        below = [picture for picture in tree.pictures if picture.parent != folder]
+        if below:
+            found.notes.append(
+                f"class {folder.name} of {place}: {len(below)} of its {len(tree.pictures)} images lie in folders below "
+                f"it, such as {below[0].parent}"
+            )
+        found.samples += [(file, label) for file in tree.pictures]
+        found.left_out += tree.left_out
+    return found
+
+
+@contextlib.contextmanager
+def _listing_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or path
+        raise DataError(f"data {place}: cannot be read ({error.strerror}); mend its permissions") from error
+
+
+def _of_another_size(head: _Head, size: tuple[int, ...]) -> str:
+    return f"data {head.path}: image of shape {head.size}, most others have {size}"

@@ -1,0 +1,191 @@
+"""One picture file, as an array of bytes, as one that may come from anywhere.
+
+A file is read once and whole, so that it cannot change while it is decoded, and decoded only as one of the formats that
+are allowed here: Pillow knows many more, and starts other programs for some.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ffstream.data.room import Room
+from ffstream.errors import DataError, FFStreamError
+from ffstream.ground.files import UnsuitableFileError, open_regular, read_up_to
+
+PICTURES = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".pbm", ".pnm")  # what a file of a picture ends with
+WHITE = 255
+_OPAQUE = 255
+_PNG_BITS_AT = 24  # PNG specification, section 11.2.1: after the signature, the length, IHDR, width and height
+_TIFF_BITS = 258  # BitsPerSample
+_PPM_HEAD_BYTES = 1 << 12  # that may be comments
+_PPM_GAP = rb"\s+(?:#[^\n]*\n\s*)*"
+_PPM_HEAD = re.compile(rb"P[2356]" + 2 * (_PPM_GAP + rb"\d+") + _PPM_GAP + rb"(\d{1,9})")  # and the largest value
+
+Picture = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+# JPEG reads MPO too, in which cameras keep a preview.
+_PLUGINS = (
+    PngImagePlugin.PngImageFile,
+    JpegImagePlugin.JpegImageFile,
+    BmpImagePlugin.BmpImageFile,
+    PpmImagePlugin.PpmImageFile,
+    TiffImagePlugin.TiffImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+)
+_FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+# What files of these formats begin with, whatever they are called.
+_BEGINNINGS = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|RIFF.{4}WEBP|BM.{4}\0{4}|P[1-6]\s+[#\d]", re.DOTALL
+)
+_BEGINNING_BYTES = 12
+_MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3  # as Pillow has it: of 24 bits, a quarter of a GiB
+_MAX_FILE_BYTES = 512 << 20  # more than so many pixels take in any of the formats but that of numbers as text
+# What a pixel takes at once while it is decoded: as the decoder keeps it, as Pillow does, and converted.
+_DECODING_BYTES = 28
+
+
+@dataclass(frozen=True)
+class OpenPicture:
+    """A picture of which only the head was looked at."""
+
+    path: Path
+    mode: str  # "L" or "RGB", which it is decoded as
+    shape: tuple[int, ...]  # (height, width), or (height, width, 3)
+    image: Image.Image
+    file_bytes: int
+
+    def decode(self, room: Room) -> Picture:
+        """Its pixels. Raises DataError for a damaged file, BudgetError where there is no room to decode it."""
+        self.check_is_opaque(room)
+        with _errors(self.path):
+            return np.array(self.image.convert(self.mode), dtype=np.uint8)
+
+    def check_is_opaque(self, room: Room) -> None:
+        """Raise DataError where something would be seen through it: what shows there is nowhere in the file.
+
+        It is decoded for that where it could be. Raises BudgetError where there is no room to decode it.
+        """
+        room.check(f"data {self.path}", _DECODING_BYTES * self.shape[0] * self.shape[1] + 2 * self.file_bytes)
+        with _errors(self.path):
+            image = self.image
+            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (_OPAQUE, _OPAQUE):
+                raise ValueError("it is transparent in parts; paint it onto the background that is meant")
+
+
+def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture:
+    """A picture file as "L", (height, width), or "RGB", (height, width, 3): its own mode if none is given.
+
+    Palettes, CMYK and the like become RGB. Raises DataError for what cannot be read as one picture of 8 bits: no
+    regular file, other formats, more than 89 million pixels, more bits in the file, several frames.
+    """
+    with _errors(path):
+        with open_regular(path) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes > _MAX_FILE_BYTES:
+                raise ValueError(f"has {num_bytes:,} bytes, allowed {_MAX_FILE_BYTES:,}")
+            room.check(f"data {path}", 2 * num_bytes)  # as parts, and joined
+            content = read_up_to(file, num_bytes)
+        image = Image.open(_Content(content), formats=_FORMATS)
+        width, height = image.size
+        if width * height > _MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, allowed {_MAX_PIXELS:,} in all")
+        num_bits = _count_bits(image, content)
+        if num_bits > 8:  # of which Pillow clips some at 255, and keeps the upper byte alone of others
+            raise ValueError(f"{num_bits} bits a channel, allowed 8; convert it to 8 bits, as shows what is meant")
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            raise ValueError("several frames; save the one that is meant")
+        mode = mode or ("L" if image.mode in ("1", "L", "LA") else "RGB")
+    shape = (height, width) if mode == "L" else (height, width, 3)
+    return OpenPicture(path, mode, shape, image, num_bytes)
+
+
+def begins_like_picture(path: Path) -> bool:
+    """Whether a file of any name holds a picture of a format that is read, by its first bytes."""
+    try:
+        with open_regular(path) as file:
+            start = read_up_to(file, _BEGINNING_BYTES)
+    except OSError:
+        return False
+    return _BEGINNINGS.match(start) is not None
+
+
+def _count_bits(image: Image.Image, content: bytes) -> int:
+    """Bits a channel in the file, whatever Pillow makes of them."""
+    if image.mode.startswith(("I", "F")):
+        return 16 if image.mode.startswith("I;16") else 32
+    if image.format == "PNG":
+        return content[_PNG_BITS_AT]
+    if image.format == "TIFF":
+        bits = cast(TiffImagePlugin.TiffImageFile, image).tag_v2.get(_TIFF_BITS, 8)
+        return max(bits) if isinstance(bits, tuple) else int(bits)
+    if image.format == "PPM":
+        found = _PPM_HEAD.match(content[:_PPM_HEAD_BYTES])
+        return int(found[1]).bit_length() if found is not None else 8
+    return 8
+
+
+def read_picture(path: Path, mode: str | None = None) -> tuple[str, Picture]:
+    """The mode and the pixels of a picture file. Raises DataError, BudgetError."""
+    room = Room()
+    picture = open_picture(path, room, mode)
+    return picture.mode, picture.decode(room)
+
+
+class _Content(io.BytesIO):
+    """A file in memory that may be read a few times over.
+
+    A damaged one may point at the same bytes again and again, each time to be kept anew.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._left_bytes = 8 * len(content) + (1 << 20)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Raises ValueError where it was read too often."""
+        part = super().read(size)
+        self._left_bytes -= len(part)
+        if self._left_bytes < 0:
+            raise ValueError("its parts lie over each other")
+        return part
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turn whatever is raised for a file into a DataError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of oddities in what is not read, such as EXIF; pixels are counted here
+            yield
+    except (FFStreamError, MemoryError):
+        raise
+    except UnsuitableFileError as error:
+        raise DataError(f"data {path}: {error.strerror}; remove it") from error
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"it is damaged, or none of {', '.join(_FORMATS)}"
+        raise DataError(f"data {path}: cannot be read as an image ({reason}); mend or remove it") from error

@@ -1,0 +1,255 @@
+"""How much memory there is, and how much is taken."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffstream.ground.units import format_bytes
+
+# As torch's allocator says it, the system where a file cannot be mapped, and Python where there is no room for a stack.
+_NO_THREAD = "Resource temporarily unavailable"  # of pthread_create, where a process may not have one more
+_OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", _NO_THREAD)
+
+
+def device_free_bytes(device: torch.device) -> int:
+    """Bytes that this process could still allocate on the device; 0 for a CPU, whose memory is the host's."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def host_free_bytes() -> int:
+    """Bytes of host memory that are available, within the limits of this process's cgroups."""
+    return min([_meminfo_available_bytes(), *(limit.room_bytes for limit in _find_limits())])
+
+
+def host_installed_bytes() -> int:
+    """Bytes of host memory that there are, or that this process's cgroups allow, however many are taken."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([total, *(limit.limit_bytes for limit in _find_limits())])
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Bytes of host memory that this process holds now, or another one: 0 where that is not told."""
+    try:
+        text = Path(f"/proc/{'self' if pid is None else pid}/statm").read_text()
+        return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no /proc: the most it has held
+        return peak_memory_bytes(torch.device("cpu")) if pid is None else 0
+
+
+def unpinned_reason() -> str:
+    """What to say where the system refuses to pin memory: that it costs time, and the limit that may be the cause.
+
+    The limit is told and never enforced: many drivers pin past it, some keep to it.
+    """
+    said = (
+        "host memory cannot be pinned here, so that copies between it and the device are slower and the computation "
+        "waits for them"
+    )
+    if sys.platform == "win32":  # which has no such limit
+        return said
+    import resource
+
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    limit = "none" if limit_bytes == resource.RLIM_INFINITY else format_bytes(limit_bytes)
+    return f"{said}; the limit on locked memory is {limit} (ulimit -l)"
+
+
+def is_in_memory(folder: Path) -> bool:
+    """Whether a folder lies in a file system that is kept in memory, so that its files are memory too."""
+    try:
+        lines = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return False
+    kinds = {line.split()[1]: line.split()[2] for line in lines}
+    path = folder.resolve()
+    mount = next((str(place) for place in (path, *path.parents) if str(place) in kinds), "/")
+    return kinds.get(mount) in ("tmpfs", "ramfs")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest device memory so far: allocated bytes on CUDA, the resident set of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not there on Windows, where only CUDA's figure is known
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class PeakMeter:
+    """Measures the most bytes that tensors have on a device at once, from `start` on, as its allocator tells.
+
+    On a CPU only the tensors of this thread are seen, and the account of them grows with every allocation, by hundreds
+    of bytes each: a long work is measured in laps. It is closed on leaving `with`, by an error too: an interpreter that
+    ends with an open account crashes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before_bytes = 0  # on CUDA, alive at the start
+        self._blocks: dict[int, int] = {}  # on a CPU, bytes of what was made since and is alive, by address
+        self._profiler: Any = None  # while an account is open
+
+    def __enter__(self) -> PeakMeter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._profiler is not None:
+            self._close_account()
+
+    def start(self) -> None:
+        """What is allocated from here on counts."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before_bytes = torch.cuda.memory_allocated(self._device)
+        else:
+            self._blocks.clear()
+            self._open_account()
+
+    def lap(self) -> int:
+        """The peak since the start or the last lap. Another one begins."""
+        peak_bytes = self.stop()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._open_account()
+        return peak_bytes
+
+    def stop(self) -> int:
+        """The peak since the start or the last lap."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            return int(torch.cuda.max_memory_allocated(self._device)) - self._before_bytes
+        return self._follow(self._close_account())
+
+    def _follow(self, changes: Iterable[tuple[int, int]]) -> int:
+        """The most bytes alive at once, through changes (address, bytes) in their order: negative bytes are freed.
+
+        torch reports a tensor that was made before, or on another thread, as freed with the bytes of one that it saw
+        at that address earlier. So what was not seen made is not counted as freed, and what was freed unseen is gone
+        when its address is taken again.
+        """
+        alive_bytes = peak_bytes = sum(self._blocks.values())
+        for address, num_bytes in changes:
+            alive_bytes -= self._blocks.pop(address, 0)
+            if num_bytes > 0:
+                self._blocks[address] = num_bytes
+                alive_bytes += num_bytes
+                peak_bytes = max(peak_bytes, alive_bytes)
+        return peak_bytes
+
+    def _open_account(self) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it looks for a GPU and complains on stderr
+        from torch.profiler import ProfilerActivity, profile
+
+        self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profiler.__enter__()
+
+    def _close_account(self) -> list[tuple[int, int]]:
+        """All changes since it was opened, as (address, bytes), in their order."""
+        profiler, self._profiler = self._profiler, None
+        profiler.__exit__(None, None, None)
+        found: list[tuple[int, int, int]] = []
+        events = profiler.profiler.kineto_results.experimental_event_tree()[::-1]
+        profiler.profiler.kineto_results = None  # tens of MiB, in a cycle that the collector finds late
+        while events:
+            event = events.pop()
+            events.extend(reversed(event.children))
+            if event.tag == torch._C._profiler._EventType.Allocation:
+                found.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+        found.sort(key=itemgetter(0))
+        return [(address, num_bytes) for _, address, num_bytes in found]
+
+
+def measure_peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that tensors made by `work` on this thread had on the device at once."""
+    with PeakMeter(device) as meter:
+        meter.start()
+        work()
+        return meter.stop()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device or the host has no memory left; there is no one type for all."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def _meminfo_available_bytes() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # no /proc: assume half of it is free
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """What a cgroup may take, and takes."""
+
+    limit_bytes: int
+    used_bytes: int
+    file_bytes: int  # of those, pages of files, which the system takes back when memory is asked for
+
+    @property
+    def room_bytes(self) -> int:
+        return max(self.limit_bytes - self.used_bytes + min(self.file_bytes, self.used_bytes), 0)
+
+
+def _find_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[_Limit]:
+    """The limits of this process's cgroup and of those above it, in both versions of cgroups."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            folder, limit_name, used_name, prefix = root / name.lstrip("/"), "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            folder = root / "memory" / name.lstrip("/")
+            limit_name, used_name, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        else:
+            continue
+        for place in (folder, *folder.parents):
+            limit, used = _read_number(place / limit_name), _read_number(place / used_name)
+            if limit is not None and used is not None:
+                limits.append(_Limit(limit, used, _read_file_bytes(place / "memory.stat", prefix)))
+            if place == root:
+                break
+    return limits
+
+
+def _read_file_bytes(path: Path, prefix: str) -> int:
+    """Pages of files that are not waiting to be written, as the statistics of a cgroup tell."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    found = {name: int(value) for name, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
+    kept = sum(found.get(prefix + name, 0) for name in ("inactive_file", "active_file"))
+    waiting = ("file_dirty", "file_writeback") if not prefix else ("total_dirty", "total_writeback")
+    return max(kept - sum(found.get(name, 0) for name in waiting), 0)
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # absent, or "max"
+        return None

@@ -1,0 +1,45 @@
+"""What a configuration can name: recipes, and the parts that are registered, a line each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ffstream.field.goodness import GOODNESSES
+from ffstream.field.labels import LABEL_METHODS
+from ffstream.field.layers import LAYER_KINDS
+from ffstream.field.negatives import NEGATIVE_SAMPLERS
+from ffstream.field.objectives import OBJECTIVES
+from ffstream.field.similarity import SIMILARITIES
+from ffstream.ground.registry import Registry
+from ffstream.settings.recipes import DESCRIPTIONS, RECIPES, Setting
+
+# By the setting that names one of them.
+_REGISTRIES: dict[str, Registry[Any]] = {
+    "labels.method": LABEL_METHODS,
+    "objective.name": OBJECTIVES,
+    "objective.goodness": GOODNESSES,
+    "objective.similarity": SIMILARITIES,
+    "negatives.sampler": NEGATIVE_SAMPLERS,
+    "network.kind": LAYER_KINDS,
+}
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Recipes by name, with what each sets and a line on it; and for each setting, a line on all that it may name."""
+
+    recipes: dict[str, tuple[str, dict[str, Setting]]]
+    parts: dict[str, dict[str, str]]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        recipes = {name: {"description": line, "sets": sets} for name, (line, sets) in self.recipes.items()}
+        return {"recipes": recipes, "parts": self.parts}
+
+
+def read_catalogue() -> Catalogue:
+    """All that is registered by now, by users too."""
+    recipes = {name: (DESCRIPTIONS.get(name, ""), dict(settings)) for name, settings in RECIPES.items()}
+    parts = {setting: {name: registry.describe(name) for name in registry} for setting, registry in _REGISTRIES.items()}
+    return Catalogue(recipes, parts)

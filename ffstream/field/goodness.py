@@ -1,0 +1,92 @@
+"""Goodness: one number a sample that says how much a layer likes it (Hinton 2022, section 2).
+
+A goodness is a function of a layer's activities h = relu(preactivation), shape (n, num_units). Those here are sums or
+means over units, so that a layer can be cut into tiles of units.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ffstream.ground.registry import Registry
+
+
+class Goodness:
+    """A differentiable goodness. A subclass needs `value`; `gradient_` may be overridden by a closed form.
+
+    One that says in `over_units` whether it is a "sum" or a "mean" over units allows layers to be cut into tiles.
+    """
+
+    over_units: str | None = None
+
+    def value(self, activities: Tensor) -> Tensor:
+        """Goodness of each row: (n, num_units) -> (n,)."""
+        raise NotImplementedError
+
+    def gradient_(self, activities: Tensor, upstream: Tensor) -> Tensor:
+        """Gradient with respect to the preactivations, through the ReLU: (n, num_units), (n,) -> (n, num_units).
+
+        `upstream` is dL/dgoodness. The result may reuse the memory of `activities`.
+        """
+        with torch.enable_grad():
+            leaf = activities.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.value(leaf), leaf, upstream)
+        return gradient.contiguous().mul_(activities > 0)  # that of a sum is one number, expanded
+
+    def weight(self, num_part: int, num_units: int) -> float:
+        """By what the value of `num_part` units is multiplied to be their part in that of `num_units`."""
+        return num_part / num_units if self.over_units == "mean" else 1.0
+
+    def default_threshold(self, num_units: int) -> float:
+        """The threshold theta for `threshold = "auto"`: the goodness of a row of unit RMS."""
+        return float(self.value(torch.ones(1, 1).expand(1, num_units)))  # of one number: no row is made
+
+
+class SquaredGoodness(Goodness):
+    """sign * sum(h^2), or its mean over units. A negative sign makes positive samples quiet (Hinton 2022, sec. 2)."""
+
+    def __init__(self, *, mean: bool, sign: int) -> None:
+        self.over_units = "mean" if mean else "sum"
+        self._sign = sign
+
+    def value(self, activities: Tensor) -> Tensor:
+        """Goodness of each row: (n, num_units) -> (n,)."""
+        # vector_norm reads the rows once and writes no squared copy of them.
+        length: Tensor = torch.linalg.vector_norm(activities, dim=1)
+        return length.square() * self._factor(activities)
+
+    def gradient_(self, activities: Tensor, upstream: Tensor) -> Tensor:
+        """2 h * upstream, in place; the ReLU's mask is implied, as h is zero where it closes."""
+        return activities.mul_((upstream * (2 * self._factor(activities))).unsqueeze(1))
+
+    def _factor(self, activities: Tensor) -> float:
+        return self._sign / (activities.shape[1] if self.over_units == "mean" else 1)
+
+
+class LinearGoodness(Goodness):
+    """sum(h), or its mean over units (DeeperForward, Sun et al. 2025)."""
+
+    def __init__(self, *, mean: bool) -> None:
+        self.over_units = "mean" if mean else "sum"
+
+    def value(self, activities: Tensor) -> Tensor:
+        """Goodness of each row: (n, num_units) -> (n,)."""
+        return activities.sum(dim=1) * self.factor(activities.shape[1])
+
+    def gradient_(self, activities: Tensor, upstream: Tensor) -> Tensor:
+        """`upstream` where the ReLU is open, in place."""
+        return activities.sign_().mul_((upstream * self.factor(activities.shape[1])).unsqueeze(1))
+
+    def factor(self, num_units: int) -> float:
+        """By what the sum over `num_units` units is multiplied."""
+        return 1 / num_units if self.over_units == "mean" else 1.0
+
+
+GOODNESSES: Registry[Goodness] = Registry("goodness", "objective.goodness")
+GOODNESSES.register("sum_squares", SquaredGoodness(mean=False, sign=1), "Sum of squared activities (Hinton 2022).")
+GOODNESSES.register("mean_squares", SquaredGoodness(mean=True, sign=1), "Mean of squared activities.")
+GOODNESSES.register("neg_sum_squares", SquaredGoodness(mean=False, sign=-1), "The same sum, low for positive samples.")
+GOODNESSES.register("neg_mean_squares", SquaredGoodness(mean=True, sign=-1), "The same mean, low for positive samples.")
+GOODNESSES.register("sum", LinearGoodness(mean=False), "Sum of activities.")
+GOODNESSES.register("mean", LinearGoodness(mean=True), "Mean of activities (DeeperForward, Sun et al. 2025).")

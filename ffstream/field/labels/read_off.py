@@ -1,0 +1,212 @@
+"""Labels at a layer's output alone: no negatives, and one label-free pass for all of them."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ffstream.device.workspace import Workspace
+from ffstream.field.goodness import Goodness, LinearGoodness
+from ffstream.field.labels.base import LabelFreeRows, label_embedding_of
+from ffstream.field.layers import Layer
+
+
+class ReadLabels(LabelFreeRows):
+    """Every label has a goodness of its own in one label-free pass: candidates are all labels, the true one first.
+
+    No negatives are drawn.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        self.num_candidates = self.num_values = num_classes
+
+    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The true label, and the others in their order from there: (n, num_classes)."""
+        return (labels.unsqueeze(1) + torch.arange(self._num_classes)) % self._num_classes
+
+    def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
+        """Goodness of every label, in the order of the candidates."""
+        return self._read(layer, goodness, activities).gather(1, candidates)
+
+    def differentiate(
+        self,
+        layer: Layer,
+        goodness: Goodness,
+        activities: list[Tensor],
+        candidates: Tensor,
+        upstream: Tensor,
+        pull: Tensor | None,
+        workspace: Workspace,
+        *,
+        embedding: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Through the activities that all candidates share."""
+        by_label = torch.empty_like(upstream).scatter_(1, candidates, upstream)  # each place once
+        embedding_gradient = None
+        if embedding and self.uses_embedding:
+            embedding_gradient = self._differentiate_embedding(layer, goodness, activities, by_label, workspace)
+        gradient = self._differentiate(layer, goodness, activities, by_label, workspace)
+        if pull is not None:
+            gradient += pull
+        return gradient, embedding_gradient
+
+    def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
+        """Every label's goodness from one matrix product."""
+        room = layer.workspace
+        activities = torch.relu(preactivations) if room is None else preactivations.relu_()
+        return self._read(layer, goodness, self._split(layer, activities, room))
+
+    def activities(
+        self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
+    ) -> list[Tensor]:
+        """relu(z), in place, and what else goodness is read off."""
+        return self._split(layer, preactivations.relu_(), workspace)
+
+    @abstractmethod
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
+        """The activities (n, num_units) as (1, n, num_units), and what else goodness is read off.
+
+        Fresh memory is taken without a workspace.
+        """
+
+    @abstractmethod
+    def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
+        """Goodness of every label, (n, num_classes), from what `_split` gave."""
+
+    @abstractmethod
+    def _differentiate(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> Tensor:
+        """dL/dpreactivations, from dL/dgoodness of every label (n, num_classes)."""
+
+    def _differentiate_embedding(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> Tensor:
+        """The gradient of the label embedding likewise, where there is one."""
+        raise NotImplementedError
+
+
+class LabelGroups(ReadLabels):
+    """Unit u belongs to class u mod C; the goodness of a label is that of its units (CwComp, Papachristodoulou 2024).
+
+    Groups differ by one unit at most. A mean is over num_units / C, so that tiles add up to the layer; every tile has
+    its part of each group.
+    """
+
+    uses_embedding = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.num_groups = num_classes
+
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
+        """The activities, and copies of them by group: of those that have one unit more, and of the others.
+
+        The copies are (n, groups, units), as goodness wants the units of a group side by side.
+        """
+        found = [activities.unsqueeze(0)]
+        if workspace is None:
+            parts = (torch.cat(rows, dim=1).transpose(1, 2) for _, rows in self._pieces(activities))
+            return found + [part.contiguous() for part in parts]
+        room = workspace.take("activities", (activities.numel(),), activities.dtype)
+        for groups, rows in self._pieces(activities):
+            num_units = sum(piece.shape[1] for piece in rows)
+            shape = (len(activities), groups.stop - groups.start, num_units)
+            part, room = room[: math.prod(shape)].view(shape), room[math.prod(shape) :]
+            for piece, place in _aligned(rows, part):
+                place.copy_(piece)
+            found.append(part)
+        return found
+
+    def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
+        parts = [
+            goodness.value(part.flatten(0, 1)).unflatten(0, part.shape[:2]) * self._weight(layer, goodness, part)
+            for part in activities[1:]
+        ]
+        missing = self._num_classes - sum(part.shape[1] for part in parts)  # of a tile of fewer units than classes
+        if missing:
+            parts.append(parts[0].new_zeros(len(parts[0]), missing))
+        return torch.cat(parts, dim=1).roll(layer.first_unit, dims=1)
+
+    def _differentiate(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> Tensor:
+        """Into the memory of the activities."""
+        gradient, parts = activities[0][0], activities[1:]
+        by_group = upstream.roll(-layer.first_unit, dims=1)
+        for (groups, rows), part in zip(self._pieces(gradient), parts, strict=True):
+            of_part = (by_group[:, groups] * self._weight(layer, goodness, part)).flatten()
+            found = goodness.gradient_(part.flatten(0, 1), of_part).view(part.shape)
+            for piece, place in _aligned(rows, found):
+                piece.copy_(place)
+        return gradient
+
+    def _pieces(self, activities: Tensor) -> list[tuple[slice, list[Tensor]]]:
+        """Groups of as many units each, with views (n, units, groups) that are theirs. Groups of no unit are left out.
+
+        Counted from the first unit of the tile: its group is the first.
+        """
+        num_units, num_groups = int(activities.shape[1]), self._num_classes  # a tensor where torch.jit traces
+        least, num_larger = divmod(num_units, num_groups)
+        found = []
+        whole = activities[:, : least * num_groups].unflatten(1, (least, num_groups)) if least else None
+        if num_larger:
+            rest = activities[:, least * num_groups :].unsqueeze(1)
+            rows = [whole[:, :, :num_larger], rest] if whole is not None else [rest]
+            found.append((slice(0, num_larger), rows))
+        if whole is not None:
+            found.append((slice(num_larger, num_groups), [whole[:, :, num_larger:]]))
+        return found
+
+    def _weight(self, layer: Layer, goodness: Goodness, part: Tensor) -> float:
+        """By what the value of a group is multiplied: a mean is over as many units as groups have on average."""
+        return goodness.weight(part.shape[2] * self._num_classes, layer.num_units)
+
+
+class LabelClassifier(ReadLabels):
+    """The goodness of label c is the activities' product with M[c], learnt with the layer (Mono-Forward, Gong 2025).
+
+    A local classifier, as in Nokland and Eidnes 2019 (prediction loss). M is the layer's label embedding; the goodness
+    is a sum or a mean over units of h * M[c].
+    """
+
+    uses_embedding = True
+
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
+        return [activities.unsqueeze(0)]
+
+    def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
+        return (activities[0][0] @ label_embedding_of(layer).t()).mul_(_factor(layer, goodness))
+
+    def _differentiate(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> Tensor:
+        """dz = (g M) where the ReLU is open, with g the gradient of the products. In the memory of the activities."""
+        activity, embedding = activities[0][0], label_embedding_of(layer)
+        back = workspace.take("activities", tuple(activity.shape), activity.dtype)
+        torch.mm(upstream * _factor(layer, goodness), embedding, out=back)
+        return activity.sign_().mul_(back)
+
+    def _differentiate_embedding(
+        self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
+    ) -> Tensor:
+        """dM = g^T h."""
+        shape = (upstream.shape[1], layer.num_units)
+        room = workspace.take("embedding gradient", shape, upstream.dtype)
+        return torch.mm((upstream * _factor(layer, goodness)).t(), activities[0][0], out=room)
+
+
+def _aligned(rows: list[Tensor], part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces (n, units, groups), each with its units of `part`, (n, groups, all their units)."""
+    places = part.transpose(1, 2).split([piece.shape[1] for piece in rows], dim=1)
+    return zip(rows, places, strict=True)
+
+
+def _factor(layer: Layer, goodness: Goodness) -> float:
+    assert isinstance(goodness, LinearGoodness), "make_label_method sees to it"
+    return goodness.factor(layer.num_units)

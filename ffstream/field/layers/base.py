@@ -1,0 +1,121 @@
+"""What every layer kind is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ffstream.device.workspace import Workspace
+from ffstream.errors import ConfigError
+
+
+class Layer(nn.Module):
+    """One layer: rows (n, in_features) in, preactivations (n, num_units) out, in float32.
+
+    A subclass makes its parameters in `initialise` and computes `preactivations` from them; with that alone it trains,
+    `gradients` being autograd through this one layer. `label_embedding` (num_classes, num_units) is there when
+    labels are injected, where the activities under label c are relu(preactivations + label_embedding[c]), or when the
+    goodness of label c is activities @ label_embedding[c].
+
+    A kind sets `tileable` when a unit depends on its own part of each parameter and buffer alone, along `unit_axis`:
+    then a layer of some of the units is a tile of the whole.
+    """
+
+    tileable: ClassVar[bool] = False
+
+    # The number of a layer, counted from 1, from which on all are of the same shapes: the first reads images, and the
+    # second finds what the first one left in memory.
+    num_distinct: ClassVar[int] = 3
+
+    label_embedding: nn.Parameter | None
+
+    first_unit: int = 0  # of the whole layer's, where this is a tile
+
+    # Buffers for a loop that is done with each result before it asks for the next; without, results are fresh.
+    workspace: Workspace | None = None
+
+    def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.num_units = num_units
+        self.compute_dtype = compute_dtype
+        self.register_parameter("label_embedding", None)
+        # Running mean activity of each unit, for peer normalisation; Hinton's program starts it at 0.5.
+        self.mean_activity: Tensor
+        self.register_buffer("mean_activity", torch.full((num_units,), 0.5))
+
+    @staticmethod
+    def unit_axis(name: str) -> int:
+        """The axis of a parameter or buffer that runs over units."""
+        return 1 if name == "label_embedding" else 0
+
+    def place(self, index: int, image_shape: Sequence[int] | None, num_skip_features: int) -> None:
+        """Told once, before `initialise`, by a network: which layer it is, counted from 0, and of which images.
+
+        `image_shape` is None where it is not known. A kind whose shape depends on them makes its parameters here, and
+        raises ConfigError for what it cannot read. `num_skip_features` of the row are the image again, at its end.
+        """
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fill the parameters from `generator`, on the CPU."""
+        raise NotImplementedError
+
+    def hide(self, hidden: Tensor) -> None:
+        """Do without those features of a row that `hidden` (in_features,) marks: what multiplies them becomes zero.
+
+        Told after `initialise`. Rows hold zeros there while the layer trains, and anything later.
+        """
+        raise ConfigError(
+            f"config network.stack_features: found less than 1, but layers of kind {type(self).__name__} cannot leave "
+            "features out; set it to 1, or network.stack_layers to 0"
+        )
+
+    def draw_label_embedding(self, std: float, generator: torch.Generator) -> None:
+        """Fill U ~ N(0, std^2), one row a class."""
+        assert self.label_embedding is not None, "it is there when the label method uses it"
+        with torch.no_grad():
+            self.label_embedding.normal_(generator=generator).mul_(std)
+
+    def preactivations(self, rows: Tensor) -> Tensor:
+        """(n, in_features) in any floating type -> (n, num_units) float32."""
+        raise NotImplementedError
+
+    def gradients(
+        self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
+    ) -> Iterator[tuple[str, slice, Tensor]]:
+        """Yield the gradient of every parameter, given dL/dpreactivations (n, num_units). Nothing flows into `rows`.
+
+        `total` (num_units,) is the sum of `gradient` over its rows, where that is known already.
+        As (name, rows of the parameter, their gradient), the last valid until the next is asked for: a parameter may
+        come in parts, and each part may be updated at once. That of `label_embedding` is not among them, as it does not
+        depend on the rows.
+        """
+        names = [name for name, _ in self.named_parameters() if name != "label_embedding"]
+        with torch.enable_grad():
+            preactivations = self.preactivations(rows.detach())
+            found = torch.autograd.grad(preactivations, [self.get_parameter(name) for name in names], gradient)
+        for name, value in zip(names, found, strict=True):
+            yield name, slice(None), value
+
+    def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield dL/drows, given dL/dpreactivations (n, num_units): for the rows, never for a layer below.
+
+        As (features, their gradient (n, some features)), the last valid until the next is asked for. What was yielded
+        may have changed those features of `rows` by then.
+        """
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_()
+            (found,) = torch.autograd.grad(self.preactivations(leaf), leaf, gradient)
+        yield slice(None), found
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The preactivations (n, num_units) of rows (n, in_features), so that a hook on a layer sees both."""
+        return self.preactivations(rows)
+
+
+def cut_units(num_units: int, most: int) -> list[slice]:
+    """The units, or features, in groups of `most`; the last may be smaller."""
+    return [slice(start, min(start + most, num_units)) for start in range(0, num_units, most)]

@@ -1,0 +1,127 @@
+"""The dense layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ffstream.device.row_sums import sum_rows
+from ffstream.device.workspace import Workspace
+from ffstream.field.layers.base import Layer, cut_units
+
+# Units that are multiplied, or whose gradient exists in float32, at once. Fewer make narrow products, which are slow:
+# on a CPU with AMX, a step of 1000 units takes 20 % longer with 256 in both, and no longer with these.
+_PRODUCT_UNITS = 1024
+_GRADIENT_UNITS = 512
+# Likewise, of the gradient of what the layer reads; of very wide rows a quarter, as each part takes all parts of units.
+_GRADIENT_FEATURES, _MOST_FEATURE_PARTS = 1024, 4
+
+
+class Linear(Layer):
+    """preactivations = x W^T + b, with W (num_units, in_features) ~ N(0, 1/in_features) and b zero.
+
+    The two matrix products of a step run in `compute_dtype`; the gradient has the weights' type, as made float32.
+    """
+
+    tileable = True
+
+    def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(in_features, num_units, compute_dtype)
+        self.weight = nn.Parameter(torch.empty(num_units, in_features))
+        self.bias = nn.Parameter(torch.zeros(num_units))
+        self._token = object()  # nobody else's, even when this layer is gone
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """W ~ N(0, 1/in_features), as in Hinton's program."""
+        with torch.no_grad():
+            self.weight.normal_(0.0, self.in_features**-0.5, generator=generator)
+
+    def hide(self, hidden: Tensor) -> None:
+        """Zero columns of W, which have no gradient where rows are zero."""
+        with torch.no_grad():
+            self.weight[:, hidden] = 0.0
+
+    def preactivations(self, rows: Tensor) -> Tensor:
+        """(n, in_features) -> (n, num_units) in the weights' type."""
+        if self.workspace is None:
+            products = F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype))
+            return products.to(self.weight.dtype).add_(self.bias)
+        room, weight = self.workspace, self.weight.detach()
+        left = self._cast("cast rows", rows, room)
+        result = room.take("preactivations", (len(rows), self.num_units), weight.dtype)
+        if self.compute_dtype == weight.dtype:
+            torch.mm(left, weight.t(), out=result)
+        else:
+            for units in cut_units(self.num_units, _PRODUCT_UNITS):
+                right = self._cast_weights(weight[units], room)
+                shape = (len(rows), len(right))
+                product = torch.mm(left, right.t(), out=room.take("product", shape, self.compute_dtype))
+                result[:, units].copy_(product)
+        return result.add_(self.bias)
+
+    def gradients(
+        self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
+    ) -> Iterator[tuple[str, slice, Tensor]]:
+        """dW = gradient^T x, the part of some units at a time, and db = sum(gradient)."""
+        room = self.workspace or Workspace(gradient.device)
+        right = self._cast("cast rows", rows, room)
+        for units, part in self._weight_gradients(gradient, right, room):
+            yield "weight", units, part
+        yield "bias", slice(None), sum_rows(gradient) if total is None else total
+
+    def _weight_gradients(self, gradient: Tensor, right: Tensor, room: Workspace) -> Iterator[tuple[slice, Tensor]]:
+        """gradient^T x, in the weights' type.
+
+        A product in another type takes the place of the weights that were cast, whose turn is over. Every core has read
+        these, and all have to be told before one writes there: little beside a product, but a copy takes five times as
+        long. So it is not the copies that take their place.
+        """
+        dtype = self.weight.dtype
+        if self.compute_dtype == dtype:
+            for units in cut_units(self.num_units, _GRADIENT_UNITS):
+                left = gradient[:, units].t()
+                yield units, torch.mm(left, right, out=room.take("part", (len(left), self.in_features), dtype))
+            return
+        for units in cut_units(self.num_units, _PRODUCT_UNITS):
+            left = self._cast("product", gradient[:, units], room).t()
+            product = torch.mm(left, right, out=room.take("weights", (len(left), self.in_features), self.compute_dtype))
+            for rows in cut_units(len(product), _GRADIENT_UNITS):
+                part = room.take("part", tuple(product[rows].shape), dtype).copy_(product[rows])
+                yield slice(units.start + rows.start, units.start + rows.stop), part
+
+    def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """gradient W, for some features at a time, summed over some units at a time: in `compute_dtype`."""
+        room, weight = self.workspace or Workspace(gradient.device), self.weight.detach()
+        most = max(_GRADIENT_FEATURES, -(-self.in_features // _MOST_FEATURE_PARTS))
+        for features in cut_units(self.in_features, most):
+            part = weight[:, features]
+            total = room.take("beside rows", (len(gradient), part.shape[1]), self.compute_dtype)  # their mask is used
+            for units in cut_units(self.num_units, _PRODUCT_UNITS):
+                left = self._cast("product", gradient[:, units], room)
+                total.addmm_(left, self._cast_weights(part[units], room), beta=min(units.start, 1))
+            yield features, total
+
+    def _cast_weights(self, weight: Tensor, room: Workspace) -> Tensor:
+        """All or some of the weights, cast once for all products between two updates.
+
+        Cut as updates are, so that a core casts what it has updated: from another's cache it takes twice as long.
+        """
+        if weight.dtype == self.compute_dtype:
+            return weight
+        cast, is_there = room.take_again("weights", tuple(weight.shape), self.compute_dtype, self._content(weight))
+        for units in cut_units(0 if is_there else len(weight), _GRADIENT_UNITS):
+            cast[units].copy_(weight[units])
+        return cast
+
+    def _cast(self, name: str, tensor: Tensor, room: Workspace) -> Tensor:
+        tensor = tensor.detach()
+        if tensor.dtype == self.compute_dtype:
+            return tensor
+        return room.take(name, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
+
+    def _content(self, weight: Tensor) -> tuple[object, ...]:
+        """Says which numbers a part of the weights is: others after every change in place, and in every other layer."""
+        return self._token, weight.storage_offset(), *weight.shape, *weight.stride(), self.weight._version

@@ -1,0 +1,124 @@
+"""The layer of local receptive fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import ceil, prod
+
+import torch
+from torch import Tensor, nn
+
+from ffstream.data.plane import find_plane
+from ffstream.device.row_sums import sum_rows
+from ffstream.errors import ConfigError
+from ffstream.field.layers.base import Layer, cut_units
+
+_WIDEST_GRID = 4  # of the first layer; each further one has one place less in either direction, down to one
+_FIELD = 10 / 28  # of the height and of the width of an image, that a place of the first layer reads
+_WIDTHS = 144  # a multiple of it has as many units at each place of every grid
+
+
+class Local(Layer):
+    """Units in a grid of places, each of which reads its own window, without shared weights (Hinton 2022, section 3.2).
+
+    The first layer has 4 x 4 places, the next 3 x 3, then 2 x 2, then one that reads all. A place of the first layer
+    reads a window of the image, all channels; windows overlap and cover it. A place of a further layer reads all units
+    of the 2 x 2 places below it. Unit u stands at place u // (num_units / num_places), places row by row.
+
+    `weight` is (num_units, fan_in) ~ N(0, 1/fan_in), `bias` zero. Products run in `compute_dtype`.
+    """
+
+    num_distinct = _WIDEST_GRID  # then every layer is a dense one
+    windows: Tensor  # (places, fan_in) int64: which features a place reads
+
+    def place(self, index: int, image_shape: Sequence[int] | None, num_skip_features: int) -> None:
+        """Make the parameters. Raises ConfigError for data, or a width, that have no such grid."""
+        if self.num_units % _WIDTHS:
+            nearest = max(round(self.num_units / _WIDTHS), 1) * _WIDTHS
+            raise ConfigError(
+                f"config width: found {self.num_units}, allowed a multiple of {_WIDTHS} with network.kind=local, such "
+                f"as {nearest}: layers are cut into 16, 9 and 4 places"
+            )
+        if num_skip_features:
+            raise ConfigError("config network.input_skip: found true, allowed false with network.kind=local")
+        found = _windows_below(index, self.in_features) if index else _windows_of(image_shape)
+        self.register_buffer("windows", torch.tensor(found), persistent=False)
+        self.weight = nn.Parameter(torch.empty(self.num_units, len(found[0])))
+        self.bias = nn.Parameter(torch.zeros(self.num_units))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """W ~ N(0, 1/fan_in), as Hinton's program does for dense layers."""
+        with torch.no_grad():
+            self.weight.normal_(0.0, self.weight.shape[1] ** -0.5, generator=generator)
+
+    def hide(self, hidden: Tensor) -> None:
+        """Zero columns of the places whose windows hold them."""
+        with torch.no_grad():
+            for units, window in self._places():
+                self.weight[units, hidden[window]] = 0.0
+
+    def preactivations(self, rows: Tensor) -> Tensor:
+        """(n, in_features) -> (n, num_units) in the weights' type."""
+        rows = rows.to(self.compute_dtype)
+        found = [
+            torch.mm(rows.index_select(1, window), self.weight[units].to(self.compute_dtype).t())
+            for units, window in self._places()
+        ]
+        return torch.cat(found, dim=1).to(self.weight.dtype).add_(self.bias)
+
+    def gradients(
+        self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
+    ) -> Iterator[tuple[str, slice, Tensor]]:
+        """dW = gradient^T x, place by place, and db = sum(gradient)."""
+        rows = rows.to(self.compute_dtype)
+        for units, window in self._places():
+            left = gradient[:, units].to(self.compute_dtype)
+            yield "weight", units, torch.mm(left.t(), rows.index_select(1, window)).to(self.weight.dtype)
+        yield "bias", slice(None), sum_rows(gradient) if total is None else total
+
+    def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """gradient W, summed over the places that read a feature, for all features in `compute_dtype`."""
+        total = torch.zeros(len(rows), self.in_features, dtype=self.compute_dtype, device=rows.device)
+        for units, window in self._places():
+            left, right = gradient[:, units].to(self.compute_dtype), self.weight.detach()[units].to(self.compute_dtype)
+            total.index_add_(1, window, torch.mm(left, right))  # distinct features: the same on every device
+        yield slice(None), total
+
+    def _places(self) -> Iterator[tuple[slice, Tensor]]:
+        """The units of each place, and the features that they read."""
+        return zip(cut_units(self.num_units, self.num_units // len(self.windows)), self.windows, strict=True)
+
+
+def _num_in_row(index: int) -> int:
+    return max(_WIDEST_GRID - index, 1)
+
+
+def _windows_of(image_shape: Sequence[int] | None) -> list[list[int]]:
+    """The features of an image that each place of the first layer reads."""
+    plane = find_plane(image_shape) if image_shape is not None else None
+    if plane is None or min(plane[1:3]) < _WIDEST_GRID:
+        found = "unknown" if image_shape is None else tuple(image_shape)
+        raise ConfigError(
+            f"config network.kind: found local, for data of shape {found}; allowed with images of (height, width), "
+            f"{_WIDEST_GRID} pixels or more each, before or after up to 4 channels; use network.kind=linear"
+        )
+    _, height, width, _ = plane
+    features = torch.arange(prod(plane), device="cpu").view(plane)
+    rows, columns = _cuts(height), _cuts(width)
+    return [features[:, row, column].flatten().tolist() for row in rows for column in columns]
+
+
+def _cuts(num_pixels: int) -> list[slice]:
+    """Where the windows of a row of places lie on an axis: evenly, the first at its start and the last at its end."""
+    size, most = max(ceil(_FIELD * num_pixels), -(-num_pixels // _WIDEST_GRID)), _WIDEST_GRID - 1
+    starts = [round(number * (num_pixels - size) / most) for number in range(_WIDEST_GRID)]
+    return [slice(start, start + size) for start in starts]
+
+
+def _windows_below(index: int, in_features: int) -> list[list[int]]:
+    """The units of the layer below that each place reads: of 2 x 2 places, or of the only one."""
+    num_below, num_here = _num_in_row(index - 1), _num_in_row(index)
+    units = torch.arange(in_features, device="cpu").view(num_below, num_below, -1)
+    size = num_below - num_here + 1
+    cuts = [slice(start, start + size) for start in range(num_here)]
+    return [units[row, column].flatten().tolist() for row in cuts for column in cuts]

@@ -1,0 +1,32 @@
+"""Length normalisation: what a layer hands on is the direction of its activities, not their goodness."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ffstream.device.workspace import Workspace
+
+_EPSILON = 1e-5
+
+
+def length_normalise(rows: Tensor) -> Tensor:
+    """Divide each row (..., features) by its root mean square (Hinton 2022, section 2; RMS as in his program).
+
+    A row of zeros stays zero.
+    """
+    return rows / (rows.square().mean(dim=-1, keepdim=True).sqrt() + _EPSILON)
+
+
+def length_normalise_(rows: Tensor, workspace: Workspace) -> Tensor:
+    """`length_normalise` in place, to the same bits, for rows (n, features)."""
+    squares = torch.square(rows, out=workspace.take("activities", tuple(rows.shape), rows.dtype))
+    return divide_by_length_(rows, squares.mean(dim=-1, keepdim=True))
+
+
+def divide_by_length_(rows: Tensor, mean_squares: Tensor) -> Tensor:
+    """`length_normalise` in place for rows (n, features), or some of their features, of known mean squares (n, 1).
+
+    The mean squares are overwritten.
+    """
+    return rows.div_(mean_squares.sqrt_().add_(_EPSILON))

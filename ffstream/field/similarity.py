@@ -1,0 +1,111 @@
+"""Similarity terms: what a layer makes of samples of one class should point one way, and of others another.
+
+Goodness looks at how much activity there is, and no further than its layer; the next one is handed the direction alone.
+A term on the directions, beside the layer-local objective, needs nothing from other layers either (Nokland and Eidnes
+2019, section 2; for Forward-Forward, Hierarchical Contrastive Learning). It reads the label-free output.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ffstream.device.workspace import Workspace
+from ffstream.ground.registry import Registry
+
+# Samples that are compared with each other: more cost more, and teach no better.
+GROUP_SAMPLES = 64
+_TEMPERATURE = 0.1
+_LEAST = 1e-12  # of a squared length; what is shorter has no direction
+
+
+class Similarity(Protocol):
+    """A term on the cosines between the samples of some groups."""
+
+    def __call__(self, cosines: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
+        """The term of each sample (groups, n), and the gradient of their sum by the cosines (groups, n, n).
+
+        Of cosines (groups, n, n), whose diagonal has no effect, and `alike`, of the same shape: 1 between two samples
+        of a class, else 0; 0 on the diagonal. Both may be overwritten.
+        """
+        ...
+
+
+def matching(cosines: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
+    """mean_j (cos(h_i, h_j) - [y_i = y_j])^2: similarity matching (Nokland and Eidnes 2019, eq. 1)."""
+    num_others = max(cosines.shape[-1] - 1, 1)
+    gaps = cosines.sub_(alike)
+    gaps.diagonal(dim1=1, dim2=2).zero_()
+    return gaps.square().sum(dim=2).div_(num_others), gaps.mul_(2 / num_others)
+
+
+def contrastive(cosines: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
+    """-mean_p log softmax_a(cos(h_i, h_a) / 0.1) at p: supervised contrast (Khosla et al. 2020, eq. 2).
+
+    a are all other samples, p those of i's class. A sample without another of its class has no term of its own.
+    """
+    least = torch.finfo(cosines.dtype).min  # infinity would leave a sample that is alone without a share
+    logits = cosines.div_(_TEMPERATURE)
+    logits.diagonal(dim1=1, dim2=2).fill_(least)
+    log_share = torch.log_softmax(logits, dim=2)
+    num_alike = alike.sum(dim=2, keepdim=True)
+    targets = alike.div_(num_alike.clamp(min=1.0))
+    by_cosine = log_share.exp().mul_(num_alike > 0).sub_(targets).div_(_TEMPERATURE)
+    log_share.diagonal(dim1=1, dim2=2).zero_()
+    return log_share.mul_(targets).sum(dim=2).neg_(), by_cosine
+
+
+SIMILARITIES: Registry[Similarity] = Registry("similarity", "objective.similarity")
+SIMILARITIES.register("matching", matching)
+SIMILARITIES.register("contrastive", contrastive)
+
+
+def compare(
+    term: Similarity,
+    preactivations: Tensor,
+    labels: Tensor,
+    compute_dtype: torch.dtype,
+    workspace: Workspace,
+) -> tuple[Tensor, Tensor]:
+    """The sum of the terms of all samples, and its gradient by the preactivations (n, num_units), in the workspace.
+
+    Samples are compared within groups of `GROUP_SAMPLES`, in their order; the last one may be smaller. The two products
+    of a group's activities run in `compute_dtype`. The preactivations are left alone.
+    """
+    shape, wide = tuple(preactivations.shape), preactivations.dtype
+    activities = workspace.take("compared", shape, compute_dtype).copy_(preactivations).relu_()
+    gradient = workspace.take("similarity", shape, wide)
+    num_grouped = len(labels) // GROUP_SAMPLES * GROUP_SAMPLES
+    total = gradient.new_zeros(())
+    for part, num_in_group in (
+        (slice(0, num_grouped), GROUP_SAMPLES),
+        (slice(num_grouped, len(labels)), len(labels) - num_grouped),
+    ):
+        of_part = labels[part].unflatten(0, (-1, max(num_in_group, 1)))
+        if of_part.numel():
+            rows = activities[part].unflatten(0, of_part.shape)
+            terms, by_product = _differentiate(term, torch.bmm(rows, rows.mT).to(wide), of_part)
+            total += terms.sum()
+            found = torch.bmm(by_product.to(compute_dtype), rows)
+            torch.ops.aten.threshold_backward(found, rows, 0, grad_input=found)  # where the ReLU is open
+            gradient[part].unflatten(0, of_part.shape).copy_(found)
+    return total, gradient
+
+
+def _differentiate(term: Similarity, products: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The terms, and what each pair of activities (groups, n, n) is to be multiplied by for their gradient.
+
+    cos_ij = h_i h_j / (|h_i| |h_j|), the lengths being on the diagonal of the products. By h_i it is
+    h_j / (|h_i| |h_j|) - cos_ij h_i / |h_i|^2.
+    """
+    scale = products.diagonal(dim1=1, dim2=2).clamp(min=_LEAST).rsqrt()
+    cosines = products.mul_(scale.unsqueeze(1)).mul_(scale.unsqueeze(2))
+    alike = labels.unsqueeze(1).eq(labels.unsqueeze(2)).to(cosines.dtype)
+    alike.diagonal(dim1=1, dim2=2).zero_()
+    terms, by_cosine = term(cosines.clone(), alike)
+    by_cosine = by_cosine + by_cosine.mT  # a pair is in the terms of both
+    along = cosines.mul_(by_cosine).sum(dim=2)
+    by_cosine.diagonal(dim1=1, dim2=2).sub_(along)
+    return terms, by_cosine.mul_(scale.unsqueeze(1)).mul_(scale.unsqueeze(2))

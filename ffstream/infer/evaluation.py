@@ -1,0 +1,278 @@
+"""Prediction by goodness, streamed: the label whose summed goodness, plain or weighted, is largest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.cache import CacheLayout
+from ffstream.data import Scaling, Split
+from ffstream.errors import CorruptFileError, RunError
+from ffstream.field.goodness import GOODNESSES, Goodness
+from ffstream.field.labels import LabelMethod, make_label_method
+from ffstream.field.network import compute_layer_specs
+from ffstream.infer.combination import (
+    Combination,
+    ProbabilityFigures,
+    fit_temperature,
+    fit_weights,
+    is_counted,
+    measure_probabilities,
+    plain_sum,
+)
+from ffstream.infer.frozen import Stage, stream_committed_layers
+from ffstream.settings.config import Config
+from ffstream.storage.checkpoint import RunDirectory
+from ffstream.training.propagation import measure_goodness
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors of a run on one split, as shares in [0, 1], and how far its probabilities can be trusted."""
+
+    method: str  # goodness, fitted or softmax
+    split: str
+    num_samples: int
+    error: float
+    first_depth: int  # of errors_by_depth, from 1
+    errors_by_depth: list[float]  # of the readout over the layers up to each depth
+    layer_errors: list[float]  # of each layer's own goodness; empty for softmax
+    class_names: list[str]
+    confusion: list[list[int]]  # samples by true class, a row each, and predicted class
+    combination: Combination | None  # behind the calibrated probabilities; None without a validation split, for softmax
+    calibrated: ProbabilityFigures | None  # None likewise
+    uncalibrated: ProbabilityFigures  # at the temperature of the training objective; of the readout's own softmax
+    warning: str | None = None  # of images that seem to be in other units than those for training
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        split_name: str,
+        labels: Tensor,
+        data: dict[str, Any],
+        *,
+        first_depth: int,
+        errors_by_depth: list[float],
+        layer_errors: list[float],
+        uncalibrated_logits: Tensor,
+        combination: Combination | None = None,
+        logits: Tensor | None = None,
+    ) -> Evaluation:
+        """From the errors and the logits (n, C), of the combination where there is one."""
+        decisive = uncalibrated_logits if logits is None else logits
+        return cls(
+            method=method,
+            split=split_name,
+            num_samples=len(labels),
+            error=errors_by_depth[-1],
+            first_depth=first_depth,
+            errors_by_depth=errors_by_depth,
+            layer_errors=layer_errors,
+            class_names=list(data["class_names"]),
+            confusion=count_confusion(decisive.argmax(dim=1), labels, data["num_classes"]),
+            combination=combination,
+            calibrated=None if logits is None else measure_probabilities(logits, labels),
+            uncalibrated=measure_probabilities(uncalibrated_logits, labels),
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class LabelSweep:
+    """Sums goodness (n, C) over layers and counts errors. Layers below `first_layer` (from 1) of a stack are left out.
+
+    While no counted layer is there, the newest one stands in.
+    """
+
+    def __init__(self, labels: Tensor, first_layer: int = 2, stack_layers: int = 0) -> None:
+        self._labels = labels
+        self._first_layer, self._stack_layers = first_layer, stack_layers
+        self._depth = 0
+        self._total: Tensor | None = None
+        self.sum = torch.empty(0)  # that the error to here is of
+
+    def add(self, goodness: Tensor) -> tuple[float, float]:
+        """Add the next layer's goodness. Returns (error of this layer alone, error of the sum so far)."""
+        self._depth += 1
+        if is_counted(self._depth - 1, self._first_layer, self._stack_layers):
+            self._total = goodness if self._total is None else self._total + goodness
+        self.sum = goodness if self._total is None else self._total
+        return self._error(goodness), self._error(self.sum)
+
+    def _error(self, goodness: Tensor) -> float:
+        return error_rate(goodness, self._labels)
+
+
+def error_rate(scores: Tensor, labels: Tensor) -> float:
+    """Share of samples whose largest score (n, C) is not that of their label (n,)."""
+    return float((scores.argmax(dim=1) != labels).double().mean())
+
+
+def count_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
+    """Samples by true class, a row each, and predicted class: C x C from (n,) and (n,)."""
+    pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return [[int(count) for count in row] for row in pairs.view(num_classes, num_classes)]
+
+
+def evaluate_goodness(
+    directory: RunDirectory,
+    config: Config,
+    split_name: str,
+    split: Split,
+    data: dict[str, Any],
+    device: torch.device,
+    first_layer: int = 2,
+    on_layer: Callable[[], None] = lambda: None,
+    validation_labels: Tensor | None = None,
+) -> Evaluation:
+    """Label sweep over `split` with the committed layers. Raises RunError when there are none.
+
+    `on_layer` is called after each layer. Probabilities are calibrated where `validation_labels` are given.
+    """
+    num_layers = count_usable_layers(directory, first_layer)
+    sweep = LabelSweep(split.labels, first_layer, config.network.stack_layers)
+    errors = []
+    for goodness in stream_goodness(directory, config, num_layers, split.images, data, device):
+        errors.append(sweep.add(goodness))
+        on_layer()
+    calibrated = None
+    if validation_labels is not None:
+        calibrated = calibrate(directory, config, num_layers, validation_labels, first_layer)
+    total = sweep.sum.double()
+    layer_errors, errors_by_depth = ([error[part] for error in errors] for part in (0, 1))
+    return Evaluation.of(
+        "goodness",
+        split_name,
+        split.labels,
+        data,
+        first_depth=1,
+        errors_by_depth=errors_by_depth,
+        layer_errors=layer_errors,
+        uncalibrated_logits=total / objective_temperature(config),
+        combination=calibrated,
+        logits=None if calibrated is None else total / calibrated.temperature,
+    )
+
+
+def evaluate_fitted(
+    directory: RunDirectory,
+    config: Config,
+    split_name: str,
+    split: Split,
+    data: dict[str, Any],
+    device: torch.device,
+    validation_labels: Tensor,
+    first_layer: int = 2,
+) -> Evaluation:
+    """The same with the layers weighted as fits the validation goodness best, at each depth those up to it.
+
+    The strength of the ridge is chosen once, with all layers.
+    """
+    num_layers = count_usable_layers(directory, first_layer)
+    held_out = list(read_validation_goodness(directory, num_layers))
+    num_in_stack = config.network.stack_layers
+    combination = fit_weights(held_out, validation_labels, first_layer, None, num_in_stack)
+    goodness = list(stream_goodness(directory, config, num_layers, split.images, data, device))
+    errors_by_depth = []
+    for depth in range(1, num_layers + 1):
+        fitted = combination
+        if depth < num_layers:
+            fitted = fit_weights(held_out[:depth], validation_labels, first_layer, combination.ridge, num_in_stack)
+        logits = fitted.logits(goodness[:depth])
+        errors_by_depth.append(error_rate(logits, split.labels))
+    plain = plain_sum(num_layers, first_layer, objective_temperature(config), config.network.stack_layers)
+    return Evaluation.of(
+        "fitted",
+        split_name,
+        split.labels,
+        data,
+        first_depth=1,
+        errors_by_depth=errors_by_depth,
+        layer_errors=[error_rate(layer, split.labels) for layer in goodness],
+        uncalibrated_logits=plain.logits(goodness),
+        combination=combination,
+        logits=logits,
+    )
+
+
+def count_usable_layers(directory: RunDirectory, first_layer: int) -> int:
+    """The committed layers. Raises RunError when there are none, or fewer than `first_layer` of several."""
+    num_layers = directory.count_layers()
+    if num_layers == 0:
+        raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
+    if first_layer > num_layers and num_layers > 1:
+        raise RunError(f"run {directory.path}: has {num_layers} layers, allowed first layer 1 to {num_layers}")
+    return num_layers
+
+
+def objective_temperature(config: Config) -> float:
+    """The temperature at which goodness was trained, for probabilities that nothing calibrates."""
+    return 1.0 / config.objective.scale
+
+
+def read_validation_goodness(directory: RunDirectory, num_layers: int) -> Iterator[Tensor]:
+    """What is committed with each layer, (n, C), of a run that has a validation split. Raises CorruptFileError."""
+    shape: tuple[int, ...] | None = None
+    for index in range(num_layers):
+        goodness = directory.load_validation_goodness(index)
+        if goodness is None or (shape is not None and goodness.shape != shape):
+            found = "no validation goodness" if goodness is None else f"goodness of shape {tuple(goodness.shape)}"
+            raise CorruptFileError(
+                f"run {directory.path}: layer {index + 1} has {found}, allowed that of all validation samples; restore "
+                f"{directory.layer_folder(index)} from a copy"
+            )
+        shape = goodness.shape
+        yield goodness
+
+
+def calibrate(
+    directory: RunDirectory, config: Config, num_layers: int, labels: Tensor, first_layer: int = 2
+) -> Combination:
+    """The plain sum with the temperature that fits the committed validation goodness, whose labels are `labels`."""
+    plain = plain_sum(num_layers, first_layer, objective_temperature(config), config.network.stack_layers)
+    return fit_temperature(plain, read_validation_goodness(directory, num_layers), labels)
+
+
+def stream_goodness(
+    directory: RunDirectory,
+    config: Config,
+    num_layers: int,
+    images: Tensor,
+    data: dict[str, Any],
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Goodness of all labels in each of the first layers, (n, C) on the host, one layer on the device at a time."""
+    num_features, num_classes = data["num_features"], data["num_classes"]
+    method = make_label_method(config, num_classes, num_features)
+    specs = compute_layer_specs(config, num_features, data["image_shape"])[:num_layers]
+    num_rows = method.num_sweep_rows
+    layout = CacheLayout(len(images), num_rows, num_features, config.cache.dtype, config.cache.num_in_shard)
+    goodness, scaling = GOODNESSES[config.objective.goodness], Scaling.from_mapping(data)
+    for stage in stream_committed_layers(
+        directory,
+        config,
+        specs,
+        num_classes,
+        [(layout, lambda part: method.sweep_rows(scaling.apply(images[part])))],
+        device,
+        outputs=False,
+    ):
+        yield _sum_tiles(stage, method, goodness)
+
+
+def _sum_tiles(stage: Stage, method: LabelMethod, goodness: Goodness) -> Tensor:
+    """Goodness of all labels of a layer, (num_samples, num_classes), a tile at a time."""
+    total: Tensor | None = None
+    for _, tile in stage.layer:
+        num_units = stage.layer.spec.num_units
+        found = measure_goodness(stage.transfer, tile, stage.caches[0], method, goodness, num_units)
+        total = found if total is None else total.add_(found)
+    assert total is not None, "a layer has a tile"
+    return total

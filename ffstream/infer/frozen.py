@@ -1,0 +1,119 @@
+"""Streaming data through committed layers, one layer on the device at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ffstream.cache import ActivationCache, CacheLayout, DiskCache, MemoryCache
+from ffstream.cache.transfer import Transfer
+from ffstream.device.ledger import PAPER
+from ffstream.device.memory import device_free_bytes, host_free_bytes
+from ffstream.device.workspace import Workspace
+from ffstream.field.layers import Layer
+from ffstream.field.network import LayerSpec, compute_tiles, make_layer
+from ffstream.ground.scratch import make_scratch
+from ffstream.plan.fitting import choose_tier
+from ffstream.settings.config import Config
+from ffstream.storage.checkpoint import RunDirectory
+from ffstream.training.input_rows import RowsOf
+from ffstream.training.propagation import FrozenLayer, propagate, write_rows
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One committed layer, with a cache for each source of what it reads, or of what it hands on."""
+
+    layer: FrozenLayer
+    caches: list[ActivationCache]
+    transfer: Transfer
+
+
+def stream_committed_layers(
+    directory: RunDirectory,
+    config: Config,
+    specs: list[LayerSpec],
+    num_classes: int,
+    sources: list[tuple[CacheLayout, RowsOf]],
+    device: torch.device,
+    *,
+    outputs: bool,
+) -> Iterator[Stage]:
+    """Yield each committed layer with the caches of what it reads or, with `outputs`, of what it hands on.
+
+    A stage is valid until the next one is asked for: its caches are moved through the layer, a shard at a time. They
+    lie in a temporary folder outside the run when memory does not hold them, so that a run may be read-only.
+    """
+    layouts = [layout for layout, _ in sources]
+    cache_bytes = max(
+        sum(layout.num_bytes for layout in layouts),
+        *(sum(_with_features(layout, spec.out_features).num_bytes for layout in layouts) for spec in specs),
+    )
+    tier = choose_tier(config.cache.tier, device.type, cache_bytes, device_free_bytes(device), host_free_bytes())
+    with make_scratch() as folder, Transfer(device) as way:
+
+        def make_cache(layout: CacheLayout, name: str) -> ActivationCache:
+            if tier == "disk":
+                return DiskCache(layout, folder, name, durable=False)
+            return MemoryCache(layout, device if tier == "device" else torch.device("cpu"))
+
+        def move(layer: FrozenLayer, caches: list[ActivationCache]) -> list[ActivationCache]:
+            moved = []
+            for number, source in enumerate(caches):
+                layout = _with_features(source.layout, layer.spec.out_features)
+                moved.append(make_cache(layout, f"{layer.spec.index + 1:03d}-{number}"))
+                propagate(way, layer, source, moved[-1], move=True)
+            return moved
+
+        workspace = Workspace(device)
+        caches: list[ActivationCache] = []
+        for spec in specs:
+            if spec.place == 0:
+                for cache in caches:
+                    cache.drop()
+                caches = []
+                for number, (layout, rows_of) in enumerate(sources):
+                    caches.append(make_cache(layout, f"{spec.index:03d}-{number}"))
+                    write_rows(way, caches[-1], rows_of)
+            layer = load_committed(directory, config, spec, num_classes, device, workspace)
+            if outputs:
+                caches = move(layer, caches)
+            yield Stage(layer, caches, way)
+            if not outputs and spec.hands_on and spec is not specs[-1]:
+                caches = move(layer, caches)
+
+
+def load_committed(
+    directory: RunDirectory,
+    config: Config,
+    spec: LayerSpec,
+    num_classes: int,
+    device: torch.device,
+    workspace: Workspace,
+) -> FrozenLayer:
+    """A committed layer, checked: on the device if it is of one tile, else each tile when its turn comes."""
+    tiles = compute_tiles(config)
+    if len(tiles) == 1:
+        layer = make_layer(config, spec, num_classes, tiles[0])
+        directory.load_layer(spec.index, layer)
+        layer.to(device).workspace = workspace
+        return FrozenLayer(spec, tiles, lambda _: layer)
+
+    def load(units: slice) -> Layer:
+        with PAPER:
+            tile = make_layer(config, spec, num_classes, units)
+        directory.load_units(spec.index, units, tile, digests[units.start])
+        tile.to(device).workspace = workspace
+        return tile
+
+    with PAPER:
+        like = make_layer(config, spec, num_classes, tiles[0])
+    of_tiles = directory.digest_tiles(spec.index, like, tiles)
+    digests = {units.start: digest for units, digest in zip(tiles, of_tiles, strict=True)}
+    return FrozenLayer(spec, tiles, load)
+
+
+def _with_features(layout: CacheLayout, num_features: int) -> CacheLayout:
+    return CacheLayout(layout.num_samples, layout.num_rows, num_features, layout.dtype_name, layout.shard_samples)

@@ -1,0 +1,315 @@
+"""A finished network as a plain torch module, from a run directory or from one exported file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ffstream.cache import as_cached
+from ffstream.data import Scaling, as_tensor
+from ffstream.device.environment import plain_torch
+from ffstream.device.memory import is_out_of_memory
+from ffstream.errors import ConfigError, CorruptFileError, DataError, FFStreamError, RunError
+from ffstream.field.goodness import GOODNESSES
+from ffstream.field.labels import make_label_method
+from ffstream.field.layers import Layer
+from ffstream.field.network import compute_layer_specs, hand_on, make_layer
+from ffstream.ground.files import expand_home, open_regular
+from ffstream.infer.combination import plain_sum
+from ffstream.settings.config import Config
+from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.manifest import DATA, find_misfit
+from ffstream.storage.outputs import Output, read_metadata
+from ffstream.storage.tensor_file import order_entries, payload_of, read_tensors, save_tensors
+
+_FORMAT, _OLDER_FORMAT = "ffstream-2", "ffstream-1"  # the older one has no digest
+_DIGEST = "sha256"  # in the metadata: of everything else in the file
+_READOUT = "readout."  # in the names of a readout's tensors, the number of its layer behind it
+
+
+class FFNetwork(nn.Module):
+    """All layers of a run, resident, for inference.
+
+    `forward` maps images (n, *image_shape), in the units of the training data, to the goodness of every label summed
+    over all but the first layer of each stack, (n, num_classes). `class_names` names the columns. Layers that were
+    trained without labels have no such goodness: there, `forward` gives the logits of the softmax readout that the run
+    holds.
+    """
+
+    def __init__(self, config: Config, data: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.image_shape: tuple[int, ...] = tuple(data["image_shape"])
+        self.class_names: tuple[str, ...] = tuple(data["class_names"])
+        self._data = data
+        self._scaling = Scaling.from_mapping(data)
+        self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
+        self._method = make_label_method(config, data["num_classes"], data["num_features"])
+        self._goodness = GOODNESSES[config.objective.goodness]
+        whole = [make_layer(config, spec, data["num_classes"], slice(0, spec.num_units)) for spec in self._specs]
+        self.layers = nn.ModuleList(whole)  # of memory that is not touched until there is content to be assigned
+        self.readout = nn.ModuleDict()  # by layer, counted from 0
+
+    def goodness_by_layer(self, images: Tensor) -> list[Tensor]:
+        """Goodness of every label in each layer: one (n, num_classes) a layer. Without labels, of the image: (n, 1)."""
+        rows = self._make_rows(images, self._method.sweep_rows)
+        return [
+            self._method.sweep(layer, self._goodness, preactivations, images.shape[0])
+            for layer, preactivations, _ in self._pass(rows)
+        ]
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What each layer makes of images without a label, normalised: one (n, num_units) a layer, in its own type."""
+        rows = self._make_rows(images, self._method.neutral_rows)
+        return [
+            handed_on[:, : layer.num_units].to(preactivations.dtype)
+            for layer, preactivations, handed_on in self._pass(rows)
+        ]
+
+    def add_readout(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the network the softmax readout of a run: weights (C, num_units) and biases (C,) by layer."""
+        for name in tensors:
+            index, _, part = name.partition(".")
+            if part == "weight":
+                readout = nn.Linear(self.config.width, self._data["num_classes"])
+                readout.load_state_dict({key: tensors[f"{index}.{key}"] for key in ("weight", "bias")}, assign=True)
+                self.readout[index] = readout
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, *image_shape) -> (n, num_classes). Raises RunError where there is neither label nor readout."""
+        if self.config.labels.method == "none":
+            if not len(self.readout):
+                raise RunError(
+                    "network: was trained without labels, and its run holds no softmax readout; fit one by ffstream "
+                    "evaluate RUN and load it again, or ask for features(images)"
+                )
+            found = self.features(images)
+            return torch.stack([readout(found[int(index)]) for index, readout in self.readout.items()]).sum(dim=0)
+        by_layer = self.goodness_by_layer(images)
+        plain = plain_sum(len(by_layer), 2, 1.0, self.config.network.stack_layers)
+        return torch.stack(list(itertools.compress(by_layer, plain.weights))).sum(dim=0)
+
+    def _make_rows(self, images: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Rounded to the cache's type, as they were for training."""
+        images = as_tensor(images, "images")
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(f"images have shape {tuple(images.shape)}, this network reads (n, *{self.image_shape})")
+        rows = make(self._scaling.apply(images)).flatten(0, 1)
+        return as_cached(rows, self.config.cache.dtype)
+
+    def _pass(self, rows: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:
+        """Each layer, its preactivations, and what it hands on."""
+        images = rows
+        for spec, module in zip(self._specs, self.layers, strict=True):
+            layer = cast(Layer, module)
+            rows = rows if spec.place else images
+            preactivations = layer(rows)
+            rows = as_cached(hand_on(spec, rows, preactivations), self.config.cache.dtype)
+            yield layer, preactivations, rows
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """The label of each image: (n, *image_shape) -> (n,) int64. Raises DataError for one that has none."""
+        scores = self.forward(images)
+        check_finite_rows(scores)
+        return scores.argmax(dim=1)
+
+
+def check_finite_rows(scores: Tensor) -> None:
+    """Raise DataError for the first image whose scores (n, C) are not finite: no label is the largest of them."""
+    finite = torch.isfinite(scores).all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise DataError(
+            f"images: image {row}, counted from 0, leads to numbers that are not finite, so that it has no label; its "
+            "values are not finite or too large for float32; bring them to the units of the training data, or leave it "
+            "out"
+        )
+
+
+def load_network(path: str | Path) -> FFNetwork:
+    """Load a run directory (its finished layers) or a file written by `export_network`, on the CPU.
+
+    What is loaded is what was checked, and stays as it is when its files change. Raises RunError when there is nothing
+    to load, CorruptFileError when a file is truncated or altered.
+    """
+    path = expand_home(path)
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:  # of a name that no file can have, or that may not be looked for
+        raise _unreadable(path, error) from error
+    with plain_torch():
+        return _load_run(RunDirectory(path)) if is_folder else _load_file(path)
+
+
+@plain_torch()
+def export_network(directory: RunDirectory, path: str | Path, *, force: bool = False) -> int:
+    """Write the finished layers of a run to one safetensors file that `load_network` reads. Returns their number.
+
+    In place of a file that is there if it was exported from the same run, or with `force`. Raises ConfigError for a
+    name that stands for another format, OutputError, StorageError.
+    """
+    suffix = Path(path).suffix
+    if suffix.lower() != ".safetensors":
+        raise ConfigError(
+            f"file {path}: found {suffix or 'no suffix'!r}, allowed .safetensors, which is what is written; for "
+            "another format, take the module that ffstream.load gives: torch.save(network.state_dict(), ...), or "
+            "torch.onnx.export(network, ...)"
+        )
+    directory.check_is_run()
+    identity = directory.read_identity()
+    output = Output(path, [directory.path], force=force, is_own=lambda file: _is_exported_from(identity, file))
+    network = _load_run(directory)
+    metadata = {
+        "format": _FORMAT,
+        "config": json.dumps(network.config.to_mapping()),
+        "data": json.dumps(network._data),
+        "run": identity or "",
+    }
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    metadata[_DIGEST] = _compute_digest(metadata, state)
+    with output.writing() as file:
+        save_tensors(file, state, metadata)
+    return len(network.layers)
+
+
+def _is_exported_from(identity: str | None, file: io.FileIO) -> bool:
+    found = read_metadata(file)
+    return identity is not None and found.get("format") == _FORMAT and found.get("run") == identity
+
+
+def _load_run(directory: RunDirectory) -> FFNetwork:
+    directory.check_is_run()
+    num_layers = directory.count_layers()
+    if num_layers == 0:
+        raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
+    config = directory.read_config().override({"layers": num_layers})
+    try:
+        network = FFNetwork(config, directory.read_data())
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"run {directory.path}: its network does not fit into memory whole; evaluate it instead"
+        ) from error
+    for index, layer in enumerate(network.layers):
+        directory.load_layer(index, cast(Layer, layer))
+    readout = directory.load_fitted_readout(num_layers) if config.labels.method == "none" else None
+    try:
+        network.add_readout(readout or {})
+    except (KeyError, RuntimeError) as error:
+        raise CorruptFileError(
+            f"run {directory.path}: the readout does not fit the layers ({_one_line(error)}); put it "
+            "aside with ffstream repair --apply, and evaluate again"
+        ) from error
+    return network.eval()
+
+
+def _load_file(path: Path) -> FFNetwork:
+    metadata, tensors = _read_file(path)
+    misfit = _find_content_misfit(metadata, tensors)
+    if misfit is not None:
+        raise CorruptFileError(f"file {path}: {misfit}; export it again")
+    try:
+        network = FFNetwork(Config.from_mapping(json.loads(metadata["config"])), json.loads(metadata["data"]))
+        network.add_readout({k.removeprefix(_READOUT): v for k, v in tensors.items() if k.startswith(_READOUT)})
+        own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        found = {key: tuple(value.shape) for key, value in tensors.items()}
+        if own != found:
+            different = sorted(key for key in own.keys() | found.keys() if own.get(key) != found.get(key))
+            key = different[0]
+            raise ValueError(f"{key[:80]}: found {found.get(key)}, allowed {own.get(key)}")
+        network.load_state_dict(tensors, assign=True)
+    except (KeyError, ValueError, TypeError, RuntimeError, MemoryError, RecursionError, FFStreamError) as error:
+        raise CorruptFileError(
+            f"file {path}: its tensors do not fit its configuration ({_one_line(error)}); export it again"
+        ) from error
+    return network.eval()
+
+
+def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of an exported file, read once, with its digest checked. Raises RunError."""
+    try:
+        with open_regular(path) as file:
+            metadata, tensors = read_tensors(file, path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    except CorruptFileError as error:
+        raise CorruptFileError(
+            f"file {path}: cannot be read as a safetensors file ({error.__cause__ or error}); export it again"
+        ) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"file {path}: its network does not fit into memory; free some") from error
+    given = metadata.get("format")
+    if given not in (_FORMAT, _OLDER_FORMAT):
+        raise RunError(
+            f"file {path}: not exported by ffstream (format {given if given is None else given[:40]!r}, allowed "
+            f"{_FORMAT!r} or {_OLDER_FORMAT!r}); give a file that ffstream export has written"
+        )
+    digest = metadata.pop(_DIGEST, None)
+    if given == _FORMAT or digest is not None:
+        found = _compute_digest(metadata, tensors)
+        if found != digest:
+            raise CorruptFileError(
+                f"file {path}: altered since it was exported (sha256 {found[:12]}, found {str(digest)[:12]}); restore "
+                "it from a copy, or export it again"
+            )
+    return metadata, tensors
+
+
+def _find_content_misfit(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with an exported file, whoever gave it its digest; None if nothing is."""
+    try:
+        config, data = json.loads(metadata["config"]), json.loads(metadata["data"])
+    except (KeyError, ValueError, RecursionError) as error:
+        return f"its configuration and data do not parse ({_one_line(error)})"
+    misfit = find_misfit(config, {}, "configuration") or find_misfit(data, DATA, "data")
+    if misfit is not None:
+        return misfit
+    if len(data["class_names"]) != data["num_classes"]:
+        return f"data: found {len(data['class_names'])} names of classes, allowed {data['num_classes']}"
+    if math.prod(data["image_shape"]) != data["num_features"]:
+        return f"data: found images of shape {tuple(data['image_shape'])}, allowed of {data['num_features']} features"
+    num_layers = config.get("layers")
+    found = {name.split(".")[1] for name in tensors if name.startswith("layers.") and name.count(".") > 1}
+    if type(num_layers) is not int or num_layers != len(found) or found != {str(i) for i in range(len(found))}:
+        return f"found tensors of {len(found)} layers, allowed those of the {num_layers} of its configuration"
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            return f"{name[:80]}: found {tensor.dtype}, allowed torch.float32"
+        if not all(map(math.isfinite, torch.aminmax(tensor) if tensor.numel() else ())):
+            return f"{name[:80]}: holds numbers that are not finite"
+        place = name.removeprefix(_READOUT).partition(".")[0]
+        if name.startswith(_READOUT) and not (re.fullmatch("[0-9]{3,7}", place) and int(place) < num_layers):
+            return f"{name[:80]}: found a readout of layer {place[:20]!r}, allowed 000 to {num_layers - 1:03d}"
+    return None
+
+
+def _compute_digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Of everything in a file that holds both, in which tensors are in the order that they are given in."""
+    ordered, entries = order_entries(tensors)
+    found = hashlib.sha256(json.dumps([dict(metadata), entries], sort_keys=True).encode())
+    for tensor in ordered:
+        found.update(payload_of(tensor))
+    return found.hexdigest()
+
+
+def _unreadable(path: Path, error: Exception) -> RunError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return RunError(f"file {path}: cannot be read ({reason}); give a run, or a file that ffstream has exported")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,155 @@
+"""What a run says of images whose labels are not known, streamed: a label and the probabilities of all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.data import Split
+from ffstream.errors import printable
+from ffstream.ground.files import read_up_to
+from ffstream.infer.combination import Combination, fit_temperature, plain_sum
+from ffstream.infer.evaluation import stream_goodness
+from ffstream.infer.model import check_finite_rows
+from ffstream.infer.readout import read_softmax
+from ffstream.settings.config import Config
+from ffstream.storage.checkpoint import RunDirectory
+
+_COLUMNS = ["image", "label", "probability"]
+_MOST_BYTES = 1 << 30  # of a file of predictions that is read again
+# What a spreadsheet takes for a formula, unless it is a number.
+_FORMULA = re.compile(r"[\s]*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_PLAIN_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities (n, C) float64 on the host, of classes that are named; each row adds up to one."""
+
+    class_names: tuple[str, ...]
+    probabilities: Tensor
+    method: str  # goodness, fitted or softmax
+    combination: Combination  # of the layers' goodness, or of their logits, behind the probabilities
+    is_calibrated: bool
+    warning: str | None = None  # of images that seem to be in other units than those for training
+
+    @property
+    def labels(self) -> Tensor:
+        """The most probable label of each image: (n,) int64."""
+        return self.probabilities.argmax(dim=1)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of the most probable class of each image."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    def to_mapping(self, images: Sequence[str]) -> dict[str, Any]:
+        """Plain values; `images` names the rows."""
+        rows = zip(images, self.names, self.probabilities.tolist(), strict=True)
+        return {
+            "method": self.method,
+            "is_calibrated": self.is_calibrated,
+            "num_layers": len(self.combination.weights),
+            "weights": list(self.combination.weights),
+            "temperature": self.combination.temperature,
+            "class_names": list(self.class_names),
+            "predictions": [
+                {"image": image, "label": name, "probability": max(row), "probabilities": row}
+                for image, name, row in rows
+            ],
+        }
+
+    def to_csv(self, images: Sequence[str]) -> str:
+        """A line an image: its name in `images`, the label, and the probability of that label.
+
+        Names are made harmless for terminals and spreadsheets, as `to_cell` does.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        best = self.probabilities.max(dim=1).values.tolist()
+        writer.writerows(
+            [to_cell(image), to_cell(name), f"{value:.6f}"]
+            for image, name, value in zip(images, self.names, best, strict=True)
+        )
+        return text.getvalue()
+
+
+def to_cell(text: str) -> str:
+    """Text as a cell that is shown as it is: one that would be a formula has an apostrophe in front."""
+    is_formula = _FORMULA.match(text) is not None and _PLAIN_NUMBER.fullmatch(text) is None
+    return ("'" if is_formula else "") + printable(text)
+
+
+def is_earlier_csv(file: io.FileIO, images: Sequence[str] | None = None) -> bool:
+    """Whether an open file is what `to_csv` wrote for the same images, or for any if none are given. Raises OSError."""
+    try:
+        text = read_up_to(file, _MOST_BYTES).decode()
+        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        names = [row[0] for row in rows]
+    except (ValueError, IndexError, csv.Error):
+        return False
+    return header == _COLUMNS and (images is None or names == [to_cell(image) for image in images])
+
+
+def is_earlier_json(file: io.FileIO, run: str, images: Sequence[str] | None = None) -> bool:
+    """Whether an open file holds predictions of a run for the same images, in JSON. Raises OSError."""
+    try:
+        found = json.loads(read_up_to(file, _MOST_BYTES))
+        names = [row["image"] for row in found["predictions"]]
+        is_ours = found["run"] == run and {"method", "is_calibrated", "class_names"} <= found.keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return is_ours and (images is None or names == list(images))
+
+
+def predict(
+    directory: RunDirectory,
+    config: Config,
+    images: Tensor,
+    data: dict[str, Any],
+    device: torch.device,
+    method: str,
+    combination: Combination,
+    *,
+    is_calibrated: bool,
+) -> Predictions:
+    """Probabilities of all labels for images (n, *image_shape), by as many committed layers as there are weights.
+
+    Raises DataError for an image that leads to none.
+    """
+    num_layers = len(combination.weights)
+    goodness = stream_goodness(directory, config, num_layers, images, data, device)
+    probabilities = torch.softmax(combination.logits(goodness), dim=1)
+    check_finite_rows(probabilities)
+    return Predictions(tuple(data["class_names"]), probabilities, method, combination, is_calibrated)
+
+
+def predict_softmax(
+    directory: RunDirectory,
+    config: Config,
+    images: Tensor,
+    data: dict[str, Any],
+    device: torch.device,
+    held_out: Split | None,
+    first_layer: int,
+) -> Predictions:
+    """The same by the softmax readout, calibrated on images that are `held_out` where they are given."""
+    logits = read_softmax(directory, config, images, data, device, first_layer)
+    temperature = 1.0
+    if held_out is not None:
+        of_held_out = read_softmax(directory, config, held_out.images, data, device, first_layer)
+        temperature = fit_temperature(plain_sum(1, 1, 1.0), [of_held_out], held_out.labels).temperature
+    combination = plain_sum(directory.count_layers(), first_layer, temperature, config.network.stack_layers)
+    probabilities = torch.softmax(logits.double() / temperature, dim=1)
+    check_finite_rows(probabilities)
+    names = tuple(data["class_names"])
+    return Predictions(names, probabilities, "softmax", combination, is_calibrated=held_out is not None)

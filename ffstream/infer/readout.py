@@ -1,0 +1,195 @@
+"""The softmax readout: a linear classifier on the normalised, label-free activities of all but the first layer.
+
+Streamed: the weights of layer k are fitted on its cached activities with the logits of the layers below held fixed, so
+that no more than one layer's activities are read at a time. Nothing flows into the layers (Hinton 2022, section 3.3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ffstream.cache import ActivationCache, CacheLayout, compute_batches, compute_shard_order
+from ffstream.cache.transfer import Transfer
+from ffstream.data import Scaling, Split
+from ffstream.errors import RunError, RunLockedError, StorageError
+from ffstream.field.labels import LabelMethod, make_label_method
+from ffstream.field.network import LayerSpec, compute_layer_specs
+from ffstream.ground import seeding
+from ffstream.ground.lock import RunLock
+from ffstream.infer.combination import is_counted
+from ffstream.infer.evaluation import Evaluation, error_rate
+from ffstream.infer.frozen import Stage, stream_committed_layers
+from ffstream.settings.config import Config
+from ffstream.storage.checkpoint import RunDirectory
+from ffstream.training.input_rows import RowsOf
+from ffstream.training.layer_trainer import learning_rate_factor
+
+# Decay "auto": what is right for so many units. Fewer have less to learn by heart with (ARCHITECTURE.md).
+_AUTO_DECAY, _AUTO_UNITS = 3.0, 2000
+
+
+def evaluate_softmax(
+    directory: RunDirectory,
+    config: Config,
+    split_name: str,
+    split: Split,
+    train: Split,
+    data: dict[str, Any],
+    device: torch.device,
+    first_layer: int = 2,
+) -> Evaluation:
+    """Classify `split` by the softmax readout, fitting it on `train` first unless the run holds a fitted one."""
+    num_layers = directory.count_layers()
+    if num_layers < first_layer:
+        otherwise = "" if config.labels.method == "none" else ", or use --method goodness"
+        raise RunError(
+            f"run {directory.path}: the softmax readout reads layers {first_layer} and above, found {num_layers}; "
+            f"train more layers, or lower --first-layer{otherwise}"
+        )
+    identity = _identity(directory, config, num_layers, first_layer)
+    saved = directory.load_readout(identity)
+    logits = torch.zeros(len(split), data["num_classes"])
+    train_logits = torch.zeros(len(train), data["num_classes"])
+    tensors: dict[str, Tensor] = dict(saved or {})
+    errors: list[float] = []
+    for stage in _stream(directory, config, data, device, [split] if saved else [split, train]):
+        index = stage.layer.spec.index
+        if not is_counted(index, first_layer, config.network.stack_layers):
+            errors += errors[-1:]
+            continue
+        if saved is None:
+            weight, bias = _fit(stage.transfer, stage.caches[1], stage.layer.spec, train.labels, train_logits, config)
+            train_logits += _logits(stage.transfer, stage.caches[1], stage.layer.spec, weight, bias)
+            tensors[f"{index:03d}.weight"], tensors[f"{index:03d}.bias"] = weight.cpu(), bias.cpu()
+        weight, bias = tensors[f"{index:03d}.weight"].to(device), tensors[f"{index:03d}.bias"].to(device)
+        logits += _logits(stage.transfer, stage.caches[0], stage.layer.spec, weight, bias)
+        errors.append(error_rate(logits, split.labels))
+    if saved is None:
+        _save(directory, tensors, identity)
+    return Evaluation.of(
+        "softmax",
+        split_name,
+        split.labels,
+        data,
+        first_depth=num_layers - len(errors) + 1,
+        errors_by_depth=errors,
+        layer_errors=[],
+        uncalibrated_logits=logits,
+    )
+
+
+def _save(directory: RunDirectory, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
+    """Keep a readout in its run, unless that may not be written, or is being trained: it is fitted again next time."""
+    with (
+        contextlib.suppress(StorageError, RunLockedError),
+        RunLock(directory.path, directory.read_identity() or "") as lock,
+    ):
+        locked = RunDirectory(directory.path, lock)
+        if identity["layers"] == locked.read_weight_digests(len(identity["layers"])):
+            locked.commit_readout(tensors, identity)
+
+
+def read_softmax(
+    directory: RunDirectory,
+    config: Config,
+    images: Tensor,
+    data: dict[str, Any],
+    device: torch.device,
+    first_layer: int = 2,
+) -> Tensor:
+    """Logits (n, C) of images (n, *image_shape) by the softmax readout that the run holds, streamed.
+
+    Raises RunError when none was fitted on the layers from `first_layer` on.
+    """
+    num_layers = directory.count_layers()
+    tensors = directory.load_readout(_identity(directory, config, num_layers, first_layer)) if num_layers else None
+    if tensors is None:
+        raise RunError(
+            f"run {directory.path}: holds no softmax readout of its {num_layers} layers from layer {first_layer} on; "
+            "fit one by ffstream evaluate RUN --method softmax with the same --first-layer"
+        )
+    part = Split(images, torch.zeros(len(images), dtype=torch.int64))
+    logits = torch.zeros(len(images), data["num_classes"])
+    for stage in _stream(directory, config, data, device, [part]):
+        index = stage.layer.spec.index
+        if f"{index:03d}.weight" in tensors:
+            weight, bias = tensors[f"{index:03d}.weight"].to(device), tensors[f"{index:03d}.bias"].to(device)
+            logits += _logits(stage.transfer, stage.caches[0], stage.layer.spec, weight, bias)
+    return logits
+
+
+def _stream(
+    directory: RunDirectory, config: Config, data: dict[str, Any], device: torch.device, parts: Sequence[Split]
+) -> Iterator[Stage]:
+    """The committed layers, each with what it makes of the label-free rows of some splits."""
+    method = make_label_method(config, data["num_classes"], data["num_features"])
+    specs = compute_layer_specs(config, data["num_features"], data["image_shape"])[: directory.count_layers()]
+    scaling = Scaling.from_mapping(data)
+    sources = [(_layout(config, part, data), _neutral_rows(method, part, scaling)) for part in parts]
+    return stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True)
+
+
+def _identity(directory: RunDirectory, config: Config, num_layers: int, first_layer: int) -> dict[str, Any]:
+    """What a fitted readout depends on."""
+    return {
+        "readout": config.to_mapping()["readout"],
+        "first_layer": first_layer,
+        "layers": directory.read_weight_digests(num_layers),
+    }
+
+
+def _layout(config: Config, part: Split, data: dict[str, Any]) -> CacheLayout:
+    return CacheLayout(len(part), 1, data["num_features"], config.cache.dtype, config.cache.num_in_shard)
+
+
+def _neutral_rows(method: LabelMethod, part: Split, scaling: Scaling) -> RowsOf:
+    return lambda samples: method.neutral_rows(scaling.apply(part.images[samples]))
+
+
+@torch.no_grad()
+def _fit(
+    transfer: Transfer, cache: ActivationCache, spec: LayerSpec, labels: Tensor, logits: Tensor, config: Config
+) -> tuple[Tensor, Tensor]:
+    """Weights (C, num_units) and biases (C,) of one layer, by cross-entropy on top of `logits` (n, C) from below."""
+    settings, device = config.readout, transfer.device
+    weight = torch.zeros(logits.shape[1], spec.num_units, device=device)
+    bias = torch.zeros(logits.shape[1], device=device)
+    weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
+    decay = settings.weight_decay
+    if isinstance(decay, str):
+        decay = _AUTO_DECAY * min(spec.num_units / _AUTO_UNITS, 1.0) ** 2
+    optimiser = torch.optim.AdamW([weight, bias], lr=settings.learning_rate, weight_decay=decay, fused=True)
+    labels, logits = labels.to(device), logits.to(device)
+    for epoch in range(settings.epochs):
+        num_seen = 0
+        generator = seeding.generator(config.seed, spec.index, epoch, "readout")
+        order = compute_shard_order(cache.layout, config.seed, spec.index, epoch, settings.epochs)
+        for shard, block in transfer.blocks(cache, order):
+            samples = cache.layout.shard_range(shard)
+            shard_labels, shard_logits = labels[samples], logits[samples]
+            for index in compute_batches(len(block), settings.batch, generator):
+                index = index.to(device)
+                rows = block[:, 0, : spec.num_units].index_select(0, index).float()
+                scores = shard_logits.index_select(0, index) + F.linear(rows, weight, bias)
+                gradient = torch.softmax(scores, dim=1)
+                gradient -= F.one_hot(shard_labels.index_select(0, index), logits.shape[1])
+                gradient /= len(index)
+                torch.mm(gradient.t(), rows, out=weight.grad)
+                torch.sum(gradient, dim=0, out=bias.grad)
+                progress = (epoch + num_seen / len(labels)) / settings.epochs
+                optimiser.param_groups[0]["lr"] = settings.learning_rate * learning_rate_factor(progress, 0.0)
+                optimiser.step()
+                num_seen += len(index)
+    return weight, bias
+
+
+@torch.no_grad()
+def _logits(transfer: Transfer, cache: ActivationCache, spec: LayerSpec, weight: Tensor, bias: Tensor) -> Tensor:
+    blocks = transfer.blocks(cache, range(cache.layout.num_shards))
+    return torch.cat([F.linear(block[:, 0, : spec.num_units].float(), weight, bias).cpu() for _, block in blocks])

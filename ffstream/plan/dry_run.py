@@ -1,0 +1,312 @@
+"""The work of a layer, done once on paper before any of it exists: what it takes, and how much it is. Pure.
+
+No formula repeats what the code takes: the code itself runs, on tensors that have a shape and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ffstream.cache import CacheLayout, compute_batches
+from ffstream.data import Scaling, Split
+from ffstream.data.augmentation import SHIFT_BYTES, draw_fresh
+from ffstream.device.ledger import PAPER, Ledger, Work
+from ffstream.device.workspace import Workspace
+from ffstream.field.goodness import GOODNESSES
+from ffstream.field.labels import LabelMethod
+from ffstream.field.layers import Layer
+from ffstream.field.network import LayerSpec, build_layer, compute_tiles, count_distinct
+from ffstream.plan.footprint import (
+    DataShape,
+    Footprint,
+    KernelBytes,
+    PaperLayer,
+    cache_layouts,
+    goodness_bytes,
+    has_stacks,
+)
+from ffstream.settings.config import Config
+from ffstream.training.input_rows import InputRows
+from ffstream.training.layer_trainer import LayerTrainer
+from ffstream.training.micro_batch import Draw, MicroBatch
+from ffstream.training.propagation import FrozenLayer, chunk_samples, hand_on_by_tiles, hand_on_whole
+
+_DRAWN_NUMBERS = 4  # a sample, while the shifts of a view are drawn
+_NUM_PARTS = 3  # of a batch: the first makes the buffers, the next finds them there and the one before still held
+
+# Figures of an epoch and the like. An accelerator's allocator also rounds each of some twenty tensors up to 512 bytes.
+_SMALL_BYTES = {"cpu": 1024, "accelerator": 16 << 10}
+
+# Which buffers of the workspace are named together.
+_BUFFERS = {
+    "rows": ("rows", "cast rows", "dropout words", "beside rows", "moved rows"),
+    "activities": ("preactivations", "activities", "compared", "similarity"),
+    "gradient": (
+        *("weights", "part", "product", "embedding gradient", "gradient sums"),
+        *(
+            "wide exp_avg",
+            "wide exp_avg_sq",
+            "wide momentum_buffer",
+            "rounding words",
+        ),  # of the optimiser, for a part's update
+    ),
+}
+
+
+def do_on_paper(
+    config: Config,
+    specs: Sequence[LayerSpec],
+    method: LabelMethod,
+    data: DataShape,
+    *,
+    draws_on_device: bool,
+    kernels: Sequence[KernelBytes] = (),
+) -> list[PaperLayer]:
+    """What the first layers take, as many as differ, with the cache on the device.
+
+    `draws_on_device`: the device is the host, so that orders and candidates are drawn in its memory. `kernels`: what
+    `probe` measured for each layer.
+    """
+    specs = specs[: count_distinct(config)]
+    work = _PaperWork(config, method, draws_on_device)
+    layers: list[PaperLayer] = []
+    write, writing = Work(), 0
+    if config.augmentation.restream or has_stacks(config):  # while a run has trained already
+        write, writing = work.on_input(data)
+    for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
+        layouts = cache_layouts(config, method, data, spec.in_features)
+        terms, done = work.on_layer(spec, layouts, data.num_classes, beside)
+        handing_on = terms.pop("handing_on")
+        footprint = Footprint(slots=0, handing_on=max(handing_on, writing), **terms)
+        layers.append(PaperLayer(footprint, **done, handing_on=handing_on, write=write, writing=writing))
+    return layers
+
+
+@dataclass(frozen=True)
+class _PaperTile:
+    """What one tile takes while it trains: bytes of what stays through a step, the most bytes at once, and work."""
+
+    weights: int
+    optimiser: int
+    buffers: dict[str, int]
+    num_bytes: int
+    done: dict[str, Work]
+
+    @property
+    def named_bytes(self) -> int:
+        return self.weights + self.optimiser + sum(self.buffers.values())
+
+
+class _Shard:
+    """The first shard of a split, its first chunk, and where that is written; not in the ledger, as they are slots."""
+
+    def __init__(self, layout: CacheLayout, out_features: int) -> None:
+        self.block = torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
+        self.num_samples = min(chunk_samples(layout.num_rows), len(self.block))  # of the chunk
+        self.chunk = self.block[: self.num_samples].flatten(0, 1)
+        self.written = torch.empty(len(self.chunk), out_features, dtype=layout.dtype, device=PAPER)
+
+
+class _PaperWork:
+    """What the runner does with a layer, on paper: two epochs of two shards, the first step and chunk of each."""
+
+    def __init__(self, config: Config, method: LabelMethod, draws_on_device: bool) -> None:
+        self._config = config
+        self._method = method
+        self._draws_on_device = draws_on_device
+        self._small_bytes = _SMALL_BYTES["cpu" if draws_on_device else "accelerator"]
+        self._workspace = Workspace(PAPER)
+        self._ledger = Ledger()
+
+    @torch.no_grad()
+    def on_input(self, data: DataShape) -> tuple[Work, int]:
+        """What is done to write a chunk of training images, and the bytes alive on the device while any are written.
+
+        The chunk is made on the host. Of images of unknown shape the shifting is left out, and hybrids of them are.
+        """
+        if data.image_shape is None and self._method.mixes_samples:
+            return Work(), self._small_bytes
+        settings = self._config.augmentation
+        layouts = cache_layouts(self._config, self._method, data, data.num_features)
+        shape, is_shifted = data.image_shape or (data.num_features,), settings.restream or settings.views > 1
+        works, peaks = {}, []
+        for name, layout in layouts.items() if has_stacks(self._config) else [("train", layouts["train"])]:
+            num_in_chunk = min(chunk_samples(layout.num_rows), layout.num_samples, layout.shard_samples)
+            labels = torch.zeros(num_in_chunk, dtype=torch.int64)
+            images = torch.empty(num_in_chunk, *shape, dtype=torch.uint8, device=PAPER)
+            given = images.unsqueeze(1).expand(-1, layout.num_rows - 1, *shape) if data.brings_negatives else None
+            with self._ledger as ledger:
+                shifts = None
+                if is_shifted and data.image_shape and name == "train":
+                    shifts = draw_fresh(num_in_chunk, settings.max_shift, 0, 0, 0)
+                ledger.start_peak()
+                before, start = ledger.live_bytes, ledger.work
+                rows = InputRows(
+                    self._method, Split(images, labels, given), Scaling(1.0), seed=0, held_out=name == "validation"
+                )
+                rows.make(shifts, settings.max_shift)(slice(0, num_in_chunk))
+                peaks.append(
+                    ledger.peak_bytes - before + (SHIFT_BYTES * layout.num_samples if shifts is not None else 0)
+                )
+                works[name] = ledger.work - start
+        if settings.views > 1:
+            peaks.append(_DRAWN_NUMBERS * SHIFT_BYTES * data.num_samples["train"])
+        kept = 3 * goodness_bytes(self._method, layouts, data.num_classes).get("validation", 0)
+        return works["train"], (max(peaks) + kept if self._draws_on_device else 0) + self._small_bytes
+
+    @torch.no_grad()
+    def on_layer(
+        self, spec: LayerSpec, layouts: dict[str, CacheLayout], num_classes: int, kernels: KernelBytes
+    ) -> tuple[dict[str, int], dict[str, Work]]:
+        """The terms of a footprint but for slots; what is done in a step, in measuring and in handing on."""
+        tiles = compute_tiles(self._config)
+        shards = {name: _Shard(layout, spec.out_features) for name, layout in layouts.items()}
+        kept = goodness_bytes(self._method, layouts, num_classes) if self._draws_on_device else {}
+        with self._ledger as ledger:
+            trained = [
+                self._train_tile(spec, units, shards, layouts["train"], num_classes, kernels, kept.get("train", 0))
+                for units in tiles[:2]  # further ones are no larger than the second
+            ]
+            done = trained[0].done
+            done["step"] = (done["step"] + trained[-1].done["step"] * (len(tiles) - 1)) // len(tiles)
+            self._workspace.clear()  # as the runner does
+            layer = self._build(spec, num_classes, tiles[0])
+            weights = ledger.live_bytes
+            ledger.start_peak()
+            for _ in range(2 if spec.hands_on else 0):  # a second chunk finds all buffers there
+                start = ledger.work
+                self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards)
+                done["hand_on"] = (ledger.work - start) * len(tiles)
+            handing_on = ledger.peak_bytes + kernels.in_passes
+        if len(tiles) > 1:  # the next comes while the last goes; and a length is summed for every row of a shard
+            handing_on += weights * (tiles[1].stop - tiles[1].start) // tiles[0].stop + max(
+                4 * len(shard.block) * shard.block.shape[1] for shard in shards.values()
+            )
+        on_host = 3 * kept.get("validation", 0)  # of the tiles so far, of this one, of the layers so far
+        first, more = trained[0], max(tile.num_bytes for tile in trained) - trained[0].named_bytes
+        terms = first.buffers | {
+            "weights": first.weights,
+            "optimiser": first.optimiser,
+            "others": more + on_host + self._small_bytes,
+            "handing_on": handing_on + on_host + self._small_bytes,
+        }
+        return terms, done
+
+    def _build(self, spec: LayerSpec, num_classes: int, units: slice) -> Layer:
+        with PAPER:
+            layer = build_layer(self._config, spec, num_classes, units)
+        layer.workspace = self._workspace
+        return layer
+
+    def _train_tile(
+        self,
+        spec: LayerSpec,
+        units: slice,
+        shards: dict[str, _Shard],
+        layout: CacheLayout,
+        num_classes: int,
+        kernels: KernelBytes,
+        kept: int,
+    ) -> _PaperTile:
+        """What one tile takes until it is measured at its end.
+
+        `layout`: of the training cache. `kept`: bytes of goodness of the training samples, where the device has it: of
+        the tiles so far, which that of one more is added to when the optimiser is gone.
+        """
+        assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
+        num_blocks = min(self._config.num_shards_in_batch, layout.num_blocks)
+        largest = max(layout.batch_sizes(self._config.batch))
+        ledger, block = self._ledger, shards["train"].block
+        labels = torch.zeros(len(block), dtype=torch.int64)
+        generator = torch.Generator()
+        goodness, has_others = GOODNESSES[self._config.objective.goodness], units.start > 0
+        num_epochs = self._config.epochs
+        of_tiles = kept if has_others else 0
+        before = ledger.live_bytes
+        layer = self._build(spec, num_classes, units)
+        weights = ledger.live_bytes - before
+        trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER, units)
+        optimiser = ledger.live_bytes - before - weights
+        peaks = []  # of moments that do not meet
+        done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
+        totals = torch.zeros(4, device=PAPER)
+
+        def measure(name: str) -> Work:
+            ledger.start_peak()
+            start = ledger.work
+            rows, num_samples = shards[name].chunk, shards[name].num_samples
+            self._method.sweep(layer, goodness, layer.preactivations(rows), num_samples)
+            peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
+            return ledger.work - start
+
+        for epoch, num_steps in enumerate((2, 1)[:num_epochs]):  # a second step, and epoch, finds all buffers there
+            informed = has_others or epoch > 0
+            for _ in range(num_steps):
+                ledger.start_peak()
+                index, drawn = self._draw(labels, largest, has_others=has_others, informed=informed)
+                peaks.append(ledger.peak_bytes + of_tiles)
+                ledger.start_peak()
+                start = ledger.work
+                figures, left_out = self._step(trainer, drawn.take(block, index), num_blocks, generator)
+                totals += figures
+                peaks.append(ledger.peak_bytes + kernels.in_steps + of_tiles)
+                done["step"] = ledger.work - start + left_out
+            if "validation" in shards:
+                done["sweep"] = measure("validation")
+        buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
+        if units.stop < spec.num_units:  # for the next tile, and without the optimiser
+            done["measure"] = measure("train")
+            peaks[-1] -= optimiser
+        return _PaperTile(weights, optimiser, buffers, max(peaks), done)
+
+    def _step(
+        self, trainer: LayerTrainer, batch: MicroBatch, num_blocks: int, generator: torch.Generator
+    ) -> tuple[Tensor, Work]:
+        """A step, its figures, and the work of the parts that it left out: three of them are like any number."""
+        num_samples, parts = num_blocks * len(batch.index), batch.cut(self._config.num_micro_batches)
+        num_left_out = num_blocks * len(parts) - _NUM_PARTS
+        if num_left_out <= 0:
+            return trainer.step(num_blocks * [batch], num_samples, 1.0, generator), Work()
+        before = []
+
+        def noted() -> Iterator[MicroBatch]:
+            for _ in range(_NUM_PARTS):
+                before.append(self._ledger.work)
+                yield parts[0]  # the largest
+
+        figures = trainer.step_in_parts(noted(), num_samples, 1.0, generator)
+        return figures, (before[-1] - before[-2]) * num_left_out
+
+    def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard]) -> None:
+        """The first chunk of every split."""
+        hand_on_chunks = hand_on_by_tiles if self._config.num_tiles > 1 else hand_on_whole
+        for shard in shards.values():
+            hand_on_chunks(layer, [(shard.chunk, shard.written)])
+
+    def _draw(self, labels: Tensor, size: int, *, has_others: bool, informed: bool) -> tuple[Tensor, Draw]:
+        """A batch of so many samples of a shard, a view of their order, and what is drawn for all of them."""
+        method, num_samples = self._method, len(labels)
+        sampler = method.informed if informed else None
+        has_pool = sampler is not None and method.num_in_pool is not None
+        if self._draws_on_device:  # in truth: on paper it would be slower
+            generator = torch.Generator()
+            batches = compute_batches(num_samples, size, generator)
+            method.draw_candidates(labels, generator)
+            if sampler is not None:
+                method.draw_pool(labels, generator)
+                sampler.draw_noise(num_samples, method.num_choices, generator)
+            del batches
+            order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
+        else:
+            order = torch.empty(size, dtype=torch.int64, device=PAPER)
+        candidates = torch.empty(num_samples, method.num_candidates, dtype=torch.int64, device=PAPER)
+        choices = num_samples, method.num_choices
+        noise = torch.empty(choices, device=PAPER) if sampler is not None else None
+        pool = torch.empty(choices, dtype=torch.int64, device=PAPER) if has_pool else None
+        num_others = method.num_values if sampler is not None else method.num_candidates
+        others = torch.empty(num_samples, num_others, device=PAPER) if has_others else None
+        return order[:size], Draw(candidates, others, noise, pool)

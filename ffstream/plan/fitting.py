@@ -1,0 +1,373 @@
+"""Making the plan of a run: the fewest tiles, the fastest tier of the cache and the largest shards that fit. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ffstream.cache import CODED, CacheLayout
+from ffstream.errors import BudgetError, ConfigError
+from ffstream.field.labels import LabelMethod
+from ffstream.field.network import LayerSpec, compute_layer_specs, find_untileable
+from ffstream.ground.units import format_bytes
+from ffstream.plan.dry_run import do_on_paper
+from ffstream.plan.footprint import (
+    DataShape,
+    Footprint,
+    KernelBytes,
+    PaperLayer,
+    add_slots,
+    cache_layouts,
+    goodness_bytes,
+)
+from ffstream.plan.plan import LayerPlan, Need, Plan, Resources
+from ffstream.plan.workload import plan_layers
+from ffstream.settings.config import Config
+
+_SHARD_SAMPLES = 4096  # where the budget has room for it
+_SMALLEST_BATCH = 8  # that is suggested
+_GOOD_SHARD = 4  # batches: fewer are always the same samples, or nearly
+_SMALLEST_MICRO_BATCH = 32
+_SMALLEST_SHARD = 128  # each is a read, and a file, of its own
+_GOOD_TILE = 256  # units with which matrix products are about as fast as they get
+_TILE_STEP = 32  # units of a tile are a multiple of it, which matrix products are fastest with
+_SLACK_DIVISOR = 8  # the host's allocator keeps up to an eighth more than is alive, as was measured
+_MOST_WEIGHTS = 10**16  # of a layer
+_MIB = 1 << 20
+_SIZES = ("cache.shard_samples", "micro_batch", "network.tile_units")  # which decide bits
+
+# Asked for a configuration that fits without: what the matrix products of its first layers take beside their operands.
+KernelProbe = Callable[[Config], Sequence[KernelBytes]]
+
+
+def compute_plan(
+    config: Config,
+    method: LabelMethod,
+    data: DataShape,
+    data_bytes: int,
+    resources: Resources,
+    num_done: int = 0,
+    measure_kernels: KernelProbe = lambda _: (),
+    *,
+    must_fit: bool = True,
+) -> Plan:
+    """The plan with the fewest tiles, the fastest tier and the largest shards (up to 4096 samples) that fit.
+
+    `data_bytes` is what the data set takes on the host, `num_done` the number of finished layers. `measure_kernels` is
+    asked for a plan that fits without them. Sizes that decide bits are those that fit into `resources.installed`, where
+    it is told and they fit into what is free as well: the same ones whenever a run is started. Raises BudgetError,
+    naming what does not fit and what would; unless it must not fit, then the plan that comes nearest is returned.
+    """
+    planner = _Planner(method, data, data_bytes, resources, num_done, measure_kernels)
+    plan = planner.decide(config)
+    if plan.fits or not must_fit:
+        return plan
+    if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly what would do
+        plan = planner.draft(plan.config, plan.tier, kernels=measure_kernels(plan.config))
+    raise BudgetError(_explain(plan, planner.smaller_batch(plan)))
+
+
+def choose_tier(
+    requested: str, device_type: str, cache_bytes: int, device_free_bytes: int, host_free_bytes: int
+) -> str:
+    """The tier of a cache that no plan was made for: device, host or disk, within half of what is free."""
+    if requested != "auto":
+        return _tiers(requested, device_type)[0]
+    if device_type != "cpu" and 2 * cache_bytes <= device_free_bytes:
+        return "device"
+    return "host" if 2 * cache_bytes <= host_free_bytes else "disk"
+
+
+def _tiers(requested: str, device_type: str) -> list[str]:
+    """The tiers to consider, the fastest first. A CPU's device memory is the host's."""
+    tiers = ["device", "host", "disk"] if requested == "auto" else [requested]
+    return list(dict.fromkeys("host" if tier == "device" and device_type == "cpu" else tier for tier in tiers))
+
+
+def _ways(config: Config, data: DataShape) -> list[Config]:
+    """Sizes of shards and of micro-batches, the best first; as they are where they are given.
+
+    Large shards are shuffled well. A micro-batch learns what its batch does, but takes room for summing gradients; then
+    a batch may be of several shards, which are staged one after another.
+    """
+    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    sizes, parts = [config.cache.shard_samples], [config.micro_batch]
+    if config.objective.similarity != "none":
+        _check_uncut(config)
+        parts = [config.batch]
+    if sizes == ["auto"]:
+        num_samples = max(data.num_samples.values())
+        halves = _halves(max(_SHARD_SAMPLES, config.batch), config.batch)
+        sizes = [size for size in halves if size < num_samples or size == halves[0]]
+    if parts == ["auto"]:
+        parts = [*_halves(config.batch, _SMALLEST_MICRO_BATCH)]
+    roomy = [size for size in sizes if isinstance(size, int) and size >= _GOOD_SHARD * config.batch] or sizes[:1]
+    pairs = [(size, parts[0]) for size in roomy]
+    pairs += [(roomy[-1], part) for part in parts[1:]]
+    pairs += [(size, parts[0]) for size in sizes if size not in roomy]
+    smaller = [(max(part, _SMALLEST_SHARD), part) for part in parts if isinstance(part, int)]
+    smaller = [(size, part) for size, part in smaller if 2 * size <= config.batch]
+    pairs += smaller if config.cache.shard_samples == "auto" and smaller else [(sizes[-1], parts[-1])]
+    return [config.override({"cache.shard_samples": size, "micro_batch": part}) for size, part in dict.fromkeys(pairs)]
+
+
+def _check_uncut(config: Config) -> None:
+    """A similarity compares groups of samples, which parts of a batch would tear apart."""
+    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    if isinstance(config.micro_batch, int) and config.micro_batch < config.batch:
+        raise ConfigError(
+            f"config micro_batch: found {config.micro_batch}, allowed {config.batch} (batch) or more with "
+            f"objective.similarity={config.objective.similarity}, which compares the samples of a batch"
+        )
+
+
+def _halves(most: int, least: int) -> list[int]:
+    """`most`, and half of it again and again, not below `least`."""
+    found = [most]
+    while found[-1] // 2 >= least:
+        found.append(found[-1] // 2)
+    return found
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Makes plans for one data set on one machine."""
+
+    method: LabelMethod
+    data: DataShape
+    data_bytes: int
+    resources: Resources
+    num_done: int
+    measure_kernels: KernelProbe
+    papers: dict[tuple[Config, tuple[KernelBytes, ...]], list[PaperLayer]] = field(default_factory=dict)
+    kernels: dict[Config, Sequence[KernelBytes]] = field(default_factory=dict)
+
+    def decide(self, config: Config) -> Plan:
+        """Sizes by what is installed, the tier of the cache by what is free; or both by what is free."""
+        installed = self.resources.installed
+        if installed is None:
+            return self.choose_sizes(config)
+        plan = dataclasses.replace(self, resources=installed).choose_sizes(config)
+        wanted = {name: plan.config.to_flat()[name] for name in _SIZES}
+        if plan.fits:
+            fitting = self.choose(config.override(wanted), plan.config.num_in_tile)
+            if fitting.fits:
+                return fitting
+        elif self.resources.is_within(installed):  # where nothing fits either
+            return self.draft(plan.config, plan.tier, kernels=())
+        plan = self.choose_sizes(config)
+        found = plan.config.to_flat()
+        changed = [f"{name} {found[name]}, not {wanted[name]}" for name in _SIZES if found[name] != wanted[name]]
+        return dataclasses.replace(plan, sizes_by_free=", ".join(changed) or None)
+
+    def choose_sizes(self, config: Config) -> Plan:
+        """The best plan, in tiles where layers do not fit whole; the one that comes nearest if nothing fits."""
+        plan = self.choose(config, config.width)
+        if plan.device.excess_bytes and config.network.tile_units == "auto" and find_untileable(config) is None:
+            plan = min(plan, self.choose_with_tiles(config), key=_excess_bytes)
+        return plan
+
+    def choose(self, config: Config, tile_units: int) -> Plan:
+        """The fastest tier that has room and the best way that fits there, else the plan that comes nearest."""
+        ways = _ways(_with_tiles(config, tile_units), self.data)
+        at_once = [way for way in ways if way.micro_batch == ways[0].micro_batch]
+        frugal = [way for way in ways[1:] if way in (at_once[-1], ways[-1])]  # which is smaller, gradients decide
+        nearest = None
+        for tier in self._tiers(config):
+            plan = self.draft(ways[0], tier)
+            smallest = [self.draft(way, tier, kernels=()) for way in frugal if not plan.fits]
+            if any(draft.fits for draft in smallest):
+                drafts = (self.draft(way, tier) for way in ways[1:])
+                plan = next((draft for draft in drafts if draft.fits), plan)
+            if plan.fits:
+                return plan
+            nearest = min([plan, *smallest, *([nearest] if nearest else [])], key=_excess_bytes)
+        assert nearest is not None, "there is a tier"
+        return nearest
+
+    def choose_with_tiles(self, config: Config) -> Plan:
+        """As `choose`, with the largest tiles that fit: by bisection, then with kernels measured.
+
+        In the best way that leaves tiles of `_GOOD_TILE` units.
+        """
+        ways = _ways(config, self.data)
+        sized = ways[-1]
+        if self._could_fit(ways[0], _GOOD_TILE) or self._could_fit(sized, _GOOD_TILE):  # else none of them will
+            sized = next((way for way in ways if self._could_fit(way, _GOOD_TILE)), sized)
+        if not self._could_fit(sized, _TILE_STEP):
+            return self.choose(sized, _TILE_STEP)
+        fits, most = 1, -(-config.width // _TILE_STEP)  # in steps of units
+        while most - fits > 1:
+            middle = (fits + most) // 2
+            fits, most = (middle, most) if self._could_fit(sized, middle * _TILE_STEP) else (fits, middle)
+        plan = self.choose(sized, fits * _TILE_STEP)
+        while not plan.fits and fits > 1:
+            fits -= 1 + fits // 16
+            plan = self.choose(sized, fits * _TILE_STEP)
+        return plan
+
+    def _could_fit(self, config: Config, tile_units: int) -> bool:
+        """Whether such tiles fit in some tier, kernels left out."""
+        config = _with_tiles(config, tile_units)
+        return any(self.draft(config, tier, kernels=()).fits for tier in self._tiers(config))
+
+    def _tiers(self, config: Config) -> list[str]:
+        return _tiers(config.cache.tier, self.resources.device_type)
+
+    def draft(self, config: Config, tier: str, *, kernels: Sequence[KernelBytes] | None = None) -> Plan:
+        """The plan for a tier, whether it fits or not. If it fits without kernels, they are measured, unless given."""
+        if kernels is not None:
+            return self._draft(config, tier, kernels)
+        plan = self._draft(config, tier, ())
+        if not plan.fits:
+            return plan
+        if config not in self.kernels:
+            self.kernels[config] = self.measure_kernels(config)
+        return self._draft(config, tier, self.kernels[config]) if self.kernels[config] else plan
+
+    def _draft(self, config: Config, tier: str, kernels: Sequence[KernelBytes]) -> Plan:
+        on_cpu = self.resources.device_type == "cpu"
+        specs = compute_layer_specs(config, self.data.num_features, self.data.image_shape)
+        _check_countable(specs)
+        staged = tier == "disk" or (tier == "host" and not on_cpu)
+        on_paper = self._on_paper(config, specs, tuple(kernels))
+        on_paper = add_slots(on_paper, config, specs, self.method, self.data, staged=staged)
+        rates = self.resources.rates
+        layers = plan_layers(config, specs, on_paper, self.method, self.data, rates, tier if staged else None)
+        shards = [layout.shard_bytes for spec in specs[:2] for layout in _layouts(config, self.method, self.data, spec)]
+        cache_bytes = max(layer.cache_bytes for layer in layers) + max(shards)  # an input becomes its output by shards
+        largest = max(layers, key=lambda layer: layer.footprint.peak)
+        device = _need(
+            f"the device ({_describe(largest)})",
+            self.resources.device_bytes,
+            _device_terms(largest.footprint) | {"cache": cache_bytes if tier == "device" else 0},
+        )
+        disk, max_unsynced = self._disk(layers, cache_bytes if tier == "disk" else 0)
+        layouts = cache_layouts(config, self.method, self.data, self.data.num_features)
+        kept = goodness_bytes(self.method, layouts, self.data.num_classes) if not on_cpu else {}
+        copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # so far, of this tile, of all layers
+        goodness = sum(copies[name] * size for name, size in kept.items())
+        in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
+        host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness)
+        return Plan(config, tier, max_unsynced, layers, device, host, disk, self.resources.unpinned if staged else None)
+
+    def _on_paper(self, config: Config, specs: list[LayerSpec], kernels: tuple[KernelBytes, ...]) -> list[PaperLayer]:
+        """Once for all tiers: it takes a part of a second."""
+        key = (config, kernels)
+        if key not in self.papers:
+            on_cpu = self.resources.device_type == "cpu"
+            self.papers[key] = do_on_paper(
+                config, specs, self.method, self.data, draws_on_device=on_cpu, kernels=kernels
+            )
+        return self.papers[key]
+
+    def _disk(self, layers: list[LayerPlan], cache_bytes: int) -> tuple[Need, int | None]:
+        """Twice the cache where there is room: what was read is freed once what was made of it is durable."""
+        kept = sum(layer.weight_bytes * sum(number > self.num_done for number in layer.numbers) for layer in layers)
+        progress = 2 * max(layer.footprint.weights + layer.footprint.optimiser for layer in layers)
+        progress += max(layer.weight_bytes if layer.num_tiles > 1 else 0 for layer in layers)  # finished tiles
+        terms = {"layers": kept, "progress": progress}
+        roomy = _need("the disk", self.resources.disk_bytes, terms | {"cache": 2 * cache_bytes})
+        if not roomy.excess_bytes or not cache_bytes:
+            return roomy, None
+        return _need("the disk", self.resources.disk_bytes, terms | {"cache": cache_bytes}), 1
+
+    def _host(self, footprint: Footprint, cache_bytes: int, by_sample: int) -> Need:
+        work = footprint.peak
+        if self.resources.device_type != "cpu":  # pinned slots; what a layer is made in, and saved from
+            work = 2 * footprint.slots + footprint.weights + footprint.optimiser
+        terms = {
+            "interpreter": self.resources.host_used_bytes,
+            "data set": 2 * self.data_bytes,  # as loaded, and cut into splits
+            "cache": cache_bytes,
+            "goodness": by_sample,
+            "a layer's work": work,
+        }
+        slack = (sum(terms.values()) - self.resources.host_used_bytes) // _SLACK_DIVISOR
+        return _need("host memory", self.resources.host_bytes, terms | {"allocator": slack})
+
+    def smaller_batch(self, plan: Plan) -> int | None:
+        """The largest smaller batch with which the plan would fit, by halves, or None."""
+        batch = plan.config.batch
+        assert isinstance(batch, int), "batch is resolved before it is planned for"
+        batches = [size for size in _halves(batch, _SMALLEST_BATCH) if size < batch]
+        configs = [
+            plan.config.override({"batch": size, "cache.shard_samples": size, "micro_batch": size}) for size in batches
+        ]
+        if not configs or not self.draft(configs[-1], plan.tier, kernels=()).fits:
+            return None
+        return next(
+            (size for size, config in zip(batches, configs, strict=True) if self.draft(config, plan.tier).fits), None
+        )
+
+
+def _with_tiles(config: Config, tile_units: int) -> Config:
+    """With tiles of about so many units; as it is where their size is given."""
+    if isinstance(config.network.tile_units, int):
+        return config
+    return config.override({"network.tile_units": min(tile_units, config.width)})
+
+
+def _excess_bytes(plan: Plan) -> int:
+    return sum(need.excess_bytes for need in (plan.device, plan.host, plan.disk))
+
+
+def _need(noun: str, allowed_bytes: int, terms: dict[str, int]) -> Need:
+    return Need(noun, sum(terms.values()), allowed_bytes, terms)
+
+
+def _check_countable(specs: list[LayerSpec]) -> None:
+    """Raise BudgetError for a layer whose bytes do not fit in 64 bits: torch has no shape for it."""
+    for spec in specs[:2]:
+        if spec.in_features * spec.num_units > _MOST_WEIGHTS:
+            raise BudgetError(
+                f"plan: layer {spec.index + 1} has {spec.in_features} x {spec.num_units} weights; allowed "
+                f"{_MOST_WEIGHTS:.0e}, more cannot be counted in bytes; use a smaller --width"
+            )
+
+
+def _layouts(config: Config, method: LabelMethod, data: DataShape, spec: LayerSpec) -> list[CacheLayout]:
+    return list(cache_layouts(config, method, data, spec.in_features).values())
+
+
+def _device_terms(footprint: Footprint) -> dict[str, int]:
+    """What the peak is made of, by the term's name."""
+    terms = {name: value for name, value in dataclasses.asdict(footprint).items() if name != "handing_on"}
+    if footprint.handing_on > footprint.training:
+        terms = {"weights": footprint.weights, "handing on": footprint.handing_on - footprint.weights}
+    return terms
+
+
+def _describe(layer: LayerPlan) -> str:
+    tiles = f" in {layer.num_tiles} tiles" if layer.num_tiles > 1 else ""
+    return f"{layer.name}, {layer.in_features} x {layer.num_units}{tiles}"
+
+
+_BUDGETS = {"device": "--budget", "host": "--host-budget", "disk": "--disk-budget"}
+
+
+def _explain(plan: Plan, smaller_batch: int | None) -> str:
+    """One line on the first resource that has no room, from the most frugal plan there is."""
+    name = next(name for name in ("device", "host", "disk") if getattr(plan, name).excess_bytes)
+    need: Need = getattr(plan, name)
+    terms = sorted(need.terms.items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{term} {format_bytes(num_bytes)}" for term, num_bytes in terms if num_bytes)
+    ways = [f"--batch {smaller_batch}"] if smaller_batch else []
+    ways += [*_find_ways(name, plan.tier, plan.config), f"{_BUDGETS[name]} {-(-need.num_bytes // _MIB)}MiB or more"]
+    return (
+        f"plan: {need.noun} needs {format_bytes(need.num_bytes)} with the cache on {plan.tier} ({parts}); allowed "
+        f"{format_bytes(need.allowed_bytes)}; use {', '.join(ways[:-1])}{', or ' if ways[1:] else ''}{ways[-1]}"
+    )
+
+
+def _find_ways(name: str, tier: str, config: Config) -> list[str]:
+    """Options with which a run takes less of a resource."""
+    if name == "device":
+        return ["a smaller --width"]
+    if name == "host":
+        return ["--cache disk"] if tier != "disk" else []
+    halved = ["--cache-dtype int8"] if config.cache.dtype != CODED else []
+    fewer_views = ["fewer --views"] if config.augmentation.views > 1 else []
+    fewer_rows = ["fewer --negatives-per-sample"] if config.labels.method in ("overlay", "none") else []
+    return ["--cache host", *halved, *fewer_views, "a smaller --width", *fewer_rows]

@@ -1,0 +1,297 @@
+"""What only the machine can tell: short measurements before a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ffstream.cache import CacheLayout, MemoryCache
+from ffstream.cache.transfer import Transfer, allocate_host
+from ffstream.device.ledger import PAPER, Ledger, Work
+from ffstream.device.memory import (
+    device_free_bytes,
+    host_free_bytes,
+    host_installed_bytes,
+    is_in_memory,
+    measure_peak_bytes,
+    resident_bytes,
+    unpinned_reason,
+)
+from ffstream.device.reservations import reserved_by_others
+from ffstream.device.workspace import Workspace
+from ffstream.errors import BudgetError
+from ffstream.field.labels import LabelMethod, make_label_method
+from ffstream.field.layers import LAYER_KINDS
+from ffstream.field.network import LayerSpec, build_layer, compute_layer_specs
+from ffstream.ground.units import format_bytes, parse_bytes
+from ffstream.plan.dry_run import do_on_paper
+from ffstream.plan.footprint import DataShape, KernelBytes, cache_layouts
+from ffstream.plan.plan import INTERPRETER_BYTES, Rates, Resources
+from ffstream.settings.config import Config, MemoryConfig
+from ffstream.training.layer_trainer import LayerTrainer
+from ffstream.training.micro_batch import samples_in_sweep
+from ffstream.training.propagation import chunk_samples
+
+_PART_UNITS = 1024  # a layer works by so many units at a time, or a divisor of them, and a remainder
+
+
+# Of what is installed, and of what is free, the share that a run takes unless it is told: the rest is for the allocator
+# and for other programs.
+_SHARE = 0.8
+
+_NUM_REPEATS = 16
+_ENOUGH_S = 1.0  # of repeating one measurement
+_NUM_EPOCHS, _NUM_STEPS = 8, 4
+_LEAST_SHARE = 0.1  # of a step's time beside its products, for memory and for starting operators each
+_TRANSFER_BYTES = 16 << 20
+
+
+def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path, held_bytes: int = 0) -> Resources:
+    """What a run in `folder` may take here: what it is told, else most of what is free; and of what is installed.
+
+    `held_bytes` are on the disk already, in files that the run will replace. Raises BudgetError for a budget that is
+    larger than the machine, or smaller than the interpreter.
+    """
+    used, host_total = resident_bytes(), host_installed_bytes()
+    free = max(host_free_bytes() - reserved_by_others(), 0)
+    host = min(_budget("host", settings.host_budget, used + int(_SHARE * free), host_total), used + free)
+    if host <= used:
+        raise BudgetError(
+            f"host budget {format_bytes(host)}: the interpreter with its libraries takes {format_bytes(used)} already; "
+            f"allowed more than that, up to {format_bytes(host_total)}"
+        )
+    place = find_place(folder)
+    usage = shutil.disk_usage(place)
+    disk = _budget("disk", settings.disk_budget, int(_SHARE * usage.free) + held_bytes, usage.free + held_bytes)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        device_bytes = _budget("device", settings.budget, int(_SHARE * device_free_bytes(device)), total)
+    else:
+        total = host_total
+        device_bytes = _budget("device", settings.budget, host - used, total)
+    most_host = _budget("host", settings.host_budget, INTERPRETER_BYTES + int(_SHARE * host_total), host_total)
+    most_device = most_host - INTERPRETER_BYTES if device.type == "cpu" else int(_SHARE * total)
+    installed = Resources(
+        device_type=device.type,
+        device_bytes=_budget("device", settings.budget, most_device, total),
+        host_bytes=most_host,
+        host_used_bytes=INTERPRETER_BYTES,
+        disk_bytes=disk,  # which is the same for all sizes
+        disk_is_memory=is_in_memory(place),
+    )
+    return Resources(
+        device_type=device.type,
+        device_bytes=device_bytes,
+        host_bytes=host,
+        host_used_bytes=used,
+        disk_bytes=disk,
+        disk_is_memory=is_in_memory(place),
+        unpinned=_find_unpinned(device),
+        installed=installed,
+    )
+
+
+def _find_unpinned(device: torch.device) -> str | None:
+    """What to say where memory that copies to the device should go from cannot be pinned."""
+    if device.type == "cpu" or allocate_host(_TRANSFER_BYTES, pinned=True).is_pinned():
+        return None
+    return unpinned_reason()
+
+
+def _budget(noun: str, text: str, default_bytes: int, most_bytes: int) -> int:
+    if text == "auto":
+        return default_bytes
+    num_bytes = parse_bytes(text)
+    if num_bytes > most_bytes:
+        raise BudgetError(
+            f"{noun} budget {text}: this machine has {format_bytes(most_bytes)} of it; allowed up to that"
+        )
+    return num_bytes
+
+
+def measure_rates(config: Config, device: torch.device, folder: Path) -> Rates:
+    """How fast this machine is at a run's work, from its products and the steps of small and of large layers.
+
+    Neither memory nor the start of an operator is as fast in a step as alone: both are taken from steps.
+    """
+    flops_per_s = _measure_products(config, device)
+    small_s, small = _measure_step(config, 256, 128, device)
+    small_rest_s = _rest_s(small_s, small, flops_per_s)
+    found = []
+    for width in (1000, 2000):  # of which the first may fit in caches, and be faster: their mean is used
+        large_s, large = _measure_step(config, width, 512, device)
+        large_rest_s = _rest_s(large_s, large, flops_per_s)
+        # Two equations: rest = moved_bytes / moved_bytes_per_s + num_operators * operator_s.
+        ratio = small.num_operators / large.num_operators
+        byte_s = (large_rest_s * ratio - small_rest_s) / (large.moved_bytes * ratio - small.moved_bytes)
+        most_s = large_rest_s / large.moved_bytes
+        found.append(min(max(byte_s, _LEAST_SHARE * most_s), most_s))
+    byte_s = statistics.geometric_mean(found)
+    operator_s = max(small_rest_s - small.moved_bytes * byte_s, _LEAST_SHARE * small_rest_s) / small.num_operators
+    return Rates(
+        flops_per_s=flops_per_s,
+        moved_bytes_per_s=1 / byte_s,
+        operator_s=operator_s,
+        loaded_bytes_per_s={"host": measure_link(device), "disk": _measure_disk(folder)},
+    )
+
+
+def _rest_s(step_s: float, work: Work, flops_per_s: float) -> float:
+    """Of a step beside its products; where the machine was disturbed while these were measured, a small share of it."""
+    return max(step_s - work.flops / flops_per_s, _LEAST_SHARE * step_s)
+
+
+def _measure_products(config: Config, device: torch.device) -> float:
+    """FLOP/s of the two products of a step."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    rows, units, features = 512, 1000, 1000
+    left, right = (
+        torch.zeros(rows, features, dtype=dtype, device=device),
+        torch.zeros(units, features, dtype=dtype, device=device),
+    )
+    gradient = torch.zeros(rows, units, dtype=dtype, device=device)
+
+    def multiply() -> None:
+        torch.mm(left, right.t())
+        torch.mm(gradient[:, : units // 2].t(), left)
+        torch.mm(gradient[:, units // 2 :].t(), left)
+
+    return 4 * rows * units * features / best_s(multiply, device)
+
+
+@torch.no_grad()
+def _measure_step(config: Config, width: int, batch: int, device: torch.device) -> tuple[float, Work]:
+    """Seconds and work of one step of a layer that is as wide as its input, as an epoch takes it."""
+    num_classes, num_samples = 1 + max(config.negatives.per_step, 9), _NUM_STEPS * batch
+    if config.labels.method == "overlay":
+        config = config.override({"negatives.per_sample": "all"})  # as there are other classes
+    config = config.override({"width": width, "batch": batch, "epochs": 1})
+    config = config.override({"network.tile_units": "auto", "micro_batch": "auto"})  # a whole layer, a batch at once
+    config = config.override({"network.kind": "linear"})  # others do not have every shape
+    config = config.override({"augmentation.views": 1, "augmentation.restream": False})
+    method = make_label_method(config, num_classes, width)
+    (spec,) = compute_layer_specs(config.override({"layers": 1}), width)
+    data = DataShape(width, num_classes, {"train": num_samples})
+    config = config.override({"cache.shard_samples": num_samples, "layers": 1})
+    (on_paper,) = do_on_paper(config, [spec], method, data, draws_on_device=False)
+    layout = cache_layouts(config, method, data, width)["train"]
+    cache = MemoryCache(layout, device)
+    rows = cache.allocate(0, device)
+    assert rows is not None, "the cache lies on the device"
+    rows.fill_(1.0)
+    labels = torch.zeros(num_samples, dtype=torch.int64)
+    trainer = LayerTrainer(build_layer(config, spec, num_classes), 0, config, method, device)
+    with Transfer(device) as transfer:
+        epoch_s = best_s(lambda: trainer.train_epoch(transfer, cache, labels, 0), device, _NUM_EPOCHS)
+    return epoch_s / _NUM_STEPS, on_paper.step
+
+
+def measure_link(device: torch.device, *, back: bool = False) -> float:
+    """Bytes a second from the host's memory to the device, or back: pinned memory, unless the system refuses it."""
+    if device.type == "cpu":
+        return float("inf")
+    on_host = allocate_host(_TRANSFER_BYTES, pinned=True)
+    on_device = torch.zeros(_TRANSFER_BYTES, dtype=torch.uint8, device=device)
+    source, target = (on_device, on_host) if back else (on_host, on_device)
+    return _TRANSFER_BYTES / best_s(lambda: target.copy_(source), device)
+
+
+def find_place(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def _measure_disk(folder: Path) -> float:
+    """Bytes a second from a file that was just written: what the system's own cache gives, as for a cache that fits."""
+    place = find_place(folder)
+    with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+        file.write(bytes(_TRANSFER_BYTES))
+        target = memoryview(bytearray(_TRANSFER_BYTES))
+
+        def read() -> None:
+            file.seek(0)
+            file.readinto(target)
+
+        return _TRANSFER_BYTES / best_s(read, torch.device("cpu"))
+
+
+def best_s(work: Callable[[], object], device: torch.device, num_repeats: int = _NUM_REPEATS) -> float:
+    """Seconds of the fastest of some calls, about a second of them at most."""
+    times: list[float] = []
+    while len(times) < num_repeats and not (len(times) > 1 and sum(times) > _ENOUGH_S):
+        start_s = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start_s)
+    return min(times)  # whatever disturbs only slows
+
+
+@torch.no_grad()
+def measure_kernels(
+    config: Config, spec: LayerSpec, method: LabelMethod, data: DataShape, device: torch.device
+) -> KernelBytes:
+    """What the matrix products of this layer take on the device beside their operands.
+
+    The libraries below torch pack operands, or keep a workspace, as they see fit: no formula tells.
+    """
+    num_units = config.num_in_tile
+    if num_units > _PART_UNITS and LAYER_KINDS[config.network.kind].tileable:
+        num_units = _PART_UNITS + num_units % _PART_UNITS
+    spec = dataclasses.replace(spec, num_units=num_units)
+
+    def multiply(where: torch.device, row_counts: set[int], *, training: bool) -> None:
+        most = max(row_counts)
+        with where if where == PAPER else contextlib.nullcontext():  # a layer is made on the host
+            layer = build_layer(config, spec, num_classes=1).to(where)
+        rows = torch.zeros(most, spec.in_features, device=where)
+        gradient = torch.zeros(most, spec.num_units, device=where)
+        layer.workspace = Workspace(where)
+        for num_rows in (most, *row_counts):  # the most first, which makes all buffers
+            layer.preactivations(rows[:num_rows])
+            if training and config.objective.perturbation:
+                for _ in layer.input_gradients(rows[:num_rows], gradient[:num_rows]):
+                    pass
+            for _ in layer.gradients(rows[:num_rows], gradient[:num_rows]) if training else ():
+                pass
+
+    def measure(row_counts: set[int], *, training: bool) -> int:
+        with Ledger() as ledger:
+            multiply(PAPER, row_counts, training=training)
+        peak_bytes = measure_peak_bytes(lambda: multiply(device, row_counts, training=training), device)
+        return int(max(peak_bytes - ledger.peak_bytes, 0))
+
+    layouts = cache_layouts(config, method, data, spec.in_features)
+    return KernelBytes(
+        in_steps=measure(_step_rows(config, method, layouts["train"]), training=True),
+        in_passes=measure(set().union(*map(_pass_rows, layouts.values())), training=False),
+    )
+
+
+def _step_rows(config: Config, method: LabelMethod, layout: CacheLayout) -> set[int]:
+    """The numbers of rows that occur in the products of training."""
+    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    rows_a_sample = 1 if method.shares_row else method.num_candidates
+    parts = [(size, min(config.num_micro_batches, size)) for size in layout.batch_sizes(config.batch)]
+    counts = {size for count, num in parts for size in (count // num, -(-count // num))}
+    found = {rows_a_sample * count for count in counts}
+    if method.informed is not None and not method.shares_row:
+        swept = [(count, samples_in_sweep(count, method.num_candidates, method.num_choices)) for count in counts]
+        found |= {method.num_choices * size for count, most in swept for size in (min(most, count), count % most)}
+    return found - {0}
+
+
+def _pass_rows(layout: CacheLayout) -> set[int]:
+    """The numbers of rows that occur in the products of a pass."""
+    chunk = chunk_samples(layout.num_rows)
+    sizes = layout.shard_sizes()
+    counts = {min(chunk, samples) for samples in sizes} | {samples % chunk for samples in sizes}
+    return {count * layout.num_rows for count in counts if count}

@@ -1,0 +1,103 @@
+"""Steps that are tried before a run, so that what does not fit is refused and not met halfway."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from ffstream.cache import ActivationCache, CacheLayout
+from ffstream.cache.transfer import Transfer
+from ffstream.device.memory import is_out_of_memory, measure_peak_bytes
+from ffstream.errors import BudgetError
+from ffstream.field.labels import LabelMethod
+from ffstream.field.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles
+from ffstream.ground.interrupts import Interrupts
+from ffstream.ground.units import format_bytes
+from ffstream.plan.footprint import DataShape, cache_layouts
+from ffstream.plan.plan import Plan
+from ffstream.settings.config import Config
+from ffstream.training.layer_trainer import LayerTrainer
+
+_NUM_STEPS = 2  # the second finds all buffers there
+
+
+def try_steps(plan: Plan, method: LabelMethod, data: DataShape, device: torch.device) -> None:
+    """Take steps of each layer shape of a plan, as they will be taken. Nothing is read and nothing is written.
+
+    Raises BudgetError when they take more than the plan may: a layer kind can do on a device what it does not do on
+    paper, and another program can take the memory that was free.
+    """
+    allowed_bytes = plan.device.allowed_bytes - plan.device.terms.get("cache", 0)
+    staged = plan.tier == "disk" or (plan.tier == "host" and device.type != "cpu")
+    specs = compute_layer_specs(plan.config, data.num_features, data.image_shape)
+    for spec, planned in zip(specs, plan.layers, strict=False):  # of as many as differ
+        layout = cache_layouts(plan.config, method, data, spec.in_features)["train"]
+        cache = _BlankCache(layout, None if staged else device)
+        taken = f"more than {format_bytes(allowed_bytes)}"
+        try:
+            num_bytes = _measure_steps(plan.config, spec, method, data.num_classes, cache, device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            if num_bytes <= allowed_bytes:
+                continue
+            taken = format_bytes(num_bytes)
+        raise BudgetError(
+            f"plan: a step of layer {spec.index + 1} takes {taken} on device {device} when it is tried, planned were "
+            f"{format_bytes(planned.footprint.training)}; allowed {format_bytes(allowed_bytes)}; use a smaller --batch "
+            "or --width, or a larger --budget"
+        )
+
+
+def _measure_steps(
+    config: Config, spec: LayerSpec, method: LabelMethod, num_classes: int, cache: ActivationCache, device: torch.device
+) -> int:
+    """Peak bytes of the first steps of a layer, or of its first tile."""
+    labels = torch.zeros(cache.layout.num_samples, dtype=torch.int64)
+    units = compute_tiles(config)[0]
+
+    def take_steps() -> None:
+        trainer = LayerTrainer(build_layer(config, spec, num_classes, units), spec.index, config, method, device, units)
+        with Interrupts(defers=True), Transfer(device) as transfer:
+            order = range(cache.layout.num_shards)
+            batches = trainer.load_batches(
+                transfer, cache, order, labels, None, torch.Generator(), informed=config.epochs > 1
+            )
+            for num_samples, parts in itertools.islice(batches, _NUM_STEPS):
+                trainer.step(parts, num_samples, 1.0, torch.Generator(device))
+
+    return measure_peak_bytes(take_steps, device)
+
+
+class _BlankCache(ActivationCache):
+    """Zeros in place of rows: a shard of them on a device, or none until they are loaded."""
+
+    def __init__(self, layout: CacheLayout, device: torch.device | None) -> None:
+        self.layout = layout
+        shape, dtype = layout.stored_shape(0), layout.stored_dtype
+        self._block = torch.zeros(shape, dtype=dtype, device=device) if device is not None else None
+
+    def missing(self) -> list[int]:
+        """None."""
+        return []
+
+    def store(self, shard: int, rows: Tensor) -> None:
+        """Not asked for."""
+        raise NotImplementedError
+
+    def load(self, shard: int, slot: Tensor) -> None:
+        """Zeros."""
+        slot.zero_()
+
+    def free(self, shard: int) -> None:
+        """Nothing is kept."""
+
+    def drop(self) -> None:
+        """Nothing is kept."""
+
+    def resident(self, shard: int, device: torch.device) -> Tensor | None:
+        """The zeros, where they lie on a device."""
+        return self._block[: self.layout.shard_shape(shard)[0]] if self._block is not None else None

@@ -1,0 +1,122 @@
+"""What training a layer comes to: arithmetic, bytes read and written, and the time at given rates. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ffstream.cache import CacheLayout
+from ffstream.device.ledger import Work
+from ffstream.field.labels import LabelMethod
+from ffstream.field.network import LayerSpec
+from ffstream.plan.footprint import DataShape, PaperLayer, cache_layouts
+from ffstream.plan.plan import LayerPlan, Rates
+from ffstream.settings.config import Config
+from ffstream.training.propagation import chunk_samples
+
+
+def plan_layers(
+    config: Config,
+    specs: list[LayerSpec],
+    on_paper: list[PaperLayer],
+    method: LabelMethod,
+    data: DataShape,
+    rates: Rates | None,
+    tier: str | None,
+) -> list[LayerPlan]:
+    """The first layers of a stack one by one, and all that are like the last of them together.
+
+    `tier`: where shards are loaded from, None where they are not.
+    """
+    plans = []
+    shapes = [cache_layouts(config, method, data, spec.in_features) for spec in specs[: len(on_paper)]]
+    for spec, layer, layouts in zip(specs, on_paper, shapes, strict=False):
+        alike = [other for other in specs if min(other.place, len(on_paper) - 1) == spec.index]
+        cached = sum(layout.num_bytes for layout in layouts.values())
+        num_tiles = config.num_tiles
+        num_epochs = config.epochs * num_tiles
+        in_epochs = num_epochs * sum(layout.epoch_bytes for layout in layouts.values())
+        train = layouts["train"]
+        measured = _num_measured(config, train) * (train.epoch_bytes // train.num_samples)
+        hands_on = any(other.hands_on for other in alike)
+        moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
+        read_bytes, written_bytes = in_epochs + measured + moved, moved // spec.in_features * spec.out_features
+        anew = Work()
+        if config.augmentation.restream:
+            once, more_read, more_written = _fresh_input(on_paper, shapes, [other.place for other in alike])
+            anew, read_bytes = once * num_epochs, read_bytes + more_read * num_epochs
+            written_bytes += more_written * num_epochs
+        seconds = hiding_units = None
+        if rates is not None:
+            work = _all_work(config, layer, layouts) + anew
+            loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
+            seconds = rates.seconds(work) | {"loading": loading}
+            if tier is not None:
+                used = 1 if method.shares_row else method.num_candidates  # rows of a sample, in a step
+                loaded_bytes = train.row_bytes / train.num_features * train.num_rows / used
+                hiding_units = loaded_bytes * rates.flops_per_s / (4 * rates.loaded_bytes_per_s[tier])
+        plans.append(
+            LayerPlan(
+                numbers=[other.index + 1 for other in alike],
+                in_features=spec.in_features,
+                num_units=spec.num_units,
+                num_tiles=num_tiles,
+                footprint=layer.footprint,
+                cache_bytes=cached,
+                read_bytes=read_bytes,
+                written_bytes=written_bytes,
+                seconds=seconds,
+                hiding_units=hiding_units,
+            )
+        )
+    return plans
+
+
+def _num_measured(config: Config, train: CacheLayout) -> int:
+    """Samples whose goodness is measured while a layer trains, for the next tile to build on: all views of them."""
+    num_tiles = config.num_tiles
+    if config.augmentation.restream:  # all tiles so far, before every epoch
+        return config.epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples
+    return (num_tiles - 1) * train.num_stored
+
+
+def _all_work(config: Config, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
+    """Of training one layer, measuring it after every epoch and handing its output on; all tiles as the largest."""
+    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    train, num_epochs = layouts["train"], config.epochs * config.num_tiles
+    work = layer.step * (num_epochs * -(-train.num_samples // config.batch))
+    work += layer.measure * -(-_num_measured(config, train) // chunk_samples(train.num_rows))
+    if "validation" in layouts:
+        validation = layouts["validation"]
+        work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows)))
+    num_moved = sum(layouts[name].num_stored for name in _lasting(config, layouts))
+    return work + layer.hand_on * _num_chunks(layouts, num_moved)
+
+
+def _fresh_input(
+    on_paper: list[PaperLayer], shapes: list[dict[str, CacheLayout]], places: Sequence[int]
+) -> tuple[Work, int, int]:
+    """Of writing a layer's input anew once: work, bytes read and bytes written, means of layers of these places.
+
+    The images are written, then each layer below reads what the one below it wrote.
+    """
+    images, num_layers = shapes[0]["train"], len(places)
+    work = on_paper[0].write * (num_layers * -(-images.num_samples // chunk_samples(images.num_rows)))
+    read, written = 0, num_layers * images.num_bytes
+    for kind, (layer, layouts) in enumerate(zip(on_paper, shapes, strict=True)):
+        # The pairs of a layer and one below it that is of this kind; the last kind are all further ones.
+        num_passes = sum(max(k - kind, 0) if kind + 1 == len(shapes) else k > kind for k in places)
+        work += layer.hand_on * (num_passes * _num_chunks(layouts, layouts["train"].num_samples))
+        read += num_passes * layouts["train"].num_bytes
+        written += num_passes * shapes[min(kind + 1, len(shapes) - 1)]["train"].num_bytes
+    return work // num_layers, read // num_layers, written // num_layers
+
+
+def _lasting(config: Config, layouts: Mapping[str, CacheLayout]) -> list[str]:
+    """The splits whose caches move on to the next layer."""
+    return [name for name in layouts if name != "train" or not config.augmentation.restream]
+
+
+def _num_chunks(layouts: Mapping[str, CacheLayout], num_samples: int) -> int:
+    """Times that a chunk of each split is handed on, for so many samples of any of them."""
+    first_chunks = sum(min(chunk_samples(layout.num_rows), layout.num_samples) for layout in layouts.values())
+    return -(-num_samples // first_chunks)

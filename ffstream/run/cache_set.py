@@ -1,0 +1,102 @@
+"""The caches that the layer at hand reads, one a split, and the tier that all caches of a run share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ffstream.cache import ActivationCache, DiskCache, MemoryCache, verify_shards
+from ffstream.field.labels import LabelMethod
+from ffstream.field.network import LayerSpec
+from ffstream.ground.folder import Folder
+from ffstream.plan.footprint import DataShape, cache_layouts
+from ffstream.settings.config import Config
+from ffstream.storage.checkpoint import RunDirectory
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+class CacheSet:
+    """Makes, opens and drops the caches of a run. `current` maps each split to what the layer at hand reads.
+
+    `lasting` names the splits whose caches move through the layers; the others' are written anew for every epoch.
+    `data` is the description of the data set that the run keeps.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: Config,
+        specs: list[LayerSpec],
+        method: LabelMethod,
+        shape: DataShape,
+        data: Mapping[str, Any],
+        tier: str,
+        device: torch.device,
+    ) -> None:
+        self.current: dict[str, ActivationCache] = {}
+        self.fresh = ""  # for which layer and epoch what does not last is written
+        self._directory = directory
+        self.tier = tier
+        self._layouts = [cache_layouts(config, method, shape, spec.in_features) for spec in specs]
+        # What is written for one epoch only neither moves on to the next layer nor outlives the process.
+        self.lasting = [name for name in shape.num_samples if name != TRAIN or not config.augmentation.restream]
+        self._device = device
+        self._config, self._data = config, data
+        self._folder, self._prefix = directory.open_cache(config.cache.folder, make=tier == "disk")
+
+    def make(self, index: int, name: str) -> ActivationCache:
+        """A cache for what layer `index` reads of a split, with the shards that an earlier process left there."""
+        layout = self._layouts[index][name]
+        if self.tier == "disk":
+            lasts, identity = name in self.lasting, _identify(self._config, self._data, index, name)
+            identity += "" if lasts else f" {self.fresh}"
+            return DiskCache(layout, self._folder, self._name(index, name), identity, durable=lasts)
+        return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
+
+    def open_committed(self, num_done: int, stack_start: int) -> list[int]:
+        """Make the newest useful caches on disk current, delete the others, and say which layer reads them.
+
+        The layers from `stack_start` on are those that the layer to be trained next may depend on.
+
+        A cache is useful when each of its shards is there, or has moved on to the next layer's cache already.
+        """
+        useful: list[int] = []
+        is_read = self.tier == "disk" and num_done < len(self._layouts)
+        for index in range(num_done, stack_start - 1, -1) if is_read else ():
+            caches = {name: self.make(index, name) for name in self.lasting}
+            if all(self._has_all(cache, index, name, num_done) for name, cache in caches.items()):
+                self.current, useful = caches, [index]
+                break
+        kept = [self._name(k, name) for i in useful for k in (i, i + 1) for name in self.lasting]
+        self._directory.drop_caches(self._config.cache.folder, kept)
+        return useful
+
+    def _name(self, index: int, name: str) -> str:
+        return f"{self._prefix}/{index:03d}-{name}"
+
+    def _has_all(self, cache: ActivationCache, index: int, name: str, num_done: int) -> bool:
+        missing = set(cache.missing())
+        return not missing or (index < num_done and missing.isdisjoint(self.make(index + 1, name).missing()))
+
+    def drop_all(self) -> None:
+        """No layer will read any more."""
+        for cache in self.current.values():
+            cache.drop()
+        self.current = {}
+        self._directory.drop_caches(self._config.cache.folder)
+
+
+def verify_cache(folder: Folder, name: str, config: Config, data: Mapping[str, Any]) -> None:
+    """Check every shard of one cache of a run. Raises CorruptFileError."""
+    found = re.fullmatch(r"(\d{3,18})-(\w+)", name.rpartition("/")[2])
+    if found is not None:
+        verify_shards(folder, name, _identify(config, data, int(found[1]), found[2]))
+
+
+def _identify(config: Config, data: Mapping[str, Any], index: int, name: str) -> str:
+    """What the rows that layer `index` reads of a split are, and what they were put through."""
+    return f"{config.fingerprint()} {data['digest']} {index} {name}"

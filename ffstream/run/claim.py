@@ -1,0 +1,75 @@
+"""Taking a folder for a run: made, locked, and left as it was found unless a run was started in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ffstream.errors import FFStreamError, RunError, StorageError
+from ffstream.ground.files import make_folder, storage_errors, sync_folder
+from ffstream.ground.lock import RunLock
+from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.identity import FolderState
+
+_NUM_TRIES = 5
+
+
+@contextlib.contextmanager
+def claim_folder(candidates: Iterable[Path], *, is_new: bool) -> Iterator[RunDirectory]:
+    """Lock a folder in which a run is, or may be started, and let nobody else decide anything there meanwhile.
+
+    It is the first of the candidates; if it `is_new`, the first that this process can make itself, so that two
+    processes never have one. What the folder is is asked under its lock, for another process may have started a run
+    there just before. Raises RunError for a folder that is somebody's, RunLockedError, StorageError.
+    """
+    with contextlib.ExitStack() as stack:
+        for number in range(_NUM_TRIES):
+            path, made = _make(candidates, is_new=is_new)
+            stack.callback(_remove_empty, made)
+            RunDirectory(path).check_is_free()  # first without the lock, whose files have no place in a foreign folder
+            try:
+                lock = stack.enter_context(RunLock(path))
+                break
+            except StorageError as error:
+                # Another process had made the folder, started nothing in it, and has just removed it.
+                if not isinstance(error.__cause__, FileNotFoundError) or number + 1 == _NUM_TRIES:
+                    raise
+        directory = RunDirectory(path, lock)
+        stack.callback(_remove_unused, directory, lock)
+        directory.check_is_free()
+        yield directory
+
+
+def _remove_unused(directory: RunDirectory, lock: RunLock) -> None:
+    """Remove the lock's files again where no run was started."""
+    with contextlib.suppress(FFStreamError):
+        found = directory.survey()
+        if found.state is FolderState.FREE and not found.identity:
+            lock.remove()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove the folders again that were made for a run, unless there is one now."""
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            sync_folder(folder.parent)
+
+
+def _make(candidates: Iterable[Path], *, is_new: bool) -> tuple[Path, list[Path]]:
+    """A folder that is there now, and those that were made for it."""
+    for path in candidates:
+        if path.exists() and not path.is_dir():
+            raise RunError(
+                f"run {path}: is a file, allowed a folder that is missing, empty or a run; choose another --run-dir"
+            )
+        with storage_errors(path):
+            made = make_folder(path.parent if is_new else path)
+            if not is_new:
+                return path, made
+            with contextlib.suppress(FileExistsError):  # another process has this name
+                path.mkdir()
+                sync_folder(path.parent)
+                return path, [*made, path]
+    raise RunError("run: found no name for its folder; choose one with --run-dir")

@@ -1,0 +1,27 @@
+"""Removing from a run what can be made again: its caches, and what processes that are gone have left."""
+
+from __future__ import annotations
+
+from ffstream.ground.files import storage_errors
+from ffstream.ground.lock import RunLock
+from ffstream.run.run import Run
+from ffstream.storage.checkpoint import RunDirectory
+
+
+def clean_run(run: Run) -> int:
+    """Remove caches and temporary files of a run that is not being trained. Returns their bytes.
+
+    What was committed stays, the layer in training too: a resume makes the caches again, with the same bits. Files that
+    are not the run's are not touched. Raises RunLockedError, RunError, CorruptFileError, StorageError.
+    """
+    cache_dir = run.config.cache.folder
+    with storage_errors(run.path, "remove"), RunLock(run.path, needs_room=False) as lock:
+        directory = RunDirectory(run.path, lock)
+        directory.check_is_run()
+        directory.folder.identity = directory.read_identity() or ""
+        with directory.cache_locked(cache_dir):
+            num_bytes = directory.remove_temporaries() + directory.drop_caches(cache_dir)
+        progress = directory.read_progress()
+        if progress is not None and progress[0] < directory.count_layers():  # of a layer that is committed
+            num_bytes += directory.drop_progress()
+    return num_bytes

@@ -1,0 +1,400 @@
+"""Executes a schedule: one layer on the device, its input in the cache, everything finished on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.cache import ActivationCache
+from ffstream.cache.transfer import Transfer
+from ffstream.data import Scaling, Split
+from ffstream.data.augmentation import draw_fresh, draw_view
+from ffstream.device.ledger import PAPER
+from ffstream.device.memory import peak_memory_bytes, unpinned_reason
+from ffstream.device.workspace import Workspace
+from ffstream.errors import CorruptFileError, to_command
+from ffstream.field.goodness import GOODNESSES
+from ffstream.field.labels import make_label_method
+from ffstream.field.layers import Layer
+from ffstream.field.network import (
+    LayerSpec,
+    build_layer,
+    compute_layer_specs,
+    compute_tiles,
+    count_in_stack,
+    draw_hidden,
+    make_layer,
+)
+from ffstream.ground.interrupts import check_interrupts
+from ffstream.infer.evaluation import LabelSweep
+from ffstream.infer.frozen import load_committed
+from ffstream.plan.footprint import DataShape
+from ffstream.plan.plan import Plan
+from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
+from ffstream.run.run import read_layer_figures
+from ffstream.run.schedule import Action, Step, remaining_steps
+from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.metrics import MetricsSeal
+from ffstream.training.input_rows import InputRows
+from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
+from ffstream.training.observer import LayerFigures, Observer
+from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, write_rows
+
+# What the rest of an action's time goes to; that of training to reading goodness off and making layers.
+_NOUNS = {Action.WRITE_INPUT: "writing images", Action.TRAIN: "measuring", Action.PROPAGATE: "handing on"}
+
+_LEAST_S = 1e-9  # that anything takes, where the clock stands still
+
+_Goodness = dict[str, Tensor]  # by split: (samples, labels or candidates), on the host
+
+
+class Runner:
+    """One process's work on one run, whose lock it holds and which is planned."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        plan: Plan,
+        data: dict[str, Any],
+        splits: dict[str, Split],
+        device: torch.device,
+        observer: Observer,
+    ) -> None:
+        self._directory = directory
+        self._config = config = plan.config
+        names = [name for name in (TRAIN, VALIDATION) if name in splits]
+        self._splits = {name: splits[name] for name in names}  # until no cache is written of them any more
+        self._num_in_stack = count_in_stack(config)
+        self._labels = {name: splits[name].labels for name in names}
+        self._scaling = Scaling.from_mapping(data)
+        self._num_classes = data["num_classes"]
+        self._device = device
+        self._observer = observer
+        image_shape = data["image_shape"] if splits[TRAIN].negatives is None else None
+        self._method = make_label_method(config, self._num_classes, data["num_features"], image_shape)
+        self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
+        self._goodness = GOODNESSES[config.objective.goodness]
+        self._metrics = directory.metrics
+        num_samples = {name: len(labels) for name, labels in self._labels.items()}
+        shape = DataShape(data["num_features"], self._num_classes, num_samples)
+        self._caches = CacheSet(directory, config, self._specs, self._method, shape, data, plan.tier, device)
+        self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
+        self._stopwatch = self._transfer.stopwatch
+        self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
+        self._tiles = compute_tiles(config)
+        self._resident: FrozenLayer | None = None  # at most one layer
+        self._written: Future[None] | None = None  # the last file, until it is committed
+        self._epochs_taken: dict[int, int] = {}  # of the layer whose progress an earlier process left
+        self._sweep = LabelSweep(torch.empty(0))
+
+    def run(self) -> None:
+        """Execute the steps that are missing."""
+        num_done = self._directory.count_layers()
+        self._rewind(num_done)
+        self._replay_sweep(num_done)
+        cached_inputs = self._caches.open_committed(num_done, num_done - num_done % self._num_in_stack)
+        path, num_samples = str(self._directory.path), len(self._labels[TRAIN])
+        self._observer.on_start(path, len(self._specs), num_done, num_samples, len(self._tiles))
+        actions: dict[Action, Callable[[LayerSpec], None]] = {
+            Action.WRITE_INPUT: self._write_input,
+            Action.TRAIN: self._train,
+            Action.PROPAGATE: self._propagate,
+        }
+        with (
+            contextlib.closing(self._metrics),
+            self._transfer,
+        ):  # on leaving, by an error too, what was handed over to it is committed
+            steps = remaining_steps(len(self._specs), self._num_in_stack, num_done, cached_inputs)
+            num_writes = sum(step.action is Action.WRITE_INPUT for step in steps)
+            for step in steps:
+                if step.action is Action.WRITE_INPUT:
+                    num_writes -= 1
+                elif not num_writes:
+                    for name in self._caches.lasting:
+                        self._splits.pop(name, None)
+                self._observer.on_step(_describe(step))
+                with self._stopwatch.lap(_NOUNS[step.action]):
+                    actions[step.action](self._specs[step.layer])
+        self._caches.drop_all()
+        self._directory.drop_progress()
+        self._observer.on_finish(read_layer_figures(self._directory))
+
+    # --- the three actions
+
+    def _write_input(self, spec: LayerSpec) -> None:
+        """Overlay, scale and views are decided here; no later cache of a stack reads the data set.
+
+        What the last stack read is gone first. Held-out rows are the same for every stack, whose goodness is summed.
+        """
+        self._resident = None
+        self._workspace.clear()
+        caches, seed, max_shift = self._caches.current, self._config.seed, self._config.augmentation.max_shift
+        for name in list(caches):
+            self._transfer.commit(caches.pop(name).drop)
+        self._transfer.finish()
+        self._transfer.release()
+        for name in self._caches.lasting:
+            caches[name] = self._caches.make(spec.index, name)
+            rows = self._make_rows(name, spec)
+            for view in range(caches[name].layout.num_views):
+                shifts = draw_view(len(self._labels[name]), view, max_shift, seed, spec.index) if view else None
+                write_rows(self._transfer, caches[name], rows.make(shifts, max_shift), view)
+
+    def _train(self, spec: LayerSpec) -> None:
+        """Train, measure, commit, tile by tile. An earlier process's epochs are taken from its progress."""
+        self._resident = None
+        start_s = time.perf_counter()
+        start_epoch = self._epochs_taken.pop(spec.index, 0)
+        num_finished = start_epoch // self._config.epochs
+        so_far: _Goodness = {}
+        for number in range(num_finished):
+            so_far = self._add_tile(spec, self._load_tile(spec, number), so_far, self._caches.lasting)
+        num_samples, training_s = 0, 0.0
+        last = len(self._tiles) - 1
+        for number in range(num_finished, last + 1):
+            layer, epochs, goodness = self._train_tile(spec, number, start_epoch, so_far)
+            start_epoch = (number + 1) * self._config.epochs
+            num_samples += sum(figures.num_samples for figures in epochs)
+            training_s += sum(figures.elapsed_s for figures in epochs)
+            if number < last:
+                self._commit(partial(self._directory.write_tile, spec.index, number, start_epoch, layer))
+                so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
+                del layer  # before the next one is made
+        samples_per_s = num_samples / max(training_s, _LEAST_S) / len(self._tiles)
+        self._commit_layer(spec, layer, epochs[-1], goodness, samples_per_s, time.perf_counter() - start_s)
+        if TRAIN not in self._caches.lasting:
+            self._caches.current.pop(TRAIN).drop()
+
+    def _commit_layer(
+        self,
+        spec: LayerSpec,
+        layer: Layer,
+        figures: EpochFigures,
+        goodness: Tensor | None,
+        samples_per_s: float,
+        elapsed_s: float,
+    ) -> None:
+        """Commit a layer whose last tile, or all of it, is `layer`."""
+        error, error_to_here = self._sweep.add(goodness) if goodness is not None else (None, None)
+        summary = LayerFigures(
+            layer=spec.index + 1,
+            loss=figures.loss,
+            goodness_positive=figures.goodness_positive,
+            goodness_negative=figures.goodness_negative,
+            separation=figures.separation,
+            validation_error=error,
+            validation_error_to_here=error_to_here,
+            samples_per_s=samples_per_s,
+            elapsed_s=elapsed_s,
+            peak_memory_bytes=peak_memory_bytes(self._device),
+            cache_tier=self._caches.tier,
+        )
+        self._metrics.append({"kind": "layer"} | summary.to_mapping() | {"seconds": self._stopwatch.take()})
+        self._transfer.finish()  # what the layer depends on
+        self._commit(
+            lambda seal: self._directory.write_layer(
+                spec.index, layer, goodness, summary.to_mapping(), seal, len(self._tiles)
+            )
+        )
+        if len(self._tiles) == 1:
+            self._resident = FrozenLayer(spec, self._tiles, lambda _: layer)
+        self._observer.on_layer(summary)
+
+    def _train_tile(
+        self, spec: LayerSpec, number: int, start_epoch: int, so_far: _Goodness
+    ) -> tuple[Layer, list[EpochFigures], Tensor | None]:
+        """A tile with all its epochs taken, the figures of those taken here, and the validation goodness at the end.
+
+        Epochs count through the tiles of a layer.
+        """
+        trainer: LayerTrainer | None = None
+        taken, fresh = [], TRAIN not in self._caches.lasting
+        for epoch in range(start_epoch, (number + 1) * self._config.epochs):
+            beside = so_far
+            if fresh:
+                trainer = None  # off the device: the layers below take its place
+                with self._stopwatch.lap("writing images"):
+                    self._write_fresh_input(spec, epoch)
+                beside = so_far | self._measure_tiles(spec, number)
+            if trainer is None:
+                trainer = self._make_trainer(spec, number, epoch)
+            figures, goodness = self._take_epoch(spec, trainer, epoch, beside)
+            taken.append(figures)
+            del beside  # before it is measured anew
+        assert trainer is not None, "a tile that has taken all its epochs is finished"
+        return trainer.layer, taken, goodness
+
+    def _make_trainer(self, spec: LayerSpec, number: int, epoch: int) -> LayerTrainer:
+        """Of a tile as it is before an epoch: at first as it was built, then as the progress holds it."""
+        units = self._tiles[number]
+        layer = build_layer(self._config, spec, self._num_classes, units)
+        layer.workspace = self._workspace
+        trainer = LayerTrainer(layer, spec.index, self._config, self._method, self._device, units)
+        if epoch % self._config.epochs:
+            self._directory.load_progress(layer, trainer.optimiser)
+        return trainer
+
+    def _write_fresh_input(self, spec: LayerSpec, epoch: int) -> None:
+        """In place of what the layer read in the last epoch: images with fresh shifts, put through the layers below.
+
+        The epochs of a layer are counted through its tiles. Nothing depends on what is there of the last epoch's, or of
+        an earlier process's: shifts and wrong labels are functions of (seed, layer, epoch).
+        """
+        self._observer.on_step(f"writing shifted images for epoch {epoch + 1} of layer {spec.index + 1}")
+        self._transfer.finish()  # the progress, from which the layer comes back
+        if TRAIN in self._caches.current:
+            self._caches.current.pop(TRAIN).drop()
+        self._workspace.clear()
+        seed, max_shift = self._config.seed, self._config.augmentation.max_shift
+        self._caches.fresh = f"{spec.index} {epoch}"
+        cache = self._caches.make(spec.stack_start, TRAIN)
+        shifts = draw_fresh(len(self._labels[TRAIN]), max_shift, seed, spec.index, epoch)
+        write_rows(self._transfer, cache, self._make_rows(TRAIN, spec, epoch).make(shifts, max_shift))
+        for below in self._specs[spec.stack_start : spec.index]:
+            cache = self._move(TRAIN, cache, self._take_layer(below))
+        self._resident = None
+        self._caches.current[TRAIN] = cache
+
+    def _make_rows(self, name: str, spec: LayerSpec, epoch: int = 0) -> InputRows:
+        """What the stack of a layer reads of a split; of held-out images every stack is shown the same."""
+        split, held_out = self._splits[name], name == VALIDATION
+        start, layer = self._specs[spec.stack_start], 0 if held_out else spec.index
+        hidden = None if held_out else draw_hidden(self._config, start, self._num_classes)
+        seed = self._config.seed
+        return InputRows(
+            self._method, split, self._scaling, seed, held_out=held_out, layer=layer, epoch=epoch, hidden=hidden
+        )
+
+    def _take_epoch(
+        self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness
+    ) -> tuple[EpochFigures, Tensor | None]:
+        """Train, measure, save."""
+        number, num_epochs = spec.index + 1, self._config.epochs * len(self._tiles)
+
+        def on_tick(figures: EpochFigures) -> None:
+            check_interrupts()
+            self._observer.on_tick(number, epoch + 1, num_epochs, figures)
+
+        cache, labels = self._caches.current[TRAIN], self._labels[TRAIN]
+        with self._stopwatch.lap("training"):
+            figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN))
+        goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
+        error = self._make_sweep().add(goodness)[0] if goodness is not None else None
+        record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
+        self._metrics.append(record | dataclasses.asdict(figures))
+        if (epoch + 1) % self._config.epochs:  # after the last one the tile, or the layer, is committed
+            self._commit(
+                partial(self._directory.write_progress, spec.index, epoch + 1, trainer.layer, trainer.optimiser)
+            )
+        self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
+        return figures, goodness
+
+    def _propagate(self, spec: LayerSpec) -> None:
+        """Move the caches through the layer: what the next layer reads takes the place of what this one read."""
+        layer = self._take_layer(spec)
+        self._workspace.clear()  # of a step's buffers: slots for what is written take their place
+        for name, source in list(self._caches.current.items()):
+            self._caches.current[name] = self._move(name, source, layer)
+
+    # --- what they share
+
+    def _commit(self, write: Callable[[MetricsSeal], Callable[[], None]]) -> None:
+        """Write a file down, and commit it after the lines of the metrics that tell of it are durable.
+
+        One file at a time waits for that, or a disk slower than the epochs would hold more than was planned.
+        """
+        if self._written is not None:
+            self._transfer.await_commit(self._written)
+        with self._stopwatch.lap("saving"):
+            action = write(self._metrics.seal())
+        self._transfer.commit(self._metrics.sync)
+        self._written = self._transfer.commit(action)
+
+    def _move(self, name: str, source: ActivationCache, layer: FrozenLayer) -> ActivationCache:
+        """The cache of what a layer hands on, in place of what it reads."""
+        target = self._caches.make(layer.spec.index + 1, name)
+        propagate(self._transfer, layer, source, target, move=True)
+        self._transfer.commit(source.drop)
+        return target
+
+    def _take_layer(self, spec: LayerSpec) -> FrozenLayer:
+        """The layer on the device if it is this one, else the committed one."""
+        if self._resident is None or self._resident.spec != spec:
+            self._resident = None
+            self._transfer.finish()
+            self._resident = load_committed(
+                self._directory, self._config, spec, self._num_classes, self._device, self._workspace
+            )
+        return self._resident
+
+    def _load_tile(self, spec: LayerSpec, number: int) -> Layer:
+        """A tile that an earlier process finished."""
+        with PAPER:
+            tile = make_layer(self._config, spec, self._num_classes, self._tiles[number])
+        self._directory.load_tile(spec.index, number, tile)
+        tile.to(self._device).workspace = self._workspace
+        return tile
+
+    def _measure_tiles(self, spec: LayerSpec, num_tiles: int) -> _Goodness:
+        """The goodness of the first tiles on the training samples, as they are in this epoch."""
+        found: _Goodness = {}
+        for number in range(num_tiles):
+            found = self._add_tile(spec, self._load_tile(spec, number), found, [TRAIN])
+        return found
+
+    def _add_tile(self, spec: LayerSpec, tile: Layer, so_far: _Goodness, names: Iterable[str]) -> _Goodness:
+        """The goodness of the tiles so far and of one more, on the splits that are named and there."""
+        found: _Goodness = {}
+        for name in self._labels.keys() & names:
+            averaged = self._config.num_in_tile if name == TRAIN else spec.num_units  # as the trainer does
+            cache = self._caches.current[name]
+            found[name] = measure_goodness(self._transfer, tile, cache, self._method, self._goodness, averaged)
+            if name in so_far:
+                found[name] += so_far[name]
+        return found
+
+    def _replay_sweep(self, num_done: int) -> None:
+        """Sum the goodness of the committed layers."""
+        if VALIDATION not in self._labels:
+            return
+        self._sweep = self._make_sweep()
+        for index in range(num_done):
+            goodness = self._directory.load_validation_goodness(index)
+            assert goodness is not None, "a validation split is part of a run's identity"
+            self._sweep.add(goodness)
+
+    def _make_sweep(self) -> LabelSweep:
+        """Of the validation split."""
+        return LabelSweep(
+            self._method.targets(self._labels[VALIDATION]), stack_layers=self._config.network.stack_layers
+        )
+
+    def _rewind(self, num_done: int) -> None:
+        """Bring progress and metrics in line with what is committed."""
+        progress = self._directory.read_progress()
+        if progress is not None and progress[0] > num_done:
+            raise CorruptFileError(
+                f"run {self._directory.path}: progress is of layer {progress[0] + 1}, but only {num_done} layers "
+                f"are committed; restore them from a copy, or put it aside with "
+                + to_command("repair --apply", self._directory.path)
+            )
+        if progress is not None and progress[0] < num_done:  # killed between the layer's commit and its clean-up
+            self._directory.drop_progress()
+            progress = None
+        self._directory.check_metrics()
+        self._epochs_taken = {progress[0]: progress[1]} if progress else {}
+        self._metrics.rewind(self._directory.read_seal(), num_done, self._epochs_taken.get(num_done, 0))
+
+
+def _describe(step: Step) -> str:
+    if step.action is Action.WRITE_INPUT:
+        return "writing the input cache"
+    return f"{'training' if step.action is Action.TRAIN else 'propagating through'} layer {step.layer + 1}"

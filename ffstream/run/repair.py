@@ -1,0 +1,110 @@
+"""What of a damaged run can be kept, and putting the rest aside, so that the run goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ffstream.errors import CorruptFileError, RunError
+from ffstream.ground.files import exists, storage_errors
+from ffstream.ground.lock import RunLock
+from ffstream.run.run import Run
+from ffstream.storage.checkpoint import RunDirectory
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with a run, and what would be put aside: all that is damaged, and all that was built on it."""
+
+    num_committed: int  # layers
+    num_valid: int  # the longest prefix of them without damage
+    problems: list[str]  # a line each, also of what a resume mends by itself
+    damaged: list[Path]  # files and folders of the run
+
+
+def diagnose(directory: RunDirectory) -> Diagnosis:
+    """Check everything that a run has committed. Raises CorruptFileError, RunError for what no layers make up for.
+
+    What cannot be read is neither missing nor damaged: a StorageError says so, and nothing is put aside for it.
+    """
+    run = Run(directory.path)
+    config = run.config  # it and what else lies at the top are the run itself: restored from a copy, or nothing is
+    directory.read_environments()
+    directory.load_validation_labels()
+    indices = directory.list_layers()
+    problems: list[str] = []
+    num_valid = 0
+    for index in indices:
+        if index == num_valid:
+            problem = _problem(partial(directory.verify_layer, num_valid))
+        else:
+            problem = f"layer {num_valid + 1} is missing although there are layers above it"
+        if problem is not None:
+            problems.append(problem)
+            break
+        num_valid += 1
+    damaged = [directory.layer_folder(index) for index in indices[num_valid:]]
+    caches = directory.list_caches(config.cache.folder)
+    where, _ = directory.open_cache(config.cache.folder)
+    places = {name: where.path / name for name in caches}
+    if damaged:  # all that is there for a time only was made through those layers
+        damaged += [path for path in (directory.path / "progress", *places.values()) if exists(path)]
+    else:
+        checks: dict[Path, Callable[[], object]] = {
+            directory.path / "progress": directory.verify_progress,
+            directory.metrics_path: directory.check_metrics,
+            directory.path / "readout": directory.verify_readout,
+            **{path: partial(run.verify_cache, name) for name, path in places.items()},
+        }
+        for place, check in checks.items():
+            problem = _problem(check) if exists(place) else None
+            if problem is not None and problem not in problems:  # the metrics are sealed by the progress
+                problems.append(problem)
+                damaged.append(place)
+        if directory.metrics_path not in damaged:  # lines that nothing sealed: no reason to lose the others
+            problem = _problem(partial(directory.check_metrics_end, config.layers))
+            problems += [problem] if problem is not None else []
+    return Diagnosis(len(indices), num_valid, problems, damaged)
+
+
+def put_aside(directory: RunDirectory) -> tuple[Diagnosis, Path | None]:
+    """Move what is damaged into a folder of its own in the run; the folder is None if nothing was moved.
+
+    What is damaged is looked for under the run's lock: what was so before may have been trained again by then. A cache
+    that lies elsewhere is removed: it is made again. Raises RunLockedError while the run is being trained,
+    StorageError, and what `diagnose` does.
+    """
+    with storage_errors(directory.path), RunLock(directory.path) as lock:
+        locked = RunDirectory(directory.path, lock)
+        diagnosis = diagnose(locked)
+        inside = [path for path in diagnosis.damaged if _is_inside(path, directory)]
+        # The layers above first, so that at no time one is missing.
+        names = [path.relative_to(directory.path).as_posix() for path in reversed(inside)]
+        aside = locked.put_aside(names) if names else None
+        if len(inside) < len(diagnosis.damaged):
+            cache_dir = locked.read_config().cache.folder
+            with locked.cache_locked(cache_dir):
+                locked.drop_caches(cache_dir)
+    return diagnosis, aside
+
+
+def _is_inside(path: Path, directory: RunDirectory) -> bool:
+    """Whether a path lies below the run without a link between them."""
+    try:
+        name = path.relative_to(directory.path).as_posix()
+    except ValueError:
+        return False
+    above = name.split("/")[:-1]
+    names = ("/".join(above[: number + 1]) for number in range(len(above)))
+    return all(directory.folder.find_kind(each) == "a folder" for each in names)
+
+
+def _problem(check: Callable[[], object]) -> str | None:
+    """What a check says in its error."""
+    try:
+        check()
+    except (CorruptFileError, RunError) as error:
+        return str(error)
+    return None

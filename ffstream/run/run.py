@@ -1,0 +1,387 @@
+"""A run as its user sees it: a directory, what is done in it, and what can be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ffstream.data import Dataset, Scaling, Split, fit_images, holds_pictures, load_dataset, split_validation
+from ffstream.data.values import Values, find_other_units, find_shifted_rows
+from ffstream.device.device import resolve_device
+from ffstream.device.environment import plain_torch
+from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError, nearest
+from ffstream.ground.files import expand_home
+from ffstream.ground.interrupts import Interrupts
+from ffstream.infer.combination import fit_weights, plain_sum
+from ffstream.infer.evaluation import (
+    Evaluation,
+    calibrate,
+    count_usable_layers,
+    evaluate_fitted,
+    evaluate_goodness,
+    objective_temperature,
+    read_validation_goodness,
+)
+from ffstream.infer.model import FFNetwork, export_network, load_network
+from ffstream.infer.predictions import Predictions, predict, predict_softmax
+from ffstream.infer.readout import evaluate_softmax
+from ffstream.run.cache_set import verify_cache
+from ffstream.settings.config import Config
+from ffstream.storage.checkpoint import RunDirectory
+from ffstream.training.observer import LayerFigures
+
+if TYPE_CHECKING:
+    from ffstream.data.images import NamedImages
+
+_METHODS = ("auto", "goodness", "fitted", "softmax")
+_PREDICTING_METHODS = ("auto", "goodness", "fitted", "softmax")
+_MOST_VALUES = 1 << 21  # of images that are looked at for their units
+_SPLITS = ("test", "validation", "train")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the data of a run are by now; what is empty is as when it was started."""
+
+    data: str
+    data_root: str
+    download: bool  # what is not there
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. Raises RunError when no run was started there."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", expand_home(self.path))
+        self.directory.check_is_run()
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.path)
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration."""
+        return self.directory.read_config()
+
+    @property
+    def num_layers_done(self) -> int:
+        return self.directory.count_layers()
+
+    @property
+    def layers(self) -> list[LayerFigures]:
+        """Figures of the finished layers."""
+        return read_layer_figures(self.directory)
+
+    @property
+    def validation_errors_by_depth(self) -> list[float]:
+        """Of the goodness summed to each depth, as it was measured in training. Raises RunError where there is none."""
+        found = [figures.validation_error_to_here for figures in self.layers]
+        errors = [error for error in found if error is not None]
+        if not errors:
+            why = (
+                "no layer is finished yet; resume it first" if not found else "it was trained without validation split"
+            )
+            raise RunError(f"run {self.path}: has no validation errors: {why}")
+        return errors
+
+    @plain_torch()
+    def evaluate(
+        self,
+        method: str = "auto",
+        split: str = "test",
+        *,
+        first_layer: int = 2,
+        device: str = "auto",
+        data: str = "",
+        data_root: str = "",
+        download: bool = False,
+    ) -> Evaluation:
+        """Error on a split, streamed: never more than one layer is on the device.
+
+        `method` is "goodness" (argmax over labels of the goodness summed over layers `first_layer` and above, from 1),
+        "fitted" (of their sum with weights that are fitted on the validation split) or "softmax" (a linear readout of
+        the same layers, fitted on the training split the first time); "auto" is goodness, but softmax for layers that
+        were trained without labels and have no goodness of one. `data` and `data_root` say where the run's data are by
+        now, if they were moved; they are checked. Nothing is fetched unless `download` says so. Raises ConfigError,
+        DataError, RunError, DeviceError.
+        """
+        _check_words(first_layer, ("method", method, _METHODS), ("split", split, _SPLITS))
+        config, known = self.config, self.directory.read_data()
+        if method == "auto":
+            method = "softmax" if config.labels.method == "none" else "goodness"
+        if method != "softmax":
+            self._check_labels_were_shown(method, "softmax, or auto")
+        splits = self._load_splits(known, _Source(data, data_root, download), split)
+        if split not in splits:
+            raise DataError(f"data {config.data}: has no {split} split; found {', '.join(sorted(splits))}")
+        common = (self.directory, config, split, splits[split])
+        target = resolve_device(device)
+        labels = splits["validation"].labels if "validation" in splits else None
+        with Interrupts(defers=True):
+            if method == "softmax":
+                found = evaluate_softmax(*common, splits["train"], known, target, first_layer)
+            elif method == "goodness":
+                found = evaluate_goodness(*common, known, target, first_layer, validation_labels=labels)
+            elif labels is None:
+                raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
+            else:
+                found = evaluate_fitted(*common, known, target, labels, first_layer)
+        return replace(found, warning=_find_other_units(known, splits[split].images, f"{split} images"))
+
+    @plain_torch()
+    def predict(
+        self,
+        images: Tensor,
+        method: str = "auto",
+        *,
+        first_layer: int = 2,
+        calibrated: bool = True,
+        device: str = "auto",
+        data: str = "",
+        data_root: str = "",
+        download: bool = False,
+    ) -> Predictions:
+        """Labels and their probabilities for images (n, *image_shape), in the units of the training data, streamed.
+
+        `method` is "goodness" (the sum over layers `first_layer` and above, from 1, at the temperature that fits the
+        validation split best), "fitted" (with weights that are fitted on it too) or "softmax" (the readout that an
+        evaluation has fitted); "auto" is goodness, but softmax for layers that were trained without labels. Not
+        `calibrated`: at the temperature of the training objective, or 1. The data set is read to calibrate the softmax,
+        whose logits on the validation split are not kept, and for runs that were started before they kept the labels
+        of theirs; `data` and `data_root` say where it is by now, if it was moved. Raises ConfigError, DataError,
+        RunError, DeviceError.
+        """
+        _check_words(first_layer, ("method", method, _PREDICTING_METHODS))
+        if method == "fitted" and not calibrated:
+            raise ConfigError("method 'fitted': its weights are calibrated by themselves; leave --uncalibrated out")
+        directory, config, known = self.directory, self.config, self.directory.read_data()
+        source = _Source(data, data_root, download)
+        if method == "auto":
+            method = "softmax" if config.labels.method == "none" else "goodness"
+        images = fit_images(images, tuple(known["image_shape"]), f"run {self.path}")
+        warning = _find_other_units(known, images, "images")
+        target = resolve_device(device)
+        if method == "softmax":
+            held_out = self._load_held_out(known, source) if calibrated else None
+            with Interrupts(defers=True):
+                found = predict_softmax(directory, config, images, known, target, held_out, first_layer)
+            return replace(found, warning=warning)
+        self._check_labels_were_shown(method, "softmax, or auto")
+        num_layers, stack_layers = count_usable_layers(directory, first_layer), config.network.stack_layers
+        if not calibrated:
+            combination = plain_sum(num_layers, first_layer, objective_temperature(config), stack_layers)
+        else:
+            labels = self._load_validation_labels(known, source)
+            if method == "goodness":
+                combination = calibrate(directory, config, num_layers, labels, first_layer)
+            else:
+                goodness = list(read_validation_goodness(directory, num_layers))
+                combination = fit_weights(goodness, labels, first_layer, None, stack_layers)
+        with Interrupts(defers=True):
+            found = predict(directory, config, images, known, target, method, combination, is_calibrated=calibrated)
+        return replace(found, warning=warning)
+
+    def load_images(self, paths: Sequence[str | Path]) -> NamedImages:
+        """Images for `predict`: image files, folders of them, and .npy, .npz and .safetensors files of arrays.
+
+        What is white in an image file is as large as the largest training value, or 255 where that is how the training
+        data are kept. What is black is 0, or the least training value where that is less. Raises DataError naming the
+        first file that does not fit.
+        """
+        from ffstream.data.images import load_images
+        from ffstream.data.picture_file import WHITE
+
+        data = self.directory.read_data()
+        in_bytes = holds_pictures(self.config.data) or data["scale"] > WHITE / 2
+        shape = tuple(data["image_shape"])
+        low, high = 0.0, WHITE if in_bytes else data["scale"]
+        if not in_bytes and (values := _values_of(data)).low < 0:
+            low, high = values.low, values.high
+        return load_images([Path(path) for path in paths], shape, high, low)
+
+    def _load_splits(self, data: dict[str, Any], source: _Source, split: str = "validation") -> dict[str, Split]:
+        """All splits, of which `split` and the training data are checked to be those of the run."""
+        config = self.config
+        skips_bad = config.bad_images == "skip"
+        dataset = load_dataset(
+            source.data or config.data,
+            source.data_root or config.data_root,
+            skips_bad=skips_bad,
+            download=source.download,
+        )
+        check_same_data(self.path, data, dataset)
+        if split == "test":
+            _check_same_test(self.path, data, dataset)
+        return make_splits(dataset, config)
+
+    def _load_validation_labels(self, data: dict[str, Any], source: _Source) -> Tensor:
+        if self.config.validation_fraction == 0:
+            raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
+        labels = self.directory.load_validation_labels()
+        if labels is not None:
+            return labels
+        return self._load_splits(data, source)["validation"].labels
+
+    def _load_held_out(self, data: dict[str, Any], source: _Source) -> Split:
+        if self.config.validation_fraction == 0:
+            raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
+        return self._load_splits(data, source)["validation"]
+
+    def _check_labels_were_shown(self, method: str, allowed: str) -> None:
+        if self.config.labels.method == "none":
+            raise ConfigError(
+                f"method {method!r}: run {self.path} was trained without labels (labels.method none), so that its "
+                f"layers have no goodness of a label; allowed {allowed}"
+            )
+
+    def _no_validation(self, purpose: str, remedy: str) -> RunError:
+        return RunError(
+            f"run {self.path}: has no validation split to {purpose} on (validation_fraction is 0); {remedy}, or train "
+            "a run that has one"
+        )
+
+    @plain_torch()
+    def load(self) -> FFNetwork:
+        """The finished layers as a torch module, on the CPU."""
+        return load_network(self.path)
+
+    def export(self, path: str | Path, *, force: bool = False) -> int:
+        """Write the finished layers to one safetensors file. Returns their number.
+
+        It takes the place of a file that was exported from this run, of another with `force`. Raises OutputError.
+        """
+        return export_network(self.directory, path, force=force)
+
+    @plain_torch()
+    def verify(self) -> int:
+        """Check every digest of what is committed. Returns the number of layers; raises CorruptFileError."""
+        directory, config = self.directory, self.config
+        if directory.marker is not None and not directory.read_environments():
+            raise CorruptFileError(f"run {self.path}: has no environment.json; restore it from a copy")
+        directory.load_validation_labels()
+        directory.check_metrics()
+        directory.check_metrics_end(config.layers)
+        for index in range(self.num_layers_done):
+            directory.verify_layer(index)
+        directory.verify_progress()
+        directory.verify_readout()
+        for name in directory.list_caches(config.cache.folder):
+            self.verify_cache(name)
+        return self.num_layers_done
+
+    def verify_cache(self, name: str) -> None:
+        """Check every shard of a cache, named as `RunDirectory.list_caches` does. Raises CorruptFileError."""
+        folder, _ = self.directory.open_cache(self.config.cache.folder)
+        verify_cache(folder, name, self.config, self.directory.read_data())
+
+
+def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> None:
+    for noun, word, allowed in words:
+        if word not in allowed:
+            raise ConfigError(f"{noun} {word!r}: unknown; {nearest(word, allowed)}")
+    if first_layer < 1:
+        raise ConfigError(f"first layer {first_layer}: allowed an integer >= 1")
+
+
+def _values_of(data: dict[str, Any]) -> Values:
+    """Of the training images; of an older run their magnitude alone is known."""
+    return Values.from_mapping(data["values"]) if "values" in data else Values(1, 0.0, data["scale"], 0.0, 0.0)
+
+
+def _find_other_units(data: dict[str, Any], images: Tensor, noun: str) -> str | None:
+    """What says that images are not in the units of the run's; None if nothing does."""
+    oddity = find_other_units(Values.of(images), _values_of(data))
+    if oddity is None and "standardised" in data:
+        num_images = max(_MOST_VALUES // data["num_features"], 50)
+        rows = Scaling.from_mapping(data).apply(images[:: -(-len(images) // num_images)])
+        num_parts = len(data["standardised"]["mean"])  # features, or channels of several places
+        oddity = find_shifted_rows(rows.unflatten(1, (num_parts, -1)).transpose(1, 2).flatten(0, 1))
+    return None if oddity is None else f"{noun}: {oddity}"
+
+
+def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:
+    """The train split, and validation and test where there are any.
+
+    A validation split of the data's own takes the place of one that is cut off the training data, but where none is
+    asked for (validation_fraction 0).
+    """
+    own = dataset.validation if config.validation_fraction else None
+    train, cut = split_validation(dataset, config.validation_fraction if own is None else 0.0, config.seed)
+    splits = {"train": train}
+    if own is not None or len(cut):
+        splits["validation"] = cut if own is None else own
+    if dataset.test is not None:
+        splits["test"] = dataset.test
+    return splits
+
+
+def describe_data(dataset: Dataset, train: Split, standardise: str) -> dict[str, Any]:
+    """What a network must know of its data, for data.json. `train` is what of them is trained on."""
+    scaling = Scaling.of(train.images, dataset.scale(), standardise)
+    return {
+        "name": dataset.name,
+        "digest": dataset.digest(),
+        **(
+            {"test_digest": dataset.test_digest()}
+            if dataset.test is not None and hasattr(dataset, "test_digest")
+            else {}
+        ),
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "num_features": dataset.num_features,
+        **scaling.to_mapping(standardise, dataset.image_shape),
+        "brings_negatives": dataset.train.negatives is not None,
+        "values": dataset.values.to_mapping(),
+    }
+
+
+def check_same_data(run_dir: Path, data: dict[str, Any], dataset: Dataset) -> None:
+    """Raise RunMismatchError when the training data are not those the run was started with."""
+    digest = dataset.digest()
+    found = {"image_shape": list(dataset.image_shape), "num_classes": dataset.num_classes, "scale": dataset.scale()}
+    if digest == data["digest"] and any(data[key] != value for key, value in found.items()):
+        raise CorruptFileError(
+            f"manifest {run_dir / 'data.json'}: does not describe the data of its digest; restore it from a copy"
+        )
+    if digest != data["digest"]:
+        raise RunMismatchError(
+            f"run {run_dir}: was started on other training data (digest {data['digest'][:12]}, found {digest[:12]} in "
+            f"{dataset.name}); restore those data, or start a new run"
+        )
+
+
+def _check_same_test(run_dir: Path, data: dict[str, Any], dataset: Dataset) -> None:
+    """Raise RunMismatchError when the test data are not those that were there when the run was started.
+
+    In older runs, and where there were none, nothing is known of them.
+    """
+    wanted, found = data.get("test_digest"), dataset.test_digest()
+    if wanted is not None and found is not None and found != wanted:
+        raise RunMismatchError(
+            f"run {run_dir}: was started beside other test data (digest {wanted[:12]}, found {found[:12]} in "
+            f"{dataset.name}); restore those data"
+        )
+
+
+def read_layer_figures(directory: RunDirectory) -> list[LayerFigures]:
+    """Figures of the finished layers, from their manifests."""
+    figures = []
+    for index in range(directory.count_layers()):
+        manifest = directory.read_layer_manifest(index)
+        try:
+            figures.append(LayerFigures.from_mapping(manifest["figures"]))
+        except (TypeError, ValueError) as error:
+            raise CorruptFileError(
+                f"manifest {directory.layer_folder(index)}: figures of another version of ffstream ({error}); "
+                "read it with the version that wrote it"
+            ) from error
+    return figures

@@ -1,0 +1,49 @@
+"""The plan of a run as data: which step follows which. Executed by `executor.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Action(Enum):
+    """What a step does to its layer k."""
+
+    WRITE_INPUT = "write input"  # write the cache that layer k reads, from the data set
+    TRAIN = "train"  # train layer k on its input cache, measure it on the validation split, commit its weights
+    PROPAGATE = "propagate"  # write the cache that layer k + 1 reads in place of the one that layer k read
+
+
+@dataclass(frozen=True)
+class Step:
+    """One action on one layer."""
+
+    action: Action
+    layer: int
+
+
+def compute_schedule(num_layers: int, num_in_stack: int) -> tuple[Step, ...]:
+    """All steps of a run from scratch."""
+    return remaining_steps(num_layers, num_in_stack, num_done=0, cached_inputs=())
+
+
+def remaining_steps(
+    num_layers: int, num_in_stack: int, num_done: int, cached_inputs: Collection[int]
+) -> tuple[Step, ...]:
+    """The steps that are missing when layers 0..num_done-1 are committed. The first layer of a stack reads images.
+
+    `cached_inputs` holds each k for which the cache that layer k reads is committed. Caches that are gone are written
+    again through the committed layers of a stack, from the nearest one that is left or from the data set.
+    """
+    if num_done >= num_layers:
+        return ()
+    first = num_done - num_done % num_in_stack
+    usable = [layer for layer in cached_inputs if first <= layer <= num_done]
+    steps = [] if usable else [Step(Action.WRITE_INPUT, first)]
+    steps += [Step(Action.PROPAGATE, layer) for layer in range(max(usable, default=first), num_done)]
+    steps.append(Step(Action.TRAIN, num_done))
+    for layer in range(num_done + 1, num_layers):
+        steps.append(Step(Action.PROPAGATE, layer - 1) if layer % num_in_stack else Step(Action.WRITE_INPUT, layer))
+        steps.append(Step(Action.TRAIN, layer))
+    return tuple(steps)

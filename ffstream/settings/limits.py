@@ -1,0 +1,74 @@
+"""What a setting may be: rules that are written beside its default, and the check of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Container, Mapping
+from dataclasses import field
+from typing import Any, get_type_hints
+
+from ffstream.errors import ConfigError, nearest
+from ffstream.ground.units import parse_bytes
+
+# Magnitudes allowed: what 64 bits hold. Comparing with them refuses nan and infinity as well.
+_LARGEST_INTEGER, _LARGEST_NUMBER = 2**63 - 1, sys.float_info.max
+
+
+def limit(default: Any, **rules: Any) -> Any:
+    """A dataclass field whose value is checked: at_least, above, at_most, below, choices, word (allowed), size."""
+    return field(default=default, metadata=rules)
+
+
+def check_fields(section: Any, prefix: str, skipped: Container[str] = ()) -> None:
+    """Raise ConfigError for the first field of a dataclass that breaks its type or its rules; numbers become floats."""
+    hints = get_type_hints(type(section))
+    for item in dataclasses.fields(section):
+        if item.name in skipped:
+            continue
+        value = getattr(section, item.name)
+        problem = _problem(value, str(hints[item.name]), item.metadata)
+        if problem:
+            joint = "; " if problem.startswith("did you mean") else ", allowed "
+            raise ConfigError(f"config {prefix}{item.name}: found {value!r}{joint}{problem}")
+        if isinstance(value, int) and not isinstance(value, bool) and "float" in str(hints[item.name]):
+            object.__setattr__(section, item.name, float(value))  # so that 1 and 1.0 have one fingerprint
+        elif isinstance(value, float):
+            object.__setattr__(section, item.name, value + 0.0)  # and -0.0 that of 0.0
+
+
+def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
+    """What would have been allowed, or "" when the value is."""
+    word = rules.get("word")
+    if word is not None and value == word:
+        return ""
+    if "bool" in hint:
+        return "" if isinstance(value, bool) else "true or false"
+    if "int" in hint or "float" in hint:
+        kind, types = ("a number", (int, float)) if "float" in hint else ("an integer", (int,))
+        largest = _LARGEST_NUMBER if "float" in hint else _LARGEST_INTEGER
+        signs = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
+        bounds = " and ".join(f"{sign} {rules[rule]:g}" for rule, sign in signs.items() if rule in rules)
+        allowed = f"{kind} {bounds}".rstrip() + (f", or {word!r}" if word is not None else "")
+        if isinstance(value, bool) or not isinstance(value, types) or not abs(value) <= largest:
+            return allowed
+        inside = (
+            value >= rules.get("at_least", value)
+            and value <= rules.get("at_most", value)
+            and not ("above" in rules and value <= rules["above"])
+            and not ("below" in rules and value >= rules["below"])
+        )
+        return "" if inside else allowed
+    if not isinstance(value, str):
+        return "a string"
+    if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
+        return "a string of whole characters (a path in another encoding cannot be written to config.toml; rename it)"
+    if rules.get("size") and value != "auto":
+        try:
+            positive = parse_bytes(value) > 0
+        except ValueError:
+            positive = False
+        return "" if positive else "'auto', or a size such as 512MiB, 1.5GiB or 8GB"
+    if "choices" in rules and value not in rules["choices"]:
+        return nearest(value, rules["choices"]).removeprefix("allowed: ")
+    return ""

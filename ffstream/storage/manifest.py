@@ -1,0 +1,151 @@
+"""Manifests: JSON files that carry the digest of their own content, and are checked to hold what is read from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ffstream.errors import CorruptFileError
+from ffstream.ground.folder import Folder
+
+_DIGEST = "manifest_sha256"
+_MOST = 1 << 42  # bytes of a file, units, samples
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value must be, in words, and whether one is."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+COUNT = Kind("an integer >= 0", lambda value: type(value) is int and 0 <= value < _MOST)
+SIZE = Kind("an integer >= 1", lambda value: type(value) is int and 1 <= value < _MOST)
+NUMBER = Kind("a number", lambda value: type(value) in (int, float) and abs(value) < 1e300)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a string", lambda value: isinstance(value, str))
+DIGEST = Kind("a sha256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
+POSITIVE = Kind("a number > 0", lambda value: NUMBER.holds(value) and value > 0)
+IDENTITY = Kind(
+    "16 digits of base 16", lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16}", value))
+)
+NAME = Kind("a file name", lambda value: isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None)
+ANYTHING = Kind("anything", lambda _: True)
+
+# What content must be: a Kind, a list of as many as there are, or a mapping by name. A name that ends with "?" may be
+# missing; a Kind in place of a name is of all further names, which are ignored where there is none.
+Shape = Kind | list["Shape"] | Mapping[str | Kind, "Shape"]
+
+# Those of a run directory.
+_SEAL: Shape = {"num_bytes": COUNT, "sha256": DIGEST}
+DATA: Shape = {
+    "num_classes": SIZE,
+    "class_names": [TEXT],
+    "image_shape": [SIZE],
+    "num_features": SIZE,
+    "scale": POSITIVE,
+    "digest": DIGEST,
+    "test_digest?": DIGEST,  # where there are test data, in runs that are not older
+    "validation_labels_digest?": DIGEST,
+    "brings_negatives?": FLAG,
+    "standardised?": {"mean": [NUMBER], "spread": [NUMBER]},  # of each feature or channel, where it is asked for
+    "values?": {
+        "num_images": SIZE,
+        **dict.fromkeys(("low", "high", "mean", "spread"), NUMBER),
+    },  # of those for training
+}
+RUN: Shape = {
+    "format": TEXT,
+    "identity": IDENTITY,
+    "settings": {TEXT: ANYTHING},
+    "data": DIGEST,  # of the training data
+    "description": DIGEST,  # of the manifest that describes all data
+    "adopted?": [DIGEST],  # of the manifests of layers that were there when an older run was given its identity
+}
+ENVIRONMENT: Shape = {"run": DIGEST, "environments": [{TEXT: ANYTHING}]}
+LAYER: Shape = {
+    "layer": COUNT,
+    "run?": DIGEST,  # of the run's own manifest; not in layers that are older
+    "digests": {"weights": DIGEST, NAME: DIGEST},
+    "digest_below": TEXT,
+    "figures": {TEXT: ANYTHING},
+    "metrics?": _SEAL,
+}
+PROGRESS: Shape = {
+    "layer": COUNT,
+    "run?": DIGEST,
+    "num_epochs": SIZE,
+    "digests": {NAME: DIGEST},
+    "digest_below?": TEXT,  # in runs that are older
+    "metrics?": _SEAL,
+}
+READOUT: Shape = {"run?": DIGEST, "identity": {"layers": [DIGEST]}, "digest_file": DIGEST}
+
+
+def write_manifest(folder: Folder, name: str, content: dict[str, Any]) -> str:
+    """Write a JSON manifest that carries the digest of its own content, durably. Returns that digest."""
+    digest = content_digest(content)
+    sealed = {**content, _DIGEST: digest}
+    folder.write(name, (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
+    return digest
+
+
+def read_manifest(folder: Folder, name: str, shape: Shape, remedy: str = "restore it from a copy") -> dict[str, Any]:
+    """Read a manifest once, and check its digest and what it holds. `remedy` says what to do with one that is wrong.
+
+    Raises CorruptFileError, FileNotFoundError for none, StorageError for one that cannot be read.
+    """
+    path = folder.path / name
+    try:
+        content = json.loads(folder.read(name))
+        digest = content.pop(_DIGEST)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CorruptFileError(f"manifest {path}: not a manifest of ffstream ({error}); {remedy}") from error
+    if digest != content_digest(content):
+        raise CorruptFileError(f"manifest {path}: altered since it was written (its digest differs); {remedy}")
+    misfit = find_misfit(content, shape)
+    if misfit is not None:
+        raise CorruptFileError(f"manifest {path}: {misfit}; {remedy}")
+    return dict(content)
+
+
+def content_digest(content: dict[str, Any]) -> str:
+    """Of what a manifest holds: what others name it by."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def find_misfit(value: Any, shape: Shape, name: str = "content") -> str | None:
+    """Where a value differs from what it must be, what was found there and what is allowed; None if it does not."""
+    if isinstance(shape, Kind):
+        return None if shape.holds(value) else f"{name}: found {_shorten(value)}, allowed {shape.words}"
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{name}: found {_shorten(value)}, allowed a list"
+        return _first(find_misfit(item, shape[0], f"{name}[{number}]") for number, item in enumerate(value))
+    if not isinstance(value, dict):
+        return f"{name}: found {_shorten(value)}, allowed a mapping"
+    named = {key.removesuffix("?"): part for key, part in shape.items() if isinstance(key, str)}
+    missing = [key for key in shape if isinstance(key, str) and not key.endswith("?") and key not in value]
+    if missing:
+        return f"{name}: found no {missing[0]}"
+    found = [find_misfit(value[key], part, key) for key, part in named.items() if key in value]
+    for kind, part in shape.items():
+        if isinstance(kind, Kind):
+            others = [key for key in value if key not in named]
+            found += [find_misfit(key, kind, f"a name in {name}") for key in others]
+            found += [find_misfit(value[key], part, _shorten(key)) for key in others]
+    return _first(found)
+
+
+def _first(found: Any) -> str | None:
+    return next((misfit for misfit in found if misfit is not None), None)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

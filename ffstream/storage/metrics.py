@@ -1,0 +1,188 @@
+"""metrics.jsonl: one line an epoch and one a layer. What was committed seals the lines that tell of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ffstream.errors import CorruptFileError
+from ffstream.ground.files import storage_errors, sync_file, write_all
+from ffstream.ground.folder import Folder
+
+METRICS = "metrics.jsonl"
+_CHUNK_BYTES = 1 << 20
+_MAX_TAIL_BYTES = 1 << 26  # of lines that nothing seals: those of one epoch have hundreds
+
+
+@dataclass(frozen=True)
+class MetricsSeal:
+    """What the first lines of a file of metrics were when something was committed that they tell of."""
+
+    num_bytes: int
+    sha256: str
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, for a manifest."""
+        return asdict(self)
+
+
+class MetricsFile:
+    """Appends records; every record is one JSON object with a "kind" ("epoch" or "layer") and a "layer" from 1.
+
+    `rewind` comes before the first `append`, and `close` after the last one. A file that somebody takes away while it
+    is written is not made again: the lines go with it.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._path = folder.path / METRICS
+        self._digest, self._num_bytes = hashlib.sha256(), 0
+        self._file: io.FileIO | None = None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line, which a later `sync` makes durable."""
+        line = _encode(record)
+        with storage_errors(self._path):
+            if self._file is None:
+                self._file = self._folder.append(METRICS)
+            write_all(self._file, line)
+        self._count(line)
+
+    def sync(self) -> None:
+        """Write all lines through to the disk: before what they tell of is committed."""
+        with storage_errors(self._path):
+            if self._file is not None:
+                sync_file(self._file)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def seal(self) -> MetricsSeal:
+        """Of all lines so far."""
+        return MetricsSeal(self._num_bytes, self._digest.hexdigest())
+
+    def check(self, seal: MetricsSeal) -> None:
+        """Raises CorruptFileError when the lines that were sealed are not there any more as they were.
+
+        A file that is gone was taken away by somebody, who does without it.
+        """
+        for _ in self._read_sealed(seal):
+            pass
+
+    def find_tail(self, seal: MetricsSeal | None, num_layers: int, num_epochs: int, most_layers: int) -> str | None:
+        """What is wrong with what follows the seal; None where nothing is.
+
+        Lines of layers after `num_layers`, up to `most_layers`, and of the first of them after `num_epochs` may be
+        there: those of a process that has not committed yet what they tell of, or was stopped before. The last one may
+        be torn.
+        """
+        start = seal.num_bytes if seal is not None else 0
+        try:
+            with self._folder.open(METRICS) as file, storage_errors(self._path, "read"):
+                num_bytes = os.fstat(file.fileno()).st_size - start
+                file.seek(start)
+                tail = file.read(_MAX_TAIL_BYTES) if 0 < num_bytes <= _MAX_TAIL_BYTES else b""
+        except FileNotFoundError:
+            return None
+        if num_bytes > _MAX_TAIL_BYTES or not all(
+            _is_after(line, num_layers, num_epochs, most_layers) for line in tail.split(b"\n")[:-1]
+        ):
+            return (
+                f"metrics {self._path}: the {num_bytes} bytes after byte {start} tell of nothing that was committed; "
+                "resume drops them"
+            )
+        return None
+
+    def read(self, seal: MetricsSeal | None) -> list[dict[str, Any]]:
+        """The records that are sealed; without a seal, as in runs that are older, those of all whole lines.
+
+        Raises CorruptFileError.
+        """
+        content = b"".join(self._read_sealed(seal)) if seal is not None else self._read_all()
+        return [record for record in map(_parse, content.split(b"\n")) if record is not None]
+
+    def rewind(self, seal: MetricsSeal | None, num_layers: int, num_epochs: int) -> None:
+        """Keep what is sealed, and nothing after it: a resumed run takes later epochs again.
+
+        Without a seal, as in runs that are older, the lines of `num_layers` finished layers and `num_epochs` epochs of
+        the next one. Raises CorruptFileError.
+        """
+        self.close()
+        if self._folder.find_kind(METRICS) is None:
+            kept = b""
+        elif seal is not None:
+            kept = b"".join(self._read_sealed(seal))
+        else:
+            kept = b"".join(
+                _encode(record)
+                for record in self.read(None)
+                if record["layer"] <= num_layers
+                or (record["layer"] == num_layers + 1 and record["kind"] == "epoch" and record["epoch"] <= num_epochs)
+            )
+        if self._folder.find_kind(METRICS) is not None:
+            with storage_errors(self._path):
+                self._folder.write(METRICS, kept)
+        self._digest, self._num_bytes = hashlib.sha256(), 0
+        self._count(kept)
+
+    def _read_sealed(self, seal: MetricsSeal) -> Iterator[bytes]:
+        """The sealed lines in parts, checked at the end. Nothing where there is no file."""
+        digest, left = hashlib.sha256(), seal.num_bytes
+        try:
+            file = self._folder.open(METRICS)
+        except FileNotFoundError:
+            return
+        with file, storage_errors(self._path, "read"):
+            if os.fstat(file.fileno()).st_size >= left:
+                while left and (part := file.read(min(left, _CHUNK_BYTES))):
+                    digest.update(part)
+                    left -= len(part)
+                    yield part
+        if left or digest.hexdigest() != seal.sha256:
+            raise CorruptFileError(
+                f"metrics {self._path}: altered or cut short since they were written (their digest differs); "
+                "restore them from a copy, or delete the file to go on without"
+            )
+
+    def _read_all(self) -> bytes:
+        try:
+            with self._folder.open(METRICS) as file, storage_errors(self._path, "read"):
+                return file.readall()
+        except FileNotFoundError:
+            return b""
+
+    def _count(self, lines: bytes) -> None:
+        self._digest.update(lines)
+        self._num_bytes += len(lines)
+
+
+def _encode(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record) + "\n").encode()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """One record; None for a line that is none, such as one torn by a crash."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("layer")) is not int:
+        return None
+    is_whole = record.get("kind") == "layer" or (record.get("kind") == "epoch" and type(record.get("epoch")) is int)
+    return record if is_whole else None
+
+
+def _is_after(line: bytes, num_layers: int, num_epochs: int, most_layers: int) -> bool:
+    """Whether a line tells of a later layer, and of the next one of none of its first epochs."""
+    record = _parse(line)
+    if record is None or not num_layers < record["layer"] <= most_layers:
+        return False
+    return bool(record["layer"] > num_layers + 1 or record["kind"] == "layer" or record["epoch"] > num_epochs)

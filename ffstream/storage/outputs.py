@@ -1,0 +1,264 @@
+"""Outputs: files that commands are asked to write, never in place of anything that somebody else wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ffstream.errors import OutputError, StorageError
+from ffstream.ground.files import (
+    MANIFEST_BYTES,
+    copy_mode,
+    describe_kind,
+    expand_home,
+    make_folder,
+    open_regular,
+    suppress_each,
+    sync_file,
+    sync_folder,
+    write_all,
+)
+from ffstream.ground.processes import is_of_dead_process, make_tag
+from ffstream.storage.identity import CACHE
+from ffstream.storage.run_names import find_run, is_name_of_run, is_run
+
+_PREFIX = ".ffstream-"
+_LEFT_OVER = re.compile(re.escape(_PREFIX) + r"(\d+-\d+-[0-9a-f]{8})-[0-9a-f]{8}")
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_CHUNK_BYTES = 1 << 20
+_MOST_CHUNKS = 100  # of a picture, before its pixels
+
+# Whether a file that is there, open for reading, is what the same command wrote before.
+IsOwn = Callable[[io.FileIO], bool]
+
+
+class Output:
+    """One file that is asked for, written whole or not at all; what is there keeps its permissions.
+
+    It never takes the place of an input, of a file of a run, of a folder, a device or a FIFO. `inputs` are files, or
+    folders with all that is below them; those that are not there do not count. It takes that of another file with
+    `force` alone, or where `is_own` says that the same command wrote it before. Links are followed first. Raises
+    OutputError: when it is made, so that nobody waits for a refusal, and again before the file gets its name.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        inputs: Iterable[str | Path] = (),
+        *,
+        force: bool = False,
+        is_own: IsOwn = lambda _: False,
+    ) -> None:
+        self.path = expand_home(path)
+        self.is_own = is_own
+        self._inputs = [Path(each) for each in inputs]
+        self._force = force
+        self.check()
+
+    def check(self) -> Path:
+        """Where the file goes once links are followed. Raises OutputError where it may not."""
+        try:
+            target = Path(os.path.realpath(self.path))
+            found = _find(self.path)
+            self._check_folder(target.parent)
+        except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise self._refuse(f"cannot be looked for ({reason})", "choose another name") from error
+        run = find_run(target)
+        if run is not None:
+            raise self._refuse(f"is a file of the run {run}", "choose a name that it does not use")
+        if found is None:
+            return target
+        if not stat.S_ISREG(found.st_mode):
+            raise self._refuse(f"is {describe_kind(found.st_mode)}", "allowed a file; choose another name")
+        if any(os.path.samestat(found, own) for each in self._inputs if (own := _find_or_none(each)) is not None):
+            raise self._refuse("is an input of the same command", "choose another name")
+        if self._is_own(target):
+            return target
+        above = next((each for each in self._inputs if _holds(each, found)), None)
+        if above is not None:
+            raise self._refuse(f"is a file of the input {above}", "choose another name")
+        if not self._force:
+            raise self._refuse(
+                "is there already, and is not what the same command has written before",
+                "choose another name, or add --force to replace it",
+            )
+        return target
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[io.FileIO]:
+        """Yield a new file beside the output; on success it gets its name, durably; on any failure it is removed."""
+        target = self.check()
+        with self._storage_errors():
+            make_folder(target.parent)
+            remove_left_over(target.parent)
+            temporary = target.with_name(f"{_PREFIX}{make_tag()}-{secrets.token_hex(4)}")
+            file = io.FileIO(os.open(temporary, _FLAGS, 0o666), "r+b")
+            try:
+                with file:
+                    yield file
+                    self._publish(file, temporary, target)
+            finally:
+                with contextlib.suppress(OSError):  # of a failing disk, about which more has been said by now
+                    temporary.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> None:
+        """Write all of the file at once."""
+        with self.writing() as file:
+            write_all(file, data)
+
+    def _publish(self, file: io.FileIO, temporary: Path, target: Path) -> None:
+        """Give a whole file its name, unless what is there by now forbids it and is another one."""
+        try:
+            if self.check() != target:
+                raise self._refuse("leads elsewhere than before", "do it again")
+        except OutputError:
+            if _has_same_bytes(file, target):
+                return
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            copy_mode(file, target.stat().st_mode)
+        sync_file(file)
+        temporary.replace(target)
+        sync_folder(target.parent)
+
+    def _check_folder(self, folder: Path) -> None:
+        """That files can be made there, or where it is missing, in what is there of the folders above it."""
+        above = next(each for each in (folder, *folder.parents) if _find(each) is not None)
+        if not above.is_dir():
+            raise self._refuse(f"{above} is {describe_kind(above.stat().st_mode)}, allowed a folder", "choose another")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise self._refuse(f"folder {above} cannot be written", "mend its permissions, or choose another")
+
+    def _is_own(self, target: Path) -> bool:
+        try:
+            with open_regular(target) as file:
+                return self.is_own(file)
+        except OSError:  # what cannot be read is nobody's
+            return False
+
+    def _refuse(self, found: str, remedy: str) -> OutputError:
+        return OutputError(f"output {self.path}: {found}; {remedy}")
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            raise StorageError(
+                f"cannot write {self.path}: {reason}; free space or mend permissions there, then do it again; nothing "
+                "that was there is changed"
+            ) from error
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove the regular files that processes which are gone left half-written in a folder."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        found = [entry for entry in entries if _is_left_over(entry)]
+        suppress_each(lambda entry=entry: Path(entry.path).unlink() for entry in found)  # type: ignore[misc]
+
+
+def read_metadata(file: io.FileIO) -> dict[str, str]:
+    """What the head of a safetensors file says of it; nothing where it is no such file. Raises OSError."""
+    length = int.from_bytes(_read_exactly(file, 8), "little")
+    if length > min(os.fstat(file.fileno()).st_size, MANIFEST_BYTES):
+        return {}
+    try:
+        found = json.loads(_read_exactly(file, length))["__metadata__"]
+        return {str(key): str(value) for key, value in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def read_picture_text(file: io.FileIO, key: str) -> str | None:
+    """A text that stands under a key in a PNG file, before its pixels; None where there is none. Raises OSError."""
+    if file.read(8) != b"\x89PNG\r\n\x1a\n":
+        return None
+    for _ in range(_MOST_CHUNKS):
+        head = _read_exactly(file, 8)
+        length = int.from_bytes(head[:4], "big")
+        if len(head) < 8 or head[4:] == b"IDAT":
+            break
+        if head[4:] != b"tEXt" or length > MANIFEST_BYTES:
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        found, _, text = _read_exactly(file, length).partition(b"\0")
+        if found == key.encode("ascii"):
+            return text.decode("latin-1")
+        file.seek(4, os.SEEK_CUR)  # past the checksum
+    return None
+
+
+def _find(path: Path) -> os.stat_result | None:
+    """What a path leads to; None where there is nothing. Raises OSError, ValueError."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _find_or_none(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
+
+
+def _holds(folder: Path, wanted: os.stat_result) -> bool:
+    """Whether a file is in a folder or below it, links followed; of a run, among the files that it calls its own.
+
+    Its caches are left out: wherever they lie, their files are known by the names of their folders.
+    """
+    top, of_run = str(folder), is_run(folder)
+    seen, waiting = set(), [top]
+    while waiting:
+        current = waiting.pop()
+        with contextlib.suppress(OSError), os.scandir(current) as entries:
+            for entry in entries:
+                if current == top and of_run and (entry.name == CACHE or not is_name_of_run(entry.name)):
+                    continue
+                found = _find_or_none(Path(entry.path))
+                if found is None:
+                    continue
+                if os.path.samestat(found, wanted):
+                    return True
+                if stat.S_ISDIR(found.st_mode) and (found.st_dev, found.st_ino) not in seen:
+                    seen.add((found.st_dev, found.st_ino))
+                    waiting.append(entry.path)
+    return False
+
+
+def _is_left_over(entry: os.DirEntry[str]) -> bool:
+    name = _LEFT_OVER.fullmatch(entry.name)
+    return name is not None and is_of_dead_process(name[1]) and entry.is_file(follow_symlinks=False)
+
+
+def _has_same_bytes(file: io.FileIO, path: Path) -> bool:
+    try:
+        with open_regular(path) as other:
+            if os.fstat(file.fileno()).st_size != os.fstat(other.fileno()).st_size:
+                return False
+            file.seek(0)
+            while part := file.read(_CHUNK_BYTES):
+                if part != _read_exactly(other, len(part)):
+                    return False
+            return True
+    except OSError:
+        return False
+
+
+def _read_exactly(file: io.FileIO, num_bytes: int) -> bytes:
+    """So many bytes, or what is left: an unbuffered file may give less at once."""
+    parts = []
+    while num_bytes and (part := file.read(num_bytes)):
+        parts.append(part)
+        num_bytes -= len(part)
+    return b"".join(parts)

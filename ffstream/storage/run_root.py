@@ -1,0 +1,362 @@
+"""What lies at the top of a run directory: what makes it a run, its configuration, its data, its environment."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.errors import CorruptFileError, RunError, RunMismatchError, StorageError
+from ffstream.ground.files import storage_errors
+from ffstream.ground.folder import TEMPORARY, Folder
+from ffstream.ground.lock import RunLock
+from ffstream.settings.config import LATER_SETTINGS, Config, parse_toml
+from ffstream.storage.identity import (
+    CACHE,
+    CONFIG,
+    CONFIG_SEAL,
+    DATA_FILE,
+    ENVIRONMENT_FILE,
+    LABELS_FILE,
+    MARKER,
+    FolderState,
+    Survey,
+    describe_run,
+    draw_identity,
+    read_marker,
+    survey,
+    write_marker,
+)
+from ffstream.storage.manifest import DATA, ENVIRONMENT, content_digest, read_manifest, write_manifest
+from ffstream.storage.run_names import SHARD_NAMES, find_run
+from ffstream.storage.tensor_file import digest_tensors, load_tensor, write_tensors
+
+MANIFEST = "manifest.json"
+_CACHES = re.compile(r"\d{3,18}-\w+")
+
+
+class RunRoot:
+    """Reads and writes the top of one run directory; it is written by the holder of its lock alone."""
+
+    def __init__(self, path: str | Path, lock: RunLock | None = None) -> None:
+        self.path = Path(path)
+        self.folder = lock.folder if lock is not None else Folder(self.path)
+        self._marker: dict[str, Any] | None = None
+
+    # --- what makes it a run
+
+    def survey(self) -> Survey:
+        """Whether it is a run, may become one, or is somebody's."""
+        return survey(self.folder)
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.survey().is_run
+
+    def check_is_run(self) -> None:
+        """Raise RunError, or CorruptFileError, unless a run was started here."""
+        found = self.survey()
+        if found.error is not None:
+            raise found.error
+        if found.state is FolderState.FREE:
+            raise RunError(f"run {self.path}: no run there (no {CONFIG}); start one with ffstream train --run-dir")
+        if not found.is_run:
+            raise RunError(f"run {self.path}: no run there: the folder {found.problem}")
+
+    def check_is_free(self) -> None:
+        """Raise RunError, or CorruptFileError, where a run can neither be started nor gone on with."""
+        other = find_run(self.path.resolve())
+        if other is not None:
+            raise RunError(
+                f"run {self.path}: is a part of the run {other}, which would put it aside or remove it; choose another "
+                "--run-dir"
+            )
+        found = self.survey()
+        if found.error is not None:
+            raise found.error
+        if found.state is FolderState.FOREIGN:
+            raise RunError(
+                f"run {self.path}: {found.problem}, and ffstream puts a run into a folder of its own; choose another "
+                "--run-dir"
+            )
+        if found.state is FolderState.BROKEN:
+            raise RunError(f"run {self.path}: {found.problem}")
+
+    def create(
+        self, config: Config, data: dict[str, Any], environment: Mapping[str, Any], labels: Tensor | None = None
+    ) -> None:
+        """Start a run: labels of the validation split (n,), and everything else at the top, the configuration last.
+
+        What a killed process left that had begun to start one is replaced; the identity is a new one.
+        """
+        self.folder.identity = self.survey().identity
+        self.remove_temporaries()
+        for name in (
+            ENVIRONMENT_FILE,
+            LABELS_FILE,
+            DATA_FILE,
+            MARKER,
+        ):  # in this order each is known by those behind it
+            self.folder.remove(name)
+        self.folder.identity, self._marker = draw_identity(), None
+        labels_file = {"labels": labels} if labels is not None else {}
+        if labels_file:
+            data = data | {"validation_labels_digest": digest_tensors(labels_file)}
+        run = write_marker(self.folder, describe_run(self.folder.identity, config.identity(), data))
+        write_manifest(self.folder, DATA_FILE, data)
+        if labels_file:
+            write_tensors(self.folder, LABELS_FILE, labels_file)()
+        write_manifest(self.folder, ENVIRONMENT_FILE, {"run": run, "environments": [dict(environment)]})
+        self.write_config(config)
+
+    def adopt(self, config: Config, environment: Mapping[str, Any]) -> None:
+        """Give an older run an identity. Its layers, and the one in training, are named in it as they are now."""
+        names = [f"layers/{name}/{MANIFEST}" for name in self.folder.names("layers")] + [f"progress/{MANIFEST}"]
+        adopted = []
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                adopted.append(content_digest(read_manifest(self.folder, name, {})))
+        identity, data = draw_identity(), self.read_data()
+        self.folder.identity = identity
+        content = describe_run(identity, config.identity(), data, adopted)
+        environments = [dict(environment)]  # which is assumed to be that of its layers
+        write_manifest(self.folder, ENVIRONMENT_FILE, {"run": content_digest(content), "environments": environments})
+        write_marker(self.folder, content)
+        if self.folder.find_kind(CACHE) == "a folder":  # theirs are made again, under a name of the run's own
+            for name in filter(_CACHES.fullmatch, self.folder.names(CACHE)):
+                self.folder.remove_matching(f"{CACHE}/{name}", *SHARD_NAMES)
+
+    @property
+    def marker(self) -> dict[str, Any] | None:
+        """What makes it a run, which never changes; None for one that is older. Raises CorruptFileError."""
+        if self._marker is None:
+            self._marker = read_marker(self.folder)
+        return self._marker
+
+    def read_identity(self) -> str | None:
+        """By which the run is told from all others; None for one that is older."""
+        return str(self.marker["identity"]) if self.marker is not None else None
+
+    @property
+    def run_digest(self) -> str | None:
+        """By which its layers name the run; None for one that is older."""
+        return content_digest(self.marker) if self.marker is not None else None
+
+    def check_names_this_run(self, manifest: dict[str, Any], name: str, remedy: str) -> None:
+        """Raise CorruptFileError when a manifest is of another run, or of one that had no identity then."""
+        wanted, found = self.run_digest, manifest.get("run")
+        if found == wanted and (found is not None or wanted is None):
+            return
+        if self.marker is not None and found is None and content_digest(manifest) in self.marker.get("adopted", []):
+            return
+        raise CorruptFileError(
+            f"manifest {self.path / name}: belongs to another run ({(found or 'none')[:12]}, this one is "
+            f"{(wanted or 'of a version without identities')[:12]}); {remedy}"
+        )
+
+    def check_belongs(self, config: Config) -> None:
+        """Raise CorruptFileError when configuration, data or environment are not those that the run was started with.
+
+        Settings that a later version has added are not asked for.
+        """
+        if self.marker is None:
+            return
+        data = self.read_data()
+        if data["digest"] != self.marker["data"] or content_digest(data) != self.marker["description"]:
+            raise CorruptFileError(
+                f"manifest {self.path / DATA_FILE}: is of other data than {MARKER} names; restore both from one copy"
+            )
+        settings, own = LATER_SETTINGS | self.marker["settings"], LATER_SETTINGS | config.identity()
+        different = [
+            f"{key}: {own[key]!r}, {settings[key]!r}" for key in own if key in settings and own[key] != settings[key]
+        ]
+        if different:
+            raise RunMismatchError(
+                f"config {self.path / CONFIG}: differs from the settings that the run was started with ({MARKER}) in "
+                f"{'; '.join(different)}; restore it from a copy"
+            )
+
+    # --- configuration
+
+    def write_config(self, config: Config) -> None:
+        """Replace the configuration. Its first line, a comment, is the digest of the others."""
+        text = config.to_toml().encode()
+        seal = hashlib.sha256(text).hexdigest().encode()
+        self.folder.write(CONFIG, CONFIG_SEAL + seal + b"\n" + text)
+
+    def read_config(self) -> Config:
+        """The resolved configuration. Raises CorruptFileError when it is not as it was written, ConfigError."""
+        path = self.path / CONFIG
+        try:
+            content = self.folder.read(CONFIG)
+        except FileNotFoundError:
+            raise RunError(f"run {self.path}: no run there (no {CONFIG}); restore it from a copy") from None
+        first, _, text = content.partition(b"\n")
+        if first.startswith(CONFIG_SEAL):
+            digest = first.removeprefix(CONFIG_SEAL).decode(errors="replace")
+            if digest != hashlib.sha256(text).hexdigest():
+                raise CorruptFileError(
+                    f"config {path}: altered since it was written (its digest, in the first line, differs); "
+                    "restore it from a copy; what may be changed is changed by the options of ffstream resume"
+                )
+        config = Config.from_mapping(parse_toml(content, f"config file {path}"))
+        self.check_belongs(config)
+        return config
+
+    # --- data
+
+    def read_data(self) -> dict[str, Any]:
+        """What `create` was given. Raises RunError, CorruptFileError."""
+        try:
+            data = read_manifest(self.folder, DATA_FILE, DATA)
+        except FileNotFoundError:
+            raise RunError(f"run {self.path}: has no {DATA_FILE}; restore it from a copy") from None
+        if math.prod(data["image_shape"]) != data["num_features"] or len(data["class_names"]) != data["num_classes"]:
+            raise CorruptFileError(
+                f"manifest {self.path / DATA_FILE}: {data['num_features']} features in images of shape "
+                f"{tuple(data['image_shape'])}, {len(data['class_names'])} names of {data['num_classes']} classes; "
+                "restore it from a copy"
+            )
+        return data
+
+    def load_validation_labels(self) -> Tensor | None:
+        """Labels (n,) that `create` was given, or None; also of a run that was started before they were kept."""
+        digest = self.read_data().get("validation_labels_digest")
+        return None if digest is None else load_tensor(self.folder, LABELS_FILE, digest, "labels", torch.int64, 1)
+
+    # --- environment
+
+    def read_environments(self) -> list[dict[str, Any]]:
+        """What decided bits, from the start of the run on; nothing where it is not known. Raises CorruptFileError."""
+        if self.marker is None:
+            return []
+        try:
+            found = read_manifest(self.folder, ENVIRONMENT_FILE, ENVIRONMENT)
+        except FileNotFoundError:
+            return []
+        self.check_names_this_run(found, ENVIRONMENT_FILE, "restore it from a copy")
+        return list(found["environments"])
+
+    def record_environment(self, environment: Mapping[str, Any]) -> None:
+        """Write down that from here on the run is trained elsewhere."""
+        environments = [*self.read_environments(), dict(environment)]
+        write_manifest(self.folder, ENVIRONMENT_FILE, {"run": self.run_digest, "environments": environments})
+
+    # --- caches
+
+    def open_cache(self, cache_dir: str = "", *, make: bool = False) -> tuple[Folder, str]:
+        """A folder, and the name below it under which the caches of this run lie: in the run, or on another disk."""
+        own = f"ffstream-{self.read_identity()}" if self.marker is not None else ""
+        kind = None if cache_dir else self.folder.find_kind(CACHE)
+        if kind == "a folder" or (kind is None and not cache_dir):
+            if make and kind is None:
+                self.folder.make_folder(CACHE)
+            return self.folder, f"{CACHE}/{own}" if own else CACHE
+        if make:
+            self.check_cache_base(cache_dir)
+        return Folder(self.cache_base(cache_dir), self.folder.identity), own
+
+    def check_cache_base(self, cache_dir: str) -> None:
+        """Raise StorageError where caches shall lie in a folder that is not there."""
+        base = self.cache_base(cache_dir)
+        other = find_run(base.resolve()) if cache_dir else None
+        if other is not None and base.resolve() != self.path.resolve() / CACHE:
+            raise StorageError(f"cache {base}: is a part of the run {other}; choose another --cache-dir")
+        if not base.is_dir() and (cache_dir or self.folder.find_kind(CACHE) is not None):
+            raise StorageError(f"cache {base}: is no folder; make it, or choose another --cache-dir")
+
+    @contextlib.contextmanager
+    def cache_locked(self, cache_dir: str = "", *, make: bool = False) -> Iterator[None]:
+        """Hold caches that lie on another disk: a copy of the run has its identity, and would use the same."""
+        folder, name = self.open_cache(cache_dir, make=make)
+        if folder is self.folder or not name or not (make or folder.find_kind(name)):
+            yield
+            return
+        with storage_errors(folder.path / name):
+            folder.make_folder(name)
+        with contextlib.ExitStack() as stack:
+            stack.callback(folder.remove_if_empty, name)
+            lock = stack.enter_context(RunLock(folder.path / name, noun="cache", needs_room=make))
+            stack.callback(lock.remove)
+            yield
+
+    def cache_base(self, cache_dir: str = "") -> Path:
+        """Where caches lie."""
+        return Path(cache_dir) if cache_dir else self.path / CACHE
+
+    def list_caches(self, cache_dir: str = "") -> list[str]:
+        """The names of the caches that are there, below the folder that `open_cache` tells."""
+        folder, prefix = self.open_cache(cache_dir)
+        names = folder.names(prefix) if prefix else []
+        return [f"{prefix}/{name}" for name in names if _CACHES.fullmatch(name)]
+
+    def drop_caches(self, cache_dir: str = "", kept: Sequence[str] | None = None) -> int:
+        """Remove all caches and their folder, or all but those that are kept. Returns the bytes that were removed."""
+        folder, prefix = self.open_cache(cache_dir)
+        if self.marker is None:
+            return 0
+        names = [name for name in self.list_caches(cache_dir) if name not in (kept or ())]
+        num_bytes = sum(folder.remove_matching(name, *SHARD_NAMES) for name in names)
+        if kept is not None:
+            return num_bytes
+        folder.remove_if_empty(prefix)
+        if not cache_dir and self.folder.find_kind(CACHE) == "a folder":
+            self.folder.remove_if_empty(CACHE)
+        return num_bytes
+
+    # --- order
+
+    def remove_temporaries(self) -> int:
+        """Remove what processes of this run left half-written in it, but for caches. Returns the bytes removed."""
+        if not self.folder.identity:
+            return 0
+        prefix = f"{TEMPORARY}{self.folder.identity}-"
+        folders = ("", "layers", "progress", "readout")
+        num_bytes = sum(self.folder.remove_matching(each, re.escape(prefix) + ".*") for each in folders)
+        for name in self.folder.names("layers"):
+            if name.startswith(prefix):
+                num_bytes += self.remove_staged(f"layers/{name}")
+        return num_bytes
+
+    def remove_half_shards(self, cache_dir: str = "") -> int:
+        """The same of its caches, by whoever holds these: a copy of the run has its identity, and may be at work."""
+        folder, _ = self.open_cache(cache_dir)
+        names = self.list_caches(cache_dir) if self.marker is not None else []
+        return sum(folder.remove_matching(name, SHARD_NAMES[1]) for name in names)
+
+    def remove_staged(self, name: str) -> int:
+        """Remove the folder of a layer that did not get its name."""
+        own = re.escape(f"{TEMPORARY}{self.folder.identity}-") + ".*"
+        return self.folder.remove_matching(name, r"(weights|validation)\.safetensors", re.escape(MANIFEST), own)
+
+    def put_aside(self, names: Sequence[str]) -> Path:
+        """Move what is damaged, or not the run's, into a folder of its own in the run, which is returned."""
+        numbers = itertools.count(1)
+        aside = next(name for name in (f"damaged-{each}" for each in numbers) if self.folder.find_kind(name) is None)
+        with storage_errors(self.path / aside):
+            for name in names:
+                above, _, last = name.rpartition("/")
+                self.folder.make_folder(f"{aside}/{above}" if above else aside)
+                self._move(name, f"{aside}/{above}/{last}" if above else f"{aside}/{last}")
+        return self.path / aside
+
+    def _move(self, name: str, to: str) -> None:
+        """Rename from folder to folder; file by file where a file system cannot do that with whole folders."""
+        try:
+            self.folder.move(name, to)
+        except OSError as error:
+            if error.errno != errno.EXDEV or self.folder.find_kind(name) != "a folder":
+                raise
+            self.folder.make_folder(to)
+            for each in self.folder.names(name):
+                self._move(f"{name}/{each}", f"{to}/{each}")
+            self.folder.remove_if_empty(name)

@@ -1,0 +1,149 @@
+"""Pictures of figures, as PNG files. matplotlib, which the `plot` extra brings, is imported when one is drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import statistics
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ffstream.errors import ConfigError, printable
+from ffstream.storage.outputs import Output, read_picture_text
+from ffstream.studies.memory_profile import METHODS, Profile
+
+_SIZE_INCHES = (7.5, 4.5)
+_DOTS_PER_INCH = 150
+_MIB = 1 << 20
+_LARGEST_SHARE_SHOWN = 2.5  # of the median: the first layers' errors would press all others together
+_KEY = "ffstream"  # of the text in a picture that says what it shows
+_PROFILE: dict[str, Any] = {"command": "profile"}
+
+
+def open_picture(
+    path: str | Path, content: Mapping[str, Any], inputs: Sequence[str | Path] = (), *, force: bool = False
+) -> Output:
+    """Where a picture is to be written that shows `content`.
+
+    It takes the place of one that the same command drew, which can be drawn again, or of any file but `inputs` with
+    `force`. Raises ConfigError for a name that is no picture's, OutputError.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"output {path}: found {path.suffix or 'no suffix'!r}, allowed a name that ends in .png")
+    return Output(path, inputs, force=force, is_own=lambda file: _find_command(file) == content["command"])
+
+
+def open_profile_picture(path: str | Path, *, force: bool = False) -> Output:
+    """The same of a profile."""
+    return open_picture(path, _PROFILE, force=force)
+
+
+def draw_profile(profile: Profile, path: str | Path, *, force: bool = False) -> None:
+    """Peak memory against depth, a curve for each method; ours in evaluation is dashed.
+
+    Takes the place of what is there as `open_picture` says. Raises ModuleNotFoundError, ConfigError, OutputError,
+    StorageError.
+    """
+    output = open_profile_picture(path, force=force)
+    with _without_backend():
+        from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    for method, label in METHODS.items():
+        points = profile.curve(method)
+        known = [(point.num_layers, point.training_bytes / _MIB) for point in points if point.training_bytes]
+        (line,) = axes.plot(*zip(*known, strict=True), marker="o", label=label) if known else (None,)
+        if method == "ffstream" and line is not None:
+            line.set_linewidth(2.5)
+            evaluated = [
+                (point.num_layers, point.evaluation_bytes / _MIB) for point in points if point.evaluation_bytes
+            ]
+            axes.plot(*zip(*evaluated, strict=True), "--", color=line.get_color(), label=f"{label}, evaluation")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda mib, _: f"{mib:,.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB")
+    )
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(sorted({point.num_layers for point in profile.points}))
+    axes.set_xlabel(f"layers of {profile.settings.width} units")
+    axes.set_ylabel("peak device memory")
+    axes.set_title(f"Training at batch {profile.settings.batch}, {profile.settings.precision}", fontsize="medium")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize="small")
+    output.write(_render(figure, _PROFILE))
+
+
+def draw_errors(
+    curves: Mapping[str, Sequence[float]],
+    axis: str,
+    path: str | Path,
+    inputs: Sequence[str | Path] = (),
+    *,
+    force: bool = False,
+) -> None:
+    """Error against depth, a curve for each label: shares in [0, 1], of the layers to each depth from 1.
+
+    `axis` says which error it is. Takes the place of what is there as `open_picture` says. Raises ModuleNotFoundError,
+    ConfigError, OutputError, StorageError.
+    """
+    content = {"command": "plot", "axis": axis, "runs": sorted(curves)}
+    output = open_picture(path, content, inputs, force=force)
+    with _without_backend():
+        from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    for label, errors in curves.items():
+        name = printable(label if not label.startswith("_") else f" {label}")  # which would be left out
+        axes.plot(range(1, len(errors) + 1), [100 * error for error in errors], marker="o", markersize=3, label=name)
+    shown = _LARGEST_SHARE_SHOWN * max(statistics.median(errors) for errors in curves.values())
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100 * shown) if shown else None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("layers")
+    axes.set_ylabel(f"{axis}, %")
+    axes.grid(alpha=0.3)
+    for text in axes.legend(fontsize="small").get_texts():
+        text.set_parse_math(False)  # names may hold a dollar
+    output.write(_render(figure, content))
+
+
+@contextlib.contextmanager
+def _without_backend() -> Iterator[None]:
+    """Import matplotlib without the backend that notebooks name to all they start: no window is opened here."""
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+
+
+def _render(figure: Any, content: Mapping[str, Any]) -> bytes:
+    """A figure as a PNG file that says what it shows."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of characters that the font has no shape for
+        figure.savefig(file, format="png", metadata={_KEY: _describe(content)})
+    return file.getvalue()
+
+
+def _find_command(file: io.FileIO) -> str | None:
+    """Which command drew a picture; None of any other file."""
+    try:
+        return str(json.loads(read_picture_text(file, _KEY) or "{}")["command"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _describe(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)

@@ -1,0 +1,310 @@
+"""Peak memory against depth: a run of ours beside its rivals, each point measured in a process of its own.
+
+`python -m ffstream.studies.memory_profile REQUEST` is such a process: it measures the point that is asked for, in JSON,
+and prints it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ffstream.data import Split
+from ffstream.device.device import device_name, resolve_device, resolve_precision
+from ffstream.device.memory import PeakMeter, is_out_of_memory
+from ffstream.errors import ConfigError, CorruptFileError, FFStreamError, OutputError, RunMismatchError, nearest
+from ffstream.ground.files import make_folder, read_regular, storage_errors
+from ffstream.ground.lock import RunLock
+from ffstream.ground.scratch import make_scratch
+from ffstream.infer.evaluation import evaluate_goodness
+from ffstream.run.launch import train
+from ffstream.settings.config import Config
+from ffstream.storage.manifest import ANYTHING, NUMBER, SIZE, TEXT, Kind, Shape, find_misfit
+from ffstream.storage.outputs import Output
+from ffstream.storage.run_names import is_run
+from ffstream.studies.rivals import Backprop, ResidentFF, Rival
+from ffstream.training.observer import LayerFigures, Observer
+
+# What is measured, by the name that asks for it, with the name that it is shown by.
+METHODS = {
+    "ffstream": "ffstream",
+    "resident": "resident FF",
+    "backprop": "backprop",
+    "checkpointing": "backprop, checkpointing",
+    "accumulation": "backprop, accumulation",
+}
+
+_RIVALS: dict[str, Callable[..., Rival]] = {
+    "resident": ResidentFF,
+    "backprop": Backprop,
+    "checkpointing": lambda *shape: Backprop(*shape, checkpointed=True),
+    "accumulation": lambda *shape: Backprop(*shape, accumulated=True),
+}
+
+_NUM_CLASSES = 10
+_NUM_STEPS = 2  # an epoch; the second finds the optimiser's state there
+_KILLED = -9  # by the system, which does so when memory is out
+_PEAK = Kind("a number of bytes, or null", lambda value: value is None or (type(value) is int and 0 <= value < 1 << 62))
+_CONTENT: Shape = {
+    "settings": {TEXT: ANYTHING},
+    "machine": {TEXT: ANYTHING},
+    "points": [
+        {"method": TEXT, "num_layers": SIZE, "training_bytes": _PEAK, "evaluation_bytes": _PEAK, "elapsed_s": NUMBER}
+    ],
+}
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """What all points have in common."""
+
+    width: int
+    batch: int
+    micro_batch: int  # of ffstream, resident FF and backprop with accumulation
+    device: str
+    precision: str
+    num_features: int = 784
+
+    @classmethod
+    def here(
+        cls, *, device: str, precision: str, width: int = 2000, batch: int = 5000, micro_batch: int | None = None
+    ) -> ProfileSettings:
+        """With the device and the precision that are meant here, and a tenth of the batch at once unless it is given.
+
+        Raises ConfigError, DeviceError.
+        """
+        found = resolve_device(device)
+        Config(precision=precision)  # which says what is allowed
+        if micro_batch is None:
+            micro_batch = max(batch // 10, 1)
+        return cls(width, batch, micro_batch, device=str(found), precision=resolve_precision(precision, found))
+
+    def configure(self, num_layers: int) -> Config:
+        """The configuration of a run of so many layers. Raises ConfigError."""
+        names = ("width", "batch", "micro_batch", "device", "precision")
+        sizes = {name: getattr(self, name) for name in names}
+        settings = {"cache.tier": "disk", "cache.shard_samples": self.micro_batch, "network.stack_layers": 0}
+        return Config(layers=num_layers, epochs=2, **sizes).override(settings)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Peak bytes of one method at one depth; None where the device or the host ran out of memory."""
+
+    method: str
+    num_layers: int
+    training_bytes: int | None
+    evaluation_bytes: int | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The points that are measured, and where and how they were."""
+
+    settings: ProfileSettings
+    machine: dict[str, str]
+    points: list[Point]
+
+    def find(self, method: str, num_layers: int) -> Point | None:
+        """The point of a method at a depth, if it is measured."""
+        return next((point for point in self.curve(method) if point.num_layers == num_layers), None)
+
+    def curve(self, method: str) -> list[Point]:
+        """The points of a method, by depth."""
+        found = [point for point in self.points if point.method == method]
+        return sorted(found, key=lambda point: point.num_layers)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def measure_profile(
+    settings: ProfileSettings,
+    methods: Sequence[str],
+    depths: Sequence[int],
+    folder: Path,
+    on_point: Callable[[Point], None] = lambda _: None,
+    *,
+    force: bool = False,
+) -> Profile:
+    """Measure what is missing in FOLDER/profile.json, which is written anew after each point.
+
+    Raises ConfigError for methods and sizes that cannot be, RunMismatchError for a folder of other settings or another
+    machine, CorruptFileError for a file that is no profile; with `force`, what is there is measured anew in place of
+    both. Raises OutputError for a folder that is a run's, RunLockedError while another process measures there.
+    """
+    if not methods:
+        raise ConfigError(f"--methods: found none; allowed: {', '.join(sorted(METHODS))}")
+    for method in methods:
+        if method not in METHODS:
+            raise ConfigError(f"--methods: unknown method {method!r}; {nearest(method, METHODS)}")
+    for depth in depths:
+        settings.configure(depth)
+    path = folder / "profile.json"
+    if is_run(folder):
+        raise OutputError(
+            f"output {folder}: is a run, and a profile needs a folder of its own; choose another --output"
+        )
+    output = Output(path, is_own=lambda _: True)  # of what is there, `_open` says whether it is gone on with
+    machine = {"device_name": device_name(settings.device), "torch": torch.__version__}
+    with storage_errors(folder):
+        make_folder(folder)
+    with RunLock(folder):
+        profile = _open(Profile(settings, machine, []), path, force=force)
+        for depth in depths:
+            for method in methods:
+                if profile.find(method, depth) is None:
+                    point = _measure_apart(settings, method, depth, folder)
+                    profile.points.append(point)
+                    output.write((json.dumps(profile.to_mapping(), indent=1) + "\n").encode())
+                    on_point(point)
+    return profile
+
+
+def _open(profile: Profile, path: Path, *, force: bool) -> Profile:
+    """The profile, with the points that were measured before. Raises RunMismatchError, CorruptFileError."""
+    try:
+        content = json.loads(read_regular(path))
+        misfit = find_misfit(content, _CONTENT)
+        if misfit is not None:
+            raise ValueError(misfit)
+        points = [Point(**point) for point in content["points"]]
+    except FileNotFoundError:
+        return profile
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        if force:
+            return profile
+        raise CorruptFileError(
+            f"profile {path}: cannot be read ({error}); choose another --output, or add --force to replace it"
+        ) from error
+    saved = content["settings"] | content["machine"]
+    asked = dataclasses.asdict(profile.settings) | profile.machine
+    different = [f"{name}: {asked[name]!r}, {saved.get(name)!r}" for name in asked if asked[name] != saved.get(name)]
+    if not different:
+        return dataclasses.replace(profile, points=points)
+    if force:
+        return profile
+    raise RunMismatchError(
+        f"profile {path}: belongs to other settings; asked and found differ in {'; '.join(different)}; ask for the "
+        "same, choose another --output, or add --force to replace it"
+    )
+
+
+def _measure_apart(settings: ProfileSettings, method: str, num_layers: int, folder: Path) -> Point:
+    """Measure a point in a process of its own. Raises FFStreamError as it does there."""
+    start_s = time.perf_counter()
+    noun = f"{METHODS[method]} of {num_layers} layers"
+    with make_scratch(folder) as scratch:
+        request = {"settings": dataclasses.asdict(settings), "method": method, "num_layers": num_layers}
+        request["folder"] = str(scratch.path)
+        # With -m, Python would import what lies in the current folder first, whoever put it there.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from ffstream.studies.memory_profile import main; main()"
+        command = [sys.executable, "-c", code, json.dumps(request)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode < 0 and done.returncode != _KILLED:
+        name = signal.strsignal(-done.returncode) or -done.returncode
+        raise FFStreamError(f"{noun}: its process was ended by a signal ({name}); run the same command again")
+    if done.returncode not in (0, _KILLED):
+        raise RuntimeError(f"{noun}: {done.stderr}")
+    answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+    if "error" in answer:
+        raise FFStreamError(f"{noun}: {answer['error']}")
+    peaks = (answer.get("training_bytes"), answer.get("evaluation_bytes"))
+    return Point(method, num_layers, *peaks, time.perf_counter() - start_s)
+
+
+def _measure(settings: ProfileSettings, method: str, num_layers: int, folder: Path) -> dict[str, int]:
+    """Peak bytes of training and of evaluation, the data set left out."""
+    config = settings.configure(num_layers)
+    device = torch.device(settings.device)
+    generator = torch.Generator().manual_seed(0)
+    num_samples = round(_NUM_STEPS * settings.batch / (1 - config.validation_fraction))
+    shape = (num_samples, settings.num_features)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.arange(num_samples) % _NUM_CLASSES
+    if method == "ffstream":
+        return _measure_run(config, images, labels, device, folder)
+    return _measure_rival(_RIVALS[method], config, images, labels, device)
+
+
+class _Metering(Observer):
+    """Measures a run from its first step to its last, in laps."""
+
+    def __init__(self, meter: PeakMeter) -> None:
+        self._meter = meter
+        self.peak_bytes = 0
+
+    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
+        """The data are there, and nothing else."""
+        self._meter.start()
+
+    def on_step(self, description: str) -> None:
+        """A step of the schedule is over."""
+        self.peak_bytes = max(self.peak_bytes, self._meter.lap())
+
+    def on_finish(self, layers: list[LayerFigures]) -> None:
+        """The last one is."""
+        self.peak_bytes = max(self.peak_bytes, self._meter.stop())
+
+
+def _measure_run(config: Config, images: Tensor, labels: Tensor, device: torch.device, folder: Path) -> dict[str, int]:
+    """A run of ours, and its evaluation of a batch by goodness."""
+    save_file({"train.images": images, "train.labels": labels}, folder / "data.safetensors")
+    config, peaks = dataclasses.replace(config, data=str(folder / "data.safetensors")), []
+    with PeakMeter(device) as meter:
+        training = _Metering(meter)
+        run = train(config, folder / "run", observer=training)
+        split, data = Split(images[: config.batch], labels[: config.batch]), run.directory.read_data()
+        meter.start()
+        evaluate_goodness(
+            run.directory, run.config, "test", split, data, device, on_layer=lambda: peaks.append(meter.lap())
+        )
+        peaks.append(meter.stop())
+    return {"training_bytes": training.peak_bytes, "evaluation_bytes": max(peaks)}
+
+
+def _measure_rival(
+    make: Callable[..., Rival], config: Config, images: Tensor, labels: Tensor, device: torch.device
+) -> dict[str, int]:
+    """A rival that is trained on a few batches, then asked for the labels of one."""
+    with PeakMeter(device) as meter:
+        meter.start()
+        rival = make(config, images.shape[1], _NUM_CLASSES, device)
+        for part, wanted in zip(
+            images.split(config.batch)[:_NUM_STEPS], labels.split(config.batch)[:_NUM_STEPS], strict=True
+        ):
+            rival.train_batch(part, wanted)
+        training_bytes = meter.lap()
+        rival.predict(images[: config.batch])
+        return {"training_bytes": training_bytes, "evaluation_bytes": meter.stop()}
+
+
+def main() -> None:
+    """Measure one point. An error that a user can mend is an answer too."""
+    request = json.loads(sys.argv[1])
+    settings = ProfileSettings(**request["settings"])
+    answer: dict[str, Any]
+    try:
+        answer = _measure(settings, request["method"], request["num_layers"], Path(request["folder"]))
+    except Exception as error:
+        if is_out_of_memory(error) or is_out_of_memory(error.__cause__ or error):
+            answer = {}
+        elif isinstance(error, FFStreamError):
+            answer = {"error": str(error)}
+        else:
+            raise
+    sys.stdout.write(json.dumps(answer) + "\n")

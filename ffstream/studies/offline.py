@@ -1,0 +1,139 @@
+"""Negatives written ahead: hybrid images, in one file with the images that they are contrasted with.
+
+Positives and negatives may be made at different times (Hinton 2022, section 8). A run that is given as well makes them
+its own: of several hybrids drawn for each, the one that its layers like most.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ffstream.data import SOURCES, Dataset, find_path, load_dataset, sources
+from ffstream.data.hybrids import check_plane, draw_with_others, make_hybrids
+from ffstream.device.environment import plain_torch
+from ffstream.device.memory import is_out_of_memory
+from ffstream.errors import ConfigError, DataError
+from ffstream.ground import seeding
+from ffstream.ground.files import expand_home
+from ffstream.ground.units import format_bytes
+from ffstream.infer.model import FFNetwork, load_network
+from ffstream.settings.config import NegativesConfig
+from ffstream.settings.limits import check_fields
+from ffstream.storage.outputs import Output, read_metadata
+from ffstream.storage.tensor_file import save_tensors
+
+_CHUNK_IMAGES = 4096  # hybrids that exist at once beside those that are kept
+_MOST_BYTES = 1 << 62  # from there on it is not memory that is said to be missing
+_FORMAT = "ffstream-negatives-1"  # in the metadata of a file of them
+
+
+@plain_torch()
+def write_negatives(
+    path: str | Path,
+    data: str,
+    *,
+    data_root: str = "",
+    per_sample: int = 8,
+    blurs: int = 6,
+    seed: int = 0,
+    run: str | Path | None = None,
+    draws: int = 4,
+    force: bool = False,
+) -> tuple[int, ...]:
+    """Write the arrays of a data set, and `per_sample` negatives for each training image, to a .safetensors file.
+
+    `data` as in a Config. `blurs`: of the random bits that become a mask. `run`: a run, or an exported file, of layers
+    that learnt without labels; each negative is then that of `draws` hybrids whose goodness, summed over its layers, is
+    the largest. The file takes the place of negatives of the same data, of another file with `force` alone. Returns the
+    shape of the negatives, (n, per_sample, *image shape). Raises DataError for data that hybrids cannot be made of,
+    ConfigError, RunError, OutputError, StorageError.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".safetensors":
+        raise DataError(f"file {path}: allowed a name that ends in .safetensors, as ffstream train reads it")
+    check_fields(NegativesConfig(per_sample=per_sample, blurs=blurs), prefix="negatives.")
+    if not 1 <= draws <= _CHUNK_IMAGES:
+        raise ConfigError(f"draws: found {draws}, allowed an integer >= 1 and <= {_CHUNK_IMAGES}")
+    inputs = [*list_data_files(data, data_root), *([Path(run)] if run is not None else [])]
+    output = Output(path, inputs, force=force, is_own=lambda file: read_metadata(file).get("format") == _FORMAT)
+    dataset = load_dataset(data, data_root, download=True)
+    metadata = {"format": _FORMAT, "data": dataset.digest()}
+    output.is_own = lambda file: _is_of_same_data(metadata, file)
+    output.check()
+    network = _load_judge(run, dataset) if run is not None else None
+    try:
+        negatives = draw_negatives(dataset.train.images, per_sample, blurs, seed, network, draws)
+    except (RuntimeError, MemoryError) as error:
+        num_bytes = per_sample * dataset.train.images.nbytes
+        if not is_out_of_memory(error) and num_bytes < _MOST_BYTES:
+            raise
+        size = format_bytes(num_bytes)
+        raise DataError(f"data {data}: out of memory for {size} of negatives; use a smaller --per-sample") from error
+    arrays = {"train.images": dataset.train.images, "train.labels": dataset.train.labels, "train.negatives": negatives}
+    if dataset.test is not None:
+        arrays |= {"test.images": dataset.test.images, "test.labels": dataset.test.labels}
+    options = {"per_sample": per_sample, "blurs": blurs, "seed": seed, "draws": draws if run is not None else 0}
+    with output.writing() as file:
+        tensors = {name: tensor.contiguous() for name, tensor in arrays.items()}
+        save_tensors(file, tensors, metadata | {"options": json.dumps(options)})
+    return tuple(negatives.shape)
+
+
+def list_data_files(data: str, data_root: str) -> list[Path]:
+    """Where a data set is read from, for a `data` as in a Config: files, and folders of them."""
+    if data not in SOURCES:
+        return [find_path(data, data_root)]
+    root = Path(data_root) if data_root else sources.default_data_root()
+    return [Path(sources.__file__).parent, *([expand_home(root)] if root is not None else [])]
+
+
+def _is_of_same_data(wanted: dict[str, str], file: io.FileIO) -> bool:
+    found = read_metadata(file)
+    return all(found.get(key) == value for key, value in wanted.items())
+
+
+@torch.no_grad()
+def draw_negatives(
+    images: Tensor, per_sample: int, num_blurs: int, seed: int, network: FFNetwork | None = None, num_draws: int = 1
+) -> Tensor:
+    """Hybrids of each image and others, (n, *shape) -> (n, per_sample, *shape) in the same type.
+
+    With a network, each is that of `num_draws` which it likes most. Raises DataError where images have no plane.
+    """
+    plane, shape = check_plane(images.shape[1:]), images.shape[1:]
+    num_drawn = per_sample * (num_draws if network is not None else 1)
+    generator = seeding.generator(seed, 0, 0, "offline negatives")
+    others = seeding.generator(seed, 0, 0, "offline negatives, others")
+    kept = torch.empty(len(images), per_sample, *shape, dtype=images.dtype)
+    step = max(1, _CHUNK_IMAGES // num_drawn)
+    for start in range(0, len(images), step):
+        part = slice(start, min(start + step, len(images)))
+        index = draw_with_others(part, len(images), num_drawn, others)
+        mixed = images[index.flatten()].view(*index.shape, -1)
+        hybrids = make_hybrids(mixed[:, 0], mixed[:, 1:], plane, num_blurs, generator).flatten(0, 1)
+        if network is not None:
+            liked = torch.stack(network.goodness_by_layer(hybrids.view(-1, *shape))).sum(dim=0)
+            best = liked.view(-1, num_draws).argmax(dim=1) + torch.arange(0, len(hybrids), num_draws)
+            hybrids = hybrids[best]
+        kept[part] = hybrids.view(-1, per_sample, *shape)
+    return kept
+
+
+def _load_judge(run: str | Path, dataset: Dataset) -> FFNetwork:
+    network = load_network(run)
+    if network.config.labels.method != "none":
+        raise DataError(
+            f"run {run}: its layers see labels (labels.method={network.config.labels.method}), allowed one that learnt "
+            "without, such as --recipe unsupervised"
+        )
+    if network.image_shape != dataset.image_shape:
+        raise DataError(
+            f"data {dataset.name}: images have shape {dataset.image_shape}, allowed {network.image_shape}, what run "
+            f"{run} was trained on"
+        )
+    return network

@@ -1,0 +1,151 @@
+"""The same network trained in the ways that keep all of it on the device: what streaming is measured against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint_sequential
+
+from ffstream.cache import DTYPES
+from ffstream.data import Scaling
+from ffstream.device.workspace import Workspace
+from ffstream.field.goodness import GOODNESSES
+from ffstream.field.labels import make_label_method
+from ffstream.field.network import build_layer, compute_layer_specs
+from ffstream.ground import seeding
+from ffstream.settings.config import Config
+from ffstream.training.layer_trainer import LayerTrainer
+from ffstream.training.micro_batch import draw_for
+from ffstream.training.propagation import FrozenLayer, chunk_samples, hand_on_whole
+
+_IN_BYTES = Scaling(255.0)
+
+
+class Rival(ABC):
+    """A network that is on the device whole. `images` are (n, features) uint8, `labels` (n,) int64, on the host."""
+
+    @abstractmethod
+    def train_batch(self, images: Tensor, labels: Tensor) -> None:
+        """One update of every layer."""
+
+    @abstractmethod
+    def predict(self, images: Tensor) -> Tensor:
+        """Scores (n, num_classes) of a batch, none of which trains anything."""
+
+
+class ResidentFF(Rival):
+    """The layers of a run, all kept, each trained on every batch as it passes through (Hinton 2022, section 2)."""
+
+    def __init__(self, config: Config, num_features: int, num_classes: int, device: torch.device) -> None:
+        config = config.override({"cache.shard_samples": config.batch})  # a batch comes whole, and is cut from there
+        self._config = config
+        self._device = device
+        self._dtype = DTYPES[config.cache.dtype]
+        self._method = make_label_method(config, num_classes, num_features)
+        self._goodness = GOODNESSES[config.objective.goodness]
+        self._specs = compute_layer_specs(config, num_features)
+        self._generator = seeding.generator(config.seed, 0, 0, "batches and negatives")
+        self._device_generator = seeding.generator(config.seed, 0, 0, "dropout", device)
+        workspace = Workspace(device)  # as in a run: one for all layers
+        self._trainers = []
+        for spec in self._specs:
+            layer = build_layer(config, spec, num_classes)
+            layer.workspace = workspace
+            self._trainers.append(LayerTrainer(layer, spec.index, config, self._method, device))
+
+    @torch.no_grad()
+    def train_batch(self, images: Tensor, labels: Tensor) -> None:
+        """A step of each layer, then the rows go on to the next."""
+        drawn = draw_for(labels, self._method, None, self._generator, self._device, informed=True)
+        rows = self._method.training_rows(_IN_BYTES.apply(images), labels, self._generator)
+        rows = rows.to(self._device, self._dtype)
+        index = torch.arange(len(images), device=self._device)
+        for number, trainer in enumerate(self._trainers):
+            trainer.step([drawn.take(rows, index)], len(index), 1.0, self._device_generator)
+            rows = self._hand_on(number, rows)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Goodness of every label, summed over the layers."""
+        rows = self._method.sweep_rows(_IN_BYTES.apply(images)).to(self._device, self._dtype)
+        total = torch.zeros(())
+        for number, trainer in enumerate(self._trainers):
+            layer = trainer.layer
+            found = [
+                self._method.sweep(layer, self._goodness, layer.preactivations(chunk.flatten(0, 1)), len(chunk))
+                for chunk in self._chunks(rows)
+            ]
+            total = total.to(self._device) + torch.cat(found)
+            rows = self._hand_on(number, rows)
+        return total
+
+    def _hand_on(self, number: int, rows: Tensor) -> Tensor:
+        spec, layer = self._specs[number], self._trainers[number].layer
+        handed = torch.empty(*rows.shape[:2], spec.out_features, dtype=rows.dtype, device=rows.device)
+        pairs = zip(self._chunks(rows), self._chunks(handed), strict=True)
+        whole = FrozenLayer(spec, [slice(0, spec.num_units)], lambda _: layer)
+        hand_on_whole(whole, [(chunk.flatten(0, 1), written.flatten(0, 1)) for chunk, written in pairs])
+        return handed
+
+    def _chunks(self, rows: Tensor) -> Sequence[Tensor]:
+        return torch.split(rows, chunk_samples(rows.shape[1]))
+
+
+class Backprop(Rival):
+    """ReLU layers and a linear readout under cross-entropy and Adam, in bf16 by autocast where the run's products are.
+
+    `checkpointed` keeps the activities at the ends of about sqrt(layers) segments and computes the others again (Chen
+    et al. 2016); `accumulated` sums gradients over micro-batches.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        num_features: int,
+        num_classes: int,
+        device: torch.device,
+        *,
+        checkpointed: bool = False,
+        accumulated: bool = False,
+    ) -> None:
+        assert isinstance(config.batch, int), "batch is resolved before training"
+        widths = [num_features] + config.layers * [config.width]
+        with device:
+            layers = [nn.Sequential(nn.Linear(*pair), nn.ReLU(inplace=True)) for pair in itertools.pairwise(widths)]
+            self._network = nn.Sequential(*layers, nn.Linear(config.width, num_classes))
+        self._optimiser = torch.optim.Adam(self._network.parameters(), config.optimiser.learning_rate, fused=True)
+        self._device = device
+        self._num_in_part = config.num_in_micro_batch if accumulated else config.batch
+        self._num_segments = round(math.sqrt(config.layers)) if checkpointed else 1
+        self._in_bf16 = config.precision == "bf16"
+
+    def train_batch(self, images: Tensor, labels: Tensor) -> None:
+        """The gradient of the whole batch, then one step."""
+        for part, wanted in zip(images.split(self._num_in_part), labels.split(self._num_in_part), strict=True):
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bf16):
+                scores = self._forward(self._load(part))
+                loss = nn.functional.cross_entropy(scores, wanted.to(self._device), reduction="sum") / len(images)
+            loss.backward()
+        self._optimiser.step()
+        self._optimiser.zero_grad()  # frees them
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """The readout's scores."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bf16):
+            return torch.cat([self._network(self._load(part)) for part in images.split(self._num_in_part)])
+
+    def _forward(self, rows: Tensor) -> Tensor:
+        if self._num_segments == 1:
+            scores: Tensor = self._network(rows)
+        else:
+            scores = checkpoint_sequential(self._network, self._num_segments, rows, use_reentrant=False)
+        return scores
+
+    def _load(self, images: Tensor) -> Tensor:
+        return _IN_BYTES.apply(images).to(self._device)

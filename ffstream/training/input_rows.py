@@ -1,0 +1,96 @@
+"""What the first layer reads: rows made of images, shifted or as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ffstream.data import Scaling, Split
+from ffstream.data.augmentation import shift_images
+from ffstream.data.hybrids import draw_with_others
+from ffstream.errors import DataError
+from ffstream.field.labels import LabelMethod
+from ffstream.field.normalisation import length_normalise
+from ffstream.ground import seeding
+
+# Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
+RowsOf = Callable[[slice], Tensor]
+
+
+def check_negatives(name: str, split: Split, method: LabelMethod) -> None:
+    """Raise DataError where data bring negatives of their own, and a layer is not trained on them, or on more."""
+    if split.negatives is None:
+        return
+    if not method.mixes_samples:
+        raise DataError(
+            f"data {name}: brings negatives of its own, which layers that see labels do not read; allowed with "
+            "--recipe unsupervised; leave train.negatives out, or train on the data they were made of"
+        )
+    num_there, num_shown = split.negatives.shape[1], method.num_training_rows - 1
+    if num_there < num_shown:
+        raise DataError(
+            f"data {name}: brings {num_there} negatives an image, allowed {num_shown} or more, as many as are cached "
+            f"(negatives.per_sample); use --negatives-per-sample {num_there}, or write more of them"
+        )
+
+
+class InputRows:
+    """Makes the rows that the first layer reads of a split. What is drawn is a function of (seed, layer, epoch).
+
+    `held_out`: of the validation split. `layer` and `epoch` are of those that rows are made for anew. `hidden`
+    (features,) marks what of a row is zero.
+    """
+
+    def __init__(
+        self,
+        method: LabelMethod,
+        split: Split,
+        scaling: Scaling,
+        seed: int,
+        *,
+        held_out: bool = False,
+        layer: int = 0,
+        epoch: int = 0,
+        hidden: Tensor | None = None,
+    ) -> None:
+        self._method, self._split, self._scaling, self._hidden = method, split, scaling, hidden
+        self._make = method.validation_rows if held_out else method.training_rows
+        self._num_rows = method.num_validation_rows if held_out else method.num_training_rows
+        purpose = "held-out negatives" if held_out else "cached negatives"
+        self._generator = seeding.generator(seed, layer, epoch, purpose)
+        self._others = seeding.generator(seed, layer, epoch, f"{purpose}, others")
+
+    def make(self, shifts: Tensor | None = None, max_shift: int = 0) -> RowsOf:
+        """Rows of one view, (n, rows a sample, features), to be asked for in order.
+
+        Images are moved by `shifts` (num_samples,) first, where these are given, so that a label that is laid over an
+        image stays in its place.
+        """
+
+        def move(images: Tensor, index: Tensor | slice) -> Tensor:
+            return shift_images(images, shifts[index], max_shift) if shifts is not None else images
+
+        def images_of(index: Tensor | slice) -> Tensor:
+            return self._scaling.apply(move(self._split.images[index], index))
+
+        def drawn(part: slice) -> Tensor:
+            if not self._method.mixes_samples:
+                return images_of(part)
+            index = draw_with_others(part, len(self._split), self._num_rows - 1, self._others)
+            return images_of(index.flatten()).view(*index.shape, -1)
+
+        def given(part: slice, negatives: Tensor) -> Tensor:
+            shown = negatives[part][:, : self._num_rows - 1].unbind(1)
+            every = [images_of(part), *(self._scaling.apply(move(images, part)) for images in shown)]
+            return length_normalise(torch.stack(every, dim=1))
+
+        def rows_of(part: slice) -> Tensor:
+            if self._split.negatives is not None:
+                rows = given(part, self._split.negatives)
+            else:
+                rows = self._make(drawn(part), self._split.labels[part], self._generator)
+            return rows.masked_fill_(self._hidden, 0.0) if self._hidden is not None else rows
+
+        return rows_of

@@ -1,0 +1,394 @@
+"""Training of one layer on its cached input: the only optimiser loop."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ffstream.cache import ActivationCache, compute_batches, compute_shard_order, group_shards
+from ffstream.cache.transfer import Transfer
+from ffstream.device.workspace import Workspace
+from ffstream.errors import DivergedError
+from ffstream.field.goodness import GOODNESSES
+from ffstream.field.labels import LabelMethod, take_rows
+from ffstream.field.layers import Layer
+from ffstream.field.objectives import OBJECTIVES
+from ffstream.field.similarity import SIMILARITIES, compare
+from ffstream.ground import seeding
+from ffstream.settings.config import Config
+from ffstream.training.micro_batch import MicroBatch, draw_for, samples_in_sweep
+from ffstream.training.optimiser import LayerOptimiser
+
+_DROPPED_ROWS = 128  # whose mask exists at once; few, so that it stays in a CPU's own cache
+_TICK_S = 0.2  # between two reports within an epoch; each one makes the host wait for the device
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """Means over the samples of an epoch so far, measured on the batches as they were trained on."""
+
+    loss: float
+    goodness_positive: float
+    goodness_negative: float
+    separation: float  # P(g_pos > g_neg)
+    num_samples: int
+    elapsed_s: float
+
+
+def learning_rate_factor(progress: float, decay_start: float) -> float:
+    """1 until `decay_start` of the steps, then linear to 0. `progress` is the share of steps taken, in [0, 1)."""
+    return 1.0 if progress < decay_start else (1.0 - progress) / max(1.0 - decay_start, 1e-12)
+
+
+def drop_features_(
+    rows: Tensor, rate: float, num_candidates: int, generator: torch.Generator, workspace: Workspace
+) -> Tensor:
+    """Dropout in place on rows (num_candidates * n, features): one mask a sample, so that candidates differ by label.
+
+    The rate is rounded to a 256th: a byte of randomness a feature, drawn eight at a time, costs a tenth of
+    `Tensor.bernoulli_` on a CPU.
+    """
+    threshold, num_features = round(rate * 256), rows.shape[1]
+    for part in rows.view(num_candidates, -1, num_features).split(_DROPPED_ROWS, dim=1):
+        shape = part.shape[1:]
+        words = workspace.take("dropout words", ((shape.numel() + 7) // 8,), torch.int64)
+        words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
+        drawn = words.view(torch.uint8)[: shape.numel()].view(shape)
+        kept = torch.ge(drawn, threshold, out=drawn)  # bytes: bools take five times as long to make and to read
+        part.mul_(workspace.take("beside rows", shape, rows.dtype).copy_(kept).mul_(256 / (256 - threshold)))
+    return rows
+
+
+class LayerTrainer:
+    """Trains one layer, or one tile of it; its state between epochs is that of the layer and of the optimiser.
+
+    A layer grows by tiles. While one trains, those before it are frozen, those after it are not there, and the
+    objective sees the goodness of all units so far: stagewise additive modelling (Friedman, Hastie and Tibshirani 2000,
+    section 4), with tiles for the weak learners. The first one alone is trained adversarially: what moved rows would do
+    to the goodness of frozen tiles is not known. A mean over units is taken per tile, so that each tile adds to it. For
+    peer normalisation, the peers of a unit are those of its tile.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        layer_index: int,
+        config: Config,
+        method: LabelMethod,
+        device: torch.device,
+        units: slice | None = None,
+    ) -> None:
+        self.layer = layer.to(device)
+        self._index = layer_index
+        self._config = config
+        self._method = method
+        self._device = device
+        self._workspace = layer.workspace = layer.workspace or Workspace(device)
+        self.optimiser = LayerOptimiser(layer, config.optimiser, self._workspace)
+        self._goodness = GOODNESSES[config.objective.goodness]
+        self._objective = OBJECTIVES[config.objective.name]
+        num_so_far, num_in_tile = units.stop if units is not None else layer.num_units, config.num_in_tile
+        self._weight = self._goodness.weight(layer.num_units, num_in_tile)
+        whole = self._default_threshold(config.width)
+        threshold = self._default_threshold(num_so_far) * self._goodness.weight(num_so_far, num_in_tile)
+        if not isinstance(config.objective.threshold, str):
+            threshold = config.objective.threshold * (threshold / whole if whole else 1.0)
+        self._threshold = threshold
+        assert isinstance(config.batch, int), "batch is resolved before training"
+        self._batch = config.batch
+
+    def _default_threshold(self, num_units: int) -> float:
+        return self._goodness.default_threshold(max(num_units // self._method.num_groups, 1))
+
+    def train_epoch(
+        self,
+        transfer: Transfer,
+        cache: ActivationCache,
+        labels: Tensor,
+        epoch: int,
+        on_tick: Callable[[EpochFigures], None] | None = None,
+        others: Tensor | None = None,
+    ) -> EpochFigures:
+        """Visit every sample once, one view of it, in the order that (seed, layer, epoch) decides.
+
+        `labels` (num_samples,) are those of the samples of `cache`. The epochs of a layer are counted through its
+        tiles. `others` is the goodness of the tiles before, for all that a candidate may be: (num_stored, values).
+        Raises DivergedError when the loss is no longer finite.
+        """
+        start_s = last_tick_s = time.perf_counter()
+        totals = torch.zeros(4, device=self._device)
+        num_samples = 0
+        seed = self._config.seed
+        host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
+        generator = seeding.generator(seed, self._index, epoch, "dropout", self._device)
+        order = compute_shard_order(cache.layout, seed, self._index, epoch, self._config.epochs)
+        informed = others is not None or epoch % self._config.epochs > 0
+        batches = self.load_batches(transfer, cache, order, labels, others, host_generator, informed=informed)
+        for num_in_batch, parts in batches:
+            progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
+            factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
+            totals += self.step(parts, num_in_batch, factor, generator)
+            num_samples += num_in_batch
+            now_s = time.perf_counter()
+            if on_tick is not None and now_s - last_tick_s >= _TICK_S:
+                last_tick_s = now_s
+                on_tick(_figures(totals, num_samples, now_s - start_s))
+        figures = _figures(totals, num_samples, time.perf_counter() - start_s)
+        if not torch.isfinite(totals).all():
+            raise DivergedError(
+                f"layer {self._index + 1}, epoch {epoch + 1}: the loss is {figures.loss}, allowed a finite number; "
+                f"lower optimiser.learning_rate (found {self._config.optimiser.learning_rate:g}) or objective.scale "
+                f"(found {self._config.objective.scale:g}); finished layers are kept"
+            )
+        return figures
+
+    def load_batches(
+        self,
+        transfer: Transfer,
+        cache: ActivationCache,
+        order: Sequence[int],
+        labels: Tensor,
+        others: Tensor | None,
+        generator: torch.Generator,
+        *,
+        informed: bool,
+    ) -> Iterator[tuple[int, Iterator[MicroBatch]]]:
+        """Yield every batch of an epoch: how many samples it has, and these as they are loaded.
+
+        A batch is a part of one shard or, where shards are smaller, all samples of several. `informed`: there is
+        something to tell a sampler that chooses negatives by what the layer makes of them.
+        """
+        blocks = transfer.blocks(cache, order)
+        for group in group_shards(order, self._config.num_shards_in_batch):
+            loaded = itertools.islice(blocks, len(group))
+            samples = [cache.layout.shard_range(shard) for shard in group]
+            kept = [cache.layout.stored_range(shard) for shard in group]
+            parts = itertools.chain.from_iterable(
+                self._draw_batches(
+                    block, labels[part], others[stored] if others is not None else None, generator, informed=informed
+                )
+                for part, stored, (_, block) in zip(samples, kept, loaded, strict=True)
+            )
+            if len(group) > 1:
+                yield sum(part.stop - part.start for part in samples), parts
+            else:
+                yield from ((len(part.index), iter([part])) for part in parts)
+
+    def _draw_batches(
+        self,
+        block: Tensor,
+        labels: Tensor,
+        others: Tensor | None,
+        generator: torch.Generator,
+        *,
+        informed: bool,
+    ) -> Iterator[MicroBatch]:
+        """The samples of a block in batches, with the candidates that this epoch shows them."""
+        batches = compute_batches(len(block), self._batch, generator)
+        drawn = draw_for(labels, self._method, others, generator, self._device, informed=informed)
+        for index in batches:
+            yield drawn.take(block, index.to(self._device))
+
+    @torch.no_grad()
+    def step(self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator) -> Tensor:
+        """One update from a batch of `num_samples`. Returns summed loss, goodness (positive, negative), wins.
+
+        `generator`, on the device, draws what is dropped, and how state in bfloat16 is rounded.
+        A part is used up before the next is asked for, and cut further where it is too large.
+        """
+        num_cuts = self._config.num_micro_batches
+        if num_cuts > 1 or self._config.num_shards_in_batch > 1:
+            cut = (micro_batch for part in parts for micro_batch in part.cut(num_cuts))
+            return self.step_in_parts(cut, num_samples, factor, generator)
+        (part,) = parts
+        self.optimiser.begin_step(factor, generator)
+        figures, gradients = self._differentiate(part, num_samples, generator)
+        for name, units, value in gradients:
+            self.optimiser.update(name, units, value)
+        return figures
+
+    @torch.no_grad()
+    def step_in_parts(
+        self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator
+    ) -> Tensor:
+        """The same update from parts that are small enough, by the sums of their gradients."""
+        self.optimiser.begin_step(factor, generator)
+        sums, figures = self._zero_gradients(), torch.zeros(4, device=self._device)
+        for part in parts:
+            more, gradients = self._differentiate(part, num_samples, generator)
+            for name, units, value in gradients:
+                sums[name][units] += value
+            figures += more
+        for name, total in sums.items():
+            self.optimiser.update(name, slice(None), total)
+        return figures
+
+    def _differentiate(
+        self, part: MicroBatch, num_samples: int, generator: torch.Generator
+    ) -> tuple[Tensor, Iterator[tuple[str, slice, Tensor]]]:
+        """Figures of a batch, or of a part of it, and the gradients of its mean loss, in parts.
+
+        The mean is over the `num_samples` of the whole batch.
+        """
+        part, rows, preactivations = self.multiply(part, generator)
+        if self._config.objective.perturbation and part.others is None:
+            activities, goodness = self.read_goodness(preactivations, part.candidates)
+            _, upstream = self._differentiate_loss(goodness, num_samples)
+            gradient, _ = self._differentiate_goodness(activities, part, upstream, embedding=False)
+            self._perturb_(rows, gradient)
+            preactivations = self.layer.preactivations(rows)
+        similarity = self._compare(preactivations, part)
+        activities, goodness = self.read_goodness(preactivations, part.candidates)
+        if part.others is not None:
+            goodness += part.others
+        loss, upstream = self._differentiate_loss(goodness, num_samples)
+        figures = _sum_figures(loss, goodness)
+        pull = None
+        if self._config.objective.peer_normalisation:
+            pull = self._peer_gradient(activities[0][0], len(part.index) / num_samples) / num_samples
+        gradient, embedding_gradient = self._differentiate_goodness(activities, part, upstream, pull)
+        total = None
+        if embedding_gradient is not None and self._method.adds_embedding and similarity is None:
+            total = embedding_gradient.sum(dim=0)
+        if similarity is not None:
+            term, by_preactivation = similarity
+            figures[0] += term * self._config.objective.similarity_weight
+            gradient.add_(by_preactivation, alpha=self._config.objective.similarity_weight / num_samples)
+        found = self.layer.gradients(rows, gradient, total)
+        if embedding_gradient is not None:
+            found = itertools.chain(found, [("label_embedding", slice(None), embedding_gradient)])
+        return figures, found
+
+    def _differentiate_loss(self, goodness: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+        """The loss of each sample, (n,), and dL/dgoodness of the mean over `num_samples`, (n, 1 + K)."""
+        scale = self._config.objective.scale
+        loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
+        return loss, upstream * (scale * self._weight / num_samples)
+
+    def _differentiate_goodness(
+        self,
+        activities: list[Tensor],
+        part: MicroBatch,
+        upstream: Tensor,
+        pull: Tensor | None = None,
+        *,
+        embedding: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradient by preactivations, in the place of the activities, and by the embedding.
+
+        `pull` (num_units,) is added for the positive.
+        """
+        return self._method.differentiate(
+            *(self.layer, self._goodness, activities, part.candidates, upstream, pull, self._workspace),
+            embedding=embedding,
+        )
+
+    def _perturb_(self, rows: Tensor, gradient: Tensor) -> None:
+        """Move each feature a little in the direction that raises the loss (Goodfellow, Shlens and Szegedy 2015, 4).
+
+        The gradient ends at the rows: what a layer reads is a number in a cache.
+        """
+        for features, direction in self.layer.input_gradients(rows, gradient):
+            direction.sign_()
+            if direction.dtype != rows.dtype:  # an addition of two types would make a copy of its own
+                room = self._workspace.take("moved rows", tuple(direction.shape), rows.dtype)
+                direction = room.copy_(direction)
+            rows[:, features].add_(direction, alpha=self._config.objective.perturbation)
+
+    def _zero_gradients(self) -> dict[str, Tensor]:
+        """Room for the gradient of every parameter, in one buffer."""
+        parameters = dict(self.layer.named_parameters())
+        sizes = [parameter.numel() for parameter in parameters.values()]
+        dtype = next(iter(parameters.values())).dtype
+        room = self._workspace.take("gradient sums", (sum(sizes),), dtype).zero_()
+        return {
+            name: part.view(parameter.shape)
+            for (name, parameter), part in zip(parameters.items(), room.split(sizes), strict=True)
+        }
+
+    def _compare(self, preactivations: Tensor, part: MicroBatch) -> tuple[Tensor, Tensor] | None:
+        """The similarity term summed over the part, and its gradient by preactivations, neither weighted."""
+        name, labels = self._config.objective.similarity, part.candidates[:, 0]
+        if name == "none":
+            return None
+        return compare(SIMILARITIES[name], preactivations, labels, self.layer.compute_dtype, self._workspace)
+
+    @torch.no_grad()
+    def multiply(self, part: MicroBatch, generator: torch.Generator) -> tuple[MicroBatch, Tensor, Tensor]:
+        """The part with its negatives chosen, its rows as multiplied, and their preactivations.
+
+        Where candidates share a row, the product that trains the layer also says which ones to choose.
+        """
+        is_open, shares_row = part.noise is not None, self._method.shares_row
+        if is_open and not shares_row:
+            part = self._choose(part, self._sweep_rows(part))
+        rows = self._method.select(part.block, part.index, part.candidates, self._workspace)
+        if self._config.network.dropout:
+            shared = 1 if shares_row else self._method.num_candidates
+            drop_features_(rows, self._config.network.dropout, shared, generator, self._workspace)
+        preactivations = self.layer.preactivations(rows)
+        if is_open and shares_row:
+            part = self._choose(part, self._method.sweep(self.layer, self._goodness, preactivations, len(rows)))
+        return part, rows, preactivations
+
+    def _sweep_rows(self, part: MicroBatch) -> Tensor:
+        """The goodness of all rows of each sample that negatives are chosen from: (n, choices)."""
+        method, found = self._method, []
+        first = part.index.unsqueeze(1) * method.num_training_rows  # of a sample's rows
+        swept = first + (torch.arange(method.num_choices, device=self._device) if part.pool is None else part.pool)
+        for index in swept.split(samples_in_sweep(len(swept), method.num_candidates, method.num_choices)):
+            preactivations = self.layer.preactivations(take_rows(part.block, index.flatten(), self._workspace))
+            found.append(method.sweep(self.layer, self._goodness, preactivations, len(index)))
+        return torch.cat(found)
+
+    def _choose(self, part: MicroBatch, goodness: Tensor) -> MicroBatch:
+        """The part with the negatives that its noise and this goodness (n, choices) of the layer choose."""
+        sampler, noise, pool, positives = self._method.informed, part.noise, part.pool, part.candidates[:, :1]
+        assert sampler is not None, "only such a sampler has noise drawn"
+        assert noise is not None
+        goodness = goodness * self._weight
+        if part.others is not None:
+            goodness += part.others if pool is None else part.others.gather(1, pool)
+        logits, num_negatives = goodness.mul_(self._config.objective.scale), self._method.num_candidates - 1
+        if pool is None:
+            wrong = sampler.choose(logits.scatter_(1, positives, -torch.inf), noise, num_negatives)
+        else:
+            wrong = pool.gather(1, sampler.choose(logits, noise, num_negatives))
+        candidates = torch.cat([positives, wrong], dim=1)
+        others = part.others.gather(1, candidates) if part.others is not None else None
+        return MicroBatch(part.block, part.index, candidates, others)
+
+    def read_goodness(self, preactivations: Tensor, candidates: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Each candidate's activities, and their goodness (n, 1 + K). May overwrite `preactivations`."""
+        activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
+        goodness = self._method.measure(self.layer, self._goodness, activities, candidates)
+        if self._weight != 1.0:
+            goodness *= self._weight
+        return activities, goodness
+
+    def _peer_gradient(self, positive_activities: Tensor, share: float) -> Tensor:
+        """Pull of each unit's running mean activity towards that of its peers: (num_units,).
+
+        On the positive pass only and not gated by the ReLU, so that it revives dead units (as in Hinton's program).
+        The running mean takes a `share` of a step for that share of a batch.
+        """
+        objective, mean = self._config.objective, self.layer.mean_activity
+        mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum**share)
+        return (mean - mean.mean()) * objective.peer_normalisation
+
+
+def _sum_figures(loss: Tensor, goodness: Tensor) -> Tensor:
+    """Of the samples (n,), (n, 1 + K): summed loss, goodness (positive, negative), and wins."""
+    positive, negatives = goodness[:, 0], goodness[:, 1:]
+    wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
+    return torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
+
+
+def _figures(totals: Tensor, num_samples: int, elapsed_s: float) -> EpochFigures:
+    loss, positive, negative, wins = (totals / num_samples).tolist()
+    return EpochFigures(loss, positive, negative, wins, num_samples, elapsed_s)

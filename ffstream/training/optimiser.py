@@ -1,0 +1,143 @@
+"""The optimiser of one layer: its state, and the update of any group of rows of a parameter.
+
+torch's optimisers want the gradient of a parameter whole. A layer has it in parts, some units at a time, and a part is
+updated as soon as it is there, so that no gradient ever exists whole. The arithmetic is torch's own, fused, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from ffstream.cache import DTYPES
+from ffstream.device.workspace import Workspace
+from ffstream.settings.config import OptimiserConfig
+
+STATE_NAMES = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
+_SLOW = ("exp_avg_sq",)  # averages that move too little in a step for bfloat16 rounded to the nearest
+_WIDE_ROWS = 128  # of a parameter, whose state is in float32 at once where it is kept in bfloat16
+
+
+class LayerOptimiser:
+    """State for each parameter of a layer, of its shape, where the parameter is.
+
+    In bfloat16 Adam's second average is rounded at random, up or down by how near each is: it moves by a thousandth a
+    step, and to the nearest it would be rounded to where it was for ever.
+    """
+
+    def __init__(self, layer: nn.Module, settings: OptimiserConfig, workspace: Workspace | None = None) -> None:
+        self._settings = settings
+        self._dtype = DTYPES[settings.state_dtype]
+        self._parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+        self._state = {
+            f"{name}.{key}": torch.zeros_like(parameter, dtype=self._dtype if self._is_narrow else None)
+            for name, parameter in self._parameters.items()
+            for key in STATE_NAMES[settings.name]
+        }
+        first = next(iter(self._parameters.values()))
+        self._num_steps = torch.zeros((), device=first.device)  # taken before the current one
+        self._started = False
+        self._learning_rate = settings.learning_rate
+        self._generator: torch.Generator | None = None
+        self._workspace = workspace or Workspace(first.device)
+
+    def begin_step(self, factor: float, generator: torch.Generator | None = None) -> None:
+        """From here on, updates belong to the next step, at `factor` times the learning rate.
+
+        State in bfloat16 is rounded by `generator`, which is on the device of the layer.
+        """
+        self._generator = generator
+        if self._started:
+            self._num_steps += 1
+        self._started = True
+        self._learning_rate = self._settings.learning_rate * factor
+
+    def update(self, name: str, rows: slice, gradient: Tensor) -> None:
+        """Update rows of a parameter from their gradient. Each row once a step."""
+        parameter = self._parameters[name][rows]
+        increment_version(parameter)  # which fused updates leave as it is, and casts of the weights go by
+        state = [self._state[f"{name}.{key}"][rows] for key in STATE_NAMES[self._settings.name]]
+        if not self._is_narrow:
+            self._apply(parameter, gradient, state)
+            return
+        keys = STATE_NAMES[self._settings.name]
+        noise = self._draw_noise(parameter[:_WIDE_ROWS]) if set(keys) & set(_SLOW) else None
+        for part, its_gradient, *kept in zip(
+            *(t.split(_WIDE_ROWS) for t in (parameter, gradient, *state)), strict=True
+        ):
+            wide = {
+                key: self._workspace.take(f"wide {key}", tuple(part.shape), torch.float32).copy_(narrow)
+                for key, narrow in zip(keys, kept, strict=True)
+            }
+            self._apply(part, its_gradient, list(wide.values()))
+            for (key, value), narrow in zip(wide.items(), kept, strict=True):
+                if key in _SLOW and noise is not None:  # a bfloat16 is the upper half of a float32
+                    value.view(torch.int32).add_(noise[: len(value)]).bitwise_and_(-(1 << 16))
+                narrow.copy_(value)
+
+    def _apply(self, parameter: Tensor, gradient: Tensor, state: list[Tensor]) -> None:
+        settings = self._settings
+        if settings.name == "sgd":
+            sgd(
+                [parameter],
+                [gradient],
+                [state[0]],
+                fused=True,
+                foreach=False,
+                weight_decay=settings.weight_decay,
+                momentum=settings.momentum,
+                lr=self._learning_rate,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
+            return
+        adam(
+            [parameter],
+            [gradient],
+            [state[0]],
+            [state[1]],
+            [],
+            [self._num_steps.clone()],  # torch counts the step up, once for each part
+            fused=True,
+            foreach=False,
+            decoupled_weight_decay=settings.name == "adamw",
+            amsgrad=False,
+            beta1=_BETA1,
+            beta2=_BETA2,
+            lr=self._learning_rate,
+            weight_decay=settings.weight_decay,
+            eps=_EPSILON,
+            maximize=False,
+        )
+
+    def _draw_noise(self, like: Tensor) -> Tensor:
+        """16 bits for each number, which, added to the lower half of a float32, carry over as often as it is near.
+
+        The groups of rows of an update share them: what matters is that they differ from step to step.
+        """
+        num_words = (like.numel() + 1) // 2  # of 64 bits, which are drawn as fast as fewer
+        words = self._workspace.take("rounding words", (num_words,), torch.int64)
+        words.random_(torch.iinfo(torch.int64).min, None, generator=self._generator)
+        return words.view(torch.int32)[: like.numel()].view(like.shape).bitwise_and_(0xFFFF)
+
+    @property
+    def _is_narrow(self) -> bool:
+        return self._dtype == torch.bfloat16
+
+    def state(self) -> dict[str, Tensor]:
+        """All that `load_state` needs, by name."""
+        return {**self._state, "num_steps": self._num_steps + (1 if self._started else 0)}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave. Raises KeyError or RuntimeError when it is another layer's."""
+        for name, tensor in self._state.items():
+            tensor.copy_(tensors[name])
+        self._num_steps.copy_(tensors["num_steps"])
+        self._started = False

@@ -1,0 +1,126 @@
+"""Filling caches: the first from the data, each further one by a pass through a frozen layer; reading goodness off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ffstream.cache import ActivationCache
+from ffstream.cache.transfer import Transfer
+from ffstream.field.goodness import Goodness
+from ffstream.field.labels import LabelMethod
+from ffstream.field.layers import Layer
+from ffstream.field.network import LayerSpec, hand_on
+from ffstream.field.normalisation import divide_by_length_
+from ffstream.training.input_rows import RowsOf
+
+# Rows in one matrix product. Few, so that the activities under each label stay in a CPU's own cache; fixed, because the
+# last bit of a product may depend on the number of rows, and a cache that is computed again must equal the lost one.
+_CHUNK_ROWS = 1024
+
+
+def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf, view: int = 0) -> None:
+    """Fill one view of a cache from a function that makes rows, asked for few samples at a time, in order."""
+    layout = cache.layout
+    step = chunk_samples(layout.num_rows)
+    for shard in range(view, layout.num_shards, layout.num_views):
+        samples = layout.shard_range(shard)
+        with transfer.storing(cache, shard) as output:
+            for written, start in zip(output.split(step), range(samples.start, samples.stop, step), strict=True):
+                written.copy_(rows_of(slice(start, start + len(written))))
+    transfer.flush()
+
+
+class FrozenLayer:
+    """A layer that no longer changes, put on the device a tile at a time: iterating yields (units, tile).
+
+    `load` makes a tile and puts it on the device; a layer of one tile may be there already. At most two tiles are there
+    at once, the second while the first goes.
+    """
+
+    def __init__(self, spec: LayerSpec, tiles: Sequence[slice], load: Callable[[slice], Layer]) -> None:
+        self.spec = spec
+        self.num_tiles = len(tiles)
+        self._tiles = tiles
+        self._load = load
+
+    def __iter__(self) -> Iterator[tuple[slice, Layer]]:
+        for units in self._tiles:
+            yield units, self._load(units)
+
+
+@torch.no_grad()
+def measure_goodness(
+    transfer: Transfer,
+    tile: Layer,
+    cache: ActivationCache,
+    method: LabelMethod,
+    goodness: Goodness,
+    num_units: int,
+) -> Tensor:
+    """What a tile adds to the goodness of all labels for each sample stored: (num_stored, num_classes), on the host.
+
+    Of training rows: for all that a candidate may be. A mean is taken over `num_units`, the tile's own and others.
+    """
+    total = torch.empty(0)
+    weight = goodness.weight(tile.num_units, num_units)
+    for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
+        start = cache.layout.stored_range(shard).start
+        for chunk in rows.split(chunk_samples(cache.layout.num_rows)):
+            found = method.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight
+            if not len(total):
+                total = torch.zeros(cache.layout.num_stored, found.shape[1])
+            total[start : start + len(chunk)] = found
+            start += len(chunk)
+    return total
+
+
+@torch.no_grad()
+def propagate(
+    transfer: Transfer, layer: FrozenLayer, source: ActivationCache, target: ActivationCache, *, move: bool
+) -> None:
+    """Store in `target` what `layer` hands on for every row of `source`, as far as it is missing there.
+
+    With `move`, a shard of `source` is freed as soon as that of `target` is durable, so that the two together are
+    little more than one.
+    """
+    step = chunk_samples(source.layout.num_rows)
+    hand_on_shard = hand_on_whole if layer.num_tiles == 1 else hand_on_by_tiles
+    for shard, rows in transfer.blocks(source, target.missing()):
+        with transfer.storing(target, shard, partial(source.free, shard) if move else None) as output:
+            chunks = [
+                (chunk.flatten(0, 1), written.flatten(0, 1))
+                for chunk, written in zip(rows.split(step), output.split(step), strict=True)
+            ]
+            hand_on_shard(layer, chunks)
+    transfer.flush()
+
+
+def hand_on_whole(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Fill the second of each pair with what a layer of one tile hands on for the rows that are the first."""
+    for _, tile in layer:
+        for rows, written in chunks:
+            written.copy_(hand_on(layer.spec, rows, tile.preactivations(rows), tile.workspace))
+
+
+def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """The same, though no row is there whole: its length is summed first, then each tile computed again and divided."""
+    squares = [torch.zeros(len(rows), 1, device=rows.device) for rows, _ in chunks]
+    for _, tile in layer:
+        for (rows, _), total in zip(chunks, squares, strict=True):
+            total += tile.preactivations(rows).relu_().square_().sum(dim=1, keepdim=True)
+    for units, tile in layer:
+        for (rows, written), total in zip(chunks, squares, strict=True):
+            activities = tile.preactivations(rows).relu_()
+            written[:, units] = divide_by_length_(activities, total / layer.spec.num_units)
+    num_skip = layer.spec.num_skip_features
+    for rows, written in chunks if num_skip else ():
+        written[:, -num_skip:] = rows[:, -num_skip:]
+
+
+def chunk_samples(num_rows: int) -> int:
+    """Samples, of `num_rows` rows each, that make up one matrix product of a pass."""
+    return max(1, _CHUNK_ROWS // num_rows)

@@ -1,0 +1,334 @@
+"""What of the training images a layer can see, once each is scaled and brought to unit length.
+
+Brightness is lost in that, and so is what is small beside what all images have in common, beside a feature or channel
+in larger units, or beside a number that stands for a missing one. A network trained on such data ends at chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ffstream.data.scaling import FEATURES, NONE, Scaling
+from ffstream.field.normalisation import length_normalise
+
+_MOST_IMAGES = 1024  # that are looked at one by one, drawn from all
+_PART_VALUES = 1 << 20  # of images that are copied at once
+# Found by training two layers on tables and digits, beside the same data standardised: within these limits the error
+# was at most a few points more, beyond them it rose to chance (docs/ablations/scaling.md).
+_LEAST_VARIATION = 0.3  # of images of unit RMS, from image to image
+_NONE = 1e-6
+_LARGE, _SMALL = 20.0, 1 / 100  # features, by the median of all
+_RARE = 0.01  # of the images, that a feature which is too large for others is not zero in
+_OUTLYING = 16.0  # an image's largest value, by the median of all images' largest, and by the RMS of its others
+_DOMINANT = 0.9  # of an image's sum of squares
+_SHARE_OUTLYING, _SHARE_EMPTY = 0.005, 0.05  # of the images
+_EMPTY_RMS = 0.3  # of an image that should have 1
+_SPREADING = 100.0  # the largest value of all, by the median of images' largest, when a spread is taken of it
+# Numbers that stand for missing ones: nines, powers of ten, and the ends of integers.
+_CODES = {float("9" * length) for length in range(2, 10)} | {1e10, 1e15, 1e20, 1e30}
+_CODES |= {32767.0, 32768.0, 65535.0, 2147483647.0, 2147483648.0}
+_FAR = 5.0  # any other number that stands for missing ones, by the largest of those that do not
+_MOST_CODES, _LEAST_OTHERS = 4, 3  # different ones
+_LEAST_NEGATIVE = 0.1  # of the largest value, that a negative number which stands for missing ones has
+_MOST_COMPARED, _MOST_COMPARED_FEATURES = 512, 4096  # images, and features, of which neighbours are sought
+_LOST_CLASSES = 0.2  # of the images, whose nearest has another class in unit length and not before
+
+
+@dataclass
+class _Look:
+    """What was seen of images that were looked at one by one; `index` is of each."""
+
+    index: Tensor
+    num_features: int
+    rows_sum: Tensor = field(init=False)  # of unit rows, by feature
+    rows_squares: Tensor = field(init=False)
+    logarithms: Tensor = field(
+        init=False
+    )  # of the magnitudes of scaled images, but for zeros: one outlier counts little
+    num_not_zero: Tensor = field(init=False)
+    largest: list[Tensor] = field(default_factory=list)  # magnitude of each image, and the feature that has it
+    places: list[Tensor] = field(default_factory=list)
+    rest: list[Tensor] = field(default_factory=list)  # sum of squares of the image's other values
+    rms: list[Tensor] = field(default_factory=list)  # of the unit rows
+
+    def __post_init__(self) -> None:
+        self.rows_sum, self.rows_squares, self.logarithms, self.num_not_zero = torch.zeros(
+            4, self.num_features, dtype=torch.float64
+        ).unbind()
+
+    @classmethod
+    def at(cls, images: Tensor, index: Tensor, scaling: Scaling) -> _Look:
+        """Look at some images, a part of them at a time."""
+        look = cls(index, images[0].numel())
+        for part in index.split(max(_PART_VALUES // look.num_features, 1)):
+            look._add(scaling.apply(images[part]))
+        return look
+
+    def _add(self, scaled: Tensor) -> None:
+        squares = scaled.double().square()
+        unit = _bring_to_unit_length(scaled)
+        self.rows_sum += unit.sum(dim=0)
+        self.rows_squares += unit.square().sum(dim=0)
+        self.logarithms += scaled.double().abs().log_().masked_fill_(scaled == 0, 0.0).sum(dim=0)
+        self.num_not_zero += (scaled != 0).sum(dim=0)
+        largest, place = scaled.abs().max(dim=1)
+        self.largest.append(largest)
+        self.places.append(place)
+        self.rest.append(squares.scatter(1, place.unsqueeze(1), 0.0).sum(dim=1))
+        self.rms.append(length_normalise(scaled).double().square().mean(dim=1).sqrt())
+
+
+def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: str) -> str | None:
+    """What a layer can hardly see of training images (n, *shape), and what to do about it; None if nothing is hidden.
+
+    It names features, images or values. `standardise` is the setting by which `scaling` was made.
+    """
+    if _are_equal(images):
+        return f"all {len(images)} training images are equal, so that there is nothing to learn; look at the file"
+    index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:_MOST_IMAGES].sort().values
+    found = _find_known_code(images) or _find_far_code(images, index)
+    if found is not None:
+        return f"{found}; if it stands for what is missing, put the feature's mean there, or leave those images out"
+    look = _Look.at(images, index, scaling)
+    plain = look if standardise == NONE else _Look.at(images, index, Scaling(scaling.scale))
+    found = _find_empty(plain, images) or _find_outlying(plain, images) or _find_outlying(look, images)
+    found = found or (None if standardise == NONE else _find_spreading(plain, images))
+    if found is not None:
+        return f"{found}; mend or leave out such images"
+    found = None if standardise == FEATURES else _find_units(look, tuple(images.shape[1:]))
+    found = found or _find_offset(look)
+    if found is not None:
+        return f"{found}; add --standardise features, or bring the data to such units yourself"
+    return _find_lost_length(images, labels, index, scaling)
+
+
+def _bring_to_unit_length(scaled: Tensor) -> Tensor:
+    """To an RMS of 1, in double precision, with nothing added to it."""
+    rows = scaled.double()
+    return rows / rows.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-300)
+
+
+def _are_equal(images: Tensor) -> bool:
+    return all(bool((part == images[0]).all()) for part in _parts(images))
+
+
+def _find_known_code(images: Tensor) -> str | None:
+    """A number such as -9999 that stands several times where everything else in that feature is far from it."""
+    if not images.is_floating_point():  # of bytes, none of these is far from the others
+        return None
+    rows = images.flatten(1)
+    ends = [rows.amin(dim=0), rows.amax(dim=0)]
+    codes = torch.tensor(sorted(_CODES))
+    if not any(bool(torch.isin(end.abs(), codes).any()) for end in ends):
+        return None
+    said = []
+    for end, is_least in zip(ends, (True, False), strict=True):
+        is_code = torch.isin(end.abs(), codes)
+        num_there, next_to, others_end = torch.zeros(3, rows.shape[1], dtype=torch.float64).unbind()
+        next_to, others_end = next_to + (torch.inf if is_least else -torch.inf), ends[int(is_least)].double()
+        first = len(rows)
+        for start, part in _numbered_parts(rows):
+            is_there = (part == end) & is_code
+            num_there += is_there.sum(dim=0)
+            if first == len(rows) and bool(is_there.any()):
+                first = start + int(is_there.any(dim=1).nonzero()[0])
+            rest = part.double().masked_fill(part == end, torch.inf if is_least else -torch.inf)
+            next_to = torch.minimum(next_to, rest.amin(0)) if is_least else torch.maximum(next_to, rest.amax(0))
+        spread, distance = (others_end - next_to).abs(), (next_to - end).abs()
+        is_missing = is_code & (num_there > 0) & torch.isfinite(next_to) & (distance >= spread) & (spread > 0)
+        for value in end[is_missing].unique().tolist():
+            features = (is_missing & (end == value)).nonzero().flatten()
+            count = int(num_there[features].sum())
+            if count > 1:
+                said.append(
+                    f"the value {value:g} stands {count:,} times in the training images, in {_name(features)}, far "
+                    f"from every other there (the first: image {first})"
+                )
+    return "; ".join(said[:2]) or None
+
+
+def _find_far_code(images: Tensor, index: Tensor) -> str | None:
+    """A few numbers of any kind that stand several times, in features that have others, far larger than these."""
+    index = index[: max(_PART_VALUES // images[0].numel(), _LEAST_OTHERS)]
+    rows = images[index].flatten(1).float()
+    magnitudes, counts = rows[rows != 0].double().abs().unique(return_counts=True)
+    is_gap = magnitudes[1:] >= _FAR * magnitudes[:-1]
+    for position in is_gap.nonzero().flatten().tolist():
+        num_above, times = len(magnitudes) - position - 1, counts[position + 1 :]
+        is_code = num_above <= _MOST_CODES and position + 1 >= _LEAST_OTHERS and int(times.min()) > 1
+        if not is_code or 2 * int(times.sum()) > int(counts.sum()):
+            continue
+        is_there = rows.double().abs() > float(magnitudes[position])
+        features = is_there.any(dim=0).nonzero().flatten()
+        if float(is_there[:, features].double().mean()) > 0.6:  # features in units of their own
+            continue
+        values = rows[is_there].unique().tolist()
+        first = int(index[is_there.any(dim=1).nonzero()[0]])
+        words = f"value {values[0]:g} stands" if len(values) == 1 else f"values {_list(values)} stand"
+        ratio = float(magnitudes[position + 1] / magnitudes[position])
+        return (
+            f"the {words} {int(times.sum()):,} times in {len(rows):,} of the training images, in {_name(features)}, "
+            f"{ratio:.3g} times as large as any other (the first: image {first})"
+        )
+    return _find_negative_code(rows, index, magnitudes)
+
+
+def _find_negative_code(rows: Tensor, index: Tensor, magnitudes: Tensor) -> str | None:
+    """One negative number that stands several times where all others are none."""
+    least = rows.amin()
+    is_there = rows < 0
+    if float(least) >= 0 or len(magnitudes) <= _LEAST_OTHERS or -float(least) < _LEAST_NEGATIVE * float(magnitudes[-1]):
+        return None
+    features = is_there.any(dim=0).nonzero().flatten()
+    is_code = bool((rows[is_there] == least).all()) and int(is_there.sum()) > 1
+    if not is_code or float(is_there[:, features].double().mean()) > 0.6:
+        return None
+    return (
+        f"the value {float(least):g} stands {int(is_there.sum()):,} times in {len(rows):,} of the training images, in "
+        f"{_name(features)}, and no other value is negative (the first: image "
+        f"{int(index[is_there.any(dim=1).nonzero()[0]])})"
+    )
+
+
+def _list(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values[:_MOST_CODES])
+
+
+def _find_empty(look: _Look, images: Tensor) -> str | None:
+    is_empty = torch.cat(look.rms) < _EMPTY_RMS
+    if float(is_empty.double().mean()) < _SHARE_EMPTY:
+        return None
+    first = int(look.index[is_empty.nonzero()[0]])
+    share = f"{is_empty.double().mean():.0%} of the training images (the first: image {first})"
+    if not images[look.index[is_empty]].any():
+        return f"{share} are zero throughout"
+    largest, place = _find_largest(images)
+    return (
+        f"{share} are so small beside the largest value that hardly anything of them is left: image {place} holds "
+        f"{largest:g}"
+    )
+
+
+def _find_outlying(look: _Look, images: Tensor) -> str | None:
+    largest, rest = torch.cat(look.largest).double(), torch.cat(look.rest)
+    rest_rms = (rest / max(look.num_features - 1, 1)).sqrt()
+    is_outlying = largest > _OUTLYING * torch.maximum(largest.median(), rest_rms)
+    is_outlying &= largest.square() > _DOMINANT * (largest.square() + rest)
+    if int(is_outlying.sum()) < 2 or float(is_outlying.double().mean()) < _SHARE_OUTLYING:
+        return None
+    first = int(is_outlying.nonzero()[0])
+    place, number = int(torch.cat(look.places)[first]), int(look.index[first])
+    return (
+        f"in {is_outlying.double().mean():.1%} of the training images one value hides all others: in image {number} it "
+        f"is {float(images[number].flatten()[place]):g}, in feature {place}, and the largest value of most images is "
+        f"{_OUTLYING:g} times smaller, or less"
+    )
+
+
+def _find_spreading(plain: _Look, images: Tensor) -> str | None:
+    """A value so far from all others that the spread of its feature is its own, and the others' differences vanish."""
+    largest, place = _find_largest(images)
+    scale = float(images[plain.index[0]].abs().max()) / max(float(torch.cat(plain.largest)[0]), 1e-300)
+    usual = float(torch.cat(plain.largest).median()) * scale
+    if largest <= _SPREADING * usual:
+        return None
+    return (
+        f"image {place} of the training images holds {largest:g}, {largest / max(usual, 1e-300):,.0f} times as much as "
+        "most images' largest value, so that nothing else in that feature is left once it is standardised"
+    )
+
+
+def _find_largest(images: Tensor) -> tuple[float, int]:
+    """The largest magnitude, and the number of an image that has it."""
+    found = ((part.float().abs().flatten(1).amax(dim=1).max(dim=0), start) for start, part in _numbered_parts(images))
+    return max((float(end.values), start + int(end.indices)) for end, start in found)
+
+
+def _find_units(look: _Look, shape: tuple[int, ...]) -> str | None:
+    """Features that are far larger than most, or, in a table, far smaller; channels likewise.
+
+    A part of a picture may be dark in all, and a feature may be zero in most.
+    """
+    sizes = (look.logarithms / look.num_not_zero.clamp(min=1)).exp()
+    is_dense = look.num_not_zero > len(look.index) / 2
+    is_there = look.num_not_zero > _RARE * len(look.index)
+    is_table = sum(size > 1 for size in shape) == 1
+    if int(is_there.sum()) > 1:
+        median = sizes[is_dense if int(is_dense.sum()) > 1 else is_there].quantile(0.5)
+        for is_odd, word in ((sizes > _LARGE * median, "larger"), (sizes < _SMALL * median, "smaller")):
+            odd = (is_odd & (is_there if word == "larger" else is_dense)).nonzero().flatten()
+            if len(odd) and (is_table or word == "larger"):
+                ratio = float((sizes[odd] / median).log().abs().max().exp())
+                hidden = "the others" if word == "larger" else "them"
+                return (
+                    f"the values of {_name(odd)} of the training images are up to {ratio:,.0f} times {word} than those "
+                    f"of most features, so that a layer can hardly see {hidden}"
+                )
+    if len(shape) == 3 and 1 < shape[0] < len(sizes):
+        by_channel = look.logarithms.view(shape[0], -1).sum(dim=1), look.num_not_zero.view(shape[0], -1).sum(dim=1)
+        sizes = (by_channel[0] / by_channel[1].clamp(min=1)).exp()
+        least, most = int(sizes.argmin()), int(sizes.argmax())
+        if bool((by_channel[1] > 0).all()) and sizes[most] > _LARGE * sizes[least]:
+            return (
+                f"the values of channel {most} of the training images are {float(sizes[most] / sizes[least]):,.0f} "
+                f"times larger than those of channel {least}, so that a layer can hardly see the latter"
+            )
+    return None
+
+
+def _find_offset(look: _Look) -> str | None:
+    num_images = len(look.index)
+    mean_square = float(look.rows_squares.sum())
+    variation = max(1 - float(look.rows_sum.square().sum()) / num_images / max(mean_square, 1e-300), 0.0) ** 0.5
+    if not _NONE < variation < _LEAST_VARIATION:  # where there is none, they may differ in brightness
+        return None
+    return (
+        f"what the training images have in common is {1 / variation:,.0f} times as large as that by which "
+        "they differ, when each is brought to unit length, so that a layer can hardly tell them apart"
+    )
+
+
+def _find_lost_length(images: Tensor, labels: Tensor, index: Tensor, scaling: Scaling) -> str | None:
+    """Classes that differ in the length of their images, such as brightness: their nearest neighbours tell."""
+    index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(1))][:_MOST_COMPARED]
+    index = index[: max(_PART_VALUES // images[0].numel(), 2)]
+    scaled, own = scaling.apply(images[index]), labels[index]
+    step = -(-scaled.shape[1] // _MOST_COMPARED_FEATURES)
+    before, after = (_nearest_errors(rows[:, ::step], own) for rows in (scaled.double(), _bring_to_unit_length(scaled)))
+    if after - before < _LOST_CLASSES:
+        return None
+    return (
+        f"the most similar training image is of another class in {before:.0%} of them, and in {after:.0%} once each is "
+        "brought to unit length, in which brightness and the like are lost; add --standardise features, or a feature "
+        "that says it in another way"
+    )
+
+
+def _nearest_errors(rows: Tensor, labels: Tensor) -> float:
+    """The share of rows whose nearest other row has another label."""
+    distances = torch.cdist(rows, rows).fill_diagonal_(torch.inf)
+    return float((labels[distances.argmin(dim=1)] != labels).double().mean())
+
+
+def _name(features: Tensor) -> str:
+    """In words, counted from 0."""
+    numbers = features.tolist()
+    if len(numbers) == 1:
+        return f"feature {numbers[0]}"
+    shown = ", ".join(str(number) for number in numbers[:5])
+    return f"{len(numbers)} features ({shown}{', ...' if len(numbers) > 5 else ''})"
+
+
+def _parts(images: Tensor) -> Iterator[Tensor]:
+    return iter(images.split(max(_PART_VALUES // images[0].numel(), 1)))
+
+
+def _numbered_parts(images: Tensor) -> Iterator[tuple[int, Tensor]]:
+    start = 0
+    for part in _parts(images):
+        yield start, part
+        start += len(part)

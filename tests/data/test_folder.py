@@ -1,0 +1,474 @@
+"""Folders of pictures: what is read, what is refused or skipped by the user's rule, and counted."""
+
+from __future__ import annotations
+
+import zlib
+from functools import partial
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ffstream as ff
+from ffstream.data import load_dataset
+from ffstream.data.images import load_images
+from ffstream.run.run import make_splits
+
+
+def write_images(folder, mode="L", size=(6, 5), classes=("cat", "dog"), num_images=4):
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(num_images):
+            Image.new(mode, size, (40 * number + index) if mode == "L" else (index, number, 7)).save(
+                folder / name / f"{index}.png"
+            )
+
+
+@pytest.mark.parametrize(("mode", "shape"), [("L", (5, 6)), ("RGB", (5, 6, 3))])
+def test_a_folder_of_images_by_class(mode, shape, tmp_path):
+    write_images(tmp_path / "train", mode)
+    write_images(tmp_path / "test", mode, num_images=2)
+    dataset = load_dataset(str(tmp_path))
+    assert dataset.image_shape == shape
+    assert dataset.class_names == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.test)) == (8, 4)
+    assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_folder_without_a_train_folder_has_no_test_split(tmp_path):
+    write_images(tmp_path / "data", num_images=20)
+    config = ff.Config(data=str(tmp_path / "data"), layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
+    run = ff.train(config, tmp_path / "run")
+    assert run.evaluate(split="validation").num_samples == 3
+    with pytest.raises(ff.DataError, match="has no test split; found train, validation"):
+        run.evaluate()
+
+
+def test_bad_image_folders_are_refused_naming_the_file(tmp_path):
+    write_images(tmp_path / "sizes")
+    Image.new("L", (3, 3)).save(tmp_path / "sizes" / "dog" / "small.png")
+    write_images(tmp_path / "corrupt")
+    (tmp_path / "corrupt" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n????")
+    write_images(tmp_path / "hollow")
+    (tmp_path / "hollow" / "empty").mkdir()
+    (tmp_path / "none").mkdir()
+    for name, message in (
+        ("sizes", r"small\.png.*resize all"),
+        ("corrupt", r"1\.png.*cannot be read as an image"),
+        ("hollow", "empty"),
+        ("none", "needs one folder of images a class"),
+    ):
+        with pytest.raises(ff.DataError, match=message) as caught:
+            load_dataset(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_truncated_images_are_refused_naming_the_file(tmp_path):
+    write_images(tmp_path, size=(40, 40))
+    path = tmp_path / "cat" / "2.png"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    data = path.read_bytes()
+    for keep in (0, 20, len(data) // 2, len(data) - 200):
+        path.write_bytes(data[:keep])
+        with pytest.raises(ff.DataError, match=r"cat/2\.png: cannot be read as an image"):
+            load_dataset(str(tmp_path))
+
+
+def test_one_class_of_images_and_classes_that_differ_are_refused(tmp_path):
+    write_images(tmp_path / "one", classes=("cat",))
+    with pytest.raises(ff.DataError, match="one class only"):
+        load_dataset(str(tmp_path / "one"))
+    write_images(tmp_path / "two" / "train")
+    write_images(tmp_path / "two" / "test", classes=("cat", "fish"))
+    with pytest.raises(ff.DataError, match="differ"):
+        load_dataset(str(tmp_path / "two"))
+
+
+def save_noise(path, mode="L", size=(6, 5), **options):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    bands = [Image.fromarray(noise[..., band]) for band in range(channels)]
+    image = Image.merge(mode, bands) if channels > 1 else bands[0].convert(mode)
+    image.save(path, **options)
+
+
+def save_frames(path):
+    frames = [Image.new("L", (6, 5), shade) for shade in (0, 100, 200)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def claim_size(path, width, height):
+    """A picture whose header claims to be larger than it is."""
+    save_noise(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+def save_deep_png(path, num_channels):
+    """16 bits a channel, as Pillow itself writes of one channel alone."""
+    head = (
+        (6).to_bytes(4, "big") + (5).to_bytes(4, "big") + bytes([16, {1: 0, 2: 4, 3: 2, 4: 6}[num_channels], 0, 0, 0])
+    )
+    rows = 5 * (b"\0" + 6 * num_channels * b"\x01\xff")
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    data = b"".join(
+        len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        for kind, content in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def cut_short(path, mode):
+    save_noise(path, mode)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def save_opaque(path, mode):
+    """A picture with alpha that hides nothing."""
+    save_noise(path, mode)
+    image = Image.open(path).copy()
+    image.putalpha(255)
+    image.save(path)
+
+
+BAD_PICTURES = {
+    "empty.png": lambda path: path.write_bytes(b""),
+    "text.jpg": lambda path: path.write_text("no picture"),
+    "huge.png": lambda path: claim_size(path, 60_000, 60_000),
+    "large.png": lambda path: claim_size(path, 10_000, 10_000),  # Pillow itself would only warn
+    "without_pixels.png": lambda path: claim_size(path, 0, 5),
+    "sixteen_bits.png": lambda path: Image.fromarray(np.arange(30, dtype=np.uint16).reshape(5, 6)).save(path),
+    "floats.tiff": lambda path: Image.fromarray(np.ones((5, 6), np.float32)).save(path),
+    "animated.gif": save_frames,
+    "animated.png": save_frames,
+    "animated.webp": save_frames,
+    "pages.tiff": save_frames,
+    "wide.png": lambda path: save_noise(path, size=(7, 5)),
+    "cut.png": lambda path: cut_short(path, "RGB"),
+    "transparent.png": lambda path: save_noise(path, "RGBA"),
+    "grey_transparent.png": lambda path: save_noise(path, "LA"),
+    "one_shade_is_clear.png": lambda path: Image.new("L", (6, 5), 3).save(path, transparency=3),
+    "one_colour_is_clear.gif": lambda path: Image.new("P", (6, 5), 3).save(path, transparency=3),
+    **{f"deep_{channels}.png": partial(save_deep_png, num_channels=channels) for channels in (1, 2, 3, 4)},
+    "deep.ppm": lambda path: path.write_bytes(b"P6 # deep\n6 5\n# as cameras do\n4095\n" + bytes(180)),
+    "deep.pgm": lambda path: path.write_bytes(b"P5\n6 5 65535\n" + bytes(60)),
+}
+GOOD_PICTURES = {
+    "palette.png": lambda path: Image.open(path.parent / "0.png").convert("P").save(path),
+    "still.gif": lambda path: save_noise(path, "P"),
+    "one_bit.png": lambda path: save_noise(path, "1"),
+    "opaque.png": lambda path: save_opaque(path, "RGB"),
+    "grey_opaque.png": lambda path: save_opaque(path, "L"),
+    "nothing_is_clear.png": lambda path: Image.new("L", (6, 5), 3).save(path, transparency=4),
+    "jpeg.jfif": lambda path: save_noise(path, format="JPEG"),
+    "jpeg without a suffix": lambda path: save_noise(path, format="JPEG"),
+    "scan.0001": lambda path: save_noise(path, format="TIFF"),
+    "sixteen_shades.pgm": lambda path: path.write_bytes(b"P5\n6 5 15\n" + bytes(30)),
+    "cmyk.jpg": lambda path: save_noise(path, "CMYK"),
+    "cmyk.tiff": lambda path: save_noise(path, "CMYK"),
+    "ycbcr.jpg": lambda path: save_noise(path, "YCbCr"),
+    "upper.PNG": save_noise,
+}
+
+COLOURED = ("palette.png", "still.gif", "opaque.png", "cmyk.jpg", "cmyk.tiff", "ycbcr.jpg")
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_bad_picture_is_refused_by_name_or_left_out_and_counted(name, mode, tmp_path):
+    write_images(tmp_path, mode)
+    whole = load_dataset(str(tmp_path))
+    BAD_PICTURES[name](tmp_path / "cat" / name)
+    with pytest.raises(ff.DataError, match=f"{name}.*; .*--bad-images skip") as caught:
+        load_dataset(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    dataset = load_dataset(str(tmp_path), skips_bad=True)
+    assert dataset.digest() == whole.digest()
+    assert len(dataset.left_out) == 1
+    assert dataset.warning.startswith("left out 1 of 9 images; the first: data")
+    assert name in dataset.warning
+
+
+@pytest.mark.parametrize("name", GOOD_PICTURES)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_picture_of_any_mode_of_eight_bits_is_read(name, mode, tmp_path):
+    write_images(tmp_path, mode)
+    GOOD_PICTURES[name](tmp_path / "cat" / name)
+    for skips_bad in (False, True):
+        dataset = load_dataset(str(tmp_path), skips_bad=skips_bad)
+        assert len(dataset.train) == 9
+        assert not dataset.left_out
+    is_grey = dataset.image_shape == (5, 6)
+    assert is_grey == (mode == "L" and name not in COLOURED)
+    assert (dataset.warning is None) == ((mode == "RGB" and name in COLOURED) or is_grey)
+
+
+@pytest.mark.parametrize("name", ["0.png", "9.png"])
+def test_one_picture_in_colour_makes_all_be_read_so_wherever_it_stands(name, tmp_path):
+    write_images(tmp_path / "train")
+    save_noise(tmp_path / "train/cat" / name, "RGB")
+    write_images(tmp_path / "test")
+    dataset = load_dataset(str(tmp_path))
+    assert dataset.image_shape == (5, 6, 3)
+    assert "in colour, such as" in dataset.warning
+    assert f"cat/{name}" in dataset.warning
+
+
+def test_a_run_tells_what_it_left_out_and_goes_on_without_it(tmp_path):
+    write_images(tmp_path / "data", num_images=20)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "data" / "cat" / name).write_bytes(b"")
+    config = ff.Config(data=str(tmp_path / "data"), layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
+    with pytest.raises(ff.DataError, match="cat/a.png"):
+        ff.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config = config.override({"bad_images": "skip"})
+    assert "left out 2 of 42 images" in ff.make_plan(config).warning
+    observer = Mock(spec=ff.Observer)
+    ff.train(config, tmp_path / "run", observer=observer)
+    (told,) = observer.on_warning.call_args_list[0].args  # before what is said of pictures of one shade
+    assert told.startswith("left out 2 of 42 images; the first: data")
+    assert ff.Run(tmp_path / "run").evaluate(split="validation").num_samples == 3
+    assert ff.resume(tmp_path / "run", layers=2).num_layers_done == 2
+
+
+def test_a_folder_of_bad_pictures_alone_is_refused_either_way(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ff.DataError, match="found no image that can be read; the last of 2: .*dog/0.png"):
+        load_dataset(str(tmp_path), skips_bad=True)
+
+
+def test_the_size_that_most_have_counts_not_that_of_the_first(tmp_path):
+    write_images(tmp_path)
+    save_noise(tmp_path / "cat" / "!.png", size=(9, 9))
+    dataset = load_dataset(str(tmp_path), skips_bad=True)
+    assert dataset.image_shape == (5, 6)
+    assert len(dataset.left_out) == 1
+
+
+@pytest.mark.parametrize("modes", [("RGB", "L"), ("L", "RGB")])
+def test_the_test_pictures_are_read_as_the_training_pictures_are(modes, tmp_path):
+    write_images(tmp_path / "train", modes[0])
+    write_images(tmp_path / "test", modes[1])
+    dataset = load_dataset(str(tmp_path))
+    assert dataset.train.images.shape[1:] == dataset.test.images.shape[1:] == (5, 6, 3)
+
+
+# --- layouts
+
+TWINS = [
+    ("Training", "Testing"),
+    ("training", "testing"),
+    ("Train", "Test"),
+    ("TRAIN", "TEST"),
+    ("seg_train", "seg_test"),
+    ("seg_train/seg_train", "seg_test/seg_test"),
+    ("training_set/training_set", "test_set/test_set"),
+    ("train2017", "test2017"),
+    ("TrainImages", "TestImages"),
+    ("dogs-train", "dogs-test"),
+]
+
+
+def write_splits(root, *places):
+    for number, place in enumerate(places):
+        write_images(root / place, classes=("cat", "dog", "owl"), num_images=3 + number)
+
+
+@pytest.fixture
+def twin(tmp_path):
+    write_splits(tmp_path / "twin", "train", "test")
+    return load_dataset(str(tmp_path / "twin"))
+
+
+@pytest.mark.parametrize("names", TWINS)
+def test_splits_are_known_by_the_names_that_people_give_them(names, twin, tmp_path):
+    write_splits(tmp_path / "data", *names)
+    found = load_dataset(str(tmp_path / "data"))
+    assert (found.digest(), found.test_digest(), found.class_names) == (
+        twin.digest(),
+        twin.test_digest(),
+        ("cat", "dog", "owl"),
+    )
+    assert found.warning is None
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation", "dev", "seg_val/seg_val", "validation_set"])
+def test_a_validation_split_of_the_data_is_used_as_one(name, twin, tmp_path):
+    write_splits(tmp_path / "data", "train", "test", name)
+    dataset = load_dataset(str(tmp_path / "data"))
+    assert dataset.warning is None
+    config = ff.Config(data=str(tmp_path / "data"), layers=1, width=8, epochs=1, device="cpu")
+    run = ff.train(config, tmp_path / "run")
+    assert run.evaluate(split="validation").num_samples == len(dataset.validation) == 15
+    assert run.evaluate().num_samples == len(twin.test)
+    splits = make_splits(dataset, config.override({"validation_fraction": 0.0}))
+    assert sorted(splits) == ["test", "train"]
+    assert len(splits["train"]) == len(make_splits(dataset, config)["train"]) == len(dataset.train)
+    save_noise(tmp_path / "data" / name / "cat" / "0.png")  # another one
+    with pytest.raises(ff.RunMismatchError, match="other training data"):
+        ff.resume(run.path, layers=2)
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_what_is_held_out_alone_is_the_test_split_and_that_is_said(name, twin, tmp_path):
+    write_splits(tmp_path / "data", "train", name)
+    found = load_dataset(str(tmp_path / "data"))
+    assert (found.digest(), found.test_digest(), found.validation) == (twin.digest(), twin.test_digest(), None)
+    assert f"{name} is taken as the test split" in found.warning
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (["archive/train", "archive/test"], "archive holds no image itself, but folders that do"),
+        (["a/train", "b/train"], "a holds no image itself"),
+        (["pets/tame", "pets/wild"], "pets holds no image itself"),
+        (["train", "Training"], "both Training and train read like its train split"),
+        (["test"], "test reads like a split, but there is no train"),
+        (["val", "test"], "reads like a split, but there is no train"),
+    ],
+)
+def test_a_layout_that_cannot_be_told_is_refused(places, message, tmp_path):
+    write_splits(tmp_path, *places)
+    for skips_bad in (False, True):
+        with pytest.raises(ff.DataError, match=message) as caught:
+            load_dataset(str(tmp_path), skips_bad=skips_bad)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("cat", "dog", "Testing"), ("cat", "dog", "val")])
+def test_folders_of_pictures_that_read_like_splits_are_no_classes(names, tmp_path):
+    write_images(tmp_path, classes=names)
+    with pytest.raises(ff.DataError):
+        load_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("names", [("test_tube", "flask"), ("contest", "detrain"), ("valley", "trainer")])
+def test_classes_whose_names_hold_the_word_are_classes(names, tmp_path):
+    write_images(tmp_path, classes=names)
+    assert load_dataset(str(tmp_path)).class_names == tuple(sorted(names))
+
+
+# --- one rule for walking a folder
+
+
+def put(path, content=b"x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def picture_of(root):
+    return (root / "cat/0.png").read_bytes()
+
+
+LEFT_OVERS = {
+    ".ipynb_checkpoints beside the classes": lambda root: put(root / ".ipynb_checkpoints/0.png", picture_of(root)),
+    ".ipynb_checkpoints in a class": lambda root: put(root / "cat/.ipynb_checkpoints/0.png", picture_of(root)),
+    "__MACOSX": lambda root: put(root / "__MACOSX/cat/0.png", picture_of(root)),
+    "AppleDouble": lambda root: put(root / "cat/._0.png", b"\0\5\x16\7" + bytes(100)),
+    "notes": lambda root: put(root / "dog/notes.txt"),
+    "avif": lambda root: put(root / "dog/new.avif", b"\0\0\0 ftypavif" + bytes(50)),
+    "a file beside the classes": lambda root: put(root / "labels.csv"),
+    "a picture beside the classes": lambda root: put(root / "cover.png", picture_of(root)),
+    "a link to the folder above": lambda root: (root / "cat/loop").symlink_to(".."),
+    "a link to another class": lambda root: (root / "cat/dogs").symlink_to("../dog"),
+    "a link to itself": lambda root: (root / "cat/self").symlink_to("self"),
+    "a link to nothing": lambda root: (root / "cat/old").symlink_to("nowhere"),
+}
+OF_THE_SYSTEM = {
+    ".DS_Store": lambda root: put(root / ".DS_Store"),
+    "Thumbs.db": lambda root: put(root / "cat/Thumbs.db"),
+    "desktop.ini": lambda root: put(root / "dog/desktop.ini"),
+}
+
+
+def load_with(tmp_path, leave):
+    """A folder of images as it was, and as it is read when something was left in it."""
+    write_images(tmp_path / "data")
+    whole = load_dataset(str(tmp_path / "data"))
+    leave(tmp_path / "data")
+    return whole, load_dataset(str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("kind", LEFT_OVERS)
+def test_what_is_left_out_is_counted_and_named_by_training_and_predicting(kind, tmp_path):
+    whole, found = load_with(tmp_path, LEFT_OVERS[kind])
+    assert found.digest() == whole.digest()
+    assert found.warning.startswith("not read: ")
+    if "beside the classes" not in kind and not kind.startswith("a link to a"):  # below one folder they are read once
+        images = load_images([tmp_path / "data"], (5, 6), 255)
+        assert len(images) == len(whole.train)
+        assert images.note == found.warning
+
+
+@pytest.mark.parametrize("kind", OF_THE_SYSTEM)
+def test_what_systems_leave_is_not_worth_a_word(kind, tmp_path):
+    whole, found = load_with(tmp_path, OF_THE_SYSTEM[kind])
+    assert (found.digest(), found.warning) == (whole.digest(), None)
+    assert load_images([tmp_path / "data"], (5, 6), 255).note is None
+
+
+def test_linked_class_folders_are_read_by_training_and_predicting(tmp_path):
+    write_images(tmp_path / "data")
+    whole = load_dataset(str(tmp_path / "data"))
+    (tmp_path / "data/cat").rename(tmp_path / "elsewhere")
+    (tmp_path / "data/cat").symlink_to(tmp_path / "elsewhere")
+    found = load_dataset(str(tmp_path / "data"))
+    assert (found.digest(), found.warning) == (whole.digest(), None)
+    assert len(load_images([tmp_path / "data"], (5, 6), 255)) == len(whole.train)
+
+
+def test_links_that_lead_to_each_other_end(tmp_path):
+    write_images(tmp_path / "data")
+    for number in range(6):
+        (tmp_path / f"data/cat/{number}").symlink_to("..")
+        (tmp_path / f"data/dog/{number}").symlink_to("../cat")
+    assert len(load_dataset(str(tmp_path / "data")).train) == 8
+    assert len(load_images([tmp_path / "data"], (5, 6), 255)) == 8
+
+
+def test_pictures_below_a_class_are_read_and_mentioned(tmp_path):
+    write_images(tmp_path / "data")
+    put(tmp_path / "data/cat/more/9.png", picture_of(tmp_path / "data"))
+    found = load_dataset(str(tmp_path / "data"))
+    assert len(found.train) == 9
+    assert "1 of its 5 images lie in folders below it" in found.warning
+
+
+def test_suffixes_in_capitals_are_known(tmp_path):
+    images = np.arange(90, dtype=np.uint8).reshape(3, 5, 6)
+    np.save(tmp_path / "x.npy", images)
+    np.savez(tmp_path / "x.npz", images=images)
+    for name in ("x.npy", "x.npz"):
+        (tmp_path / name).rename(tmp_path / name.upper())
+        assert len(load_images([tmp_path / name.upper()], (5, 6), 255)) == 3
+    write_images(tmp_path / "data")
+    for path in list((tmp_path / "data").rglob("*.png")):
+        path.rename(path.with_suffix(".PNG"))
+    assert len(load_dataset(str(tmp_path / "data")).train) == 8
+
+
+@pytest.mark.parametrize("place", ["train", "test", "seg_train"])
+def test_what_lies_beside_the_classes_of_a_split_is_named(place, tmp_path):
+    names = ("seg_train/seg_train", "seg_test") if place == "seg_train" else ("train", "test")
+    for name in names:
+        write_images(tmp_path / name)
+    assert load_dataset(str(tmp_path)).warning is None
+    put(tmp_path / place / ".hidden/0.png", b"x")
+    (tmp_path / place / "labels.csv").write_text("x")
+    warning = load_dataset(str(tmp_path)).warning
+    assert "labels.csv" in warning
+    assert ".hidden" in warning
+
+
+@pytest.mark.parametrize("content", [b"BMW and others\n", b"P1 is the first of them\n", b"P5: see below", b"GIF", b""])
+def test_texts_that_begin_like_a_picture_are_none(content, tmp_path):
+    _, found = load_with(tmp_path, lambda root: put(root / "cat/notes", content))
+    assert "cat/notes (no picture" in found.warning

@@ -1,0 +1,186 @@
+"""What decides bits is part of a run: the same goes on, anything else is said and asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ffstream as ff
+from ffstream.device.device import device
+from ffstream.device.environment import describe_environment, find_differences, plain_torch
+from ffstream.run import launch
+from tests.helpers import InterruptAt, check_resumed_equals, layer_digests, run_cli
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def stopped(small_config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("torch", "1.0"),
+        ("device", "another GPU"),
+        ("instructions", "other"),
+        ("variables", "MKL_CBWR=AVX2"),
+        ("arithmetic", "x"),
+    ],
+)
+def test_what_decides_bits_and_differs_is_named_and_the_word_is_recorded(name, value, stopped, monkeypatch):
+    here = describe_environment(CPU, "fp32")
+    monkeypatch.setattr(launch, "describe_environment", lambda *_: here | {name: value})
+    with pytest.raises(ff.RunMismatchError, match=f"{name}: .*--accept-environment"):
+        ff.resume(stopped)
+    assert len(ff.Run(stopped).directory.read_environments()) == 1
+    with pytest.raises(KeyboardInterrupt):
+        ff.resume(stopped, accept_environment=True, observer=InterruptAt("on_epoch", 1))
+    assert [found[name] for found in ff.Run(stopped).directory.read_environments()] == [here[name], value]
+    ff.resume(stopped)  # from here on it is what the run is trained with
+    ff.Run(stopped).verify()
+
+
+def test_a_finished_run_asks_for_nothing_until_it_grows(small_config, tmp_path, monkeypatch):
+    run = ff.train(small_config(), tmp_path / "run")
+    monkeypatch.setattr(launch, "describe_environment", lambda *_: {"torch": "1.0", "arithmetic": "x", "threads": 1})
+    ff.resume(run.path)
+    run.evaluate()
+    with pytest.raises(ff.RunMismatchError, match="torch: 1.0"):
+        ff.resume(run.path, layers=4)
+
+
+def test_the_number_of_threads_is_the_runs_and_not_the_processs(small_config, tmp_path):
+    """So that it need not be asked for: a run goes on with as many as it was started with."""
+    torch.set_num_threads(2)
+    whole = ff.train(small_config(), tmp_path / "whole").path
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+    torch.set_num_threads(1)
+    seen = []
+
+    class Counting(ff.Observer):
+        def on_epoch(self, *_):
+            seen.append(torch.get_num_threads())
+
+    ff.resume(tmp_path / "run", observer=Counting())
+    assert set(seen) == {2}
+    assert torch.get_num_threads() == 1
+    check_resumed_equals(whole, tmp_path / "run")
+
+
+@contextlib.contextmanager
+def _default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def _default_device():
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def _matmul_precision():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+GLOBALS = {
+    "type": _default_dtype,
+    "device": _default_device,
+    "a device of this block": lambda: torch.device("meta"),
+    "inference": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "precision": _matmul_precision,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", GLOBALS)
+@pytest.mark.parametrize("recipe", ["inject", "unsupervised"])
+def test_nothing_of_ours_depends_on_what_a_program_sets_in_torch(name, recipe, small_config, tmp_path):
+    config = small_config(recipe, layers=2, cache__tier="disk")
+    whole = ff.train(config, tmp_path / "whole")
+    images = torch.randint(0, 16, (9, 8, 8), dtype=torch.uint8)
+    wanted = (
+        whole.evaluate().error,
+        whole.predict(images, calibrated=False).probabilities,
+        whole.load().predict(images),
+    )
+    with GLOBALS[name]():
+        before = (torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled())
+        with pytest.raises(KeyboardInterrupt):
+            ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 4))
+        run = ff.resume(tmp_path / "run")
+        found = (
+            run.evaluate().error,
+            run.predict(images, calibrated=False).probabilities,
+            ff.load(run.path).predict(images),
+        )
+        run.export(tmp_path / "export.safetensors")
+        loaded = ff.load(tmp_path / "export.safetensors").predict(images)
+        assert (torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled()) == before
+    assert layer_digests(run.path) == layer_digests(whole.path)
+    assert found[0] == wanted[0]
+    assert torch.equal(found[1], wanted[1])
+    assert torch.equal(found[2], wanted[2])
+    assert torch.equal(loaded, wanted[2])
+
+
+def test_the_arithmetic_of_an_environment_is_the_same_every_time_and_another_with_other_instructions():
+    code = "import torch, ffstream.device.environment as e; print(e.describe_environment(torch.device('cpu'), 'fp32'))"
+
+    def describe(**variables):
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | variables)
+        return eval(found.stdout)
+
+    here = describe()
+    assert describe() == here
+    assert describe(OMP_NUM_THREADS="2")["arithmetic"] == here["arithmetic"]
+    other = describe(ATEN_CPU_CAPABILITY="default")
+    assert find_differences(other, here) != []
+
+
+def test_automatic_precision_follows_from_the_processor_and_never_from_a_clock(monkeypatch):
+    monkeypatch.setattr("time.perf_counter", lambda: pytest.fail("asked the time"))
+    for has, wanted in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(device, "has_bf16_products", lambda has=has: has)
+        assert device.resolve_precision("auto", CPU) == wanted
+    assert device.resolve_precision("fp32", CPU) == "fp32"
+
+
+def test_plain_torch_sets_back_what_it_finds_also_after_an_error():
+    with _default_dtype():
+        with pytest.raises(ZeroDivisionError), plain_torch(num_threads=2):
+            assert torch.get_default_dtype() == torch.float32
+            assert torch.get_num_threads() == 2
+            1 / 0  # noqa: B018
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_num_threads() == 1
+
+
+def test_the_command_line_has_the_word(stopped, monkeypatch):
+    here = describe_environment(CPU, "fp32")
+    monkeypatch.setattr(launch, "describe_environment", lambda *_: here | {"torch": "1.0"})
+    _, _, error = run_cli("resume", stopped)
+    assert "--accept-environment" in str(error)
+    assert run_cli("resume", stopped, "--accept-environment")[0] == 0

@@ -1,0 +1,82 @@
+"""`ffstream recipes` shows all that can be chosen, what users register included."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import ffstream as ff
+from ffstream.field.catalogue import read_catalogue
+from ffstream.field.goodness import Goodness
+from ffstream.field.labels import LABEL_METHODS
+from ffstream.field.similarity import SIMILARITIES
+from ffstream.ground.registry import Registry
+from ffstream.settings.config import Config, LabelsConfig
+from ffstream.settings.recipes import DESCRIPTIONS, RECIPES
+from tests.helpers import run_cli
+
+REGISTRIES = [LABEL_METHODS, ff.OBJECTIVES, ff.GOODNESSES, SIMILARITIES, ff.NEGATIVE_SAMPLERS, ff.LAYER_KINDS]
+
+
+class Loudest(Goodness):
+    """The largest activity.
+
+    More lines are not shown.
+    """
+
+
+@pytest.fixture
+def _registered(monkeypatch):
+    monkeypatch.setattr(ff.GOODNESSES, "_parts", dict(ff.GOODNESSES._parts))
+    monkeypatch.setattr(ff.GOODNESSES, "_descriptions", dict(ff.GOODNESSES._descriptions))
+    ff.GOODNESSES.register("loudest", Loudest())
+    ff.register_recipe("loud", {"objective.goodness": "loudest", "batch": 77}, "Shouts.")
+    yield
+    del RECIPES["loud"], DESCRIPTIONS["loud"]
+
+
+@pytest.mark.usefixtures("_registered")
+def test_everything_registered_is_shown_with_a_line():
+    code, shown, _ = run_cli("recipes", "--json")
+    assert code == 0
+    found = json.loads(shown)
+    assert set(found["recipes"]) == set(RECIPES)
+    assert [set(parts) for parts in found["parts"].values()] == [set(registry) for registry in REGISTRIES]
+    lines = [recipe["description"] for recipe in found["recipes"].values()]
+    lines += [line for parts in found["parts"].values() for line in parts.values()]
+    assert all(lines)
+    assert len(set(lines)) == len(lines)
+    assert found["parts"]["objective.goodness"]["loudest"] == "The largest activity."
+    assert found["recipes"]["loud"] == {
+        "description": "Shouts.",
+        "sets": {"objective.goodness": "loudest", "batch": 77},
+    }
+
+
+@pytest.mark.usefixtures("_registered")
+def test_tables_name_everything():
+    code, shown, _ = run_cli("recipes")
+    assert code == 0
+    assert "U[label]" in shown
+    words = set(shown.replace("=", " ").split())
+    for names in (RECIPES, *REGISTRIES):
+        assert words >= set(names)
+
+
+def test_every_setting_of_the_catalogue_takes_what_it_shows():
+    for setting, parts in read_catalogue().parts.items():
+        for name in parts:
+            assert Config().override({setting: name}).to_flat()[setting] == name
+
+
+def test_label_methods_are_those_that_a_configuration_allows():
+    choices = LabelsConfig.__dataclass_fields__["method"].metadata["choices"]
+    assert set(choices) == set(LABEL_METHODS)
+
+
+def test_a_part_without_a_docstring_has_an_empty_line_and_a_description_goes_first():
+    registry = Registry("part", "parts.name")
+    registry.register("plain", lambda: None)
+    registry.register("told", Loudest(), "In other words.")
+    assert (registry.describe("plain"), registry.describe("told")) == ("", "In other words.")

@@ -1,0 +1,111 @@
+"""Similarity terms against their definitions, and where they are taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ffstream as ff
+from ffstream.device.workspace import Workspace
+from ffstream.field import similarity
+from ffstream.field.similarity import SIMILARITIES, compare
+from ffstream.plan.footprint import DataShape
+from tests.helpers import similarity_written_out
+
+CPU = torch.device("cpu")
+MACHINE = "device=32MiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
+
+
+def draw(*shape, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+@pytest.mark.parametrize("labels", ["0011222345", "0000000000", "0123456789", "01", "0"])
+@pytest.mark.parametrize("num_in_group", [3, 5, 64])
+def test_term_and_gradient_are_those_of_the_definition(name, labels, num_in_group, monkeypatch):
+    monkeypatch.setattr(similarity, "GROUP_SAMPLES", num_in_group)
+    classes = torch.tensor([int(label) for label in labels])
+    preactivations = draw(len(labels), 7, dtype=torch.float64)
+    leaf = preactivations.clone().requires_grad_()
+    expected = similarity_written_out(name, torch.relu(leaf), classes, num_in_group)
+    (gradient,) = torch.autograd.grad(expected, leaf)
+    before = preactivations.clone()
+    term, found = compare(SIMILARITIES[name], preactivations, classes, torch.float64, Workspace(CPU))
+    torch.testing.assert_close(term, expected.detach())
+    torch.testing.assert_close(found, gradient)
+    assert torch.equal(preactivations, before)
+
+
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+def test_a_sample_without_activity_has_no_direction_and_no_gradient(name):
+    preactivations = draw(6, 5)
+    preactivations[2] = -1.0
+    term, gradient = compare(SIMILARITIES[name], preactivations, torch.arange(6) // 3, torch.float32, Workspace(CPU))
+    assert torch.isfinite(term)
+    assert torch.isfinite(gradient).all()
+    assert not gradient[2].any()
+    assert gradient[3].any()
+
+
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+def test_half_precision_agrees_as_far_as_it_goes(name):
+    labels, preactivations = torch.arange(200) % 7, draw(200, 40)
+    term, gradient = compare(SIMILARITIES[name], preactivations, labels, torch.float32, Workspace(CPU))
+    half_term, half = compare(SIMILARITIES[name], preactivations, labels, torch.bfloat16, Workspace(CPU))
+    assert half.dtype == gradient.dtype
+    torch.testing.assert_close(half_term, term, rtol=0.01, atol=0.0)
+    assert (half - gradient).norm() < 0.02 * gradient.norm()
+
+
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+def test_a_step_against_the_gradient_lowers_the_term(name):
+    labels, preactivations = torch.arange(200) % 7, draw(200, 40)
+    before, gradient = compare(SIMILARITIES[name], preactivations, labels, torch.float32, Workspace(CPU))
+    moved = preactivations - gradient / gradient.norm(dim=1).max()
+    after, _ = compare(SIMILARITIES[name], moved, labels, torch.float32, Workspace(CPU))
+    assert after < before
+
+
+@pytest.mark.parametrize("recipe", ["inject", "mono", "grouped"])
+def test_samples_of_a_class_point_one_way_in_a_network_that_is_trained_with_it(recipe, tmp_path, small_config, digits):
+    images, labels = digits.test.images[:200].float(), digits.test.labels[:200]
+    alike = labels.unsqueeze(1) == labels
+
+    def separation(**settings):
+        """How much more alike samples of a class are than others, at the last layer."""
+        name = settings.get("objective__similarity", "none")
+        run = ff.train(small_config(recipe, epochs=6, network__dropout=0.0, **settings), tmp_path / name)
+        outputs = ff.load(run.path).requires_grad_(False).features(images)[-1]
+        directions = torch.nn.functional.normalize(outputs, dim=1)
+        cosines = directions @ directions.t()
+        return float(cosines[alike].mean() - cosines[~alike].mean())
+
+    assert separation(objective__similarity="matching", objective__similarity_weight=1.0) > separation() + 0.05
+
+
+@pytest.mark.parametrize("recipe", ["hinton", "unsupervised"])
+def test_rows_that_show_a_label_or_have_none_are_refused(recipe, tmp_path, small_config):
+    with pytest.raises(
+        ff.ConfigError, match=r"objective.similarity: found 'matching', allowed none with labels.method="
+    ):
+        ff.train(small_config(recipe, objective__similarity="matching"), tmp_path / "run")
+
+
+def test_an_unknown_term_is_refused_by_the_nearest(tmp_path, small_config):
+    with pytest.raises(ff.ConfigError, match="unknown similarity 'match'; did you mean 'matching'"):
+        ff.train(small_config(objective__similarity="match"), tmp_path / "run")
+
+
+def test_a_batch_is_not_cut(tmp_path, small_config):
+    config = small_config(objective__similarity="matching")
+    with pytest.raises(ff.ConfigError, match=r"micro_batch: found 16, allowed 32 \(batch\) or more"):
+        ff.train(config.override({"micro_batch": 16}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["none", "matching"])
+def test_a_plan_cuts_what_may_be_cut(name):
+    config = ff.Config(width=500, layers=4, batch=2048).override({"objective.similarity": name})
+    plan = ff.make_plan(config, machine=MACHINE, data=DataShape.of(50_000, 784, 10, 0.1))
+    assert plan.fits
+    assert (plan.config.num_micro_batches > 1, plan.config.num_tiles > 1) == (name == "none", name != "none")

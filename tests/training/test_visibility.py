@@ -1,0 +1,194 @@
+"""What a layer cannot see of its training data is said when a run starts; of data that are well scaled, nothing is."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import ffstream as ff
+from ffstream.data import Scaling
+from ffstream.training.visibility import find_hidden
+
+NUM_IMAGES, NUM_FEATURES = 500, 8
+LABELS = torch.arange(NUM_IMAGES) % 2
+
+
+def table():
+    """Two classes that the first of eight features of one size tells apart."""
+    found = torch.randn(NUM_IMAGES, NUM_FEATURES, generator=torch.Generator().manual_seed(0))
+    found[:, 0] += 6 * LABELS
+    return found
+
+
+def digits_as_table(digits):
+    return digits.train.images.flatten(1).float()[:NUM_IMAGES]
+
+
+def set_at(images, features, value, share, seed=1):
+    """Put a value at a share of the places in some features."""
+    chosen = torch.rand(images[:, features].shape, generator=torch.Generator().manual_seed(seed)) < share
+    images[:, features] = images[:, features].masked_fill(chosen, value)
+    return images
+
+
+def with_feature(number, values):
+    found = table()
+    found[:, number] = values(found[:, number])
+    return found
+
+
+def with_outliers(every, value):
+    found = table()
+    for row in range(0, NUM_IMAGES, every):
+        found[row, row % NUM_FEATURES] = value * (1 + row % 7)
+    return found
+
+
+def shades():
+    """Grey images of one brightness each, dark for one class and bright for the other."""
+    generator = torch.Generator().manual_seed(0)
+    shade = 40 + 150 * LABELS + torch.randint(0, 30, (NUM_IMAGES,), generator=generator)
+    return shade.view(-1, 1, 1).expand(-1, 8, 8).to(torch.uint8)
+
+
+def said_of(images, labels=LABELS, standardise="none"):
+    scale = float(images.double().abs().max()) or 1.0
+    return find_hidden(images, labels, Scaling.of(images, scale, standardise), standardise)
+
+
+HIDDEN = {
+    "a feature near 1000": (lambda: with_feature(5, lambda v: 1000 + 300 * v), "feature 5 .* times larger"),
+    "a feature of 1000 about zero": (lambda: with_feature(5, lambda v: 1000 * v), "feature 5 .* times larger"),
+    "a feature of a thousandth": (lambda: with_feature(2, lambda v: v / 1000), "feature 2 .* smaller"),
+    "two features near 1e5": (
+        lambda: with_feature(5, lambda v: 1e5 * v) + with_feature(6, lambda v: 1e5 * v),
+        "2 features \\(5, 6\\)",
+    ),
+    "an offset": (lambda: table() + 300, "in common"),
+    "one outlier": (lambda: with_outliers(1000, 1e9), "image 0 holds 1e\\+09"),
+    "many outliers": (lambda: with_outliers(25, 100.0), "one value hides all others: in image 0 it is 100, in feature"),
+    "-9999 for missing": (lambda: set_at(table(), slice(1, None), -9999.0, 0.2), "-9999 stands .* 7 features"),
+    "-999 for missing in one": (lambda: set_at(table(), slice(3, 4), -999.0, 0.05), "-999 stands .* feature 3"),
+    "1e20 for missing": (lambda: set_at(table(), slice(3, 4), 1e20, 0.05), "1e\\+20 stands"),
+    "-1 for missing among none": (
+        lambda: set_at(table().abs(), slice(3, 4), -1.0, 0.1),
+        "-1 stands .* feature 3, and no",
+    ),
+    "any number for missing": (lambda: set_at(table(), slice(None), 88.5, 0.1), "the value 88.5 stands .* 8 features"),
+    "two numbers for missing": (
+        lambda: set_at(set_at(table(), slice(3, 5), 97.0, 0.1), slice(5, 6), -98.0, 0.1, seed=2),
+        "the values -98, 97 stand .* 3 features",
+    ),
+    "255 for missing in bytes": (
+        lambda: set_at(torch.randint(0, 17, (NUM_IMAGES, 6, 6)).float(), slice(None), 255.0, 0.02).byte(),
+        "255 stands",
+    ),
+    "a channel in other units": (
+        lambda: torch.rand(NUM_IMAGES, 3, 4, 4) * torch.tensor([1.0, 1000.0, 1.0]).view(3, 1, 1),
+        "16 features .* larger",
+    ),
+    "one small channel of two": (
+        lambda: torch.rand(NUM_IMAGES, 2, 4, 4) * torch.tensor([1000.0, 1.0]).view(2, 1, 1),
+        "channel 0 .* larger than those of channel 1",
+    ),
+    "a table with an axis of one": (lambda: with_feature(2, lambda v: v / 1000).unsqueeze(1), "feature 2 .* smaller"),
+    "a rare feature in larger units": (
+        lambda: with_feature(2, lambda v: 1e4 * v * (torch.arange(NUM_IMAGES) % 10 == 3)),
+        "feature 2",
+    ),
+    "circles": (
+        lambda: torch.stack([t(torch.arange(NUM_IMAGES) * 2.39) * (1 + LABELS) for t in (torch.sin, torch.cos)], dim=1),
+        "another class in 0% of them, and in",
+    ),
+    "zeros": (lambda: torch.zeros(NUM_IMAGES, 4, 4), "all 500 training images are equal"),
+    "one image throughout": (lambda: torch.rand(1, 6).expand(NUM_IMAGES, 6), "equal"),
+    "half of the images empty": (lambda: table() * (torch.arange(NUM_IMAGES) % 4 > 1).view(-1, 1), "50% .*are zero"),
+    "one pixel": (lambda: torch.rand(NUM_IMAGES, 1, 1) + LABELS.view(-1, 1, 1), "brightness"),
+    "brightness is the class": (shades, "brightness"),
+    "bright images of little contrast": (lambda: 200 + (table() * 2).round().clamp(-50, 50), "in common"),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_hides_the_data_is_named(name):
+    make, words = HIDDEN[name]
+    images = make()
+    said = said_of(images)
+    assert said is not None
+    assert "\n" not in said
+    assert re.search(words, said), said
+
+
+CLEAN = {
+    "a table": table,
+    "one of other size": lambda: with_feature(5, lambda v: 4 * v),
+    "a small offset": lambda: table() + 2,
+    "heavy tails": lambda: torch.randn(NUM_IMAGES, NUM_FEATURES, generator=torch.Generator().manual_seed(0)).exp(),
+    "counts": lambda: torch.poisson(table().abs() / 2, torch.Generator().manual_seed(0)),
+    "one of several": lambda: torch.nn.functional.one_hot(torch.arange(NUM_IMAGES) % 12).float(),
+    "nines that are in reach of the others": lambda: set_at(table() * 60, slice(3, 4), 99.0, 0.05),
+    "a feature that never varies": lambda: with_feature(5, torch.zeros_like),
+    "other loudness": lambda: table() * 10 ** torch.linspace(-1, 1, NUM_IMAGES).view(-1, 1),
+}
+
+
+@pytest.mark.parametrize("standardise", ["none", "features"])
+@pytest.mark.parametrize("name", CLEAN)
+def test_of_data_that_are_well_scaled_nothing_is_said(name, standardise):
+    assert said_of(CLEAN[name](), standardise=standardise) is None
+
+
+@pytest.mark.parametrize("standardise", ["none", "features", "channels"])
+def test_of_digits_nothing_is_said(digits, standardise):
+    labels = digits.train.labels[:NUM_IMAGES]
+    for images in (digits.train.images[:NUM_IMAGES], digits_as_table(digits), digits_as_table(digits) / 16 - 0.3):
+        assert said_of(images, labels, standardise) is None
+
+
+@pytest.mark.parametrize("name", ["one outlier", "many outliers", "-9999 for missing"])
+def test_what_standardising_does_not_mend_is_said_of_standardised_data(name):
+    """The spread of a feature with one value far from all is its own."""
+    make, _ = HIDDEN[name]
+    assert said_of(make(), standardise="features") is not None
+    if name == "one outlier":
+        assert said_of(with_outliers(1000, 3000.0), standardise="features") is not None
+        assert said_of(with_outliers(1000, 3000.0)) is None
+
+
+@pytest.mark.parametrize("name", ["a feature near 1000", "an offset", "a feature of a thousandth"])
+def test_what_standardising_mends_is_not_said_of_standardised_data(name):
+    make, _ = HIDDEN[name]
+    assert said_of(make(), standardise="features") is None
+
+
+def write(path, images):
+    np.savez(path, x_train=images[:400], y_train=LABELS[:400], x_test=images[400:], y_test=LABELS[400:])
+    return str(path)
+
+
+class Listener(ff.Observer):
+    def __init__(self):
+        self.said = []
+
+    def on_warning(self, text):
+        self.said.append(text)
+
+
+def train(data, run_dir, **settings):
+    listener = Listener()
+    config = ff.Config(data=data, layers=2, width=64, epochs=12, device="cpu", **settings)
+    return ff.train(config, run_dir, observer=listener), listener.said
+
+
+@pytest.mark.parametrize("name", ["a feature near 1000", "an offset"])
+def test_a_run_says_what_is_hidden_and_learns_it_once_it_is_standardised(tmp_path, name):
+    data = write(tmp_path / "data.npz", HIDDEN[name][0]().numpy())
+    plain, said = train(data, tmp_path / "plain")
+    assert any("--standardise features" in line for line in said)
+    assert plain.evaluate().error > 0.3
+    mended, said = train(data, tmp_path / "mended", standardise="features")
+    assert said == []
+    assert mended.evaluate().error < 0.1
