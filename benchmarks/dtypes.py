@@ -11,7 +11,7 @@ from typing import Any
 
 import ffstream as ff
 from benchmarks.tiers import dropped_pages
-from ffstream.plan.footprint import DataShape
+from ffstream.data.shape import DataShape
 
 NUM_LAYERS, WIDTH, NUM_EPOCHS, NUM_SEEDS = 3, 1000, 10, 3
 STATE_DTYPES = ("fp32", "bf16")

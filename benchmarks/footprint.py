@@ -21,14 +21,16 @@ import torch
 
 import ffstream as ff
 from ffstream.data import SOURCES
+from ffstream.data.shape import DataShape
 from ffstream.device.memory import measure_peak_bytes
-from ffstream.field.labels import make_label_method
-from ffstream.field.network import compute_layer_specs, count_distinct
+from ffstream.field.blueprint import Blueprint
+from ffstream.field.network import count_distinct
 from ffstream.plan.dry_run import do_on_paper
-from ffstream.plan.footprint import DataShape, Footprint, add_slots
+from ffstream.plan.footprint import Footprint, add_slots
 from ffstream.plan.probe import measure_kernels
 from ffstream.run.executor import Runner
 from ffstream.settings.config import Config
+from ffstream.settings.sizes import Sizes
 from ffstream.training.observer import Observer
 
 NUM_CONFIGS = 260
@@ -142,8 +144,8 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     """The footprints of the first layers, and the peak bytes of training all of them."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    assert isinstance(config.batch, int)
-    num_samples = 2 * max(config.cache.num_in_shard, config.batch) + config.batch + 40
+    sizes = Sizes.of(config)
+    num_samples = 2 * max(sizes.shard_samples, sizes.batch) + sizes.batch + 40
     write_images(folder / "data.npz", num_samples, num_features)
     config = config.override({"data": str(folder / "data.npz")})
     with contextlib.suppress(StoppedError):
@@ -152,13 +154,10 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     shutil.rmtree(folder)
     data = DataShape.of(num_samples, num_features, 10, config.validation_fraction)
     data = dataclasses.replace(data, image_shape=image_shape(num_features))
-    method = make_label_method(config, 10, num_features, image_shape(num_features))
-    specs = compute_layer_specs(config, num_features, data.image_shape)[: count_distinct(config)]
-    device = torch.device(config.device)
-    kernels = [measure_kernels(config, spec, method, data, device) for spec in specs]
-    on_host = device.type == "cpu"
-    layers = do_on_paper(config, specs, method, data, draws_on_device=on_host, kernels=kernels)
-    layers = add_slots(layers, config, specs, method, data, staged=True)
+    blueprint, device = Blueprint.of(config, data), torch.device(config.device)
+    kernels = [measure_kernels(blueprint, spec, device) for spec in blueprint.specs[: count_distinct(config)]]
+    layers = do_on_paper(blueprint, draws_on_device=device.type == "cpu", kernels=kernels)
+    layers = add_slots(layers, blueprint, staged=True)
     return [layer.footprint for layer in layers], measured
 
 

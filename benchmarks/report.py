@@ -1,4 +1,4 @@
-"""Write what was measured into README.md, benchmarks/README.md and benchmarks/reliability/README.md.
+"""Write what was measured into README.md, docs/figures.md, benchmarks/README.md and benchmarks/reliability/README.md.
 
 `python -m benchmarks.report` reads benchmarks/results and benchmarks/reliability/torture.json.
 
@@ -8,27 +8,31 @@ Each table stands between two marks, so that no figure is copied by hand.
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import describe, describe_ratios
 from benchmarks.profile import read_profile
 from benchmarks.run import RESULTS
-from ffstream.studies.memory_profile import METHODS
 from ffstream.cli.tables import format_point
+from ffstream.studies.memory_profile import METHODS
 
 ROOT = Path(__file__).parent.parent
 RELIABILITY = ROOT / "benchmarks" / "reliability"
+HEADLINES = {"peers", "depth", "profile"}  # what the page that a newcomer reads first needs
 
 
 def main() -> None:
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     results = dict(sorted(found.items(), key=lambda item: -len(item[1])))  # the machine that most was run on first
-    insert(ROOT / "README.md", "\n\n".join(short_table(found) for found in results.values()))
+    insert(ROOT / "README.md", headlines(next(found for found in results.values() if set(found) >= HEADLINES)))
+    figures = ROOT / "docs" / "figures.md"
+    insert(figures, "\n\n".join(short_table(found) for found in results.values()))
     profiles = [found["profile"] for found in results.values() if "profile" in found]
-    insert(ROOT / "README.md", "\n\n".join(map(profile_table, profiles[:1])), "profile")  # others look alike
+    insert(figures, "\n\n".join(map(profile_table, profiles[:1])), "profile")  # others look alike
     depths = [found["depth"] for found in results.values() if "depth" in found]
-    insert(ROOT / "README.md", "\n\n".join(map(depth_table, depths)), "depth")
+    insert(figures, "\n\n".join(map(depth_table, depths)), "depth")
     insert(ROOT / "benchmarks" / "README.md", "\n\n".join(long_table(name, found) for name, found in results.items()))
     torture = json.loads((RELIABILITY / "torture.json").read_text())
     insert(RELIABILITY / "README.md", torture_table(torture))
@@ -39,6 +43,27 @@ def insert(path: Path, table: str, noun: str = "figures") -> None:
     before, rest = path.read_text().split(f"<!-- {noun} -->\n", 1)
     _, after = rest.split(f"<!-- end of {noun} -->", 1)
     path.write_text(f"{before}<!-- {noun} -->\n{table}\n<!-- end of {noun} -->{after}")
+
+
+def headlines(found: dict[str, Any]) -> str:
+    """The picture of memory against depth, and three figures in words for somebody who is new to all of this."""
+    peers, depth = found["peers"], found["depth"]
+    deepest = peers["depths"][-1]
+    ours, backprop = (deepest["methods"][name]["peak_bytes"] / 2**20 for name in ("ffstream", "backprop"))
+    trained = peers["trained"]["methods"]
+    (our_s, our_error), (their_s, their_error) = (trained[name]["curve"][-1] for name in ("ffstream", "published"))
+    by_depth = depth["curves"]["deep"]["test"]["by_depth"]
+    lines = [
+        f"![Peak memory against depth](benchmarks/results/{found['profile']['picture']})",
+        "",
+        f"- **{ours:.0f} MiB where backpropagation takes {backprop:.0f}.** A network of {deepest['num_layers']} layers "
+        "of 1000 units is trained in the memory of one layer, however deep it is.",
+        f"- **{100 * our_error:.1f} % validation error after {our_s:.0f} s** on MNIST, where the published "
+        f"Forward-Forward program has {100 * their_error:.1f} % after {their_s:.0f} s (4 layers of 1000 units).",
+        f"- **Depth pays.** {len(by_depth)} layers have {100 * by_depth[-1]:.2f} % test error where the first "
+        f"{depth['shallow']} have {100 * by_depth[depth['shallow'] - 1]:.2f} % (MNIST, `--recipe deep`).",
+    ]
+    return "\n".join(textwrap.fill(line, 120, subsequent_indent="  ") for line in lines)
 
 
 def torture_table(rows: dict[str, Any]) -> str:
@@ -77,7 +102,7 @@ def profile_table(found: dict[str, Any]) -> str:
     deep = read_profile(found["deep"])
     shown = " and ".join(f"{format_point(point)} with {point.num_layers} layers" for point in deep.curve("ffstream"))
     deeper = f"Of {deep.settings.width} units at batch {deep.settings.batch}, ffstream takes {shown}."
-    picture = f"![Peak memory against depth](benchmarks/results/{found['picture']})"
+    picture = f"![Peak memory against depth](../benchmarks/results/{found['picture']})"
     return (
         f"{picture}\n\nMiB of training / of evaluation:\n\n{_table(rows)}\n\n{deeper} "
         f"{found['machine']['device']}, torch {found['machine']['torch']}, {profile.settings.precision}."
@@ -189,7 +214,7 @@ def depth_table(found: dict[str, Any]) -> str:
         rows.append((name, str(curve["config"]["epochs"]), str(len(curve["seeds"])), *errors))
     machine = found["machine"]
     return (
-        f"![Test error against depth](benchmarks/results/{found['picture']})\n\n"
+        f"![Test error against depth](../benchmarks/results/{found['picture']})\n\n"
         f"Test / validation error of the goodness summed to each layer in %, means over runs: MNIST, 40 x 500 units, "
         f"5,000 images held out:\n\n{_table(rows)}\n\n"
         f"{machine['device']}, torch {machine['torch']}, commit {machine['commit']}."

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import ffstream as ff
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.cache.transfer import Transfer
+from ffstream.data.shape import DataShape
 from ffstream.device.device import resolve_device
-from ffstream.field.labels import make_label_method
-from ffstream.field.network import build_layer, compute_layer_specs
+from ffstream.field.blueprint import Blueprint
 from ffstream.training.layer_trainer import LayerTrainer
 
 NUM_CLASSES, NUM_BATCHES, NUM_ROUNDS = 10, 8, 7
@@ -68,12 +68,11 @@ def measure_step(device: str) -> dict[str, Any]:
 
 def make_epoch(config: ff.Config, device: torch.device) -> tuple[Callable[[], object], int]:
     """An epoch of a second layer on rows of noise, and the floating-point operations of its products."""
-    spec = compute_layer_specs(config, config.width)[1]
-    method = make_label_method(config, NUM_CLASSES, spec.in_features)
-    trainer = LayerTrainer(build_layer(config, spec, NUM_CLASSES), spec.index, config, method, device)
-    assert isinstance(config.batch, int)
-    num_samples, rows_a_sample = NUM_BATCHES * config.batch, method.num_training_rows
-    layout = CacheLayout(num_samples, rows_a_sample, spec.in_features, config.cache.dtype, config.cache.num_in_shard)
+    blueprint = Blueprint.of(config, DataShape(config.width, NUM_CLASSES))
+    spec, sizes = blueprint.specs[1], blueprint.sizes
+    trainer = LayerTrainer(blueprint.build_layer(spec), spec.index, blueprint, device)
+    num_samples, rows_a_sample = NUM_BATCHES * sizes.batch, blueprint.method.num_training_rows
+    layout = CacheLayout(num_samples, rows_a_sample, spec.in_features, config.cache.dtype, sizes.shard_samples)
     cache = MemoryCache(layout, device)
     for shard in range(layout.num_shards):
         rows = cache.allocate(shard, device)

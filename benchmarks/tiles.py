@@ -14,9 +14,9 @@ from torch import Tensor
 
 import ffstream as ff
 from benchmarks.footprint import plan_and_measure
-from ffstream.field.labels import LabelMethod, make_label_method
+from ffstream.data.shape import DataShape
+from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer, cut_units
-from ffstream.field.network import build_layer, compute_layer_specs
 from ffstream.settings.config import Config
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import MicroBatch
@@ -29,11 +29,10 @@ EXACT_BATCHES = (512, 4096)
 
 
 def make_exact_trainers(
-    tiles: list[Layer], layer_index: int, config: Config, method: LabelMethod, device: torch.device
+    tiles: list[Layer], layer_index: int, whole: Blueprint, device: torch.device
 ) -> list[LayerTrainer]:
     """One for each tile, that all learn at once, so that the goodness and the threshold are those of the whole."""
-    whole = config.override({"network.tile_units": config.width})
-    return [LayerTrainer(tile, layer_index, whole, method, device, slice(0, config.width)) for tile in tiles]
+    return [LayerTrainer(tile, layer_index, whole, device, slice(0, whole.sizes.width)) for tile in tiles]
 
 
 def take_exact_step(
@@ -81,7 +80,7 @@ def measure_tiles(data_root: str, device: str, folder: Path) -> dict[str, Any]:
                 "seconds": time.perf_counter() - start_s,
                 "validation_error": run.layers[-1].validation_error_to_here,
                 "test_error": run.evaluate().error,
-                "tile_units": run.config.num_in_tile,
+                "tile_units": run.config.network.tile_units,
             }
         rows.append({"seed": seed} | pair)
     plan = ff.make_plan(tight)
@@ -100,7 +99,7 @@ def measure_tiles(data_root: str, device: str, folder: Path) -> dict[str, Any]:
             row["tiles"]["validation_error"] - row["whole"]["validation_error"] for row in rows
         ),
         "seeds": rows,
-        "exact": [time_exact_steps(batch, plan.config.num_in_tile, device) for batch in EXACT_BATCHES],
+        "exact": [time_exact_steps(batch, plan.sizes.tile_units, device) for batch in EXACT_BATCHES],
     }
 
 
@@ -114,10 +113,11 @@ def time_exact_steps(batch: int, tile_units: int, device_name: str, width: int =
     config = config.override(
         {"precision": "bf16", "micro_batch": batch, "cache.shard_samples": batch, "objective.perturbation": 0.0}
     )
-    method, spec = make_label_method(config, 10, width), compute_layer_specs(config, width)[1]
-    tiles = [build_layer(config, spec, 10, units) for units in cut_units(width, tile_units)]
-    exact = make_exact_trainers(tiles, 0, config, method, device)
-    whole = LayerTrainer(build_layer(config, spec, 10), 0, config, method, device)
+    blueprint = Blueprint.of(config, DataShape(width, 10))
+    spec = blueprint.specs[1]
+    tiles = [blueprint.build_layer(spec, units) for units in cut_units(width, tile_units)]
+    exact = make_exact_trainers(tiles, 0, blueprint, device)
+    whole = LayerTrainer(blueprint.build_layer(spec), 0, blueprint, device)
     block = torch.ones(batch, 1, width, dtype=torch.bfloat16, device=device)
     index, candidates = torch.arange(batch, device=device), torch.zeros(batch, 4, dtype=torch.int64, device=device)
     generator = torch.Generator(device)

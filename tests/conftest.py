@@ -14,9 +14,7 @@ import torch
 
 import ffstream as ff
 from ffstream.data import load_dataset
-from ffstream.field.goodness import GOODNESSES
 from ffstream.field.layers import LAYER_KINDS
-from ffstream.field.objectives import OBJECTIVES
 from ffstream.plan import fitting
 from ffstream.plan.plan import Rates
 from ffstream.run import launch
@@ -69,17 +67,13 @@ def _paper_is_kept(request, monkeypatch):
         return
     do_on_paper = fitting.do_on_paper
 
-    def do_once(config, specs, method, data, **options):
-        bare = dataclasses.replace(config, data="", data_root="", seed=0)
-        parts = (
-            LAYER_KINDS[config.network.kind],
-            GOODNESSES[config.objective.goodness],
-            OBJECTIVES[config.objective.name],
-            type(method),
-        )
-        key = (repr((bare, specs, data, options)), parts)
+    def do_once(blueprint, **options):
+        bare = dataclasses.replace(blueprint.config, data="", data_root="", seed=0)
+        kind = LAYER_KINDS[blueprint.config.network.kind]
+        parts = (kind, blueprint.goodness, blueprint.objective, type(blueprint.method))
+        key = (repr((bare, blueprint.data, options)), parts)
         if key not in _papers:
-            _papers[key] = do_on_paper(config, specs, method, data, **options)
+            _papers[key] = do_on_paper(blueprint, **options)
         return _papers[key]
 
     monkeypatch.setattr(fitting, "do_on_paper", do_once)

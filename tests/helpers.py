@@ -16,6 +16,8 @@ import ffstream as ff
 from ffstream.cache import DiskCache
 from ffstream.cli import app
 from ffstream.data import load_dataset
+from ffstream.data.shape import DataShape
+from ffstream.field.blueprint import Blueprint
 from ffstream.ground.folder import Folder
 from ffstream.storage.manifest import write_manifest
 
@@ -128,3 +130,9 @@ def run_process(*arguments, cwd, **options):
     """The same through a real process, as a user starts it."""
     command = [sys.executable, "-m", "ffstream", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **options)
+
+
+def describe(config, num_features=64, num_classes=10, image_shape=None, num_samples=None):
+    """The blueprint of a configuration; what it leaves open of batch and shards is as large as need be."""
+    sizes = {name: 512 for name in ("batch", "cache.shard_samples") if config.to_flat()[name] == "auto"}
+    return Blueprint.of(config.override(sizes), DataShape(num_features, num_classes, num_samples or {}, image_shape))

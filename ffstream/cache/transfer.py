@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 
 from ffstream.cache import ActivationCache, CacheLayout, decode_, encode_
-from ffstream.device.workspace import Workspace
+from ffstream.device.workspace import Buffer, Workspace
 from ffstream.ground.interrupts import check_interrupts
 from ffstream.ground.stopwatch import Stopwatch
 
 NUM_SLOTS = 2  # each way
+_SHARD = Buffer("shard", "slots")  # of rows as they are worked on, where they are stored in eight bits
 
 # What the thread that computes waits for.
 READING, WRITING, SYNCING = "waiting for data", "waiting to store", "waiting for the disk"
@@ -176,7 +177,7 @@ class Transfer:
     def _decode(self, layout: CacheLayout, shard: int, stored: Tensor) -> Tensor:
         if not layout.is_coded:
             return stored
-        return decode_(self._decoded.take("shard", layout.shard_shape(shard), layout.dtype), stored)
+        return decode_(self._decoded.take(_SHARD, layout.shard_shape(shard), layout.dtype), stored)
 
     @contextlib.contextmanager
     def _coding(self, layout: CacheLayout, shard: int, stored: Tensor) -> Iterator[Tensor]:
@@ -184,7 +185,7 @@ class Transfer:
         if not layout.is_coded:
             yield stored
             return
-        rows = self._to_code.take("shard", layout.shard_shape(shard), layout.dtype)
+        rows = self._to_code.take(_SHARD, layout.shard_shape(shard), layout.dtype)
         yield rows
         encode_(stored, rows)
 

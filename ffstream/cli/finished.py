@@ -183,6 +183,7 @@ def inspect(
     """What is done in a run, the figures of each layer, and whether its files are whole."""
     from ffstream.cli.tables import layer_table
     from ffstream.run.run import Run
+    from ffstream.settings.sizes import Sizes
 
     found = Run(run)
     layers, progress = found.layers, found.directory.read_progress()
@@ -207,7 +208,7 @@ def inspect(
         f"data {config.data}, recipe {config.recipe}"
     )
     if progress:
-        num_epochs = config.epochs * config.num_tiles
+        num_epochs = config.epochs * Sizes.of(config).num_tiles
         say(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")
     if layers:
         show([layer_table(layers)])

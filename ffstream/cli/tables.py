@@ -155,7 +155,7 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     for layer in plan.layers:
         table.add_column(f"{layer.name}\n{layer.in_features} x {layer.num_units}", justify="right")
     if any(layer.num_tiles > 1 for layer in plan.layers):
-        table.add_row("tiles", *(f"{layer.num_tiles} of {plan.config.num_in_tile} units" for layer in plan.layers))
+        table.add_row("tiles", *(f"{layer.num_tiles} of {plan.sizes.tile_units} units" for layer in plan.layers))
         table.add_section()
     for name in [item.name for item in dataclasses.fields(Footprint) if item.name != "handing_on"]:
         table.add_row(name, *(format_bytes(getattr(layer.footprint, name)) for layer in plan.layers))
@@ -182,8 +182,8 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     yield table
     cache = max(layer.cache_bytes for layer in plan.layers)
     batch = f"batch {plan.config.batch}"
-    if plan.config.num_in_micro_batch != plan.config.batch:
-        batch += f" in micro-batches of {plan.config.num_in_micro_batch}"
+    if plan.sizes.num_in_micro_batch != plan.config.batch:
+        batch += f" in micro-batches of {plan.sizes.num_in_micro_batch}"
     yield (
         f"cache on {plan.tier}: {format_bytes(cache)} in {plan.config.cache.dtype}, shards of "
         f"{plan.config.cache.shard_samples} samples; {batch}, precision {plan.config.precision}"

@@ -126,7 +126,7 @@ def plan(
     resolved = _resolve_settings(options)
 
     from ffstream.cli.tables import plan_report
-    from ffstream.plan.footprint import DataShape
+    from ffstream.data.shape import DataShape
     from ffstream.run.launch import make_plan
 
     data = DataShape.of(samples, features, classes, resolved.validation_fraction) if samples is not None else None

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from ffstream.device.workspace import Workspace
-from ffstream.errors import ConfigError
 from ffstream.field.goodness import GOODNESSES
-from ffstream.field.labels import LABEL_METHODS
-from ffstream.field.layers import LAYER_KINDS, Layer, cut_units
+from ffstream.field.layers import LAYER_KINDS
 from ffstream.field.normalisation import length_normalise, length_normalise_
-from ffstream.ground import seeding
 from ffstream.settings.config import Config
 
 
@@ -61,15 +58,6 @@ def count_in_stack(config: Config) -> int:
     return config.network.stack_layers or config.layers
 
 
-def compute_tiles(config: Config) -> list[slice]:
-    """The units of a layer by tiles, in the order in which they are trained. Raises ConfigError for what has none."""
-    tiles = cut_units(config.width, config.num_in_tile)
-    problem = find_untileable(config) if len(tiles) > 1 else None
-    if problem is not None:
-        raise ConfigError(f"config network.tile_units: found {config.network.tile_units}, but {problem}")
-    return tiles
-
-
 def count_distinct(config: Config) -> int:
     """Of the layers of a stack: how many of them differ in shape, or in what they find in memory; the last one stands
     for all after it.
@@ -87,50 +75,6 @@ def find_untileable(config: Config) -> str | None:
             "units; set that, or leave tile_units out"
         )
     return None
-
-
-def make_layer(config: Config, spec: LayerSpec, num_classes: int, units: slice) -> Layer:
-    """Some units of a layer, or all, of undefined content; on paper, where content is assigned later."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    num_units = units.stop - units.start
-    layer = LAYER_KINDS[config.network.kind](spec.in_features, num_units, dtype)
-    layer.first_unit = units.start
-    layer.place(spec.place, spec.image_shape, spec.num_skip_features)
-    if LABEL_METHODS[config.labels.method].uses_embedding:
-        layer.label_embedding = torch.nn.Parameter(torch.empty(num_classes, num_units))
-    return layer
-
-
-def build_layer(config: Config, spec: LayerSpec, num_classes: int, units: slice | None = None) -> Layer:
-    """Some units of a layer, or all, as before training, on the CPU: a function of (config, seed, layer, units)."""
-    units = units or slice(0, spec.num_units)
-    layer = make_layer(config, spec, num_classes, units)
-    generator = seeding.generator(config.seed, spec.index, units.start, "initialise")
-    layer.initialise(generator)
-    hidden = draw_hidden(config, spec, num_classes) if spec.num_image_features else None
-    if hidden is not None:
-        layer.hide(torch.cat([hidden.new_zeros(spec.in_features - len(hidden)), hidden]))
-    if layer.label_embedding is not None:
-        layer.draw_label_embedding(config.labels.embedding_std, generator)
-    return layer
-
-
-def draw_hidden(config: Config, spec: LayerSpec, num_classes: int) -> Tensor | None:
-    """Which features of an image no layer of a stack reads: (num_image_features,) bool, of a layer that reads images.
-
-    None for the first stack, which reads all. What stacks know of an image then differs, so that they err less alike:
-    the random subspaces of Ho (1998, section 2). A label that is laid over an image is never hidden.
-    """
-    if not spec.stack_start or config.network.stack_features == 1:
-        return None
-    num_shown = num_classes if LABEL_METHODS[config.labels.method].overlays else 0
-    num_drawn = max(spec.num_image_features - num_shown, 0)
-    generator = seeding.generator(config.seed, spec.stack_start, 0, "hidden features")
-    drawn = torch.randperm(num_drawn, generator=generator, device="cpu")
-    num_read = max(round(config.network.stack_features * num_drawn), 1)
-    hidden = torch.zeros(spec.num_image_features, dtype=torch.bool, device="cpu")
-    hidden[num_shown + drawn[num_read:]] = True
-    return hidden
 
 
 def hand_on(spec: LayerSpec, rows: Tensor, preactivations: Tensor, workspace: Workspace | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ffstream.device.workspace import Workspace
+from ffstream.device.workspace import ACTIVITIES, Workspace
 
 _EPSILON = 1e-5
 
@@ -20,7 +20,7 @@ def length_normalise(rows: Tensor) -> Tensor:
 
 def length_normalise_(rows: Tensor, workspace: Workspace) -> Tensor:
     """`length_normalise` in place, to the same bits, for rows (n, features)."""
-    squares = torch.square(rows, out=workspace.take("activities", tuple(rows.shape), rows.dtype))
+    squares = torch.square(rows, out=workspace.take(ACTIVITIES, tuple(rows.shape), rows.dtype))
     return divide_by_length_(rows, squares.mean(dim=-1, keepdim=True))
 
 

@@ -12,12 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ffstream.device.workspace import Workspace
+from ffstream.device.workspace import Buffer, Workspace
 from ffstream.ground.registry import Registry
 
 # Samples that are compared with each other: more cost more, and teach no better.
 GROUP_SAMPLES = 64
 _TEMPERATURE = 0.1
+_COMPARED, _GRADIENT = Buffer("compared", "activities"), Buffer("similarity", "activities")
 _LEAST = 1e-12  # of a squared length; what is shorter has no direction
 
 
@@ -75,8 +76,8 @@ def compare(
     of a group's activities run in `compute_dtype`. The preactivations are left alone.
     """
     shape, wide = tuple(preactivations.shape), preactivations.dtype
-    activities = workspace.take("compared", shape, compute_dtype).copy_(preactivations).relu_()
-    gradient = workspace.take("similarity", shape, wide)
+    activities = workspace.take(_COMPARED, shape, compute_dtype).copy_(preactivations).relu_()
+    gradient = workspace.take(_GRADIENT, shape, wide)
     num_grouped = len(labels) // GROUP_SAMPLES * GROUP_SAMPLES
     total = gradient.new_zeros(())
     for part, num_in_group in (

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ffstream.cache import CacheLayout
-from ffstream.data import Scaling, Split
-from ffstream.errors import CorruptFileError, RunError
-from ffstream.field.goodness import GOODNESSES, Goodness
-from ffstream.field.labels import LabelMethod, make_label_method
-from ffstream.field.network import compute_layer_specs
+from ffstream.data import Split
+from ffstream.data.facts import DataFacts
+from ffstream.errors import CorruptFileError
+from ffstream.field.goodness import Goodness
+from ffstream.field.labels import LabelMethod
 from ffstream.infer.combination import (
     Combination,
     ProbabilityFigures,
@@ -24,6 +24,7 @@ from ffstream.infer.combination import (
     measure_probabilities,
     plain_sum,
 )
+from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.frozen import Stage, stream_committed_layers
 from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
@@ -54,7 +55,7 @@ class Evaluation:
         method: str,
         split_name: str,
         labels: Tensor,
-        data: dict[str, Any],
+        facts: DataFacts,
         *,
         first_depth: int,
         errors_by_depth: list[float],
@@ -73,8 +74,8 @@ class Evaluation:
             first_depth=first_depth,
             errors_by_depth=errors_by_depth,
             layer_errors=layer_errors,
-            class_names=list(data["class_names"]),
-            confusion=count_confusion(decisive.argmax(dim=1), labels, data["num_classes"]),
+            class_names=list(facts.class_names),
+            confusion=count_confusion(decisive.argmax(dim=1), labels, facts.num_classes),
             combination=combination,
             calibrated=None if logits is None else measure_probabilities(logits, labels),
             uncalibrated=measure_probabilities(uncalibrated_logits, labels),
@@ -122,12 +123,9 @@ def count_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> list
 
 
 def evaluate_goodness(
-    directory: RunDirectory,
-    config: Config,
+    layers: CommittedLayers,
     split_name: str,
     split: Split,
-    data: dict[str, Any],
-    device: torch.device,
     first_layer: int = 2,
     on_layer: Callable[[], None] = lambda: None,
     validation_labels: Tensor | None = None,
@@ -136,22 +134,22 @@ def evaluate_goodness(
 
     `on_layer` is called after each layer. Probabilities are calibrated where `validation_labels` are given.
     """
-    num_layers = count_usable_layers(directory, first_layer)
+    num_layers, config = layers.count_usable(first_layer), layers.config
     sweep = LabelSweep(split.labels, first_layer, config.network.stack_layers)
     errors = []
-    for goodness in stream_goodness(directory, config, num_layers, split.images, data, device):
+    for goodness in stream_goodness(layers, num_layers, split.images):
         errors.append(sweep.add(goodness))
         on_layer()
     calibrated = None
     if validation_labels is not None:
-        calibrated = calibrate(directory, config, num_layers, validation_labels, first_layer)
+        calibrated = calibrate(layers, num_layers, validation_labels, first_layer)
     total = sweep.sum.double()
     layer_errors, errors_by_depth = ([error[part] for error in errors] for part in (0, 1))
     return Evaluation.of(
         "goodness",
         split_name,
         split.labels,
-        data,
+        layers.facts,
         first_depth=1,
         errors_by_depth=errors_by_depth,
         layer_errors=layer_errors,
@@ -162,24 +160,17 @@ def evaluate_goodness(
 
 
 def evaluate_fitted(
-    directory: RunDirectory,
-    config: Config,
-    split_name: str,
-    split: Split,
-    data: dict[str, Any],
-    device: torch.device,
-    validation_labels: Tensor,
-    first_layer: int = 2,
+    layers: CommittedLayers, split_name: str, split: Split, validation_labels: Tensor, first_layer: int = 2
 ) -> Evaluation:
     """The same with the layers weighted as fits the validation goodness best, at each depth those up to it.
 
     The strength of the ridge is chosen once, with all layers.
     """
-    num_layers = count_usable_layers(directory, first_layer)
-    held_out = list(read_validation_goodness(directory, num_layers))
+    num_layers, config = layers.count_usable(first_layer), layers.config
+    held_out = list(read_validation_goodness(layers.directory, num_layers))
     num_in_stack = config.network.stack_layers
     combination = fit_weights(held_out, validation_labels, first_layer, None, num_in_stack)
-    goodness = list(stream_goodness(directory, config, num_layers, split.images, data, device))
+    goodness = list(stream_goodness(layers, num_layers, split.images))
     errors_by_depth = []
     for depth in range(1, num_layers + 1):
         fitted = combination
@@ -192,7 +183,7 @@ def evaluate_fitted(
         "fitted",
         split_name,
         split.labels,
-        data,
+        layers.facts,
         first_depth=1,
         errors_by_depth=errors_by_depth,
         layer_errors=[error_rate(layer, split.labels) for layer in goodness],
@@ -200,16 +191,6 @@ def evaluate_fitted(
         combination=combination,
         logits=logits,
     )
-
-
-def count_usable_layers(directory: RunDirectory, first_layer: int) -> int:
-    """The committed layers. Raises RunError when there are none, or fewer than `first_layer` of several."""
-    num_layers = directory.count_layers()
-    if num_layers == 0:
-        raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
-    if first_layer > num_layers and num_layers > 1:
-        raise RunError(f"run {directory.path}: has {num_layers} layers, allowed first layer 1 to {num_layers}")
-    return num_layers
 
 
 def objective_temperature(config: Config) -> float:
@@ -232,39 +213,22 @@ def read_validation_goodness(directory: RunDirectory, num_layers: int) -> Iterat
         yield goodness
 
 
-def calibrate(
-    directory: RunDirectory, config: Config, num_layers: int, labels: Tensor, first_layer: int = 2
-) -> Combination:
+def calibrate(layers: CommittedLayers, num_layers: int, labels: Tensor, first_layer: int = 2) -> Combination:
     """The plain sum with the temperature that fits the committed validation goodness, whose labels are `labels`."""
-    plain = plain_sum(num_layers, first_layer, objective_temperature(config), config.network.stack_layers)
-    return fit_temperature(plain, read_validation_goodness(directory, num_layers), labels)
+    temperature, num_in_stack = objective_temperature(layers.config), layers.config.network.stack_layers
+    plain = plain_sum(num_layers, first_layer, temperature, num_in_stack)
+    return fit_temperature(plain, read_validation_goodness(layers.directory, num_layers), labels)
 
 
-def stream_goodness(
-    directory: RunDirectory,
-    config: Config,
-    num_layers: int,
-    images: Tensor,
-    data: dict[str, Any],
-    device: torch.device,
-) -> Iterator[Tensor]:
+def stream_goodness(layers: CommittedLayers, num_layers: int, images: Tensor) -> Iterator[Tensor]:
     """Goodness of all labels in each of the first layers, (n, C) on the host, one layer on the device at a time."""
-    num_features, num_classes = data["num_features"], data["num_classes"]
-    method = make_label_method(config, num_classes, num_features)
-    specs = compute_layer_specs(config, num_features, data["image_shape"])[:num_layers]
-    num_rows = method.num_sweep_rows
-    layout = CacheLayout(len(images), num_rows, num_features, config.cache.dtype, config.cache.num_in_shard)
-    goodness, scaling = GOODNESSES[config.objective.goodness], Scaling.from_mapping(data)
-    for stage in stream_committed_layers(
-        directory,
-        config,
-        specs,
-        num_classes,
-        [(layout, lambda part: method.sweep_rows(scaling.apply(images[part])))],
-        device,
-        outputs=False,
-    ):
-        yield _sum_tiles(stage, method, goodness)
+    blueprint, scaling = layers.blueprint(num_layers), layers.facts.scaling
+    method, dtype = blueprint.method, blueprint.config.cache.dtype
+    num_features, num_in_shard = blueprint.data.num_features, blueprint.sizes.shard_samples
+    layout = CacheLayout(len(images), method.num_sweep_rows, num_features, dtype, num_in_shard)
+    source = (layout, lambda part: method.sweep_rows(scaling.apply(images[part])))
+    for stage in stream_committed_layers(layers.directory, blueprint, [source], layers.device, outputs=False):
+        yield _sum_tiles(stage, method, blueprint.goodness)
 
 
 def _sum_tiles(stage: Stage, method: LabelMethod, goodness: Goodness) -> Tensor:

@@ -12,11 +12,11 @@ from ffstream.cache.transfer import Transfer
 from ffstream.device.ledger import PAPER
 from ffstream.device.memory import device_free_bytes, host_free_bytes
 from ffstream.device.workspace import Workspace
+from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
-from ffstream.field.network import LayerSpec, compute_tiles, make_layer
+from ffstream.field.network import LayerSpec
 from ffstream.ground.scratch import make_scratch
 from ffstream.plan.fitting import choose_tier
-from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
 from ffstream.training.input_rows import RowsOf
 from ffstream.training.propagation import FrozenLayer, propagate, write_rows
@@ -33,9 +33,7 @@ class Stage:
 
 def stream_committed_layers(
     directory: RunDirectory,
-    config: Config,
-    specs: list[LayerSpec],
-    num_classes: int,
+    blueprint: Blueprint,
     sources: list[tuple[CacheLayout, RowsOf]],
     device: torch.device,
     *,
@@ -43,9 +41,12 @@ def stream_committed_layers(
 ) -> Iterator[Stage]:
     """Yield each committed layer with the caches of what it reads or, with `outputs`, of what it hands on.
 
+    All layers of the blueprint are committed.
+
     A stage is valid until the next one is asked for: its caches are moved through the layer, a shard at a time. They
     lie in a temporary folder outside the run when memory does not hold them, so that a run may be read-only.
     """
+    config, specs = blueprint.config, blueprint.specs
     layouts = [layout for layout, _ in sources]
     cache_bytes = max(
         sum(layout.num_bytes for layout in layouts),
@@ -77,7 +78,7 @@ def stream_committed_layers(
                 for number, (layout, rows_of) in enumerate(sources):
                     caches.append(make_cache(layout, f"{spec.index:03d}-{number}"))
                     write_rows(way, caches[-1], rows_of)
-            layer = load_committed(directory, config, spec, num_classes, device, workspace)
+            layer = load_committed(directory, blueprint, spec, device, workspace)
             if outputs:
                 caches = move(layer, caches)
             yield Stage(layer, caches, way)
@@ -86,30 +87,25 @@ def stream_committed_layers(
 
 
 def load_committed(
-    directory: RunDirectory,
-    config: Config,
-    spec: LayerSpec,
-    num_classes: int,
-    device: torch.device,
-    workspace: Workspace,
+    directory: RunDirectory, blueprint: Blueprint, spec: LayerSpec, device: torch.device, workspace: Workspace
 ) -> FrozenLayer:
     """A committed layer, checked: on the device if it is of one tile, else each tile when its turn comes."""
-    tiles = compute_tiles(config)
+    tiles = blueprint.tiles
     if len(tiles) == 1:
-        layer = make_layer(config, spec, num_classes, tiles[0])
+        layer = blueprint.make_layer(spec, tiles[0])
         directory.load_layer(spec.index, layer)
         layer.to(device).workspace = workspace
         return FrozenLayer(spec, tiles, lambda _: layer)
 
     def load(units: slice) -> Layer:
         with PAPER:
-            tile = make_layer(config, spec, num_classes, units)
+            tile = blueprint.make_layer(spec, units)
         directory.load_units(spec.index, units, tile, digests[units.start])
         tile.to(device).workspace = workspace
         return tile
 
     with PAPER:
-        like = make_layer(config, spec, num_classes, tiles[0])
+        like = blueprint.make_layer(spec, tiles[0])
     of_tiles = directory.digest_tiles(spec.index, like, tiles)
     digests = {units.start: digest for units, digest in zip(tiles, of_tiles, strict=True)}
     return FrozenLayer(spec, tiles, load)

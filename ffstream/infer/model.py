@@ -10,20 +10,20 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ffstream.cache import as_cached
-from ffstream.data import Scaling, as_tensor
+from ffstream.data import as_tensor
+from ffstream.data.facts import DataFacts
 from ffstream.device.environment import plain_torch
 from ffstream.device.memory import is_out_of_memory
 from ffstream.errors import ConfigError, CorruptFileError, DataError, FFStreamError, RunError
-from ffstream.field.goodness import GOODNESSES
-from ffstream.field.labels import make_label_method
+from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
-from ffstream.field.network import compute_layer_specs, hand_on, make_layer
+from ffstream.field.network import hand_on
 from ffstream.ground.files import expand_home, open_regular
 from ffstream.infer.combination import plain_sum
 from ffstream.settings.config import Config
@@ -46,17 +46,16 @@ class FFNetwork(nn.Module):
     holds.
     """
 
-    def __init__(self, config: Config, data: dict[str, Any]) -> None:
+    def __init__(self, config: Config, facts: DataFacts) -> None:
         super().__init__()
         self.config = config
-        self.image_shape: tuple[int, ...] = tuple(data["image_shape"])
-        self.class_names: tuple[str, ...] = tuple(data["class_names"])
-        self._data = data
-        self._scaling = Scaling.from_mapping(data)
-        self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
-        self._method = make_label_method(config, data["num_classes"], data["num_features"])
-        self._goodness = GOODNESSES[config.objective.goodness]
-        whole = [make_layer(config, spec, data["num_classes"], slice(0, spec.num_units)) for spec in self._specs]
+        self.image_shape = facts.image_shape
+        self.class_names = facts.class_names
+        self._facts = facts
+        self._scaling = facts.scaling
+        blueprint = Blueprint.of(config, facts.shape())
+        self._specs, self._method, self._goodness = blueprint.specs, blueprint.method, blueprint.goodness
+        whole = [blueprint.make_layer(spec) for spec in self._specs]
         self.layers = nn.ModuleList(whole)  # of memory that is not touched until there is content to be assigned
         self.readout = nn.ModuleDict()  # by layer, counted from 0
 
@@ -81,7 +80,7 @@ class FFNetwork(nn.Module):
         for name in tensors:
             index, _, part = name.partition(".")
             if part == "weight":
-                readout = nn.Linear(self.config.width, self._data["num_classes"])
+                readout = nn.Linear(self.config.width, self._facts.num_classes)
                 readout.load_state_dict({key: tensors[f"{index}.{key}"] for key in ("weight", "bias")}, assign=True)
                 self.readout[index] = readout
 
@@ -173,7 +172,7 @@ def export_network(directory: RunDirectory, path: str | Path, *, force: bool = F
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(network.config.to_mapping()),
-        "data": json.dumps(network._data),
+        "data": json.dumps(network._facts.content),
         "run": identity or "",
     }
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
@@ -221,7 +220,9 @@ def _load_file(path: Path) -> FFNetwork:
     if misfit is not None:
         raise CorruptFileError(f"file {path}: {misfit}; export it again")
     try:
-        network = FFNetwork(Config.from_mapping(json.loads(metadata["config"])), json.loads(metadata["data"]))
+        network = FFNetwork(
+            Config.from_mapping(json.loads(metadata["config"])), DataFacts(json.loads(metadata["data"]))
+        )
         network.add_readout({k.removeprefix(_READOUT): v for k, v in tensors.items() if k.startswith(_READOUT)})
         own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         found = {key: tuple(value.shape) for key, value in tensors.items()}

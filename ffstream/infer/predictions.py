@@ -17,11 +17,10 @@ from ffstream.data import Split
 from ffstream.errors import printable
 from ffstream.ground.files import read_up_to
 from ffstream.infer.combination import Combination, fit_temperature, plain_sum
+from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import stream_goodness
 from ffstream.infer.model import check_finite_rows
 from ffstream.infer.readout import read_softmax
-from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
 
 _COLUMNS = ["image", "label", "probability"]
 _MOST_BYTES = 1 << 30  # of a file of predictions that is read again
@@ -112,44 +111,29 @@ def is_earlier_json(file: io.FileIO, run: str, images: Sequence[str] | None = No
 
 
 def predict(
-    directory: RunDirectory,
-    config: Config,
-    images: Tensor,
-    data: dict[str, Any],
-    device: torch.device,
-    method: str,
-    combination: Combination,
-    *,
-    is_calibrated: bool,
+    layers: CommittedLayers, images: Tensor, method: str, combination: Combination, *, is_calibrated: bool
 ) -> Predictions:
     """Probabilities of all labels for images (n, *image_shape), by as many committed layers as there are weights.
 
     Raises DataError for an image that leads to none.
     """
     num_layers = len(combination.weights)
-    goodness = stream_goodness(directory, config, num_layers, images, data, device)
+    goodness = stream_goodness(layers, num_layers, images)
     probabilities = torch.softmax(combination.logits(goodness), dim=1)
     check_finite_rows(probabilities)
-    return Predictions(tuple(data["class_names"]), probabilities, method, combination, is_calibrated)
+    return Predictions(layers.facts.class_names, probabilities, method, combination, is_calibrated)
 
 
-def predict_softmax(
-    directory: RunDirectory,
-    config: Config,
-    images: Tensor,
-    data: dict[str, Any],
-    device: torch.device,
-    held_out: Split | None,
-    first_layer: int,
-) -> Predictions:
+def predict_softmax(layers: CommittedLayers, images: Tensor, held_out: Split | None, first_layer: int) -> Predictions:
     """The same by the softmax readout, calibrated on images that are `held_out` where they are given."""
-    logits = read_softmax(directory, config, images, data, device, first_layer)
+    logits = read_softmax(layers, images, first_layer)
     temperature = 1.0
     if held_out is not None:
-        of_held_out = read_softmax(directory, config, held_out.images, data, device, first_layer)
+        of_held_out = read_softmax(layers, held_out.images, first_layer)
         temperature = fit_temperature(plain_sum(1, 1, 1.0), [of_held_out], held_out.labels).temperature
-    combination = plain_sum(directory.count_layers(), first_layer, temperature, config.network.stack_layers)
+    num_layers, num_in_stack = layers.directory.count_layers(), layers.config.network.stack_layers
+    combination = plain_sum(num_layers, first_layer, temperature, num_in_stack)
     probabilities = torch.softmax(logits.double() / temperature, dim=1)
     check_finite_rows(probabilities)
-    names = tuple(data["class_names"])
+    names = layers.facts.class_names
     return Predictions(names, probabilities, "softmax", combination, is_calibrated=held_out is not None)

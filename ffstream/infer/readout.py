@@ -18,11 +18,13 @@ from ffstream.cache import ActivationCache, CacheLayout, compute_batches, comput
 from ffstream.cache.transfer import Transfer
 from ffstream.data import Scaling, Split
 from ffstream.errors import RunError, RunLockedError, StorageError
-from ffstream.field.labels import LabelMethod, make_label_method
-from ffstream.field.network import LayerSpec, compute_layer_specs
+from ffstream.field.blueprint import Blueprint
+from ffstream.field.labels import LabelMethod
+from ffstream.field.network import LayerSpec
 from ffstream.ground import seeding
 from ffstream.ground.lock import RunLock
 from ffstream.infer.combination import is_counted
+from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import Evaluation, error_rate
 from ffstream.infer.frozen import Stage, stream_committed_layers
 from ffstream.settings.config import Config
@@ -30,21 +32,15 @@ from ffstream.storage.checkpoint import RunDirectory
 from ffstream.training.input_rows import RowsOf
 from ffstream.training.layer_trainer import learning_rate_factor
 
-# Decay "auto": what is right for so many units. Fewer have less to learn by heart with (ARCHITECTURE.md).
+# Decay "auto": what is right for so many units. Fewer have less to learn by heart with (docs/ablations/unlabelled.md).
 _AUTO_DECAY, _AUTO_UNITS = 3.0, 2000
 
 
 def evaluate_softmax(
-    directory: RunDirectory,
-    config: Config,
-    split_name: str,
-    split: Split,
-    train: Split,
-    data: dict[str, Any],
-    device: torch.device,
-    first_layer: int = 2,
+    layers: CommittedLayers, split_name: str, split: Split, train: Split, first_layer: int = 2
 ) -> Evaluation:
     """Classify `split` by the softmax readout, fitting it on `train` first unless the run holds a fitted one."""
+    directory, config, device = layers.directory, layers.config, layers.device
     num_layers = directory.count_layers()
     if num_layers < first_layer:
         otherwise = "" if config.labels.method == "none" else ", or use --method goodness"
@@ -52,13 +48,13 @@ def evaluate_softmax(
             f"run {directory.path}: the softmax readout reads layers {first_layer} and above, found {num_layers}; "
             f"train more layers, or lower --first-layer{otherwise}"
         )
-    identity = _identity(directory, config, num_layers, first_layer)
+    identity = _identity(layers, num_layers, first_layer)
     saved = directory.load_readout(identity)
-    logits = torch.zeros(len(split), data["num_classes"])
-    train_logits = torch.zeros(len(train), data["num_classes"])
+    logits = torch.zeros(len(split), layers.facts.num_classes)
+    train_logits = torch.zeros(len(train), layers.facts.num_classes)
     tensors: dict[str, Tensor] = dict(saved or {})
     errors: list[float] = []
-    for stage in _stream(directory, config, data, device, [split] if saved else [split, train]):
+    for stage in _stream(layers, num_layers, [split] if saved else [split, train]):
         index = stage.layer.spec.index
         if not is_counted(index, first_layer, config.network.stack_layers):
             errors += errors[-1:]
@@ -76,7 +72,7 @@ def evaluate_softmax(
         "softmax",
         split_name,
         split.labels,
-        data,
+        layers.facts,
         first_depth=num_layers - len(errors) + 1,
         errors_by_depth=errors,
         layer_errors=[],
@@ -95,28 +91,22 @@ def _save(directory: RunDirectory, tensors: dict[str, Tensor], identity: dict[st
             locked.commit_readout(tensors, identity)
 
 
-def read_softmax(
-    directory: RunDirectory,
-    config: Config,
-    images: Tensor,
-    data: dict[str, Any],
-    device: torch.device,
-    first_layer: int = 2,
-) -> Tensor:
+def read_softmax(layers: CommittedLayers, images: Tensor, first_layer: int = 2) -> Tensor:
     """Logits (n, C) of images (n, *image_shape) by the softmax readout that the run holds, streamed.
 
     Raises RunError when none was fitted on the layers from `first_layer` on.
     """
+    directory, device = layers.directory, layers.device
     num_layers = directory.count_layers()
-    tensors = directory.load_readout(_identity(directory, config, num_layers, first_layer)) if num_layers else None
+    tensors = directory.load_readout(_identity(layers, num_layers, first_layer)) if num_layers else None
     if tensors is None:
         raise RunError(
             f"run {directory.path}: holds no softmax readout of its {num_layers} layers from layer {first_layer} on; "
             "fit one by ffstream evaluate RUN --method softmax with the same --first-layer"
         )
     part = Split(images, torch.zeros(len(images), dtype=torch.int64))
-    logits = torch.zeros(len(images), data["num_classes"])
-    for stage in _stream(directory, config, data, device, [part]):
+    logits = torch.zeros(len(images), layers.facts.num_classes)
+    for stage in _stream(layers, num_layers, [part]):
         index = stage.layer.spec.index
         if f"{index:03d}.weight" in tensors:
             weight, bias = tensors[f"{index:03d}.weight"].to(device), tensors[f"{index:03d}.bias"].to(device)
@@ -124,28 +114,25 @@ def read_softmax(
     return logits
 
 
-def _stream(
-    directory: RunDirectory, config: Config, data: dict[str, Any], device: torch.device, parts: Sequence[Split]
-) -> Iterator[Stage]:
+def _stream(layers: CommittedLayers, num_layers: int, parts: Sequence[Split]) -> Iterator[Stage]:
     """The committed layers, each with what it makes of the label-free rows of some splits."""
-    method = make_label_method(config, data["num_classes"], data["num_features"])
-    specs = compute_layer_specs(config, data["num_features"], data["image_shape"])[: directory.count_layers()]
-    scaling = Scaling.from_mapping(data)
-    sources = [(_layout(config, part, data), _neutral_rows(method, part, scaling)) for part in parts]
-    return stream_committed_layers(directory, config, specs, data["num_classes"], sources, device, outputs=True)
+    blueprint, scaling = layers.blueprint(num_layers), layers.facts.scaling
+    sources = [(_layout(blueprint, part), _neutral_rows(blueprint.method, part, scaling)) for part in parts]
+    return stream_committed_layers(layers.directory, blueprint, sources, layers.device, outputs=True)
 
 
-def _identity(directory: RunDirectory, config: Config, num_layers: int, first_layer: int) -> dict[str, Any]:
+def _identity(layers: CommittedLayers, num_layers: int, first_layer: int) -> dict[str, Any]:
     """What a fitted readout depends on."""
     return {
-        "readout": config.to_mapping()["readout"],
+        "readout": layers.config.to_mapping()["readout"],
         "first_layer": first_layer,
-        "layers": directory.read_weight_digests(num_layers),
+        "layers": layers.directory.read_weight_digests(num_layers),
     }
 
 
-def _layout(config: Config, part: Split, data: dict[str, Any]) -> CacheLayout:
-    return CacheLayout(len(part), 1, data["num_features"], config.cache.dtype, config.cache.num_in_shard)
+def _layout(blueprint: Blueprint, part: Split) -> CacheLayout:
+    dtype, num_in_shard = blueprint.config.cache.dtype, blueprint.sizes.shard_samples
+    return CacheLayout(len(part), 1, blueprint.data.num_features, dtype, num_in_shard)
 
 
 def _neutral_rows(method: LabelMethod, part: Split, scaling: Scaling) -> RowsOf:

@@ -16,12 +16,10 @@ from ffstream.data import Scaling, Split
 from ffstream.data.augmentation import SHIFT_BYTES, draw_fresh
 from ffstream.device.ledger import PAPER, Ledger, Work
 from ffstream.device.workspace import Workspace
-from ffstream.field.goodness import GOODNESSES
-from ffstream.field.labels import LabelMethod
+from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
-from ffstream.field.network import LayerSpec, build_layer, compute_tiles, count_distinct
+from ffstream.field.network import LayerSpec, count_distinct
 from ffstream.plan.footprint import (
-    DataShape,
     Footprint,
     KernelBytes,
     PaperLayer,
@@ -29,7 +27,6 @@ from ffstream.plan.footprint import (
     goodness_bytes,
     has_stacks,
 )
-from ffstream.settings.config import Config
 from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import Draw, MicroBatch
@@ -41,45 +38,26 @@ _NUM_PARTS = 3  # of a batch: the first makes the buffers, the next finds them t
 # Figures of an epoch and the like. An accelerator's allocator also rounds each of some twenty tensors up to 512 bytes.
 _SMALL_BYTES = {"cpu": 1024, "accelerator": 16 << 10}
 
-# Which buffers of the workspace are named together.
-_BUFFERS = {
-    "rows": ("rows", "cast rows", "dropout words", "beside rows", "moved rows"),
-    "activities": ("preactivations", "activities", "compared", "similarity"),
-    "gradient": (
-        *("weights", "part", "product", "embedding gradient", "gradient sums"),
-        *(
-            "wide exp_avg",
-            "wide exp_avg_sq",
-            "wide momentum_buffer",
-            "rounding words",
-        ),  # of the optimiser, for a part's update
-    ),
-}
+_TERMS = ("rows", "activities", "gradient")  # of a footprint, that buffers of the workspace are counted to
 
 
 def do_on_paper(
-    config: Config,
-    specs: Sequence[LayerSpec],
-    method: LabelMethod,
-    data: DataShape,
-    *,
-    draws_on_device: bool,
-    kernels: Sequence[KernelBytes] = (),
+    blueprint: Blueprint, *, draws_on_device: bool, kernels: Sequence[KernelBytes] = ()
 ) -> list[PaperLayer]:
     """What the first layers take, as many as differ, with the cache on the device.
 
     `draws_on_device`: the device is the host, so that orders and candidates are drawn in its memory. `kernels`: what
     `probe` measured for each layer.
     """
-    specs = specs[: count_distinct(config)]
-    work = _PaperWork(config, method, draws_on_device)
+    config = blueprint.config
+    specs = blueprint.specs[: count_distinct(config)]
+    work = _PaperWork(blueprint, draws_on_device)
     layers: list[PaperLayer] = []
     write, writing = Work(), 0
     if config.augmentation.restream or has_stacks(config):  # while a run has trained already
-        write, writing = work.on_input(data)
+        write, writing = work.on_input()
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
-        layouts = cache_layouts(config, method, data, spec.in_features)
-        terms, done = work.on_layer(spec, layouts, data.num_classes, beside)
+        terms, done = work.on_layer(spec, cache_layouts(blueprint, spec.in_features), beside)
         handing_on = terms.pop("handing_on")
         footprint = Footprint(slots=0, handing_on=max(handing_on, writing), **terms)
         layers.append(PaperLayer(footprint, **done, handing_on=handing_on, write=write, writing=writing))
@@ -114,24 +92,25 @@ class _Shard:
 class _PaperWork:
     """What the runner does with a layer, on paper: two epochs of two shards, the first step and chunk of each."""
 
-    def __init__(self, config: Config, method: LabelMethod, draws_on_device: bool) -> None:
-        self._config = config
-        self._method = method
+    def __init__(self, blueprint: Blueprint, draws_on_device: bool) -> None:
+        self._blueprint = blueprint
+        self._config, self._sizes, self._method = blueprint.config, blueprint.sizes, blueprint.method
         self._draws_on_device = draws_on_device
         self._small_bytes = _SMALL_BYTES["cpu" if draws_on_device else "accelerator"]
         self._workspace = Workspace(PAPER)
         self._ledger = Ledger()
 
     @torch.no_grad()
-    def on_input(self, data: DataShape) -> tuple[Work, int]:
+    def on_input(self) -> tuple[Work, int]:
         """What is done to write a chunk of training images, and the bytes alive on the device while any are written.
 
         The chunk is made on the host. Of images of unknown shape the shifting is left out, and hybrids of them are.
         """
+        data = self._blueprint.data
         if data.image_shape is None and self._method.mixes_samples:
             return Work(), self._small_bytes
         settings = self._config.augmentation
-        layouts = cache_layouts(self._config, self._method, data, data.num_features)
+        layouts = cache_layouts(self._blueprint, data.num_features)
         shape, is_shifted = data.image_shape or (data.num_features,), settings.restream or settings.views > 1
         works, peaks = {}, []
         for name, layout in layouts.items() if has_stacks(self._config) else [("train", layouts["train"])]:
@@ -155,26 +134,26 @@ class _PaperWork:
                 works[name] = ledger.work - start
         if settings.views > 1:
             peaks.append(_DRAWN_NUMBERS * SHIFT_BYTES * data.num_samples["train"])
-        kept = 3 * goodness_bytes(self._method, layouts, data.num_classes).get("validation", 0)
+        kept = 3 * goodness_bytes(self._blueprint, layouts).get("validation", 0)
         return works["train"], (max(peaks) + kept if self._draws_on_device else 0) + self._small_bytes
 
     @torch.no_grad()
     def on_layer(
-        self, spec: LayerSpec, layouts: dict[str, CacheLayout], num_classes: int, kernels: KernelBytes
+        self, spec: LayerSpec, layouts: dict[str, CacheLayout], kernels: KernelBytes
     ) -> tuple[dict[str, int], dict[str, Work]]:
         """The terms of a footprint but for slots; what is done in a step, in measuring and in handing on."""
-        tiles = compute_tiles(self._config)
+        tiles = self._blueprint.tiles
         shards = {name: _Shard(layout, spec.out_features) for name, layout in layouts.items()}
-        kept = goodness_bytes(self._method, layouts, num_classes) if self._draws_on_device else {}
+        kept = goodness_bytes(self._blueprint, layouts) if self._draws_on_device else {}
         with self._ledger as ledger:
             trained = [
-                self._train_tile(spec, units, shards, layouts["train"], num_classes, kernels, kept.get("train", 0))
+                self._train_tile(spec, units, shards, layouts["train"], kernels, kept.get("train", 0))
                 for units in tiles[:2]  # further ones are no larger than the second
             ]
             done = trained[0].done
             done["step"] = (done["step"] + trained[-1].done["step"] * (len(tiles) - 1)) // len(tiles)
             self._workspace.clear()  # as the runner does
-            layer = self._build(spec, num_classes, tiles[0])
+            layer = self._build(spec, tiles[0])
             weights = ledger.live_bytes
             ledger.start_peak()
             for _ in range(2 if spec.hands_on else 0):  # a second chunk finds all buffers there
@@ -196,9 +175,9 @@ class _PaperWork:
         }
         return terms, done
 
-    def _build(self, spec: LayerSpec, num_classes: int, units: slice) -> Layer:
+    def _build(self, spec: LayerSpec, units: slice) -> Layer:
         with PAPER:
-            layer = build_layer(self._config, spec, num_classes, units)
+            layer = self._blueprint.build_layer(spec, units)
         layer.workspace = self._workspace
         return layer
 
@@ -208,7 +187,6 @@ class _PaperWork:
         units: slice,
         shards: dict[str, _Shard],
         layout: CacheLayout,
-        num_classes: int,
         kernels: KernelBytes,
         kept: int,
     ) -> _PaperTile:
@@ -217,19 +195,18 @@ class _PaperWork:
         `layout`: of the training cache. `kept`: bytes of goodness of the training samples, where the device has it: of
         the tiles so far, which that of one more is added to when the optimiser is gone.
         """
-        assert isinstance(self._config.batch, int), "batch is resolved before it is planned for"
-        num_blocks = min(self._config.num_shards_in_batch, layout.num_blocks)
-        largest = max(layout.batch_sizes(self._config.batch))
+        num_blocks = min(self._sizes.num_shards_in_batch, layout.num_blocks)
+        largest = max(layout.batch_sizes(self._sizes.batch))
         ledger, block = self._ledger, shards["train"].block
         labels = torch.zeros(len(block), dtype=torch.int64)
         generator = torch.Generator()
-        goodness, has_others = GOODNESSES[self._config.objective.goodness], units.start > 0
+        goodness, has_others = self._blueprint.goodness, units.start > 0
         num_epochs = self._config.epochs
         of_tiles = kept if has_others else 0
         before = ledger.live_bytes
-        layer = self._build(spec, num_classes, units)
+        layer = self._build(spec, units)
         weights = ledger.live_bytes - before
-        trainer = LayerTrainer(layer, spec.index, self._config, self._method, PAPER, units)
+        trainer = LayerTrainer(layer, spec.index, self._blueprint, PAPER, units)
         optimiser = ledger.live_bytes - before - weights
         peaks = []  # of moments that do not meet
         done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
@@ -257,7 +234,7 @@ class _PaperWork:
                 done["step"] = ledger.work - start + left_out
             if "validation" in shards:
                 done["sweep"] = measure("validation")
-        buffers = {name: self._workspace.num_bytes(names) for name, names in _BUFFERS.items()}
+        buffers = {term: self._workspace.num_bytes(term) for term in _TERMS}
         if units.stop < spec.num_units:  # for the next tile, and without the optimiser
             done["measure"] = measure("train")
             peaks[-1] -= optimiser
@@ -267,7 +244,7 @@ class _PaperWork:
         self, trainer: LayerTrainer, batch: MicroBatch, num_blocks: int, generator: torch.Generator
     ) -> tuple[Tensor, Work]:
         """A step, its figures, and the work of the parts that it left out: three of them are like any number."""
-        num_samples, parts = num_blocks * len(batch.index), batch.cut(self._config.num_micro_batches)
+        num_samples, parts = num_blocks * len(batch.index), batch.cut(self._sizes.num_micro_batches)
         num_left_out = num_blocks * len(parts) - _NUM_PARTS
         if num_left_out <= 0:
             return trainer.step(num_blocks * [batch], num_samples, 1.0, generator), Work()
@@ -283,7 +260,7 @@ class _PaperWork:
 
     def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard]) -> None:
         """The first chunk of every split."""
-        hand_on_chunks = hand_on_by_tiles if self._config.num_tiles > 1 else hand_on_whole
+        hand_on_chunks = hand_on_by_tiles if self._sizes.num_tiles > 1 else hand_on_whole
         for shard in shards.values():
             hand_on_chunks(layer, [(shard.chunk, shard.written)])
 

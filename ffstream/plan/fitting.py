@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ffstream.cache import CODED, CacheLayout
+from ffstream.cache import CODED
+from ffstream.data.shape import DataShape
 from ffstream.errors import BudgetError, ConfigError
-from ffstream.field.labels import LabelMethod
-from ffstream.field.network import LayerSpec, compute_layer_specs, find_untileable
+from ffstream.field.blueprint import Blueprint
+from ffstream.field.labels import LabelMethod, make_label_method
+from ffstream.field.network import LayerSpec, find_untileable
 from ffstream.ground.units import format_bytes
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import (
-    DataShape,
     Footprint,
     KernelBytes,
     PaperLayer,
@@ -38,12 +39,11 @@ _MIB = 1 << 20
 _SIZES = ("cache.shard_samples", "micro_batch", "network.tile_units")  # which decide bits
 
 # Asked for a configuration that fits without: what the matrix products of its first layers take beside their operands.
-KernelProbe = Callable[[Config], Sequence[KernelBytes]]
+KernelProbe = Callable[[Blueprint], Sequence[KernelBytes]]
 
 
 def compute_plan(
     config: Config,
-    method: LabelMethod,
     data: DataShape,
     data_bytes: int,
     resources: Resources,
@@ -59,12 +59,12 @@ def compute_plan(
     it is told and they fit into what is free as well: the same ones whenever a run is started. Raises BudgetError,
     naming what does not fit and what would; unless it must not fit, then the plan that comes nearest is returned.
     """
-    planner = _Planner(method, data, data_bytes, resources, num_done, measure_kernels)
+    planner = _Planner(make_label_method(config, data), data, data_bytes, resources, num_done, measure_kernels)
     plan = planner.decide(config)
     if plan.fits or not must_fit:
         return plan
     if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly what would do
-        plan = planner.draft(plan.config, plan.tier, kernels=measure_kernels(plan.config))
+        plan = planner.draft(plan.config, plan.tier, kernels=measure_kernels(planner.blueprint(plan.config)))
     raise BudgetError(_explain(plan, planner.smaller_batch(plan)))
 
 
@@ -91,10 +91,10 @@ def _ways(config: Config, data: DataShape) -> list[Config]:
     Large shards are shuffled well. A micro-batch learns what its batch does, but takes room for summing gradients; then
     a batch may be of several shards, which are staged one after another.
     """
-    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    assert isinstance(config.batch, int), "the batch is decided before shards and parts of it are"
     sizes, parts = [config.cache.shard_samples], [config.micro_batch]
     if config.objective.similarity != "none":
-        _check_uncut(config)
+        _check_uncut(config, config.batch)
         parts = [config.batch]
     if sizes == ["auto"]:
         num_samples = max(data.num_samples.values())
@@ -112,12 +112,11 @@ def _ways(config: Config, data: DataShape) -> list[Config]:
     return [config.override({"cache.shard_samples": size, "micro_batch": part}) for size, part in dict.fromkeys(pairs)]
 
 
-def _check_uncut(config: Config) -> None:
+def _check_uncut(config: Config, batch: int) -> None:
     """A similarity compares groups of samples, which parts of a batch would tear apart."""
-    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
-    if isinstance(config.micro_batch, int) and config.micro_batch < config.batch:
+    if isinstance(config.micro_batch, int) and config.micro_batch < batch:
         raise ConfigError(
-            f"config micro_batch: found {config.micro_batch}, allowed {config.batch} (batch) or more with "
+            f"config micro_batch: found {config.micro_batch}, allowed {batch} (batch) or more with "
             f"objective.similarity={config.objective.similarity}, which compares the samples of a batch"
         )
 
@@ -143,6 +142,10 @@ class _Planner:
     papers: dict[tuple[Config, tuple[KernelBytes, ...]], list[PaperLayer]] = field(default_factory=dict)
     kernels: dict[Config, Sequence[KernelBytes]] = field(default_factory=dict)
 
+    def blueprint(self, config: Config) -> Blueprint:
+        """What is trained, in some sizes."""
+        return Blueprint.of(config, self.data, self.method)
+
     def decide(self, config: Config) -> Plan:
         """Sizes by what is installed, the tier of the cache by what is free; or both by what is free."""
         installed = self.resources.installed
@@ -151,7 +154,7 @@ class _Planner:
         plan = dataclasses.replace(self, resources=installed).choose_sizes(config)
         wanted = {name: plan.config.to_flat()[name] for name in _SIZES}
         if plan.fits:
-            fitting = self.choose(config.override(wanted), plan.config.num_in_tile)
+            fitting = self.choose(config.override(wanted), plan.sizes.tile_units)
             if fitting.fits:
                 return fitting
         elif self.resources.is_within(installed):  # where nothing fits either
@@ -223,19 +226,21 @@ class _Planner:
         if not plan.fits:
             return plan
         if config not in self.kernels:
-            self.kernels[config] = self.measure_kernels(config)
+            self.kernels[config] = self.measure_kernels(self.blueprint(config))
         return self._draft(config, tier, self.kernels[config]) if self.kernels[config] else plan
 
     def _draft(self, config: Config, tier: str, kernels: Sequence[KernelBytes]) -> Plan:
         on_cpu = self.resources.device_type == "cpu"
-        specs = compute_layer_specs(config, self.data.num_features, self.data.image_shape)
-        _check_countable(specs)
+        blueprint = self.blueprint(config)
+        _check_countable(blueprint.specs)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
-        on_paper = self._on_paper(config, specs, tuple(kernels))
-        on_paper = add_slots(on_paper, config, specs, self.method, self.data, staged=staged)
-        rates = self.resources.rates
-        layers = plan_layers(config, specs, on_paper, self.method, self.data, rates, tier if staged else None)
-        shards = [layout.shard_bytes for spec in specs[:2] for layout in _layouts(config, self.method, self.data, spec)]
+        on_paper = add_slots(self._on_paper(blueprint, tuple(kernels)), blueprint, staged=staged)
+        layers = plan_layers(blueprint, on_paper, self.resources.rates, tier if staged else None)
+        shards = [
+            layout.shard_bytes
+            for spec in blueprint.specs[:2]
+            for layout in cache_layouts(blueprint, spec.in_features).values()
+        ]
         cache_bytes = max(layer.cache_bytes for layer in layers) + max(shards)  # an input becomes its output by shards
         largest = max(layers, key=lambda layer: layer.footprint.peak)
         device = _need(
@@ -244,22 +249,29 @@ class _Planner:
             _device_terms(largest.footprint) | {"cache": cache_bytes if tier == "device" else 0},
         )
         disk, max_unsynced = self._disk(layers, cache_bytes if tier == "disk" else 0)
-        layouts = cache_layouts(config, self.method, self.data, self.data.num_features)
-        kept = goodness_bytes(self.method, layouts, self.data.num_classes) if not on_cpu else {}
+        kept = goodness_bytes(blueprint, cache_layouts(blueprint, self.data.num_features)) if not on_cpu else {}
         copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # so far, of this tile, of all layers
         goodness = sum(copies[name] * size for name, size in kept.items())
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
         host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness)
-        return Plan(config, tier, max_unsynced, layers, device, host, disk, self.resources.unpinned if staged else None)
+        return Plan(
+            config,
+            blueprint.sizes,
+            tier,
+            max_unsynced,
+            layers,
+            device,
+            host,
+            disk,
+            self.resources.unpinned if staged else None,
+        )
 
-    def _on_paper(self, config: Config, specs: list[LayerSpec], kernels: tuple[KernelBytes, ...]) -> list[PaperLayer]:
+    def _on_paper(self, blueprint: Blueprint, kernels: tuple[KernelBytes, ...]) -> list[PaperLayer]:
         """Once for all tiers: it takes a part of a second."""
-        key = (config, kernels)
+        key = (blueprint.config, kernels)
         if key not in self.papers:
             on_cpu = self.resources.device_type == "cpu"
-            self.papers[key] = do_on_paper(
-                config, specs, self.method, self.data, draws_on_device=on_cpu, kernels=kernels
-            )
+            self.papers[key] = do_on_paper(blueprint, draws_on_device=on_cpu, kernels=kernels)
         return self.papers[key]
 
     def _disk(self, layers: list[LayerPlan], cache_bytes: int) -> tuple[Need, int | None]:
@@ -289,8 +301,7 @@ class _Planner:
 
     def smaller_batch(self, plan: Plan) -> int | None:
         """The largest smaller batch with which the plan would fit, by halves, or None."""
-        batch = plan.config.batch
-        assert isinstance(batch, int), "batch is resolved before it is planned for"
+        batch = plan.sizes.batch
         batches = [size for size in _halves(batch, _SMALLEST_BATCH) if size < batch]
         configs = [
             plan.config.override({"batch": size, "cache.shard_samples": size, "micro_batch": size}) for size in batches
@@ -317,7 +328,7 @@ def _need(noun: str, allowed_bytes: int, terms: dict[str, int]) -> Need:
     return Need(noun, sum(terms.values()), allowed_bytes, terms)
 
 
-def _check_countable(specs: list[LayerSpec]) -> None:
+def _check_countable(specs: Sequence[LayerSpec]) -> None:
     """Raise BudgetError for a layer whose bytes do not fit in 64 bits: torch has no shape for it."""
     for spec in specs[:2]:
         if spec.in_features * spec.num_units > _MOST_WEIGHTS:
@@ -325,10 +336,6 @@ def _check_countable(specs: list[LayerSpec]) -> None:
                 f"plan: layer {spec.index + 1} has {spec.in_features} x {spec.num_units} weights; allowed "
                 f"{_MOST_WEIGHTS:.0e}, more cannot be counted in bytes; use a smaller --width"
             )
-
-
-def _layouts(config: Config, method: LabelMethod, data: DataShape, spec: LayerSpec) -> list[CacheLayout]:
-    return list(cache_layouts(config, method, data, spec.in_features).values())
 
 
 def _device_terms(footprint: Footprint) -> dict[str, int]:

@@ -9,41 +9,9 @@ from dataclasses import dataclass
 from ffstream.cache import CacheLayout
 from ffstream.cache.transfer import NUM_SLOTS
 from ffstream.device.ledger import Work
-from ffstream.errors import ConfigError
-from ffstream.field.labels import LabelMethod
-from ffstream.field.network import LayerSpec, count_distinct, count_in_stack
+from ffstream.field.blueprint import Blueprint
+from ffstream.field.network import count_distinct, count_in_stack
 from ffstream.settings.config import Config
-
-
-@dataclass(frozen=True)
-class DataShape:
-    """What a plan must know of the data."""
-
-    num_features: int
-    num_classes: int
-    num_samples: Mapping[str, int]  # by split: train, and validation if there is one
-    image_shape: tuple[int, ...] | None = None  # where it is known
-    brings_negatives: bool = False  # of its own, so that none are made of images
-
-    @property
-    def mixed_shape(self) -> tuple[int, ...] | None:
-        """That of images which hybrids are made of, if any are and it is known."""
-        return None if self.brings_negatives else self.image_shape
-
-    @classmethod
-    def of(cls, num_samples: int, num_features: int, num_classes: int, validation_fraction: float) -> DataShape:
-        """Of `num_samples` training samples, of which a fraction is kept for validation. Raises ConfigError."""
-        numbers = {
-            "samples": (num_samples, 2, 10**12),
-            "features": (num_features, 1, 10**9),
-            "classes": (num_classes, 2, 10**5),
-        }
-        for noun, (number, least, most) in numbers.items():
-            if not least <= number <= most:
-                raise ConfigError(f"--{noun} {number}: allowed an integer >= {least} and <= {most}")
-        held_out = round(num_samples * validation_fraction)
-        counts = {"train": num_samples - held_out} | ({"validation": held_out} if held_out else {})
-        return cls(num_features, num_classes, counts)
 
 
 @dataclass(frozen=True)
@@ -92,48 +60,44 @@ class KernelBytes:
     in_passes: int = 0
 
 
-def cache_layouts(config: Config, method: LabelMethod, data: DataShape, num_features: int) -> dict[str, CacheLayout]:
+def cache_layouts(blueprint: Blueprint, num_features: int) -> dict[str, CacheLayout]:
     """The layout of each split's cache of rows of `num_features` features."""
+    method, dtype = blueprint.method, blueprint.config.cache.dtype
     num_rows = {"train": method.num_training_rows, "validation": method.num_validation_rows}
-    num_views = {"train": config.augmentation.views, "validation": 1}
-    dtype, num_in_shard = config.cache.dtype, config.cache.num_in_shard
+    num_views = {"train": blueprint.config.augmentation.views, "validation": 1}
+    shard_samples = blueprint.sizes.shard_samples
     return {
-        split: CacheLayout(num_samples, num_rows[split], num_features, dtype, num_in_shard, num_views[split])
-        for split, num_samples in data.num_samples.items()
+        split: CacheLayout(num_samples, num_rows[split], num_features, dtype, shard_samples, num_views[split])
+        for split, num_samples in blueprint.data.num_samples.items()
     }
 
 
-def add_slots(
-    layers: Sequence[PaperLayer],
-    config: Config,
-    specs: Sequence[LayerSpec],
-    method: LabelMethod,
-    data: DataShape,
-    *,
-    staged: bool,
-) -> list[PaperLayer]:
+def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: bool) -> list[PaperLayer]:
     """The same layers with what shards pass through where the cache does not lie on the device, or is coded.
 
     `staged`: it does not lie there.
     """
+    config = blueprint.config
     found: list[PaperLayer] = []
     read: list[CacheLayout] = []
-    for spec, layer in zip(specs[: count_distinct(config)], layers, strict=True):
-        read += cache_layouts(config, method, data, spec.in_features).values()  # slots are kept and only grow
+    for spec, layer in zip(blueprint.specs[: count_distinct(config)], layers, strict=True):
+        read += cache_layouts(blueprint, spec.in_features).values()  # slots are kept and only grow
         slots = max(layout.coding_bytes for layout in read)
         if staged:
             slots += _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
         write_slots = 0
         if spec.hands_on:
-            written = cache_layouts(config, method, data, spec.out_features).values()
+            written = cache_layouts(blueprint, spec.out_features).values()
             write_slots = max(_bytes_to_write(layout, staged=staged) for layout in written)
         handing_on = layer.handing_on + slots + write_slots
-        layouts = cache_layouts(config, method, data, data.num_features)
+        layouts = cache_layouts(blueprint, blueprint.data.num_features)
         of_images = {name: _bytes_to_write(layout, staged=staged) for name, layout in layouts.items()}
         if has_stacks(config):  # the slots for reading are released before
             handing_on = max(handing_on, layer.writing + max(of_images.values()))
         if config.augmentation.restream:
-            were_read = spec.place > 0 or config.epochs * config.num_tiles > 1  # before the last input was written
+            were_read = (
+                spec.place > 0 or config.epochs * blueprint.sizes.num_tiles > 1
+            )  # before the last input was written
             handing_on = max(handing_on, layer.writing + of_images["train"] + (slots if were_read else 0))
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)
         found.append(dataclasses.replace(layer, footprint=footprint))
@@ -145,10 +109,11 @@ def has_stacks(config: Config) -> bool:
     return count_in_stack(config) < config.layers
 
 
-def goodness_bytes(method: LabelMethod, layouts: Mapping[str, CacheLayout], num_classes: int) -> dict[str, int]:
+def goodness_bytes(blueprint: Blueprint, layouts: Mapping[str, CacheLayout]) -> dict[str, int]:
     """Bytes, for each split, of one number for each label of a sample stored, or for each of its rows."""
+    num_labels = blueprint.data.num_classes
     return {
-        name: 4 * layout.num_stored * (num_classes if method.shares_row else layout.num_rows)
+        name: 4 * layout.num_stored * (num_labels if blueprint.method.shares_row else layout.num_rows)
         for name, layout in layouts.items()
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 from ffstream.device.ledger import Work
 from ffstream.plan.footprint import Footprint
 from ffstream.settings.config import Config
+from ffstream.settings.sizes import Sizes
 
 INTERPRETER_BYTES = 600 << 20  # torch and torchvision, as they lie in memory
 _MOST_RUNS = 2  # of consecutive layers, that a name lists
@@ -128,6 +129,7 @@ class Plan:
     """How a run goes, and what it takes."""
 
     config: Config  # shards and tiles resolved
+    sizes: Sizes  # those of the configuration
     tier: str  # of the cache: device, host, disk
     max_unsynced: int | None  # shards that may wait to be durable; None: any number
     layers: list[LayerPlan]
@@ -161,10 +163,10 @@ class Plan:
         return {
             "tier": self.tier,
             "total_s": self.total_s,
-            "batch": self.config.batch,
-            "micro_batch": self.config.num_in_micro_batch,
-            "shard_samples": self.config.cache.shard_samples,
-            "tile_units": self.config.num_in_tile,
+            "batch": self.sizes.batch,
+            "micro_batch": self.sizes.num_in_micro_batch,
+            "shard_samples": self.sizes.shard_samples,
+            "tile_units": self.sizes.tile_units,
             "layers": layers,
             "peaks": needs,
             "warning": self.warning,

@@ -15,6 +15,7 @@ import torch
 
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.cache.transfer import Transfer, allocate_host
+from ffstream.data.shape import DataShape
 from ffstream.device.ledger import PAPER, Ledger, Work
 from ffstream.device.memory import (
     device_free_bytes,
@@ -28,12 +29,12 @@ from ffstream.device.memory import (
 from ffstream.device.reservations import reserved_by_others
 from ffstream.device.workspace import Workspace
 from ffstream.errors import BudgetError
-from ffstream.field.labels import LabelMethod, make_label_method
+from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import LAYER_KINDS
-from ffstream.field.network import LayerSpec, build_layer, compute_layer_specs
+from ffstream.field.network import LayerSpec
 from ffstream.ground.units import format_bytes, parse_bytes
 from ffstream.plan.dry_run import do_on_paper
-from ffstream.plan.footprint import DataShape, KernelBytes, cache_layouts
+from ffstream.plan.footprint import KernelBytes, cache_layouts
 from ffstream.plan.plan import INTERPRETER_BYTES, Rates, Resources
 from ffstream.settings.config import Config, MemoryConfig
 from ffstream.training.layer_trainer import LayerTrainer
@@ -177,18 +178,17 @@ def _measure_step(config: Config, width: int, batch: int, device: torch.device) 
     config = config.override({"network.tile_units": "auto", "micro_batch": "auto"})  # a whole layer, a batch at once
     config = config.override({"network.kind": "linear"})  # others do not have every shape
     config = config.override({"augmentation.views": 1, "augmentation.restream": False})
-    method = make_label_method(config, num_classes, width)
-    (spec,) = compute_layer_specs(config.override({"layers": 1}), width)
-    data = DataShape(width, num_classes, {"train": num_samples})
     config = config.override({"cache.shard_samples": num_samples, "layers": 1})
-    (on_paper,) = do_on_paper(config, [spec], method, data, draws_on_device=False)
-    layout = cache_layouts(config, method, data, width)["train"]
+    blueprint = Blueprint.of(config, DataShape(width, num_classes, {"train": num_samples}))
+    (spec,) = blueprint.specs
+    (on_paper,) = do_on_paper(blueprint, draws_on_device=False)
+    layout = cache_layouts(blueprint, width)["train"]
     cache = MemoryCache(layout, device)
     rows = cache.allocate(0, device)
     assert rows is not None, "the cache lies on the device"
     rows.fill_(1.0)
     labels = torch.zeros(num_samples, dtype=torch.int64)
-    trainer = LayerTrainer(build_layer(config, spec, num_classes), 0, config, method, device)
+    trainer = LayerTrainer(blueprint.build_layer(spec), 0, blueprint, device)
     with Transfer(device) as transfer:
         epoch_s = best_s(lambda: trainer.train_epoch(transfer, cache, labels, 0), device, _NUM_EPOCHS)
     return epoch_s / _NUM_STEPS, on_paper.step
@@ -236,22 +236,22 @@ def best_s(work: Callable[[], object], device: torch.device, num_repeats: int = 
 
 
 @torch.no_grad()
-def measure_kernels(
-    config: Config, spec: LayerSpec, method: LabelMethod, data: DataShape, device: torch.device
-) -> KernelBytes:
+def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device) -> KernelBytes:
     """What the matrix products of this layer take on the device beside their operands.
 
     The libraries below torch pack operands, or keep a workspace, as they see fit: no formula tells.
     """
-    num_units = config.num_in_tile
+    config, num_units = blueprint.config, blueprint.sizes.tile_units
+    layouts = cache_layouts(blueprint, spec.in_features)
     if num_units > _PART_UNITS and LAYER_KINDS[config.network.kind].tileable:
         num_units = _PART_UNITS + num_units % _PART_UNITS
     spec = dataclasses.replace(spec, num_units=num_units)
+    of_one_class = dataclasses.replace(blueprint, data=dataclasses.replace(blueprint.data, num_classes=1))
 
     def multiply(where: torch.device, row_counts: set[int], *, training: bool) -> None:
         most = max(row_counts)
         with where if where == PAPER else contextlib.nullcontext():  # a layer is made on the host
-            layer = build_layer(config, spec, num_classes=1).to(where)
+            layer = of_one_class.build_layer(spec).to(where)
         rows = torch.zeros(most, spec.in_features, device=where)
         gradient = torch.zeros(most, spec.num_units, device=where)
         layer.workspace = Workspace(where)
@@ -269,18 +269,17 @@ def measure_kernels(
         peak_bytes = measure_peak_bytes(lambda: multiply(device, row_counts, training=training), device)
         return int(max(peak_bytes - ledger.peak_bytes, 0))
 
-    layouts = cache_layouts(config, method, data, spec.in_features)
     return KernelBytes(
-        in_steps=measure(_step_rows(config, method, layouts["train"]), training=True),
+        in_steps=measure(_step_rows(blueprint, layouts["train"]), training=True),
         in_passes=measure(set().union(*map(_pass_rows, layouts.values())), training=False),
     )
 
 
-def _step_rows(config: Config, method: LabelMethod, layout: CacheLayout) -> set[int]:
+def _step_rows(blueprint: Blueprint, layout: CacheLayout) -> set[int]:
     """The numbers of rows that occur in the products of training."""
-    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
+    method, sizes = blueprint.method, blueprint.sizes
     rows_a_sample = 1 if method.shares_row else method.num_candidates
-    parts = [(size, min(config.num_micro_batches, size)) for size in layout.batch_sizes(config.batch)]
+    parts = [(size, min(sizes.num_micro_batches, size)) for size in layout.batch_sizes(sizes.batch)]
     counts = {size for count, num in parts for size in (count // num, -(-count // num))}
     found = {rows_a_sample * count for count in counts}
     if method.informed is not None and not method.shares_row:

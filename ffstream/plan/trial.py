@@ -11,33 +11,33 @@ from ffstream.cache import ActivationCache, CacheLayout
 from ffstream.cache.transfer import Transfer
 from ffstream.device.memory import is_out_of_memory, measure_peak_bytes
 from ffstream.errors import BudgetError
-from ffstream.field.labels import LabelMethod
-from ffstream.field.network import LayerSpec, build_layer, compute_layer_specs, compute_tiles
+from ffstream.field.blueprint import Blueprint
+from ffstream.field.network import LayerSpec
 from ffstream.ground.interrupts import Interrupts
 from ffstream.ground.units import format_bytes
-from ffstream.plan.footprint import DataShape, cache_layouts
+from ffstream.plan.footprint import cache_layouts
 from ffstream.plan.plan import Plan
-from ffstream.settings.config import Config
 from ffstream.training.layer_trainer import LayerTrainer
 
 _NUM_STEPS = 2  # the second finds all buffers there
 
 
-def try_steps(plan: Plan, method: LabelMethod, data: DataShape, device: torch.device) -> None:
+def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
     """Take steps of each layer shape of a plan, as they will be taken. Nothing is read and nothing is written.
+
+    `blueprint` is that of the plan.
 
     Raises BudgetError when they take more than the plan may: a layer kind can do on a device what it does not do on
     paper, and another program can take the memory that was free.
     """
     allowed_bytes = plan.device.allowed_bytes - plan.device.terms.get("cache", 0)
     staged = plan.tier == "disk" or (plan.tier == "host" and device.type != "cpu")
-    specs = compute_layer_specs(plan.config, data.num_features, data.image_shape)
-    for spec, planned in zip(specs, plan.layers, strict=False):  # of as many as differ
-        layout = cache_layouts(plan.config, method, data, spec.in_features)["train"]
+    for spec, planned in zip(blueprint.specs, plan.layers, strict=False):  # of as many as differ
+        layout = cache_layouts(blueprint, spec.in_features)["train"]
         cache = _BlankCache(layout, None if staged else device)
         taken = f"more than {format_bytes(allowed_bytes)}"
         try:
-            num_bytes = _measure_steps(plan.config, spec, method, data.num_classes, cache, device)
+            num_bytes = _measure_steps(blueprint, spec, cache, device)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -52,20 +52,16 @@ def try_steps(plan: Plan, method: LabelMethod, data: DataShape, device: torch.de
         )
 
 
-def _measure_steps(
-    config: Config, spec: LayerSpec, method: LabelMethod, num_classes: int, cache: ActivationCache, device: torch.device
-) -> int:
+def _measure_steps(blueprint: Blueprint, spec: LayerSpec, cache: ActivationCache, device: torch.device) -> int:
     """Peak bytes of the first steps of a layer, or of its first tile."""
     labels = torch.zeros(cache.layout.num_samples, dtype=torch.int64)
-    units = compute_tiles(config)[0]
+    units, informed = blueprint.tiles[0], blueprint.config.epochs > 1
 
     def take_steps() -> None:
-        trainer = LayerTrainer(build_layer(config, spec, num_classes, units), spec.index, config, method, device, units)
+        trainer = LayerTrainer(blueprint.build_layer(spec, units), spec.index, blueprint, device, units)
         with Interrupts(defers=True), Transfer(device) as transfer:
             order = range(cache.layout.num_shards)
-            batches = trainer.load_batches(
-                transfer, cache, order, labels, None, torch.Generator(), informed=config.epochs > 1
-            )
+            batches = trainer.load_batches(transfer, cache, order, labels, None, torch.Generator(), informed=informed)
             for num_samples, parts in itertools.islice(batches, _NUM_STEPS):
                 trainer.step(parts, num_samples, 1.0, torch.Generator(device))
 

@@ -6,37 +6,31 @@ from collections.abc import Mapping, Sequence
 
 from ffstream.cache import CacheLayout
 from ffstream.device.ledger import Work
-from ffstream.field.labels import LabelMethod
-from ffstream.field.network import LayerSpec
-from ffstream.plan.footprint import DataShape, PaperLayer, cache_layouts
+from ffstream.field.blueprint import Blueprint
+from ffstream.plan.footprint import PaperLayer, cache_layouts
 from ffstream.plan.plan import LayerPlan, Rates
 from ffstream.settings.config import Config
 from ffstream.training.propagation import chunk_samples
 
 
 def plan_layers(
-    config: Config,
-    specs: list[LayerSpec],
-    on_paper: list[PaperLayer],
-    method: LabelMethod,
-    data: DataShape,
-    rates: Rates | None,
-    tier: str | None,
+    blueprint: Blueprint, on_paper: list[PaperLayer], rates: Rates | None, tier: str | None
 ) -> list[LayerPlan]:
     """The first layers of a stack one by one, and all that are like the last of them together.
 
     `tier`: where shards are loaded from, None where they are not.
     """
     plans = []
-    shapes = [cache_layouts(config, method, data, spec.in_features) for spec in specs[: len(on_paper)]]
+    config, specs, method = blueprint.config, blueprint.specs, blueprint.method
+    shapes = [cache_layouts(blueprint, spec.in_features) for spec in specs[: len(on_paper)]]
     for spec, layer, layouts in zip(specs, on_paper, shapes, strict=False):
         alike = [other for other in specs if min(other.place, len(on_paper) - 1) == spec.index]
         cached = sum(layout.num_bytes for layout in layouts.values())
-        num_tiles = config.num_tiles
+        num_tiles = blueprint.sizes.num_tiles
         num_epochs = config.epochs * num_tiles
         in_epochs = num_epochs * sum(layout.epoch_bytes for layout in layouts.values())
         train = layouts["train"]
-        measured = _num_measured(config, train) * (train.epoch_bytes // train.num_samples)
+        measured = _num_measured(blueprint, train) * (train.epoch_bytes // train.num_samples)
         hands_on = any(other.hands_on for other in alike)
         moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
         read_bytes, written_bytes = in_epochs + measured + moved, moved // spec.in_features * spec.out_features
@@ -47,7 +41,7 @@ def plan_layers(
             written_bytes += more_written * num_epochs
         seconds = hiding_units = None
         if rates is not None:
-            work = _all_work(config, layer, layouts) + anew
+            work = _all_work(blueprint, layer, layouts) + anew
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
             if tier is not None:
@@ -71,20 +65,20 @@ def plan_layers(
     return plans
 
 
-def _num_measured(config: Config, train: CacheLayout) -> int:
+def _num_measured(blueprint: Blueprint, train: CacheLayout) -> int:
     """Samples whose goodness is measured while a layer trains, for the next tile to build on: all views of them."""
-    num_tiles = config.num_tiles
+    config, num_tiles = blueprint.config, blueprint.sizes.num_tiles
     if config.augmentation.restream:  # all tiles so far, before every epoch
         return config.epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples
     return (num_tiles - 1) * train.num_stored
 
 
-def _all_work(config: Config, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
+def _all_work(blueprint: Blueprint, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
     """Of training one layer, measuring it after every epoch and handing its output on; all tiles as the largest."""
-    assert isinstance(config.batch, int), "batch is resolved before it is planned for"
-    train, num_epochs = layouts["train"], config.epochs * config.num_tiles
-    work = layer.step * (num_epochs * -(-train.num_samples // config.batch))
-    work += layer.measure * -(-_num_measured(config, train) // chunk_samples(train.num_rows))
+    config, sizes = blueprint.config, blueprint.sizes
+    train, num_epochs = layouts["train"], config.epochs * sizes.num_tiles
+    work = layer.step * (num_epochs * -(-train.num_samples // sizes.batch))
+    work += layer.measure * -(-_num_measured(blueprint, train) // chunk_samples(train.num_rows))
     if "validation" in layouts:
         validation = layouts["validation"]
         work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows)))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from ffstream.cache import ActivationCache, DiskCache, MemoryCache, verify_shards
-from ffstream.field.labels import LabelMethod
-from ffstream.field.network import LayerSpec
+from ffstream.field.blueprint import Blueprint
 from ffstream.ground.folder import Folder
-from ffstream.plan.footprint import DataShape, cache_layouts
+from ffstream.plan.footprint import cache_layouts
 from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
 
@@ -23,17 +20,14 @@ class CacheSet:
     """Makes, opens and drops the caches of a run. `current` maps each split to what the layer at hand reads.
 
     `lasting` names the splits whose caches move through the layers; the others' are written anew for every epoch.
-    `data` is the description of the data set that the run keeps.
+    `data_digest` is that of the training data.
     """
 
     def __init__(
         self,
         directory: RunDirectory,
-        config: Config,
-        specs: list[LayerSpec],
-        method: LabelMethod,
-        shape: DataShape,
-        data: Mapping[str, Any],
+        blueprint: Blueprint,
+        data_digest: str,
         tier: str,
         device: torch.device,
     ) -> None:
@@ -41,18 +35,21 @@ class CacheSet:
         self.fresh = ""  # for which layer and epoch what does not last is written
         self._directory = directory
         self.tier = tier
-        self._layouts = [cache_layouts(config, method, shape, spec.in_features) for spec in specs]
+        config = blueprint.config
+        self._layouts = [cache_layouts(blueprint, spec.in_features) for spec in blueprint.specs]
         # What is written for one epoch only neither moves on to the next layer nor outlives the process.
-        self.lasting = [name for name in shape.num_samples if name != TRAIN or not config.augmentation.restream]
+        self.lasting = [
+            name for name in blueprint.data.num_samples if name != TRAIN or not config.augmentation.restream
+        ]
         self._device = device
-        self._config, self._data = config, data
+        self._config, self._data_digest = config, data_digest
         self._folder, self._prefix = directory.open_cache(config.cache.folder, make=tier == "disk")
 
     def make(self, index: int, name: str) -> ActivationCache:
         """A cache for what layer `index` reads of a split, with the shards that an earlier process left there."""
         layout = self._layouts[index][name]
         if self.tier == "disk":
-            lasts, identity = name in self.lasting, _identify(self._config, self._data, index, name)
+            lasts, identity = name in self.lasting, _identify(self._config, self._data_digest, index, name)
             identity += "" if lasts else f" {self.fresh}"
             return DiskCache(layout, self._folder, self._name(index, name), identity, durable=lasts)
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
@@ -90,13 +87,13 @@ class CacheSet:
         self._directory.drop_caches(self._config.cache.folder)
 
 
-def verify_cache(folder: Folder, name: str, config: Config, data: Mapping[str, Any]) -> None:
+def verify_cache(folder: Folder, name: str, config: Config, data_digest: str) -> None:
     """Check every shard of one cache of a run. Raises CorruptFileError."""
     found = re.fullmatch(r"(\d{3,18})-(\w+)", name.rpartition("/")[2])
     if found is not None:
-        verify_shards(folder, name, _identify(config, data, int(found[1]), found[2]))
+        verify_shards(folder, name, _identify(config, data_digest, int(found[1]), found[2]))
 
 
-def _identify(config: Config, data: Mapping[str, Any], index: int, name: str) -> str:
+def _identify(config: Config, data_digest: str, index: int, name: str) -> str:
     """What the rows that layer `index` reads of a split are, and what they were put through."""
-    return f"{config.fingerprint()} {data['digest']} {index} {name}"
+    return f"{config.fingerprint()} {data_digest} {index} {name}"

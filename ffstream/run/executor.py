@@ -8,35 +8,25 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ffstream.cache import ActivationCache
 from ffstream.cache.transfer import Transfer
-from ffstream.data import Scaling, Split
+from ffstream.data import Split
 from ffstream.data.augmentation import draw_fresh, draw_view
+from ffstream.data.facts import DataFacts
 from ffstream.device.ledger import PAPER
 from ffstream.device.memory import peak_memory_bytes, unpinned_reason
 from ffstream.device.workspace import Workspace
 from ffstream.errors import CorruptFileError, to_command
-from ffstream.field.goodness import GOODNESSES
-from ffstream.field.labels import make_label_method
+from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
-from ffstream.field.network import (
-    LayerSpec,
-    build_layer,
-    compute_layer_specs,
-    compute_tiles,
-    count_in_stack,
-    draw_hidden,
-    make_layer,
-)
+from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.ground.interrupts import check_interrupts
 from ffstream.infer.evaluation import LabelSweep
 from ffstream.infer.frozen import load_committed
-from ffstream.plan.footprint import DataShape
 from ffstream.plan.plan import Plan
 from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.run.run import read_layer_figures
@@ -63,7 +53,7 @@ class Runner:
         self,
         directory: RunDirectory,
         plan: Plan,
-        data: dict[str, Any],
+        facts: DataFacts,
         splits: dict[str, Split],
         device: torch.device,
         observer: Observer,
@@ -74,22 +64,18 @@ class Runner:
         self._splits = {name: splits[name] for name in names}  # until no cache is written of them any more
         self._num_in_stack = count_in_stack(config)
         self._labels = {name: splits[name].labels for name in names}
-        self._scaling = Scaling.from_mapping(data)
-        self._num_classes = data["num_classes"]
+        self._scaling = facts.scaling
         self._device = device
         self._observer = observer
-        image_shape = data["image_shape"] if splits[TRAIN].negatives is None else None
-        self._method = make_label_method(config, self._num_classes, data["num_features"], image_shape)
-        self._specs = compute_layer_specs(config, data["num_features"], data["image_shape"])
-        self._goodness = GOODNESSES[config.objective.goodness]
-        self._metrics = directory.metrics
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
-        shape = DataShape(data["num_features"], self._num_classes, num_samples)
-        self._caches = CacheSet(directory, config, self._specs, self._method, shape, data, plan.tier, device)
+        self._blueprint = blueprint = Blueprint.of(config, facts.shape(num_samples))
+        self._method, self._goodness, self._specs = blueprint.method, blueprint.goodness, blueprint.specs
+        self._metrics = directory.metrics
+        self._caches = CacheSet(directory, blueprint, facts.digest, plan.tier, device)
         self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
         self._stopwatch = self._transfer.stopwatch
         self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
-        self._tiles = compute_tiles(config)
+        self._tiles = blueprint.tiles
         self._resident: FrozenLayer | None = None  # at most one layer
         self._written: Future[None] | None = None  # the last file, until it is committed
         self._epochs_taken: dict[int, int] = {}  # of the layer whose progress an earlier process left
@@ -235,9 +221,9 @@ class Runner:
     def _make_trainer(self, spec: LayerSpec, number: int, epoch: int) -> LayerTrainer:
         """Of a tile as it is before an epoch: at first as it was built, then as the progress holds it."""
         units = self._tiles[number]
-        layer = build_layer(self._config, spec, self._num_classes, units)
+        layer = self._blueprint.build_layer(spec, units)
         layer.workspace = self._workspace
-        trainer = LayerTrainer(layer, spec.index, self._config, self._method, self._device, units)
+        trainer = LayerTrainer(layer, spec.index, self._blueprint, self._device, units)
         if epoch % self._config.epochs:
             self._directory.load_progress(layer, trainer.optimiser)
         return trainer
@@ -267,7 +253,7 @@ class Runner:
         """What the stack of a layer reads of a split; of held-out images every stack is shown the same."""
         split, held_out = self._splits[name], name == VALIDATION
         start, layer = self._specs[spec.stack_start], 0 if held_out else spec.index
-        hidden = None if held_out else draw_hidden(self._config, start, self._num_classes)
+        hidden = None if held_out else self._blueprint.draw_hidden(start)
         seed = self._config.seed
         return InputRows(
             self._method, split, self._scaling, seed, held_out=held_out, layer=layer, epoch=epoch, hidden=hidden
@@ -330,15 +316,13 @@ class Runner:
         if self._resident is None or self._resident.spec != spec:
             self._resident = None
             self._transfer.finish()
-            self._resident = load_committed(
-                self._directory, self._config, spec, self._num_classes, self._device, self._workspace
-            )
+            self._resident = load_committed(self._directory, self._blueprint, spec, self._device, self._workspace)
         return self._resident
 
     def _load_tile(self, spec: LayerSpec, number: int) -> Layer:
         """A tile that an earlier process finished."""
         with PAPER:
-            tile = make_layer(self._config, spec, self._num_classes, self._tiles[number])
+            tile = self._blueprint.make_layer(spec, self._tiles[number])
         self._directory.load_tile(spec.index, number, tile)
         tile.to(self._device).workspace = self._workspace
         return tile
@@ -354,7 +338,7 @@ class Runner:
         """The goodness of the tiles so far and of one more, on the splits that are named and there."""
         found: _Goodness = {}
         for name in self._labels.keys() & names:
-            averaged = self._config.num_in_tile if name == TRAIN else spec.num_units  # as the trainer does
+            averaged = self._blueprint.sizes.tile_units if name == TRAIN else spec.num_units  # as the trainer does
             cache = self._caches.current[name]
             found[name] = measure_goodness(self._transfer, tile, cache, self._method, self._goodness, averaged)
             if name in so_far:

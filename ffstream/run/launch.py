@@ -13,31 +13,34 @@ from typing import Any
 
 import torch
 
-from ffstream.data import SOURCES, Dataset, Scaling, Split, check_classes, load_dataset
+from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.data.augmentation import check_augmentation
+from ffstream.data.facts import DataFacts
+from ffstream.data.shape import DataShape
 from ffstream.device.device import resolve_device, resolve_precision
 from ffstream.device.environment import describe_environment, find_differences, plain_torch
 from ffstream.device.memory import is_out_of_memory
 from ffstream.device.reservations import planning, reserved
 from ffstream.errors import DeviceError, RunError, RunMismatchError, StorageError, to_command
+from ffstream.field.blueprint import Blueprint
 from ffstream.field.goodness import GOODNESSES
 from ffstream.field.labels import make_label_method
 from ffstream.field.layers import LAYER_KINDS
-from ffstream.field.network import compute_layer_specs, count_distinct
+from ffstream.field.network import count_distinct
 from ffstream.field.objectives import OBJECTIVES
 from ffstream.field.similarity import SIMILARITIES
 from ffstream.ground.files import exists, expand_home, storage_errors, take_notes
 from ffstream.ground.interrupts import Interrupts
 from ffstream.ground.registry import Registry
 from ffstream.plan.fitting import compute_plan
-from ffstream.plan.footprint import DataShape, KernelBytes
+from ffstream.plan.footprint import KernelBytes
 from ffstream.plan.machine import parse_machine
 from ffstream.plan.plan import Plan
 from ffstream.plan.probe import measure_kernels, measure_rates, survey_resources
 from ffstream.plan.trial import try_steps
 from ffstream.run.claim import claim_folder
 from ffstream.run.executor import Runner
-from ffstream.run.run import Run, check_same_data, describe_data, make_splits
+from ffstream.run.run import Run, check_same_data, make_splits
 from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.identity import FolderState
@@ -124,7 +127,7 @@ def _make_plan(
         return dataclasses.replace(prepared.plan, warning="; ".join(warnings) or None)
     if data is None:
         dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
-        data, data_bytes = _shape(dataset, make_splits(dataset, config)), dataset.num_bytes
+        data, data_bytes = shape_of(dataset, make_splits(dataset, config)), dataset.num_bytes
     else:
         data_bytes = data.num_features * sum(data.num_samples.values())  # a byte a feature
     check_augmentation(config.augmentation, data.image_shape)
@@ -139,8 +142,7 @@ def _make_plan(
         resources = survey_resources(config.memory, device, place)
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
     config = dataclasses.replace(config, batch=resolve_batch(config.batch, data.num_samples["train"]))
-    method = make_label_method(config, data.num_classes, data.num_features, data.mixed_shape)
-    return compute_plan(config, method, data, data_bytes, resources, must_fit=False)
+    return compute_plan(config, data, data_bytes, resources, must_fit=False)
 
 
 def resume(
@@ -229,7 +231,8 @@ def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
     return asked
 
 
-def _shape(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
+def shape_of(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
+    """What a plan has to know of a data set and its splits."""
     num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
     brings_negatives = dataset.train.negatives is not None
     return DataShape(dataset.num_features, dataset.num_classes, num_samples, dataset.image_shape, brings_negatives)
@@ -283,8 +286,8 @@ def _prepare(
     skips_bad = config.bad_images == "skip"
     dataset = load_dataset(config.data, config.data_root, skips_bad=skips_bad, room_bytes=room_bytes, download=download)
     splits = make_splits(dataset, config)
-    data = _shape(dataset, splits)
-    method = make_label_method(config, data.num_classes, data.num_features, data.mixed_shape)
+    data = shape_of(dataset, splits)
+    method = make_label_method(config, data)
     check_negatives(config.data, dataset.train, method)
     check_augmentation(config.augmentation, dataset.image_shape)
     check_classes(config.data, splits["train"], dataset.class_names)
@@ -297,22 +300,19 @@ def _prepare(
     if reservation is None:
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
 
-    def kernels(sized: Config) -> list[KernelBytes]:
-        specs = compute_layer_specs(sized, data.num_features, data.image_shape)[: count_distinct(sized)]
-        return (
-            [measure_kernels(sized, spec, method, data, device) for spec in specs]
-            if measure or device.type == "cuda"
-            else []
-        )
+    def kernels(sized: Blueprint) -> list[KernelBytes]:
+        if not measure and device.type != "cuda":
+            return []
+        return [measure_kernels(sized, spec, device) for spec in sized.specs[: count_distinct(sized.config)]]
 
     with planning() if reservation is not None else contextlib.nullcontext():
         if reservation is not None:  # with what others have reserved while the data were read
             resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
-        plan = compute_plan(config, method, data, dataset.num_bytes, resources, num_done, kernels)
+        plan = compute_plan(config, data, dataset.num_bytes, resources, num_done, kernels)
         if reservation is not None:
             reservation.enter_context(reserved(plan.host.num_bytes))
     if (measure or device.type == "cuda") and reservation is not None and num_done < config.layers:
-        try_steps(plan, method, data, device)
+        try_steps(plan, Blueprint.of(plan.config, data, method), device)
     return _Prepared(plan, dataset, splits, device)
 
 
@@ -329,8 +329,7 @@ def _execute(
         sizes = environments[-1].get("memory") if environments else prepared.plan.sizes_by_free
         environment |= {"memory": sizes} if sizes is not None else {}
         if directory.exists():
-            data = directory.read_data()
-            check_same_data(directory.path, data, prepared.dataset)
+            check_same_data(directory.path, directory.read_data(), prepared.dataset)
             if directory.count_layers() < prepared.plan.config.layers and not accept_environment:
                 _check_environment(directory, environments, environment)
             if directory.count_layers() == prepared.plan.config.layers:  # none will be read, and all be called done
@@ -399,10 +398,10 @@ def _write_start(
     if state is FolderState.FREE:
         validation = prepared.splits.get("validation")
         labels = None if validation is None else validation.labels
-        data = describe_data(prepared.dataset, prepared.splits["train"], config.standardise)
-        directory.create(config, data, environment, labels)
+        facts = DataFacts.of(prepared.dataset, prepared.splits["train"], config.standardise)
+        directory.create(config, facts, environment, labels)
         whole = prepared.dataset.train  # so that an image has the number that it has in its file
-        hidden = find_hidden(whole.images, whole.labels, Scaling.from_mapping(data), config.standardise)
+        hidden = find_hidden(whole.images, whole.labels, facts.scaling, config.standardise)
         if hidden is not None:
             observer.on_warning(hidden)
         return

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ffstream.data import Dataset, Scaling, Split, fit_images, holds_pictures, load_dataset, split_validation
-from ffstream.data.values import Values, find_other_units, find_shifted_rows
+from ffstream.data import Dataset, Split, fit_images, holds_pictures, load_dataset, split_validation
+from ffstream.data.facts import DataFacts
 from ffstream.device.device import resolve_device
 from ffstream.device.environment import plain_torch
 from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError, nearest
 from ffstream.ground.files import expand_home
 from ffstream.ground.interrupts import Interrupts
 from ffstream.infer.combination import fit_weights, plain_sum
+from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import (
     Evaluation,
     calibrate,
-    count_usable_layers,
     evaluate_fitted,
     evaluate_goodness,
     objective_temperature,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _METHODS = ("auto", "goodness", "fitted", "softmax")
 _PREDICTING_METHODS = ("auto", "goodness", "fitted", "softmax")
-_MOST_VALUES = 1 << 21  # of images that are looked at for their units
 _SPLITS = ("test", "validation", "train")
 
 
@@ -114,27 +113,27 @@ class Run:
         DataError, RunError, DeviceError.
         """
         _check_words(first_layer, ("method", method, _METHODS), ("split", split, _SPLITS))
-        config, known = self.config, self.directory.read_data()
+        config, facts = self.config, self.directory.read_data()
         if method == "auto":
             method = "softmax" if config.labels.method == "none" else "goodness"
         if method != "softmax":
             self._check_labels_were_shown(method, "softmax, or auto")
-        splits = self._load_splits(known, _Source(data, data_root, download), split)
+        splits = self._load_splits(facts, _Source(data, data_root, download), split)
         if split not in splits:
             raise DataError(f"data {config.data}: has no {split} split; found {', '.join(sorted(splits))}")
-        common = (self.directory, config, split, splits[split])
-        target = resolve_device(device)
+        layers = CommittedLayers(self.directory, config, facts, resolve_device(device))
+        common = (layers, split, splits[split])
         labels = splits["validation"].labels if "validation" in splits else None
         with Interrupts(defers=True):
             if method == "softmax":
-                found = evaluate_softmax(*common, splits["train"], known, target, first_layer)
+                found = evaluate_softmax(*common, splits["train"], first_layer)
             elif method == "goodness":
-                found = evaluate_goodness(*common, known, target, first_layer, validation_labels=labels)
+                found = evaluate_goodness(*common, first_layer, validation_labels=labels)
             elif labels is None:
                 raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
             else:
-                found = evaluate_fitted(*common, known, target, labels, first_layer)
-        return replace(found, warning=_find_other_units(known, splits[split].images, f"{split} images"))
+                found = evaluate_fitted(*common, labels, first_layer)
+        return replace(found, warning=facts.find_other_units(splits[split].images, f"{split} images"))
 
     @plain_torch()
     def predict(
@@ -162,31 +161,31 @@ class Run:
         _check_words(first_layer, ("method", method, _PREDICTING_METHODS))
         if method == "fitted" and not calibrated:
             raise ConfigError("method 'fitted': its weights are calibrated by themselves; leave --uncalibrated out")
-        directory, config, known = self.directory, self.config, self.directory.read_data()
+        directory, config, facts = self.directory, self.config, self.directory.read_data()
         source = _Source(data, data_root, download)
         if method == "auto":
             method = "softmax" if config.labels.method == "none" else "goodness"
-        images = fit_images(images, tuple(known["image_shape"]), f"run {self.path}")
-        warning = _find_other_units(known, images, "images")
-        target = resolve_device(device)
+        images = fit_images(images, facts.image_shape, f"run {self.path}")
+        warning = facts.find_other_units(images, "images")
+        layers = CommittedLayers(directory, config, facts, resolve_device(device))
         if method == "softmax":
-            held_out = self._load_held_out(known, source) if calibrated else None
+            held_out = self._load_held_out(facts, source) if calibrated else None
             with Interrupts(defers=True):
-                found = predict_softmax(directory, config, images, known, target, held_out, first_layer)
+                found = predict_softmax(layers, images, held_out, first_layer)
             return replace(found, warning=warning)
         self._check_labels_were_shown(method, "softmax, or auto")
-        num_layers, stack_layers = count_usable_layers(directory, first_layer), config.network.stack_layers
+        num_layers, stack_layers = layers.count_usable(first_layer), config.network.stack_layers
         if not calibrated:
             combination = plain_sum(num_layers, first_layer, objective_temperature(config), stack_layers)
         else:
-            labels = self._load_validation_labels(known, source)
+            labels = self._load_validation_labels(facts, source)
             if method == "goodness":
-                combination = calibrate(directory, config, num_layers, labels, first_layer)
+                combination = calibrate(layers, num_layers, labels, first_layer)
             else:
                 goodness = list(read_validation_goodness(directory, num_layers))
                 combination = fit_weights(goodness, labels, first_layer, None, stack_layers)
         with Interrupts(defers=True):
-            found = predict(directory, config, images, known, target, method, combination, is_calibrated=calibrated)
+            found = predict(layers, images, method, combination, is_calibrated=calibrated)
         return replace(found, warning=warning)
 
     def load_images(self, paths: Sequence[str | Path]) -> NamedImages:
@@ -199,15 +198,14 @@ class Run:
         from ffstream.data.images import load_images
         from ffstream.data.picture_file import WHITE
 
-        data = self.directory.read_data()
-        in_bytes = holds_pictures(self.config.data) or data["scale"] > WHITE / 2
-        shape = tuple(data["image_shape"])
-        low, high = 0.0, WHITE if in_bytes else data["scale"]
-        if not in_bytes and (values := _values_of(data)).low < 0:
-            low, high = values.low, values.high
-        return load_images([Path(path) for path in paths], shape, high, low)
+        facts = self.directory.read_data()
+        in_bytes = holds_pictures(self.config.data) or facts.scale > WHITE / 2
+        low, high = 0.0, WHITE if in_bytes else facts.scale
+        if not in_bytes and facts.values.low < 0:
+            low, high = facts.values.low, facts.values.high
+        return load_images([Path(path) for path in paths], facts.image_shape, high, low)
 
-    def _load_splits(self, data: dict[str, Any], source: _Source, split: str = "validation") -> dict[str, Split]:
+    def _load_splits(self, facts: DataFacts, source: _Source, split: str = "validation") -> dict[str, Split]:
         """All splits, of which `split` and the training data are checked to be those of the run."""
         config = self.config
         skips_bad = config.bad_images == "skip"
@@ -217,23 +215,23 @@ class Run:
             skips_bad=skips_bad,
             download=source.download,
         )
-        check_same_data(self.path, data, dataset)
+        check_same_data(self.path, facts, dataset)
         if split == "test":
-            _check_same_test(self.path, data, dataset)
+            _check_same_test(self.path, facts, dataset)
         return make_splits(dataset, config)
 
-    def _load_validation_labels(self, data: dict[str, Any], source: _Source) -> Tensor:
+    def _load_validation_labels(self, facts: DataFacts, source: _Source) -> Tensor:
         if self.config.validation_fraction == 0:
             raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
         labels = self.directory.load_validation_labels()
         if labels is not None:
             return labels
-        return self._load_splits(data, source)["validation"].labels
+        return self._load_splits(facts, source)["validation"].labels
 
-    def _load_held_out(self, data: dict[str, Any], source: _Source) -> Split:
+    def _load_held_out(self, facts: DataFacts, source: _Source) -> Split:
         if self.config.validation_fraction == 0:
             raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
-        return self._load_splits(data, source)["validation"]
+        return self._load_splits(facts, source)["validation"]
 
     def _check_labels_were_shown(self, method: str, allowed: str) -> None:
         if self.config.labels.method == "none":
@@ -280,7 +278,7 @@ class Run:
     def verify_cache(self, name: str) -> None:
         """Check every shard of a cache, named as `RunDirectory.list_caches` does. Raises CorruptFileError."""
         folder, _ = self.directory.open_cache(self.config.cache.folder)
-        verify_cache(folder, name, self.config, self.directory.read_data())
+        verify_cache(folder, name, self.config, self.directory.read_data().digest)
 
 
 def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> None:
@@ -289,22 +287,6 @@ def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> 
             raise ConfigError(f"{noun} {word!r}: unknown; {nearest(word, allowed)}")
     if first_layer < 1:
         raise ConfigError(f"first layer {first_layer}: allowed an integer >= 1")
-
-
-def _values_of(data: dict[str, Any]) -> Values:
-    """Of the training images; of an older run their magnitude alone is known."""
-    return Values.from_mapping(data["values"]) if "values" in data else Values(1, 0.0, data["scale"], 0.0, 0.0)
-
-
-def _find_other_units(data: dict[str, Any], images: Tensor, noun: str) -> str | None:
-    """What says that images are not in the units of the run's; None if nothing does."""
-    oddity = find_other_units(Values.of(images), _values_of(data))
-    if oddity is None and "standardised" in data:
-        num_images = max(_MOST_VALUES // data["num_features"], 50)
-        rows = Scaling.from_mapping(data).apply(images[:: -(-len(images) // num_images)])
-        num_parts = len(data["standardised"]["mean"])  # features, or channels of several places
-        oddity = find_shifted_rows(rows.unflatten(1, (num_parts, -1)).transpose(1, 2).flatten(0, 1))
-    return None if oddity is None else f"{noun}: {oddity}"
 
 
 def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:
@@ -323,48 +305,27 @@ def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:
     return splits
 
 
-def describe_data(dataset: Dataset, train: Split, standardise: str) -> dict[str, Any]:
-    """What a network must know of its data, for data.json. `train` is what of them is trained on."""
-    scaling = Scaling.of(train.images, dataset.scale(), standardise)
-    return {
-        "name": dataset.name,
-        "digest": dataset.digest(),
-        **(
-            {"test_digest": dataset.test_digest()}
-            if dataset.test is not None and hasattr(dataset, "test_digest")
-            else {}
-        ),
-        "num_classes": dataset.num_classes,
-        "class_names": list(dataset.class_names),
-        "image_shape": list(dataset.image_shape),
-        "num_features": dataset.num_features,
-        **scaling.to_mapping(standardise, dataset.image_shape),
-        "brings_negatives": dataset.train.negatives is not None,
-        "values": dataset.values.to_mapping(),
-    }
-
-
-def check_same_data(run_dir: Path, data: dict[str, Any], dataset: Dataset) -> None:
+def check_same_data(run_dir: Path, facts: DataFacts, dataset: Dataset) -> None:
     """Raise RunMismatchError when the training data are not those the run was started with."""
     digest = dataset.digest()
-    found = {"image_shape": list(dataset.image_shape), "num_classes": dataset.num_classes, "scale": dataset.scale()}
-    if digest == data["digest"] and any(data[key] != value for key, value in found.items()):
+    found = (dataset.image_shape, dataset.num_classes, dataset.scale())
+    if digest == facts.digest and (facts.image_shape, facts.num_classes, facts.scale) != found:
         raise CorruptFileError(
             f"manifest {run_dir / 'data.json'}: does not describe the data of its digest; restore it from a copy"
         )
-    if digest != data["digest"]:
+    if digest != facts.digest:
         raise RunMismatchError(
-            f"run {run_dir}: was started on other training data (digest {data['digest'][:12]}, found {digest[:12]} in "
+            f"run {run_dir}: was started on other training data (digest {facts.digest[:12]}, found {digest[:12]} in "
             f"{dataset.name}); restore those data, or start a new run"
         )
 
 
-def _check_same_test(run_dir: Path, data: dict[str, Any], dataset: Dataset) -> None:
+def _check_same_test(run_dir: Path, facts: DataFacts, dataset: Dataset) -> None:
     """Raise RunMismatchError when the test data are not those that were there when the run was started.
 
     In older runs, and where there were none, nothing is known of them.
     """
-    wanted, found = data.get("test_digest"), dataset.test_digest()
+    wanted, found = facts.test_digest, dataset.test_digest()
     if wanted is not None and found is not None and found != wanted:
         raise RunMismatchError(
             f"run {run_dir}: was started beside other test data (digest {wanted[:12]}, found {found[:12]} in "

@@ -119,12 +119,6 @@ class CacheConfig:
     # many as the budget has room for.
     shard_samples: int | str = limit("auto", at_least=1, at_most=_MOST_SAMPLES, word="auto")
 
-    @property
-    def num_in_shard(self) -> int:
-        """`shard_samples` of a configuration that is resolved."""
-        assert isinstance(self.shard_samples, int), "the size of a shard is resolved when a run starts"
-        return self.shard_samples
-
 
 @dataclass(frozen=True)
 class AugmentationConfig:
@@ -259,36 +253,6 @@ class Config:
             else:
                 lines.append(f"{name} = {_toml_value(value)}")
         return "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
-
-    @property
-    def num_in_tile(self) -> int:
-        """Units of a layer that are on the device at once: all, unless it is decided."""
-        tile_units = self.network.tile_units
-        return min(tile_units, self.width) if isinstance(tile_units, int) else self.width
-
-    @property
-    def num_micro_batches(self) -> int:
-        """What a batch, or what a shard holds of it, is cut into, so that each part is on the device by itself."""
-        assert isinstance(self.batch, int), "batch is resolved before it is cut"
-        most = min(self.batch, self.cache.num_in_shard)
-        return -(-most // self.micro_batch) if isinstance(self.micro_batch, int) else 1
-
-    @property
-    def num_in_micro_batch(self) -> int:
-        """Samples of a batch that are on the device at once, at most."""
-        assert isinstance(self.batch, int), "batch is resolved before it is cut"
-        return -(-min(self.batch, self.cache.num_in_shard) // self.num_micro_batches)
-
-    @property
-    def num_shards_in_batch(self) -> int:
-        """Whole shards that a batch is made of, where they are smaller; else 1: a batch is a part of a shard."""
-        assert isinstance(self.batch, int), "batch is resolved before it is cut"
-        return max(1, self.batch // self.cache.num_in_shard)
-
-    @property
-    def num_tiles(self) -> int:
-        """Of a layer; they are trained one after another, each for all epochs."""
-        return -(-self.width // self.num_in_tile)
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a layer learns: two runs that agree on them share their layers."""

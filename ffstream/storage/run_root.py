@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffstream.data.facts import DataFacts
 from ffstream.errors import CorruptFileError, RunError, RunMismatchError, StorageError
 from ffstream.ground.files import storage_errors
 from ffstream.ground.folder import TEMPORARY, Folder
@@ -92,7 +93,7 @@ class RunRoot:
             raise RunError(f"run {self.path}: {found.problem}")
 
     def create(
-        self, config: Config, data: dict[str, Any], environment: Mapping[str, Any], labels: Tensor | None = None
+        self, config: Config, facts: DataFacts, environment: Mapping[str, Any], labels: Tensor | None = None
     ) -> None:
         """Start a run: labels of the validation split (n,), and everything else at the top, the configuration last.
 
@@ -108,6 +109,7 @@ class RunRoot:
         ):  # in this order each is known by those behind it
             self.folder.remove(name)
         self.folder.identity, self._marker = draw_identity(), None
+        data = dict(facts.content)
         labels_file = {"labels": labels} if labels is not None else {}
         if labels_file:
             data = data | {"validation_labels_digest": digest_tensors(labels_file)}
@@ -125,7 +127,7 @@ class RunRoot:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 adopted.append(content_digest(read_manifest(self.folder, name, {})))
-        identity, data = draw_identity(), self.read_data()
+        identity, data = draw_identity(), dict(self.read_data().content)
         self.folder.identity = identity
         content = describe_run(identity, config.identity(), data, adopted)
         environments = [dict(environment)]  # which is assumed to be that of its layers
@@ -170,8 +172,8 @@ class RunRoot:
         """
         if self.marker is None:
             return
-        data = self.read_data()
-        if data["digest"] != self.marker["data"] or content_digest(data) != self.marker["description"]:
+        facts = self.read_data()
+        if facts.digest != self.marker["data"] or content_digest(dict(facts.content)) != self.marker["description"]:
             raise CorruptFileError(
                 f"manifest {self.path / DATA_FILE}: is of other data than {MARKER} names; restore both from one copy"
             )
@@ -214,7 +216,7 @@ class RunRoot:
 
     # --- data
 
-    def read_data(self) -> dict[str, Any]:
+    def read_data(self) -> DataFacts:
         """What `create` was given. Raises RunError, CorruptFileError."""
         try:
             data = read_manifest(self.folder, DATA_FILE, DATA)
@@ -226,11 +228,11 @@ class RunRoot:
                 f"{tuple(data['image_shape'])}, {len(data['class_names'])} names of {data['num_classes']} classes; "
                 "restore it from a copy"
             )
-        return data
+        return DataFacts(data)
 
     def load_validation_labels(self) -> Tensor | None:
         """Labels (n,) that `create` was given, or None; also of a run that was started before they were kept."""
-        digest = self.read_data().get("validation_labels_digest")
+        digest = self.read_data().validation_labels_digest
         return None if digest is None else load_tensor(self.folder, LABELS_FILE, digest, "labels", torch.int64, 1)
 
     # --- environment

@@ -21,7 +21,6 @@ from ffstream.device.memory import device_free_bytes, host_free_bytes, is_in_mem
 from ffstream.errors import RunError
 from ffstream.ground.files import storage_errors
 from ffstream.ground.units import format_bytes
-from ffstream.plan.footprint import DataShape
 from ffstream.plan.plan import Plan
 from ffstream.plan.probe import best_s, find_place, measure_link, measure_rates
 from ffstream.run.launch import make_plan
@@ -193,10 +192,7 @@ def examine_run(run_dir: Path, device: str | None = None) -> TimeAccount:
     held_out = run.directory.load_validation_labels()
     if held_out is not None:
         num_samples["validation"] = len(held_out)
-    data = run.directory.read_data()
-    brings_negatives = data.get("brings_negatives", False)  # runs of before do not say so, and did not
-    image_shape = tuple(data["image_shape"])
-    shape = DataShape(data["num_features"], data["num_classes"], num_samples, image_shape, brings_negatives)
+    shape = run.directory.read_data().shape(num_samples)
     config = run.config.override({"cache.tier": run.layers[-1].cache_tier} | ({"device": device} if device else {}))
     return account_for(seconds, make_plan(config, data=shape))
 

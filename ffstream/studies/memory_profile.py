@@ -28,6 +28,7 @@ from ffstream.errors import ConfigError, CorruptFileError, FFStreamError, Output
 from ffstream.ground.files import make_folder, read_regular, storage_errors
 from ffstream.ground.lock import RunLock
 from ffstream.ground.scratch import make_scratch
+from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import evaluate_goodness
 from ffstream.run.launch import train
 from ffstream.settings.config import Config
@@ -268,11 +269,10 @@ def _measure_run(config: Config, images: Tensor, labels: Tensor, device: torch.d
     with PeakMeter(device) as meter:
         training = _Metering(meter)
         run = train(config, folder / "run", observer=training)
-        split, data = Split(images[: config.batch], labels[: config.batch]), run.directory.read_data()
+        split = Split(images[: config.batch], labels[: config.batch])
+        layers = CommittedLayers(run.directory, run.config, run.directory.read_data(), device)
         meter.start()
-        evaluate_goodness(
-            run.directory, run.config, "test", split, data, device, on_layer=lambda: peaks.append(meter.lap())
-        )
+        evaluate_goodness(layers, "test", split, on_layer=lambda: peaks.append(meter.lap()))
         peaks.append(meter.stop())
     return {"training_bytes": training.peak_bytes, "evaluation_bytes": max(peaks)}
 

@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from ffstream.cache import DTYPES
 from ffstream.data import Scaling
+from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
-from ffstream.field.goodness import GOODNESSES
-from ffstream.field.labels import make_label_method
-from ffstream.field.network import build_layer, compute_layer_specs
+from ffstream.field.blueprint import Blueprint
 from ffstream.ground import seeding
 from ffstream.settings.config import Config
+from ffstream.settings.sizes import Sizes
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import draw_for
 from ffstream.training.propagation import FrozenLayer, chunk_samples, hand_on_whole
@@ -43,20 +43,18 @@ class ResidentFF(Rival):
 
     def __init__(self, config: Config, num_features: int, num_classes: int, device: torch.device) -> None:
         config = config.override({"cache.shard_samples": config.batch})  # a batch comes whole, and is cut from there
-        self._config = config
         self._device = device
         self._dtype = DTYPES[config.cache.dtype]
-        self._method = make_label_method(config, num_classes, num_features)
-        self._goodness = GOODNESSES[config.objective.goodness]
-        self._specs = compute_layer_specs(config, num_features)
+        blueprint = Blueprint.of(config, DataShape(num_features, num_classes))
+        self._method, self._goodness, self._specs = blueprint.method, blueprint.goodness, blueprint.specs
         self._generator = seeding.generator(config.seed, 0, 0, "batches and negatives")
         self._device_generator = seeding.generator(config.seed, 0, 0, "dropout", device)
         workspace = Workspace(device)  # as in a run: one for all layers
         self._trainers = []
         for spec in self._specs:
-            layer = build_layer(config, spec, num_classes)
+            layer = blueprint.build_layer(spec)
             layer.workspace = workspace
-            self._trainers.append(LayerTrainer(layer, spec.index, config, self._method, device))
+            self._trainers.append(LayerTrainer(layer, spec.index, blueprint, device))
 
     @torch.no_grad()
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
@@ -113,14 +111,14 @@ class Backprop(Rival):
         checkpointed: bool = False,
         accumulated: bool = False,
     ) -> None:
-        assert isinstance(config.batch, int), "batch is resolved before training"
         widths = [num_features] + config.layers * [config.width]
         with device:
             layers = [nn.Sequential(nn.Linear(*pair), nn.ReLU(inplace=True)) for pair in itertools.pairwise(widths)]
             self._network = nn.Sequential(*layers, nn.Linear(config.width, num_classes))
         self._optimiser = torch.optim.Adam(self._network.parameters(), config.optimiser.learning_rate, fused=True)
         self._device = device
-        self._num_in_part = config.num_in_micro_batch if accumulated else config.batch
+        sizes = Sizes.of(config)
+        self._num_in_part = sizes.num_in_micro_batch if accumulated else sizes.batch
         self._num_segments = round(math.sqrt(config.layers)) if checkpointed else 1
         self._in_bf16 = config.precision == "bf16"
 

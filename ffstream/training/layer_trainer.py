@@ -12,19 +12,19 @@ from torch import Tensor
 
 from ffstream.cache import ActivationCache, compute_batches, compute_shard_order, group_shards
 from ffstream.cache.transfer import Transfer
-from ffstream.device.workspace import Workspace
+from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
 from ffstream.errors import DivergedError
-from ffstream.field.goodness import GOODNESSES
-from ffstream.field.labels import LabelMethod, take_rows
+from ffstream.field.blueprint import Blueprint
+from ffstream.field.labels import take_rows
 from ffstream.field.layers import Layer
-from ffstream.field.objectives import OBJECTIVES
-from ffstream.field.similarity import SIMILARITIES, compare
+from ffstream.field.similarity import compare
 from ffstream.ground import seeding
-from ffstream.settings.config import Config
 from ffstream.training.micro_batch import MicroBatch, draw_for, samples_in_sweep
 from ffstream.training.optimiser import LayerOptimiser
 
 _DROPPED_ROWS = 128  # whose mask exists at once; few, so that it stays in a CPU's own cache
+_DROPOUT_WORDS, _MOVED_ROWS = Buffer("dropout words", "rows"), Buffer("moved rows", "rows")
+_GRADIENT_SUMS = Buffer("gradient sums", "gradient")
 _TICK_S = 0.2  # between two reports within an epoch; each one makes the host wait for the device
 
 
@@ -56,11 +56,11 @@ def drop_features_(
     threshold, num_features = round(rate * 256), rows.shape[1]
     for part in rows.view(num_candidates, -1, num_features).split(_DROPPED_ROWS, dim=1):
         shape = part.shape[1:]
-        words = workspace.take("dropout words", ((shape.numel() + 7) // 8,), torch.int64)
+        words = workspace.take(_DROPOUT_WORDS, ((shape.numel() + 7) // 8,), torch.int64)
         words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
         drawn = words.view(torch.uint8)[: shape.numel()].view(shape)
         kept = torch.ge(drawn, threshold, out=drawn)  # bytes: bools take five times as long to make and to read
-        part.mul_(workspace.take("beside rows", shape, rows.dtype).copy_(kept).mul_(256 / (256 - threshold)))
+        part.mul_(workspace.take(BESIDE_ROWS, shape, rows.dtype).copy_(kept).mul_(256 / (256 - threshold)))
     return rows
 
 
@@ -78,29 +78,27 @@ class LayerTrainer:
         self,
         layer: Layer,
         layer_index: int,
-        config: Config,
-        method: LabelMethod,
+        blueprint: Blueprint,
         device: torch.device,
         units: slice | None = None,
     ) -> None:
         self.layer = layer.to(device)
         self._index = layer_index
-        self._config = config
-        self._method = method
+        config = self._config = blueprint.config
+        self._sizes = blueprint.sizes
+        self._method = blueprint.method
         self._device = device
         self._workspace = layer.workspace = layer.workspace or Workspace(device)
         self.optimiser = LayerOptimiser(layer, config.optimiser, self._workspace)
-        self._goodness = GOODNESSES[config.objective.goodness]
-        self._objective = OBJECTIVES[config.objective.name]
-        num_so_far, num_in_tile = units.stop if units is not None else layer.num_units, config.num_in_tile
+        self._goodness, self._objective = blueprint.goodness, blueprint.objective
+        self._similarity = blueprint.similarity
+        num_so_far, num_in_tile = units.stop if units is not None else layer.num_units, self._sizes.tile_units
         self._weight = self._goodness.weight(layer.num_units, num_in_tile)
         whole = self._default_threshold(config.width)
         threshold = self._default_threshold(num_so_far) * self._goodness.weight(num_so_far, num_in_tile)
         if not isinstance(config.objective.threshold, str):
             threshold = config.objective.threshold * (threshold / whole if whole else 1.0)
         self._threshold = threshold
-        assert isinstance(config.batch, int), "batch is resolved before training"
-        self._batch = config.batch
 
     def _default_threshold(self, num_units: int) -> float:
         return self._goodness.default_threshold(max(num_units // self._method.num_groups, 1))
@@ -164,7 +162,7 @@ class LayerTrainer:
         something to tell a sampler that chooses negatives by what the layer makes of them.
         """
         blocks = transfer.blocks(cache, order)
-        for group in group_shards(order, self._config.num_shards_in_batch):
+        for group in group_shards(order, self._sizes.num_shards_in_batch):
             loaded = itertools.islice(blocks, len(group))
             samples = [cache.layout.shard_range(shard) for shard in group]
             kept = [cache.layout.stored_range(shard) for shard in group]
@@ -189,7 +187,7 @@ class LayerTrainer:
         informed: bool,
     ) -> Iterator[MicroBatch]:
         """The samples of a block in batches, with the candidates that this epoch shows them."""
-        batches = compute_batches(len(block), self._batch, generator)
+        batches = compute_batches(len(block), self._sizes.batch, generator)
         drawn = draw_for(labels, self._method, others, generator, self._device, informed=informed)
         for index in batches:
             yield drawn.take(block, index.to(self._device))
@@ -201,8 +199,8 @@ class LayerTrainer:
         `generator`, on the device, draws what is dropped, and how state in bfloat16 is rounded.
         A part is used up before the next is asked for, and cut further where it is too large.
         """
-        num_cuts = self._config.num_micro_batches
-        if num_cuts > 1 or self._config.num_shards_in_batch > 1:
+        num_cuts = self._sizes.num_micro_batches
+        if num_cuts > 1 or self._sizes.num_shards_in_batch > 1:
             cut = (micro_batch for part in parts for micro_batch in part.cut(num_cuts))
             return self.step_in_parts(cut, num_samples, factor, generator)
         (part,) = parts
@@ -296,7 +294,7 @@ class LayerTrainer:
         for features, direction in self.layer.input_gradients(rows, gradient):
             direction.sign_()
             if direction.dtype != rows.dtype:  # an addition of two types would make a copy of its own
-                room = self._workspace.take("moved rows", tuple(direction.shape), rows.dtype)
+                room = self._workspace.take(_MOVED_ROWS, tuple(direction.shape), rows.dtype)
                 direction = room.copy_(direction)
             rows[:, features].add_(direction, alpha=self._config.objective.perturbation)
 
@@ -305,7 +303,7 @@ class LayerTrainer:
         parameters = dict(self.layer.named_parameters())
         sizes = [parameter.numel() for parameter in parameters.values()]
         dtype = next(iter(parameters.values())).dtype
-        room = self._workspace.take("gradient sums", (sum(sizes),), dtype).zero_()
+        room = self._workspace.take(_GRADIENT_SUMS, (sum(sizes),), dtype).zero_()
         return {
             name: part.view(parameter.shape)
             for (name, parameter), part in zip(parameters.items(), room.split(sizes), strict=True)
@@ -313,10 +311,10 @@ class LayerTrainer:
 
     def _compare(self, preactivations: Tensor, part: MicroBatch) -> tuple[Tensor, Tensor] | None:
         """The similarity term summed over the part, and its gradient by preactivations, neither weighted."""
-        name, labels = self._config.objective.similarity, part.candidates[:, 0]
-        if name == "none":
+        if self._similarity is None:
             return None
-        return compare(SIMILARITIES[name], preactivations, labels, self.layer.compute_dtype, self._workspace)
+        labels = part.candidates[:, 0]
+        return compare(self._similarity, preactivations, labels, self.layer.compute_dtype, self._workspace)
 
     @torch.no_grad()
     def multiply(self, part: MicroBatch, generator: torch.Generator) -> tuple[MicroBatch, Tensor, Tensor]:

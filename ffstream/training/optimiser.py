@@ -15,10 +15,12 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from ffstream.cache import DTYPES
-from ffstream.device.workspace import Workspace
+from ffstream.device.workspace import Buffer, Workspace
 from ffstream.settings.config import OptimiserConfig
 
 STATE_NAMES = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+_WIDE = {key: Buffer(f"wide {key}", "gradient") for keys in STATE_NAMES.values() for key in keys}
+_ROUNDING_WORDS = Buffer("rounding words", "gradient")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
 _SLOW = ("exp_avg_sq",)  # averages that move too little in a step for bfloat16 rounded to the nearest
 _WIDE_ROWS = 128  # of a parameter, whose state is in float32 at once where it is kept in bfloat16
@@ -72,7 +74,7 @@ class LayerOptimiser:
             *(t.split(_WIDE_ROWS) for t in (parameter, gradient, *state)), strict=True
         ):
             wide = {
-                key: self._workspace.take(f"wide {key}", tuple(part.shape), torch.float32).copy_(narrow)
+                key: self._workspace.take(_WIDE[key], tuple(part.shape), torch.float32).copy_(narrow)
                 for key, narrow in zip(keys, kept, strict=True)
             }
             self._apply(part, its_gradient, list(wide.values()))
@@ -123,7 +125,7 @@ class LayerOptimiser:
         The groups of rows of an update share them: what matters is that they differ from step to step.
         """
         num_words = (like.numel() + 1) // 2  # of 64 bits, which are drawn as fast as fewer
-        words = self._workspace.take("rounding words", (num_words,), torch.int64)
+        words = self._workspace.take(_ROUNDING_WORDS, (num_words,), torch.int64)
         words.random_(torch.iinfo(torch.int64).min, None, generator=self._generator)
         return words.view(torch.int32)[: like.numel()].view(like.shape).bitwise_and_(0xFFFF)
 

@@ -10,10 +10,9 @@ import torch
 
 import ffstream as ff
 from ffstream.cache.transfer import allocate_host
+from ffstream.data.shape import DataShape
 from ffstream.device.memory import unpinned_reason
-from ffstream.field.labels import make_label_method
 from ffstream.plan.fitting import compute_plan
-from ffstream.plan.footprint import DataShape
 from ffstream.plan.machine import parse_machine
 from ffstream.plan.probe import _find_unpinned
 from tests.cli.test_reporting import show
@@ -51,7 +50,7 @@ def test_a_plan_warns_where_shards_pass_through_the_host(tier):
     config = ff.Config(layers=3, width=100, batch=64, precision="bf16").override({"cache.tier": tier})
     machine = dataclasses.replace(parse_machine("device=1GiB,1TFLOP/s;h2d=1GB/s;host=4GiB;disk=9GiB,1GB/s"))
     plans = [
-        compute_plan(config, make_label_method(config, 10, 64), data, 64 * 21_000, resources)
+        compute_plan(config, data, 64 * 21_000, resources)
         for resources in (machine, dataclasses.replace(machine, unpinned="not pinned"))
     ]
     assert [plan.warning for plan in plans] == [None, None if tier == "device" else "not pinned"]

@@ -461,7 +461,7 @@ def test_an_output_goes_onto_no_data_that_were_moved(moved, tmp_path):
     own = path if path.is_file() else next(path.rglob("*.png"))
     before = own.read_bytes()
     (tmp_path / "out.csv").symlink_to(own)
-    np.save(tmp_path / "x.npy", np.zeros((2, *run.directory.read_data()["image_shape"])))
+    np.save(tmp_path / "x.npy", np.zeros((2, *run.directory.read_data().image_shape)))
     place = ["--data-root", path.parent, "--output", tmp_path / "out.csv", "--force"]
     assert isinstance(run_cli("predict", run.path, tmp_path / "x.npy", *place)[2], ff.OutputError)
     assert own.read_bytes() == before

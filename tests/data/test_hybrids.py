@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 import ffstream as ff
 from ffstream.data import Scaling
 from ffstream.data.hybrids import check_plane, draw_masks, draw_with_others, make_hybrids
+from ffstream.data.shape import DataShape
 from ffstream.field.labels import make_label_method
 from ffstream.field.normalisation import length_normalise
 from ffstream.infer.evaluation import error_rate
@@ -114,7 +115,7 @@ def first_rows(small_config, digits):
     def make(part_size, *, held_out=False, seed=0):
         config = small_config("unsupervised", seed=seed)
         train = make_splits(digits, config)["train"]
-        method = make_label_method(config, 10, 64, digits.image_shape)
+        method = make_label_method(config, DataShape(64, 10, image_shape=digits.image_shape))
         rows_of = InputRows(method, train, Scaling(16.0), seed, held_out=held_out).make()
         return torch.cat([rows_of(slice(start, min(start + part_size, 100))) for start in range(0, 100, part_size)])
 
@@ -141,7 +142,7 @@ def test_row_zero_is_the_image_and_the_others_are_not(first_rows, small_config, 
 
 def test_a_step_shows_the_image_and_distinct_hybrids(small_config):
     config = small_config("unsupervised", negatives__per_sample=4, negatives__per_step=3)
-    method = make_label_method(config, 10, 64, (8, 8))
+    method = make_label_method(config, DataShape(64, 10, image_shape=(8, 8)))
     candidates = method.draw_candidates(torch.zeros(200, dtype=torch.int64), generator())
     assert not candidates[:, 0].any()
     assert candidates[:, 1:].unique().tolist() == [1, 2, 3, 4]
@@ -152,7 +153,7 @@ def test_a_step_shows_the_image_and_distinct_hybrids(small_config):
 def test_too_few_hybrids_are_refused(per_sample, small_config):
     config = small_config("unsupervised", negatives__per_step=3, negatives__per_sample=per_sample)
     with pytest.raises(ff.ConfigError, match=r"per_sample: found .*allowed 3 \(negatives.per_step\) or more hybrids"):
-        make_label_method(config, 10, 64, (8, 8))
+        make_label_method(config, DataShape(64, 10, image_shape=(8, 8)))
 
 
 def test_labels_change_nothing_but_the_readout(small_config, small_data, tmp_path):

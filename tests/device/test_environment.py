@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream.device.device import device
+from ffstream.device import device
 from ffstream.device.environment import describe_environment, find_differences, plain_torch
 from ffstream.run import launch
 from tests.helpers import InterruptAt, check_resumed_equals, layer_digests, run_cli

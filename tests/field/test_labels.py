@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import ffstream as ff
+from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
 from ffstream.field.goodness import GOODNESSES
 from ffstream.field.labels import make_label_method
-from ffstream.field.network import build_layer, compute_layer_specs
+from tests.helpers import describe
 
 NUM_CLASSES, NUM_FEATURES, NUM_SAMPLES = 5, 12, 8
 METHODS = {
@@ -32,9 +33,8 @@ def workspace():
 def make(name, **settings):
     shape = {"width": 7, "precision": "fp32", "negatives.per_step": 2}
     config = ff.Config().override(shape | METHODS[name] | settings)
-    method = make_label_method(config, NUM_CLASSES, NUM_FEATURES)
-    layer = build_layer(config, compute_layer_specs(config, NUM_FEATURES)[0], NUM_CLASSES)
-    return method, layer
+    blueprint = describe(config, NUM_FEATURES, NUM_CLASSES)
+    return blueprint.method, blueprint.build_layer(blueprint.specs[0])
 
 
 def draw(seed=0):
@@ -86,7 +86,7 @@ def test_overlay_candidates_show_the_true_label_first_and_then_wrong_ones(name):
 )
 def test_negatives_are_chosen_from_a_pool_of_distinct_wrong_labels(changes, num_in_pool):
     config = ff.Config().override({"labels.method": "overlay"} | changes)
-    method = make_label_method(config, 5, 12)
+    method = make_label_method(config, DataShape(12, 5))
     labels = torch.arange(400) % 5
     pool = method.draw_pool(labels, torch.Generator().manual_seed(0))
     assert method.num_in_pool == num_in_pool
@@ -144,7 +144,8 @@ def test_goodness_and_gradients_are_those_of_the_definition(name, first_unit, nu
     method, _ = make(name)
     config = ff.Config().override({"width": 30} | METHODS[name])
     units = slice(first_unit, first_unit + num_units)
-    layer = build_layer(config, compute_layer_specs(config, NUM_FEATURES)[0], NUM_CLASSES, units).double()
+    blueprint = describe(config, NUM_FEATURES, NUM_CLASSES)
+    layer = blueprint.build_layer(blueprint.specs[0], units).double()
     layer.compute_dtype = torch.float64
     goodness = GOODNESSES[goodness_name]
     images, labels, generator = draw()
@@ -220,7 +221,7 @@ def test_all_labels_are_candidates_and_the_true_one_comes_first(name):
 
 @pytest.mark.parametrize("name", READ)
 def test_few_classes_need_no_setting_of_negatives(name):
-    assert make_label_method(ff.Config().override(METHODS[name]), 2, 3).num_candidates == 2
+    assert make_label_method(ff.Config().override(METHODS[name]), DataShape(3, 2)).num_candidates == 2
 
 
 @pytest.mark.parametrize("cuts", [[0, 30], [0, 10, 20, 30], [0, 7, 12, 30], [0, 3, 28, 30]])
@@ -228,12 +229,13 @@ def test_few_classes_need_no_setting_of_negatives(name):
 @pytest.mark.parametrize("goodness_name", ["sum", "mean"])
 def test_tiles_add_up_to_the_layer(name, cuts, goodness_name):
     config = ff.Config().override({"width": 30, "precision": "fp32"} | METHODS[name])
-    spec, goodness = compute_layer_specs(config, NUM_FEATURES)[0], GOODNESSES[goodness_name]
-    method, layer = make_label_method(config, NUM_CLASSES, NUM_FEATURES), build_layer(config, spec, NUM_CLASSES)
+    blueprint, goodness = describe(config, NUM_FEATURES, NUM_CLASSES), GOODNESSES[goodness_name]
+    (spec, *_), method = blueprint.specs, blueprint.method
+    layer = blueprint.build_layer(spec)
     z = layer.preactivations(draw()[0]).detach()
     total = torch.zeros(NUM_SAMPLES, NUM_CLASSES)
     for start, stop in itertools.pairwise(cuts):
-        tile = build_layer(config, spec, NUM_CLASSES, slice(start, stop))
+        tile = blueprint.build_layer(spec, slice(start, stop))
         if tile.label_embedding is not None:
             tile.label_embedding.data = layer.label_embedding.data[:, start:stop]
         found = method.sweep(tile, goodness, z[:, start:stop].contiguous(), NUM_SAMPLES)
@@ -258,7 +260,7 @@ def test_tiles_add_up_to_the_layer(name, cuts, goodness_name):
 )
 def test_what_does_not_fit_the_data_is_refused(settings, num_features, message):
     with pytest.raises(ff.ConfigError, match=message):
-        make_label_method(ff.Config().override(settings), NUM_CLASSES, num_features)
+        make_label_method(ff.Config().override(settings), DataShape(num_features, NUM_CLASSES))
 
 
 def test_injection_candidates_are_the_true_label_and_distinct_wrong_ones():
@@ -362,10 +364,10 @@ def test_injection_without_an_embedding_is_refused_naming_the_layer():
 
 def test_an_unknown_sampler_is_refused_with_the_nearest():
     with pytest.raises(ff.ConfigError, match="unknown negative sampler 'unifrom'; did you mean 'uniform'"):
-        make_label_method(ff.Config().override({"negatives.sampler": "unifrom"}), NUM_CLASSES, NUM_FEATURES)
+        make_label_method(ff.Config().override({"negatives.sampler": "unifrom"}), DataShape(NUM_FEATURES, NUM_CLASSES))
 
 
 def test_the_limits_themselves_are_allowed():
     settings = {"labels.method": "overlay", "negatives.per_step": 4, "negatives.per_sample": 4}
-    method = make_label_method(ff.Config().override(settings), NUM_CLASSES, NUM_CLASSES)
+    method = make_label_method(ff.Config().override(settings), DataShape(NUM_CLASSES, NUM_CLASSES))
     assert (method.num_training_rows, method.num_sweep_rows) == (5, 5)

@@ -10,9 +10,10 @@ import torch
 import ffstream as ff
 from ffstream.device.workspace import Workspace
 from ffstream.field.layers import Layer, Linear, cut_units
-from ffstream.field.network import build_layer, compute_layer_specs, hand_on
+from ffstream.field.network import compute_layer_specs, hand_on
 from ffstream.field.normalisation import length_normalise
 from ffstream.training.optimiser import LayerOptimiser
+from tests.helpers import describe
 
 
 def draw(*shape, seed=0):
@@ -100,12 +101,17 @@ def test_weights_start_with_variance_one_over_fan_in_and_biases_at_zero():
     assert not layer.bias.any()
 
 
+def build_first(config, num_features):
+    blueprint = describe(config, num_features)
+    return blueprint.build_layer(blueprint.specs[0])
+
+
 def test_a_built_layer_is_a_function_of_seed_and_index():
     config = ff.Config(layers=3, width=8)
-    specs = compute_layer_specs(config, 8)
 
     def weight(config, index):
-        return build_layer(config, specs[index], 10).weight
+        blueprint = describe(config, 8)
+        return blueprint.build_layer(blueprint.specs[index]).weight
 
     assert torch.equal(weight(config, 1), weight(config, 1))
     assert not torch.equal(weight(config, 1), weight(config, 2))
@@ -233,27 +239,26 @@ def test_layers_that_share_a_workspace_multiply_by_their_own_weights():
 
 def test_label_embeddings_start_with_the_given_deviation():
     config = ff.Config(layers=1, width=3000).override({"labels.embedding_std": 0.3})
-    layer = build_layer(config, compute_layer_specs(config, 8)[0], 10)
+    layer = build_first(config, 8)
     assert layer.label_embedding.shape == (10, 3000)
     assert float(layer.label_embedding.detach().std()) == pytest.approx(0.3, rel=0.02)
     overlay = config.override({"labels.method": "overlay"})
-    assert build_layer(overlay, compute_layer_specs(overlay, 8)[0], 10).label_embedding is None
+    assert build_first(overlay, 16).label_embedding is None
 
 
 def test_building_a_layer_reads_no_global_generator():
     config = ff.Config(layers=1, width=8)
-    spec = compute_layer_specs(config, 8)[0]
     before = torch.get_rng_state()
-    layer = build_layer(config, spec, 10)
+    layer = build_first(config, 8)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    again = build_layer(config, spec, 10)
+    again = build_first(config, 8)
     assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), again.parameters(), strict=True))
 
 
 def test_forward_gives_preactivations():
     config = ff.Config(layers=1, width=8)
-    layer, rows = build_layer(config, compute_layer_specs(config, 6)[0], 10), draw(5, 6)
+    layer, rows = build_first(config, 6), draw(5, 6)
     with torch.no_grad():
         z = rows @ layer.weight.t() + layer.bias
         torch.testing.assert_close(layer(rows), z)

@@ -9,9 +9,8 @@ import ffstream as ff
 from benchmarks.footprint import compare, draw_config
 from ffstream.field.layers import Linear
 from ffstream.field.layers.local import Local
-from ffstream.field.network import build_layer, compute_layer_specs
 from tests.field.test_layers import whole_gradients
-from tests.helpers import InterruptAt, layer_digests
+from tests.helpers import InterruptAt, describe, layer_digests
 
 SHAPES = [(28, 28), (8, 8), (4, 5), (32, 32, 3), (3, 10, 13), (40, 9, 1)]
 KIND = {"network__kind": "local", "width": 144}
@@ -21,7 +20,8 @@ def build(index, image_shape=(28, 28), width=288):
     settings = {"network.kind": "local", "network.stack_layers": 0, "precision": "fp32"}
     config = ff.Config(layers=6, width=width).override(settings)
     num_features = torch.Size(image_shape).numel()
-    return build_layer(config, compute_layer_specs(config, num_features, image_shape)[index], 10)
+    blueprint = describe(config, num_features, image_shape=image_shape)
+    return blueprint.build_layer(blueprint.specs[index])
 
 
 def draw(*shape, seed=0):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import ffstream as ff
+from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
 from ffstream.field import similarity
 from ffstream.field.similarity import SIMILARITIES, compare
-from ffstream.plan.footprint import DataShape
 from tests.helpers import similarity_written_out
 
 CPU = torch.device("cpu")
@@ -108,4 +108,4 @@ def test_a_plan_cuts_what_may_be_cut(name):
     config = ff.Config(width=500, layers=4, batch=2048).override({"objective.similarity": name})
     plan = ff.make_plan(config, machine=MACHINE, data=DataShape.of(50_000, 784, 10, 0.1))
     assert plan.fits
-    assert (plan.config.num_micro_batches > 1, plan.config.num_tiles > 1) == (name == "none", name != "none")
+    assert (plan.sizes.num_micro_batches > 1, plan.sizes.num_tiles > 1) == (name == "none", name != "none")

@@ -7,6 +7,7 @@ import torch
 
 import ffstream as ff
 from ffstream.data import load_dataset
+from ffstream.field.layers import Linear
 from ffstream.field.network import compute_layer_specs
 from tests.helpers import InterruptAt, layer_digests, metrics_without_times
 
@@ -142,7 +143,7 @@ def test_places_of_windows_leave_features_out_too(stacked, tmp_path):
 
 
 def test_a_kind_that_cannot_leave_features_out_says_so(stacked, tmp_path, monkeypatch):
-    monkeypatch.delattr(ff.layers.Linear, "hide")
+    monkeypatch.delattr(Linear, "hide")
     with pytest.raises(ff.ConfigError, match="network.stack_features: found less than 1, but layers of kind Linear"):
         ff.train(stacked(network__stack_features=0.5), tmp_path / "run")
 

@@ -9,12 +9,12 @@ import torch
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
+from ffstream.data.shape import DataShape
 from ffstream.device.ledger import PAPER, Ledger
 from ffstream.device.memory import measure_peak_bytes
-from ffstream.field.labels import make_label_method
-from ffstream.field.network import compute_layer_specs
+from ffstream.field.blueprint import Blueprint
 from ffstream.plan.dry_run import do_on_paper
-from ffstream.plan.footprint import DataShape, add_slots
+from ffstream.plan.footprint import add_slots
 
 CPU = torch.device("cpu")
 
@@ -22,11 +22,9 @@ CPU = torch.device("cpu")
 def footprints(num_features=100, num_samples=5000, staged=True, **settings):
     config = ff.Config(layers=settings.pop("layers", 3), width=settings.pop("width", 100), batch=128)
     config = config.override({"precision": "fp32", "cache.shard_samples": 4096} | settings)
-    specs = compute_layer_specs(config, num_features)
-    method = make_label_method(config, 10, num_features)
     data = DataShape(num_features, 10, {"train": num_samples, "validation": num_samples // 10})
-    layers = do_on_paper(config, specs, method, data, draws_on_device=True)
-    layers = add_slots(layers, config, specs, method, data, staged=staged)
+    blueprint = Blueprint.of(config, data)
+    layers = add_slots(do_on_paper(blueprint, draws_on_device=True), blueprint, staged=staged)
     return [layer.footprint for layer in layers]
 
 

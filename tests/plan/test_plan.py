@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 import ffstream as ff
 from benchmarks.footprint import StopBeforeTraining, StoppedError, measure_resumed_run
+from ffstream.data.shape import DataShape
 from ffstream.errors import BudgetError
-from ffstream.field.labels import make_label_method
 from ffstream.ground.units import parse_bytes
 from ffstream.plan.fitting import choose_tier, compute_plan
-from ffstream.plan.footprint import DataShape
 from ffstream.plan.plan import Rates, Resources
 from ffstream.plan.probe import measure_rates, survey_resources
 from ffstream.run import launch
@@ -34,9 +33,8 @@ def plan(resources=PLENTY, num_samples=60000, num_features=784, num_done=0, **ch
     recipe = changes.pop("recipe", "inject")
     config = ff.Config(recipe=recipe, layers=changes.pop("layers", 4), width=changes.pop("width", 500), batch=256)
     config = config.override({"precision": "bf16", "negatives.sampler": "uniform"} | changes)
-    method = make_label_method(config, 10, num_features)
     data = DataShape(num_features, 10, {"train": num_samples, "validation": num_samples // 10})
-    return compute_plan(config, method, data, num_samples * num_features, resources, num_done)
+    return compute_plan(config, data, num_samples * num_features, resources, num_done)
 
 
 def with_less(resources=PLENTY, **fields):

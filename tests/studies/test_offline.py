@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import ffstream as ff
 from ffstream.cli import app
 from ffstream.data import Scaling, load_dataset
+from ffstream.data.shape import DataShape
 from ffstream.field.labels import make_label_method
 from ffstream.field.normalisation import length_normalise
 from ffstream.studies.doctor import examine_run
@@ -55,7 +56,7 @@ def test_what_is_written_is_a_function_of_the_seed(written, small_data, tmp_path
 @pytest.mark.parametrize("held_out", [False, True])
 def test_layers_read_the_negatives_that_are_given(held_out, written, small_config):
     data = load_dataset(str(written))
-    method = make_label_method(small_config(**settings(written)), 10, 64)
+    method = make_label_method(small_config(**settings(written)), DataShape(64, 10))
     rows = InputRows(method, data.train, Scaling(16.0), 0, held_out=held_out).make()(slice(20, 60))
     images, negatives = (tensor[20:60].float() / 16 for tensor in (data.train.images, data.train.negatives))
     every = torch.cat([images.unsqueeze(1), negatives[:, : 1 if held_out else 3]], dim=1).flatten(2)
@@ -85,7 +86,7 @@ def test_a_run_on_given_negatives_resumes_bitwise(ways, written, small_config, t
 
 def test_shifts_move_negatives_as_their_image(written, small_config):
     data = load_dataset(str(written))
-    method = make_label_method(small_config(**settings(written)), 10, 64)
+    method = make_label_method(small_config(**settings(written)), DataShape(64, 10))
     doubled = dataclasses.replace(data.train, negatives=data.train.images.unsqueeze(1).repeat(1, 3, 1, 1))
     shifts = torch.arange(300) % 9
     rows = InputRows(method, doubled, Scaling(16.0), 0).make(shifts, 1)(slice(0, 300))

@@ -30,8 +30,8 @@ import ffstream as ff
 from ffstream.cli import app
 from ffstream.data import load_dataset
 from ffstream.data.picture_file import read_picture
+from ffstream.data.shape import DataShape
 from ffstream.ground.folder import Folder
-from ffstream.plan.footprint import DataShape
 from ffstream.plan.machine import parse_machine
 from ffstream.run.launch import make_plan
 from ffstream.run.repair import diagnose

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 import ffstream as ff
+from ffstream.field.blueprint import Blueprint
 from ffstream.ground.folder import TEMPORARY
 from ffstream.plan import dry_run, fitting
 from ffstream.run import executor
+from ffstream.settings.sizes import Sizes
 from tests.helpers import SMALL, InterruptAt, layer_digests, metrics_without_times
 
 # Of each, the cases of a kind are tried at every point.
@@ -47,12 +49,12 @@ def plan_once() -> None:
     """
     found: dict[str, list[dry_run.PaperLayer]] = {}
 
-    def do_once(config: ff.Config, *others: Any, **more: Any) -> list[dry_run.PaperLayer]:
-        key = repr((config, more))
+    def do_once(blueprint: Blueprint, **more: Any) -> list[dry_run.PaperLayer]:
+        key = repr((blueprint.config, more))
         if key not in found:
             if len(found) == _MOST_PLANS:
                 found.clear()
-            found[key] = dry_run.do_on_paper(config, *others, **more)
+            found[key] = dry_run.do_on_paper(blueprint, **more)
         return found[key]
 
     setattr(fitting, "do_on_paper", do_once)  # noqa: B010
@@ -93,7 +95,7 @@ def digest_tree(folder: Path) -> str:
 
 def stop_in_second_layer(config: ff.Config) -> InterruptAt:
     """Stops a run after the first epoch of its second layer; each tile of a layer is reported epochs of its own."""
-    return InterruptAt("on_epoch", config.epochs * config.num_tiles + 1)
+    return InterruptAt("on_epoch", config.epochs * Sizes.of(config).num_tiles + 1)
 
 
 def train(config: ff.Config, path: Path) -> None:

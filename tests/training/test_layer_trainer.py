@@ -13,13 +13,11 @@ from ffstream.data import Scaling
 from ffstream.device.workspace import Workspace
 from ffstream.errors import DivergedError
 from ffstream.field.goodness import GOODNESSES
-from ffstream.field.labels import make_label_method
-from ffstream.field.network import build_layer, compute_layer_specs
 from ffstream.field.objectives import OBJECTIVES
 from ffstream.field.similarity import GROUP_SAMPLES
 from ffstream.ground import seeding
 from ffstream.training.layer_trainer import LayerTrainer, drop_features_, learning_rate_factor
-from tests.helpers import similarity_written_out
+from tests.helpers import describe, similarity_written_out
 
 NUM_SAMPLES = 96
 
@@ -35,8 +33,8 @@ class Rows:
 
 
 def setup(config, digits):
-    method = make_label_method(config, 10, 64)
-    layer = build_layer(config, compute_layer_specs(config, 64)[0], 10)
+    blueprint = describe(config)
+    method, layer = blueprint.method, blueprint.build_layer(blueprint.specs[0])
     images = Scaling(16.0).apply(digits.train.images[:NUM_SAMPLES])
     labels = digits.train.labels[:NUM_SAMPLES]
     rows = method.training_rows(images, labels, torch.Generator().manual_seed(0))
@@ -142,9 +140,9 @@ CASES = {
 def test_an_epoch_equals_autograd_written_out(name, small_config, digits):
     settings = {"network__dropout": 0.0, "optimiser__learning_rate": 1e-3} | CASES[name]
     config = small_config(**settings)
-    method, layer, rows, labels = setup(config, digits)
+    _, layer, rows, labels = setup(config, digits)
     before = layer.weight.detach().clone()
-    trainer = LayerTrainer(layer, 0, config, method, torch.device("cpu"))
+    trainer = LayerTrainer(layer, 0, describe(config), torch.device("cpu"))
     cache = Rows(rows)
     for epoch in range(2):
         trainer.train_epoch(cache, cache, labels, epoch)
@@ -158,7 +156,7 @@ def test_figures_are_those_of_the_batches(small_config, digits):
     config = small_config(optimiser__learning_rate=1e-12, network__dropout=0.0, objective__perturbation=0.0)
     method, layer, rows, labels = setup(config, digits)
     cache = Rows(rows)
-    figures = LayerTrainer(layer, 0, config, method, torch.device("cpu")).train_epoch(cache, cache, labels, 0)
+    figures = LayerTrainer(layer, 0, describe(config), torch.device("cpu")).train_epoch(cache, cache, labels, 0)
     goodness = method.sweep(layer, GOODNESSES["mean_squares"], layer.preactivations(rows[:, 0]).detach(), len(rows))
     positive = goodness.gather(1, labels.unsqueeze(1)).mean()
     assert figures.num_samples == NUM_SAMPLES
@@ -168,10 +166,10 @@ def test_figures_are_those_of_the_batches(small_config, digits):
 
 def test_a_loss_that_is_not_finite_stops_and_says_what_to_lower(small_config, digits):
     config = small_config(objective__scale=1e38, objective__goodness="sum_squares")
-    method, layer, rows, labels = setup(config, digits)
+    _, layer, rows, labels = setup(config, digits)
     cache = Rows(rows)
     with pytest.raises(DivergedError, match=r"layer 1, epoch 1.*learning_rate.*objective.scale"):
-        LayerTrainer(layer, 0, config, method, torch.device("cpu")).train_epoch(cache, cache, labels, 0)
+        LayerTrainer(layer, 0, describe(config), torch.device("cpu")).train_epoch(cache, cache, labels, 0)
 
 
 def test_dropout_keeps_the_mean_shares_its_mask_and_drops_its_rate():

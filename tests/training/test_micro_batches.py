@@ -12,27 +12,26 @@ from benchmarks.footprint import compare, draw_config
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.cache.transfer import Transfer
 from ffstream.data import Scaling
+from ffstream.data.shape import DataShape
 from ffstream.device.ledger import Work
-from ffstream.field.labels import make_label_method
-from ffstream.field.network import build_layer, compute_layer_specs
+from ffstream.field.blueprint import Blueprint
 from ffstream.plan.dry_run import do_on_paper
-from ffstream.plan.footprint import DataShape
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import draw_for
-from tests.helpers import InterruptAt, layer_digests
+from tests.helpers import InterruptAt, describe, layer_digests
 
 CPU = torch.device("cpu")
 
 
 def take_steps(config, digits, dtype):
     """Five steps of one layer of 60 units, with dropout; its state and the figures of each."""
-    method = make_label_method(config, 10, 64)
-    layer = build_layer(config, compute_layer_specs(config, 64)[0], 10).to(dtype)
+    blueprint = describe(config)
+    method, layer = blueprint.method, blueprint.build_layer(blueprint.specs[0]).to(dtype)
     layer.compute_dtype = dtype
     labels = digits.train.labels[:96]
     images = Scaling(16.0).apply(digits.train.images[:96])
     block = method.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
-    trainer = LayerTrainer(layer, 0, config, method, CPU)
+    trainer = LayerTrainer(layer, 0, blueprint, CPU)
     figures = []
     for step in range(5):
         generator = torch.Generator().manual_seed(step)
@@ -105,9 +104,9 @@ def test_a_budget_too_small_for_a_batch_cuts_it_before_it_cuts_the_layer(small_c
     config = small_config(width=100, batch=256, cache__shard_samples=256)
     whole = ff.make_plan(config)
     tight = ff.make_plan(config.override({"memory.budget": str(int(0.7 * whole.device.num_bytes))}))
-    assert whole.config.num_in_micro_batch == 256
-    assert tight.config.num_in_micro_batch < 256
-    assert tight.config.num_tiles == 1
+    assert whole.sizes.num_in_micro_batch == 256
+    assert tight.sizes.num_in_micro_batch < 256
+    assert tight.sizes.num_tiles == 1
     assert tight.config.batch == 256
 
 
@@ -116,17 +115,17 @@ def test_a_budget_too_small_for_a_batch_cuts_it_before_it_cuts_the_layer(small_c
 
 def train_an_epoch(config, digits, dtype, num_samples=96):
     """A layer of 60 units after an epoch, and how many samples each update was made from."""
-    method = make_label_method(config, 10, 64)
-    layer = build_layer(config, compute_layer_specs(config, 64)[0], 10).to(dtype)
+    blueprint = describe(config)
+    method, layer = blueprint.method, blueprint.build_layer(blueprint.specs[0]).to(dtype)
     layer.compute_dtype = dtype
     labels = digits.train.labels[:num_samples]
     images = Scaling(16.0).apply(digits.train.images[:num_samples])
     rows = method.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
-    layout = CacheLayout(num_samples, method.num_training_rows, 64, "fp32", config.cache.num_in_shard)
+    layout = CacheLayout(num_samples, method.num_training_rows, 64, "fp32", config.cache.shard_samples)
     cache = MemoryCache(layout, CPU)
     for shard in range(layout.num_shards):
         cache.store(shard, rows[layout.shard_range(shard)])
-    trainer = LayerTrainer(layer, 0, config, method, CPU)
+    trainer = LayerTrainer(layer, 0, blueprint, CPU)
     counts, step = [], trainer.step
 
     def counting_step(parts, num_in_batch, *others):
@@ -190,8 +189,8 @@ def test_a_budget_too_small_for_two_shards_of_a_batch_makes_them_smaller_before_
     whole = ff.make_plan(config, data=data)
     budget = whole.device.num_bytes // 3
     tight = ff.make_plan(config.override({"memory.budget": str(budget)}), data=data)
-    assert tight.config.num_shards_in_batch > 1
-    assert tight.config.num_tiles == 1
+    assert tight.sizes.num_shards_in_batch > 1
+    assert tight.sizes.num_tiles == 1
     assert tight.config.batch == 1024
     assert tight.device.num_bytes <= budget
 
@@ -199,11 +198,10 @@ def test_a_budget_too_small_for_two_shards_of_a_batch_makes_them_smaller_before_
 @pytest.mark.parametrize(("micro_batch", "shard_samples"), [(100, 1024), (64, 128)])
 def test_the_work_of_many_parts_is_counted_from_few(micro_batch, shard_samples, small_config, monkeypatch):
     config = small_config(batch=1024, micro_batch=micro_batch, cache__shard_samples=shard_samples)
-    method, specs = make_label_method(config, 10, 64), compute_layer_specs(config, 64)
-    data = DataShape.of(4096, 64, 10, 0.1)
-    counted = do_on_paper(config, specs, method, data, draws_on_device=True)
+    blueprint = Blueprint.of(config, DataShape.of(4096, 64, 10, 0.1))
+    counted = do_on_paper(blueprint, draws_on_device=True)
     monkeypatch.setattr("ffstream.plan.dry_run._NUM_PARTS", 1000)
-    assert do_on_paper(config, specs, method, data, draws_on_device=True) == [
+    assert do_on_paper(blueprint, draws_on_device=True) == [
         dataclasses.replace(layer, footprint=approx_bytes(layer.footprint), step=approx_work(layer.step))
         for layer in counted
     ]

@@ -14,13 +14,12 @@ import torch
 import ffstream as ff
 from ffstream.cache import CacheLayout, DiskCache, as_cached
 from ffstream.data import Scaling, load_dataset
-from ffstream.field.labels import make_label_method
-from ffstream.field.network import build_layer, compute_layer_specs, hand_on
+from ffstream.field.network import hand_on
 from ffstream.run.cache_set import CacheSet
 from ffstream.run.run import make_splits
 from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import LayerTrainer
-from tests.helpers import InterruptAt, check_resumed_equals, layer_digests
+from tests.helpers import InterruptAt, check_resumed_equals, describe, layer_digests
 
 RECIPES = {
     "inject": {},
@@ -56,15 +55,15 @@ def train_resident(config):
     """Every layer and every activation in memory at once: no cache, no stream, no checkpoint."""
     dataset = load_dataset(config.data)
     train = make_splits(dataset, config)["train"]
-    method = make_label_method(config, dataset.num_classes, dataset.num_features, dataset.image_shape)
-    specs = compute_layer_specs(config, dataset.num_features)
-    layers = [build_layer(config, spec, dataset.num_classes) for spec in specs]
-    rows = InputRows(method, train, Scaling(dataset.scale()), config.seed).make()(slice(0, len(train)))
+    blueprint = describe(config, dataset.num_features, dataset.num_classes, dataset.image_shape)
+    specs = blueprint.specs
+    layers = [blueprint.build_layer(spec) for spec in specs]
+    rows = InputRows(blueprint.method, train, Scaling(dataset.scale()), config.seed).make()(slice(0, len(train)))
     rows = as_cached(rows, config.cache.dtype)
     for spec, layer in zip(specs, layers, strict=True):
         layout = CacheLayout(len(rows), rows.shape[1], rows.shape[2], config.cache.dtype, config.cache.shard_samples)
         resident = ResidentRows(rows, layout)
-        trainer = LayerTrainer(layer, spec.index, config, method, torch.device("cpu"))
+        trainer = LayerTrainer(layer, spec.index, blueprint, torch.device("cpu"))
         for epoch in range(config.epochs):
             trainer.train_epoch(resident, resident, train.labels, epoch)
         with torch.no_grad():
@@ -285,10 +284,9 @@ def test_training_a_layer_leaves_every_earlier_layer_untouched(small_config, tmp
 
 def test_cached_rows_carry_no_graph_and_no_gradient_reaches_them(small_config, digits):
     config = dataclasses.replace(small_config(), batch=8)
-    method = make_label_method(config, 10, 64)
-    layer = build_layer(config, compute_layer_specs(config, 64)[0], 10)
-    trainer = LayerTrainer(layer, 0, config, method, torch.device("cpu"))
-    rows = method.sweep_rows(Scaling(16.0).apply(digits.train.images[:80])).requires_grad_()
+    blueprint = describe(config)
+    trainer = LayerTrainer(blueprint.build_layer(blueprint.specs[0]), 0, blueprint, torch.device("cpu"))
+    rows = blueprint.method.sweep_rows(Scaling(16.0).apply(digits.train.images[:80])).requires_grad_()
     resident = ResidentRows(rows, CacheLayout(80, 1, 64, "fp32", 80))
     trainer.train_epoch(resident, resident, digits.train.labels[:80], 0)
     assert rows.grad is None

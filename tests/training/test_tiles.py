@@ -17,9 +17,7 @@ from ffstream.data import Scaling
 from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError, CorruptFileError
 from ffstream.field.goodness import GOODNESSES, Goodness
-from ffstream.field.labels import make_label_method
 from ffstream.field.layers import LAYER_KINDS, Layer
-from ffstream.field.network import build_layer, compute_layer_specs, compute_tiles
 from ffstream.ground.files import sha256_file
 from ffstream.ground.folder import Folder
 from ffstream.plan.probe import _measure_step
@@ -27,7 +25,7 @@ from ffstream.storage import tensor_file
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import MicroBatch
 from ffstream.training.propagation import FrozenLayer, propagate
-from tests.helpers import InterruptAt, layer_digests, metrics_without_times
+from tests.helpers import InterruptAt, describe, layer_digests, metrics_without_times
 
 CPU = torch.device("cpu")
 TILES = {"network__tile_units": 10}  # of 24 units: 10, 10 and 4
@@ -75,14 +73,14 @@ def cut(layer, tiles):
 def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, rows):
     whole = small_config(width=60, objective__perturbation=0.0, **settings)
     config = whole.override({"network.tile_units": 25})
-    method = make_label_method(config, 10, 64)
-    layer = build_layer(whole, compute_layer_specs(whole, 64)[0], 10).to(dtype)
+    blueprint = describe(whole)
+    method, layer = blueprint.method, blueprint.build_layer(blueprint.specs[0]).to(dtype)
     layer.compute_dtype = dtype
-    tiles = cut(layer, compute_tiles(config))
+    tiles = cut(layer, describe(config).tiles)
     images, labels = rows
     block = method.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
-    trainer = LayerTrainer(layer, 0, whole, method, CPU)
-    trainers = make_exact_trainers(tiles, 0, config, method, CPU)
+    trainer = LayerTrainer(layer, 0, blueprint, CPU)
+    trainers = make_exact_trainers(tiles, 0, blueprint, CPU)
     before = layer.weight.detach().clone()
     for step in range(5):
         generator = torch.Generator().manual_seed(step)
@@ -104,13 +102,12 @@ def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, 
 def test_only_the_first_tile_is_trained_adversarially(digits):
     """On top of others a step is that without perturbation; the first tile's is not."""
     config = ff.Config(layers=1, width=40, batch=64).override({"precision": "fp32", "cache.shard_samples": 64})
-    method, spec = make_label_method(config, 10, 64), compute_layer_specs(config, 64)[0]
-    block = method.sweep_rows(Scaling(16.0).apply(digits.train.images[:64]))
+    block = describe(config).method.sweep_rows(Scaling(16.0).apply(digits.train.images[:64]))
     index, candidates = torch.arange(64), torch.stack([torch.arange(64) % 10, (torch.arange(64) + 3) % 10], dim=1)
 
     def step(perturbation, others):
-        changed = config.override({"objective.perturbation": perturbation})
-        trainer = LayerTrainer(build_layer(config, spec, 10), 0, changed, method, CPU)
+        changed = describe(config.override({"objective.perturbation": perturbation}))
+        trainer = LayerTrainer(changed.build_layer(changed.specs[0]), 0, changed, CPU)
         trainer.step([MicroBatch(block, index, candidates, others)], 64, 1.0, torch.Generator())
         return trainer.layer.weight
 
@@ -145,8 +142,8 @@ def test_the_first_tile_is_a_narrow_layer_and_stays_as_it_was(recipe, small_conf
 @pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped", "mono"])
 def test_a_later_tile_sees_the_goodness_of_those_before(recipe, small_config, rows):
     config = small_config(recipe, network__dropout=0.0, objective__perturbation=0.0, **TILES)
-    method, spec = make_label_method(config, 10, 64), compute_layer_specs(config, 64)[0]
-    second = compute_tiles(config)[1]
+    blueprint = describe(config)
+    method, second = blueprint.method, blueprint.tiles[1]
     images, labels = rows
     block = method.training_rows(images, labels, torch.Generator())
     candidates = method.draw_candidates(labels, torch.Generator())
@@ -154,7 +151,8 @@ def test_a_later_tile_sees_the_goodness_of_those_before(recipe, small_config, ro
     of_first = torch.rand(candidates.shape, generator=torch.Generator().manual_seed(0))
     sums = []
     for others in (None, of_first):
-        trainer = LayerTrainer(build_layer(config, spec, 10, second), 0, config, method, CPU, second)
+        layer = blueprint.build_layer(blueprint.specs[0], second)
+        trainer = LayerTrainer(layer, 0, blueprint, CPU, second)
         part = MicroBatch(block, index, candidates, others)
         sums.append(trainer.step([part], len(index), 1.0, torch.Generator()))
     torch.testing.assert_close(sums[1][1] - sums[0][1], of_first[:, 0].sum(), rtol=1e-3, atol=1e-2)
@@ -253,9 +251,9 @@ def test_progress_that_lacks_a_tile_is_refused(small_config, tmp_path):
 @pytest.mark.parametrize("tile_units", [10, 24, 64])
 def test_tiles_hand_on_what_the_whole_hands_on(tile_units, skip, small_config):
     config = small_config(width=64)
-    spec = dataclasses.replace(compute_layer_specs(config, 30)[0], num_skip_features=skip, out_features=64 + skip)
-    layer = build_layer(config, spec, 10)
-    slices = compute_tiles(config.override({"network.tile_units": tile_units}))
+    blueprint = describe(config.override({"network.tile_units": tile_units}), 30)
+    spec = dataclasses.replace(blueprint.specs[0], num_skip_features=skip, out_features=64 + skip)
+    layer, slices = blueprint.build_layer(spec), blueprint.tiles
     tiles = dict(zip([units.start for units in slices], cut(layer, slices), strict=True))
     for part in (layer, *tiles.values()):
         part.workspace = Workspace(CPU)
@@ -333,11 +331,11 @@ def test_a_budget_below_one_layer_makes_tiles_and_the_fewest_that_fit(tmp_path, 
     tight = ff.make_plan(config.override({"memory.budget": str(budget)}))
     assert tight.device.num_bytes <= budget
     assert 3 < tight.layers[1].num_tiles < 10
-    larger = tight.config.num_in_tile + 32
+    larger = tight.sizes.tile_units + 32
     with pytest.raises(ff.BudgetError):
         ff.make_plan(config.override({"memory.budget": str(budget), "network.tile_units": larger}))
     run = ff.train(config.override({"memory.budget": str(budget)}), tmp_path / "run")
-    assert run.config.num_in_tile == tight.config.num_in_tile
+    assert run.config.network.tile_units == tight.sizes.tile_units
 
 
 def test_rates_are_those_of_whole_layers_and_batches():

@@ -1,7 +1,6 @@
 """How labels and a layer meet: by overlay on the input, by injection into every layer, or at its output alone."""
 
-from collections.abc import Sequence
-
+from ffstream.data.shape import DataShape
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import GOODNESSES, LinearGoodness
 from ffstream.field.labels.base import LabelMethod, take_rows
@@ -23,13 +22,12 @@ LABEL_METHODS.register("none", Unlabelled)
 __all__ = ["LABEL_METHODS", "LabelMethod", "make_label_method", "take_rows"]
 
 
-def make_label_method(
-    config: Config, num_classes: int, num_features: int, image_shape: Sequence[int] | None = None
-) -> LabelMethod:
+def make_label_method(config: Config, data: DataShape) -> LabelMethod:
     """The label method of a configuration. Raises ConfigError or DataError when it does not fit the data.
 
-    `image_shape` may be left out where no training or validation rows are made.
+    The shape of an image may be unknown where no training or validation rows are made.
     """
+    num_classes, num_features = data.num_classes, data.num_features
     if config.objective.similarity != "none" and not LABEL_METHODS[config.labels.method].shares_row:
         free = [name for name in LABEL_METHODS if LABEL_METHODS[name].shares_row]
         raise ConfigError(
@@ -38,7 +36,7 @@ def make_label_method(
             f"{', '.join(free)}"
         )
     if config.labels.method == "none":
-        return make_unlabelled(config.negatives, image_shape)
+        return make_unlabelled(config.negatives, data.mixed_shape)
     if config.labels.method == "groups":
         if num_classes > config.width:
             raise ConfigError(

@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ffstream.device.workspace import Workspace
+from ffstream.device.workspace import Buffer, Workspace
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import Goodness
 from ffstream.field.layers import Layer
 from ffstream.field.negatives import InformedSampler
 from ffstream.field.normalisation import length_normalise
+
+_ROWS = Buffer("rows", "rows")
 
 
 class LabelMethod(ABC):
@@ -213,7 +215,7 @@ class LabelFreeRows(LabelMethod):
 
 def take_rows(block: Tensor, rows: Tensor, workspace: Workspace) -> Tensor:
     """A copy of some of the rows of a block, counted through its samples: (m, features)."""
-    taken = workspace.take("rows", (len(rows), block.shape[2]), block.dtype)
+    taken = workspace.take(_ROWS, (len(rows), block.shape[2]), block.dtype)
     return torch.index_select(block.flatten(0, 1), 0, rows, out=taken)
 
 

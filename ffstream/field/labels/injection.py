@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ffstream.device.row_sums import sum_by_label
-from ffstream.device.workspace import Workspace
+from ffstream.device.workspace import ACTIVITIES, Workspace
 from ffstream.field.goodness import Goodness
 from ffstream.field.labels.base import LabelFreeRows, ShownLabels, label_embedding_of
 from ffstream.field.layers import Layer
@@ -37,7 +37,7 @@ class LabelInjection(ShownLabels, LabelFreeRows):
         """relu(z + U[label]) for each candidate label."""
         embedding = label_embedding_of(layer)
         shape = (candidates.shape[1], *preactivations.shape)
-        activities = workspace.take("activities", shape, embedding.dtype)
+        activities = workspace.take(ACTIVITIES, shape, embedding.dtype)
         for activity, column in zip(activities, candidates.unbind(1), strict=True):
             torch.index_select(embedding, 0, column, out=activity).add_(preactivations).relu_()
         return [activities]
@@ -55,6 +55,6 @@ class LabelInjection(ShownLabels, LabelFreeRows):
         embedding = label_embedding_of(layer)
         if layer.workspace is None:
             return torch.stack([goodness.value(torch.relu(preactivations + u)) for u in embedding.unbind()], dim=1)
-        room = layer.workspace.take("activities", tuple(preactivations.shape), preactivations.dtype)
+        room = layer.workspace.take(ACTIVITIES, tuple(preactivations.shape), preactivations.dtype)
         activities = (torch.add(preactivations, u, out=room).relu_() for u in embedding)
         return torch.stack([goodness.value(h) for h in activities], dim=1)

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ffstream.device.workspace import Workspace
+from ffstream.device.workspace import ACTIVITIES, Buffer, Workspace
 from ffstream.field.goodness import Goodness, LinearGoodness
 from ffstream.field.labels.base import LabelFreeRows, label_embedding_of
 from ffstream.field.layers import Layer
+
+_EMBEDDING_GRADIENT = Buffer("embedding gradient", "gradient")
 
 
 class ReadLabels(LabelFreeRows):
@@ -113,7 +115,7 @@ class LabelGroups(ReadLabels):
         if workspace is None:
             parts = (torch.cat(rows, dim=1).transpose(1, 2) for _, rows in self._pieces(activities))
             return found + [part.contiguous() for part in parts]
-        room = workspace.take("activities", (activities.numel(),), activities.dtype)
+        room = workspace.take(ACTIVITIES, (activities.numel(),), activities.dtype)
         for groups, rows in self._pieces(activities):
             num_units = sum(piece.shape[1] for piece in rows)
             shape = (len(activities), groups.stop - groups.start, num_units)
@@ -188,7 +190,7 @@ class LabelClassifier(ReadLabels):
     ) -> Tensor:
         """dz = (g M) where the ReLU is open, with g the gradient of the products. In the memory of the activities."""
         activity, embedding = activities[0][0], label_embedding_of(layer)
-        back = workspace.take("activities", tuple(activity.shape), activity.dtype)
+        back = workspace.take(ACTIVITIES, tuple(activity.shape), activity.dtype)
         torch.mm(upstream * _factor(layer, goodness), embedding, out=back)
         return activity.sign_().mul_(back)
 
@@ -197,7 +199,7 @@ class LabelClassifier(ReadLabels):
     ) -> Tensor:
         """dM = g^T h."""
         shape = (upstream.shape[1], layer.num_units)
-        room = workspace.take("embedding gradient", shape, upstream.dtype)
+        room = workspace.take(_EMBEDDING_GRADIENT, shape, upstream.dtype)
         return torch.mm((upstream * _factor(layer, goodness)).t(), activities[0][0], out=room)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffstream.device.row_sums import sum_rows
-from ffstream.device.workspace import Workspace
+from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
 from ffstream.field.layers.base import Layer, cut_units
 
 # Units that are multiplied, or whose gradient exists in float32, at once. Fewer make narrow products, which are slow:
@@ -18,6 +18,11 @@ _PRODUCT_UNITS = 1024
 _GRADIENT_UNITS = 512
 # Likewise, of the gradient of what the layer reads; of very wide rows a quarter, as each part takes all parts of units.
 _GRADIENT_FEATURES, _MOST_FEATURE_PARTS = 1024, 4
+
+_CAST_ROWS = Buffer("cast rows", "rows")
+_PREACTIVATIONS = Buffer("preactivations", "activities")
+_WEIGHTS = Buffer("weights", "gradient")  # as they are cast for products; then a product of the same size
+_PRODUCT, _PART = Buffer("product", "gradient"), Buffer("part", "gradient")
 
 
 class Linear(Layer):
@@ -50,15 +55,15 @@ class Linear(Layer):
             products = F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype))
             return products.to(self.weight.dtype).add_(self.bias)
         room, weight = self.workspace, self.weight.detach()
-        left = self._cast("cast rows", rows, room)
-        result = room.take("preactivations", (len(rows), self.num_units), weight.dtype)
+        left = self._cast(_CAST_ROWS, rows, room)
+        result = room.take(_PREACTIVATIONS, (len(rows), self.num_units), weight.dtype)
         if self.compute_dtype == weight.dtype:
             torch.mm(left, weight.t(), out=result)
         else:
             for units in cut_units(self.num_units, _PRODUCT_UNITS):
                 right = self._cast_weights(weight[units], room)
                 shape = (len(rows), len(right))
-                product = torch.mm(left, right.t(), out=room.take("product", shape, self.compute_dtype))
+                product = torch.mm(left, right.t(), out=room.take(_PRODUCT, shape, self.compute_dtype))
                 result[:, units].copy_(product)
         return result.add_(self.bias)
 
@@ -67,7 +72,7 @@ class Linear(Layer):
     ) -> Iterator[tuple[str, slice, Tensor]]:
         """dW = gradient^T x, the part of some units at a time, and db = sum(gradient)."""
         room = self.workspace or Workspace(gradient.device)
-        right = self._cast("cast rows", rows, room)
+        right = self._cast(_CAST_ROWS, rows, room)
         for units, part in self._weight_gradients(gradient, right, room):
             yield "weight", units, part
         yield "bias", slice(None), sum_rows(gradient) if total is None else total
@@ -83,13 +88,13 @@ class Linear(Layer):
         if self.compute_dtype == dtype:
             for units in cut_units(self.num_units, _GRADIENT_UNITS):
                 left = gradient[:, units].t()
-                yield units, torch.mm(left, right, out=room.take("part", (len(left), self.in_features), dtype))
+                yield units, torch.mm(left, right, out=room.take(_PART, (len(left), self.in_features), dtype))
             return
         for units in cut_units(self.num_units, _PRODUCT_UNITS):
-            left = self._cast("product", gradient[:, units], room).t()
-            product = torch.mm(left, right, out=room.take("weights", (len(left), self.in_features), self.compute_dtype))
+            left = self._cast(_PRODUCT, gradient[:, units], room).t()
+            product = torch.mm(left, right, out=room.take(_WEIGHTS, (len(left), self.in_features), self.compute_dtype))
             for rows in cut_units(len(product), _GRADIENT_UNITS):
-                part = room.take("part", tuple(product[rows].shape), dtype).copy_(product[rows])
+                part = room.take(_PART, tuple(product[rows].shape), dtype).copy_(product[rows])
                 yield slice(units.start + rows.start, units.start + rows.stop), part
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -98,9 +103,9 @@ class Linear(Layer):
         most = max(_GRADIENT_FEATURES, -(-self.in_features // _MOST_FEATURE_PARTS))
         for features in cut_units(self.in_features, most):
             part = weight[:, features]
-            total = room.take("beside rows", (len(gradient), part.shape[1]), self.compute_dtype)  # their mask is used
+            total = room.take(BESIDE_ROWS, (len(gradient), part.shape[1]), self.compute_dtype)  # their mask is used
             for units in cut_units(self.num_units, _PRODUCT_UNITS):
-                left = self._cast("product", gradient[:, units], room)
+                left = self._cast(_PRODUCT, gradient[:, units], room)
                 total.addmm_(left, self._cast_weights(part[units], room), beta=min(units.start, 1))
             yield features, total
 
@@ -111,16 +116,16 @@ class Linear(Layer):
         """
         if weight.dtype == self.compute_dtype:
             return weight
-        cast, is_there = room.take_again("weights", tuple(weight.shape), self.compute_dtype, self._content(weight))
+        cast, is_there = room.take_again(_WEIGHTS, tuple(weight.shape), self.compute_dtype, self._content(weight))
         for units in cut_units(0 if is_there else len(weight), _GRADIENT_UNITS):
             cast[units].copy_(weight[units])
         return cast
 
-    def _cast(self, name: str, tensor: Tensor, room: Workspace) -> Tensor:
+    def _cast(self, buffer: Buffer, tensor: Tensor, room: Workspace) -> Tensor:
         tensor = tensor.detach()
         if tensor.dtype == self.compute_dtype:
             return tensor
-        return room.take(name, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
+        return room.take(buffer, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
 
     def _content(self, weight: Tensor) -> tuple[object, ...]:
         """Says which numbers a part of the weights is: others after every change in place, and in every other layer."""

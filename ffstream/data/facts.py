@@ -1,0 +1,113 @@
+"""What a run knows of its data when they are not there: the content of RUN/data.json, and of an exported network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from ffstream.data.dataset import Dataset, Split
+from ffstream.data.scaling import Scaling
+from ffstream.data.shape import DataShape
+from ffstream.data.values import Values, find_other_units, find_shifted_rows
+
+_MOST_VALUES = 1 << 21  # of images whose units are looked at
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Facts of a data set by name. `content` is what a manifest holds of them, and is kept to the letter.
+
+    Its digest identifies the run, so a run of an earlier version keeps what that version wrote.
+    """
+
+    content: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, dataset: Dataset, train: Split, standardise: str) -> DataFacts:
+        """Of a data set, of which `train` is what a network is trained on."""
+        scaling = Scaling.of(train.images, dataset.scale(), standardise)
+        has_test_digest = dataset.test is not None and hasattr(dataset, "test_digest")
+        return cls(
+            {
+                "name": dataset.name,
+                "digest": dataset.digest(),
+                **({"test_digest": dataset.test_digest()} if has_test_digest else {}),
+                "num_classes": dataset.num_classes,
+                "class_names": list(dataset.class_names),
+                "image_shape": list(dataset.image_shape),
+                "num_features": dataset.num_features,
+                **scaling.to_mapping(standardise, dataset.image_shape),
+                "brings_negatives": dataset.train.negatives is not None,
+                "values": dataset.values.to_mapping(),
+            }
+        )
+
+    @property
+    def digest(self) -> str:
+        """The digest of the training data."""
+        return str(self.content["digest"])
+
+    @property
+    def test_digest(self) -> str | None:
+        """The digest of the test data; None where there were none, and in runs of earlier versions."""
+        return self.content.get("test_digest")
+
+    @property
+    def validation_labels_digest(self) -> str | None:
+        """The digest of the file of validation labels; None where the run keeps none."""
+        return self.content.get("validation_labels_digest")
+
+    @property
+    def num_features(self) -> int:
+        """Features of an image."""
+        return int(self.content["num_features"])
+
+    @property
+    def num_classes(self) -> int:
+        """Labels that a sample may have."""
+        return int(self.content["num_classes"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return tuple(self.content["class_names"])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image."""
+        return tuple(self.content["image_shape"])
+
+    @property
+    def scale(self) -> float:
+        """The largest magnitude of the training images."""
+        return float(self.content["scale"])
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        """How images become numbers of about one."""
+        return Scaling.from_mapping(self.content)
+
+    @property
+    def values(self) -> Values:
+        """Values of the training images; of a run of an earlier version, their magnitude alone is known."""
+        found = self.content.get("values")
+        return Values(1, 0.0, self.scale, 0.0, 0.0) if found is None else Values.from_mapping(found)
+
+    def shape(self, num_samples: Mapping[str, int] | None = None) -> DataShape:
+        """What a layer and a plan have to know, with the numbers of samples of the splits where they are asked for."""
+        brings_negatives = bool(self.content.get("brings_negatives", False))  # earlier versions had none
+        return DataShape(self.num_features, self.num_classes, num_samples or {}, self.image_shape, brings_negatives)
+
+    def find_other_units(self, images: Tensor, noun: str) -> str | None:
+        """Why images (n, *image_shape) are not in the units of the training images, in a line; None if they are."""
+        oddity = find_other_units(Values.of(images), self.values)
+        if oddity is None and "standardised" in self.content:
+            num_images = max(_MOST_VALUES // self.num_features, 50)
+            rows = self.scaling.apply(images[:: -(-len(images) // num_images)])
+            num_parts = len(self.content["standardised"]["mean"])  # features, or channels of several places
+            oddity = find_shifted_rows(rows.unflatten(1, (num_parts, -1)).transpose(1, 2).flatten(0, 1))
+        return None if oddity is None else f"{noun}: {oddity}"

@@ -1,0 +1,39 @@
+"""The shape of a data set: all that a layer and a plan have to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ffstream.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """Numbers of features, classes and samples, and the shape of an image where it is known."""
+
+    num_features: int
+    num_classes: int
+    num_samples: Mapping[str, int] = field(default_factory=dict)  # by split: train, and validation if there is one
+    image_shape: tuple[int, ...] | None = None
+    brings_negatives: bool = False  # the data hold negatives, so that no hybrids are made of images
+
+    @property
+    def mixed_shape(self) -> tuple[int, ...] | None:
+        """The shape of images of which hybrids are made; None where none are made, or where it is not known."""
+        return None if self.brings_negatives else self.image_shape
+
+    @classmethod
+    def of(cls, num_samples: int, num_features: int, num_classes: int, validation_fraction: float) -> DataShape:
+        """Of `num_samples` training samples, of which a fraction is kept for validation. Raises ConfigError."""
+        numbers = {
+            "samples": (num_samples, 2, 10**12),
+            "features": (num_features, 1, 10**9),
+            "classes": (num_classes, 2, 10**5),
+        }
+        for noun, (number, least, most) in numbers.items():
+            if not least <= number <= most:
+                raise ConfigError(f"--{noun} {number}: allowed an integer >= {least} and <= {most}")
+        held_out = round(num_samples * validation_fraction)
+        counts = {"train": num_samples - held_out} | ({"validation": held_out} if held_out else {})
+        return cls(num_features, num_classes, counts)

@@ -1,0 +1,109 @@
+"""What is trained, described once: the configuration, the parts that it names, and the shapes of all layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ffstream.data.shape import DataShape
+from ffstream.errors import ConfigError
+from ffstream.field.goodness import GOODNESSES, Goodness
+from ffstream.field.labels import LabelMethod, make_label_method
+from ffstream.field.layers import LAYER_KINDS, Layer, cut_units
+from ffstream.field.network import LayerSpec, compute_layer_specs, find_untileable
+from ffstream.field.objectives import OBJECTIVES, Objective
+from ffstream.field.similarity import SIMILARITIES, Similarity
+from ffstream.ground import seeding
+from ffstream.settings.config import Config
+from ffstream.settings.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Everything that decides what a network is and how its layers learn; nothing in it says auto."""
+
+    config: Config
+    sizes: Sizes
+    data: DataShape
+    method: LabelMethod
+    goodness: Goodness
+    objective: Objective
+    similarity: Similarity | None
+    specs: tuple[LayerSpec, ...]
+
+    @classmethod
+    def of(cls, config: Config, data: DataShape, method: LabelMethod | None = None) -> Blueprint:
+        """Of a configuration whose batch and shards are decided.
+
+        `method` is the label method of another blueprint that differs in sizes alone. Raises ConfigError for an unknown
+        part, ConfigError or DataError for one that does not fit the data.
+        """
+        similarity = config.objective.similarity
+        return cls(
+            config=config,
+            sizes=Sizes.of(config),
+            data=data,
+            method=method or make_label_method(config, data),
+            goodness=GOODNESSES[config.objective.goodness],
+            objective=OBJECTIVES[config.objective.name],
+            similarity=None if similarity == "none" else SIMILARITIES[similarity],
+            specs=tuple(compute_layer_specs(config, data.num_features, data.image_shape)),
+        )
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the operands of matrix products."""
+        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+
+    @cached_property
+    def tiles(self) -> list[slice]:
+        """The units of a layer by tiles, in the order of training. Raises ConfigError for a kind that has none."""
+        tiles = cut_units(self.sizes.width, self.sizes.tile_units)
+        problem = find_untileable(self.config) if len(tiles) > 1 else None
+        if problem is not None:
+            raise ConfigError(f"config network.tile_units: found {self.sizes.tile_units}, but {problem}")
+        return tiles
+
+    def make_layer(self, spec: LayerSpec, units: slice | None = None) -> Layer:
+        """Some units of a layer, or all, whose content is undefined until it is assigned."""
+        units = units or slice(0, spec.num_units)
+        num_units = units.stop - units.start
+        layer = LAYER_KINDS[self.config.network.kind](spec.in_features, num_units, self.compute_dtype)
+        layer.first_unit = units.start
+        layer.place(spec.place, spec.image_shape, spec.num_skip_features)
+        if self.method.uses_embedding:
+            layer.label_embedding = torch.nn.Parameter(torch.empty(self.data.num_classes, num_units))
+        return layer
+
+    def build_layer(self, spec: LayerSpec, units: slice | None = None) -> Layer:
+        """Some units of a layer, or all, as before training, on the CPU: a function of (config, seed, layer, units)."""
+        units = units or slice(0, spec.num_units)
+        layer = self.make_layer(spec, units)
+        generator = seeding.generator(self.config.seed, spec.index, units.start, "initialise")
+        layer.initialise(generator)
+        hidden = self.draw_hidden(spec) if spec.num_image_features else None
+        if hidden is not None:
+            layer.hide(torch.cat([hidden.new_zeros(spec.in_features - len(hidden)), hidden]))
+        if layer.label_embedding is not None:
+            layer.draw_label_embedding(self.config.labels.embedding_std, generator)
+        return layer
+
+    def draw_hidden(self, spec: LayerSpec) -> Tensor | None:
+        """Which features of an image no layer of a stack reads, (num_image_features,) bool, for one that reads images.
+
+        None for the first stack, which reads all. Stacks that know different parts of an image err less alike: the
+        random subspaces of Ho (1998, section 2). A label that is laid over an image is never hidden.
+        """
+        if not spec.stack_start or self.config.network.stack_features == 1:
+            return None
+        num_shown = self.data.num_classes if self.method.overlays else 0
+        num_drawn = max(spec.num_image_features - num_shown, 0)
+        generator = seeding.generator(self.config.seed, spec.stack_start, 0, "hidden features")
+        drawn = torch.randperm(num_drawn, generator=generator, device="cpu")
+        num_read = max(round(self.config.network.stack_features * num_drawn), 1)
+        hidden = torch.zeros(spec.num_image_features, dtype=torch.bool, device="cpu")
+        hidden[num_shown + drawn[num_read:]] = True
+        return hidden
