@@ -1,7 +1,8 @@
 """Goodness: one number a sample that says how much a layer likes it (Hinton 2022, section 2).
 
-A goodness is a function of a layer's activities h = relu(preactivation), shape (n, num_units). Those here are sums or
-means over units, so that a layer can be cut into tiles of units.
+A goodness is a function of a layer's activities, shape (n, num_units), and is differentiated by them; the layer knows
+how its activities depend on its preactivations. Those here are sums or means over units, so that a layer can be cut
+into tiles of units.
 """
 
 from __future__ import annotations
@@ -13,26 +14,30 @@ from ffstream.ground.registry import Registry
 
 
 class Goodness:
-    """A differentiable goodness. A subclass needs `value`; `gradient_` may be overridden by a closed form.
+    """A differentiable goodness. A subclass needs `value`; `gradient` may be overridden by a closed form.
 
-    One that says in `over_units` whether it is a "sum" or a "mean" over units allows layers to be cut into tiles.
+    One that says in `over_units` whether it is a "sum" or a "mean" over units allows layers to be cut into tiles. One
+    that sets `is_flat_at_zero` has a gradient of zero for every activity that is zero, so that a layer whose activation
+    is a ReLU need not look where that is closed.
     """
 
     over_units: str | None = None
+    is_flat_at_zero: bool = False
 
     def value(self, activities: Tensor) -> Tensor:
         """Goodness of each row: (n, num_units) -> (n,)."""
         raise NotImplementedError
 
-    def gradient_(self, activities: Tensor, upstream: Tensor) -> Tensor:
-        """Gradient with respect to the preactivations, through the ReLU: (n, num_units), (n,) -> (n, num_units).
+    def gradient(self, activities: Tensor, upstream: Tensor, out: Tensor | None = None) -> Tensor:
+        """Gradient with respect to the activities: (n, num_units), (n,) -> (n, num_units), or (n, 1) if all agree.
 
-        `upstream` is dL/dgoodness. The result may reuse the memory of `activities`.
+        `upstream` is dL/dgoodness. With `out`, which may be the activities themselves, the result is (n, num_units) and
+        lies there.
         """
         with torch.enable_grad():
             leaf = activities.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.value(leaf), leaf, upstream)
-        return gradient.contiguous().mul_(activities > 0)  # that of a sum is one number, expanded
+        return gradient if out is None else out.copy_(gradient)
 
     def weight(self, num_part: int, num_units: int) -> float:
         """By what the value of `num_part` units is multiplied to be their part in that of `num_units`."""
@@ -46,6 +51,8 @@ class Goodness:
 class SquaredGoodness(Goodness):
     """sign * sum(h^2), or its mean over units. A negative sign makes positive samples quiet (Hinton 2022, sec. 2)."""
 
+    is_flat_at_zero = True
+
     def __init__(self, *, mean: bool, sign: int) -> None:
         self.over_units = "mean" if mean else "sum"
         self._sign = sign
@@ -56,9 +63,9 @@ class SquaredGoodness(Goodness):
         length: Tensor = torch.linalg.vector_norm(activities, dim=1)
         return length.square() * self._factor(activities)
 
-    def gradient_(self, activities: Tensor, upstream: Tensor) -> Tensor:
-        """2 h * upstream, in place; the ReLU's mask is implied, as h is zero where it closes."""
-        return activities.mul_((upstream * (2 * self._factor(activities))).unsqueeze(1))
+    def gradient(self, activities: Tensor, upstream: Tensor, out: Tensor | None = None) -> Tensor:
+        """2 h * upstream."""
+        return torch.mul(activities, (upstream * (2 * self._factor(activities))).unsqueeze(1), out=out)
 
     def _factor(self, activities: Tensor) -> float:
         return self._sign / (activities.shape[1] if self.over_units == "mean" else 1)
@@ -74,9 +81,10 @@ class LinearGoodness(Goodness):
         """Goodness of each row: (n, num_units) -> (n,)."""
         return activities.sum(dim=1) * self.factor(activities.shape[1])
 
-    def gradient_(self, activities: Tensor, upstream: Tensor) -> Tensor:
-        """`upstream` where the ReLU is open, in place."""
-        return activities.sign_().mul_((upstream * self.factor(activities.shape[1])).unsqueeze(1))
+    def gradient(self, activities: Tensor, upstream: Tensor, out: Tensor | None = None) -> Tensor:
+        """`upstream`, alike for all units."""
+        by_row = (upstream * self.factor(activities.shape[1])).unsqueeze(1)
+        return by_row if out is None else out.copy_(by_row)
 
     def factor(self, num_units: int) -> float:
         """By what the sum over `num_units` units is multiplied."""

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffstream.device.workspace import Workspace
 from ffstream.field.goodness import GOODNESSES
-from ffstream.field.layers import LAYER_KINDS
+from ffstream.field.layers import LAYER_KINDS, Layer
 from ffstream.field.normalisation import length_normalise, length_normalise_
 from ffstream.settings.config import Config
 
@@ -77,16 +76,16 @@ def find_untileable(config: Config) -> str | None:
     return None
 
 
-def hand_on(spec: LayerSpec, rows: Tensor, preactivations: Tensor, workspace: Workspace | None = None) -> Tensor:
+def hand_on(layer: Layer, spec: LayerSpec, rows: Tensor, preactivations: Tensor) -> Tensor:
     """What the next layer reads: (n, in_features), (n, num_units) -> (n, out_features).
 
-    The normalised, label-free activities and, with an input skip, the normalised image that `rows` ends in. With a
-    `workspace`, `preactivations` is overwritten.
+    The normalised, label-free activities and, with an input skip, the normalised image that `rows` ends in. Where the
+    layer has a workspace, `preactivations` is overwritten.
     """
-    if workspace is None:
-        activities = length_normalise(torch.relu(preactivations))
+    if layer.workspace is None:
+        activities = length_normalise(layer.activate(preactivations))
     else:
-        activities = length_normalise_(preactivations.relu_(), workspace)
+        activities = length_normalise_(layer.activate_(preactivations), layer.workspace)
     if spec.num_skip_features == 0:
         return activities
     return torch.cat([activities, rows[:, -spec.num_skip_features :].to(activities.dtype)], dim=1)

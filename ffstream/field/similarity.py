@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ffstream.device.workspace import Buffer, Workspace
+from ffstream.field.layers import Layer
 from ffstream.ground.registry import Registry
 
 # Samples that are compared with each other: more cost more, and teach no better.
@@ -64,19 +65,19 @@ SIMILARITIES.register("contrastive", contrastive)
 
 
 def compare(
+    layer: Layer,
     term: Similarity,
     preactivations: Tensor,
     labels: Tensor,
-    compute_dtype: torch.dtype,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor]:
     """The sum of the terms of all samples, and its gradient by the preactivations (n, num_units), in the workspace.
 
     Samples are compared within groups of `GROUP_SAMPLES`, in their order; the last one may be smaller. The two products
-    of a group's activities run in `compute_dtype`. The preactivations are left alone.
+    of a group's activities run in the layer's `compute_dtype`. The preactivations are left alone.
     """
-    shape, wide = tuple(preactivations.shape), preactivations.dtype
-    activities = workspace.take(_COMPARED, shape, compute_dtype).copy_(preactivations).relu_()
+    shape, wide, compute_dtype = tuple(preactivations.shape), preactivations.dtype, layer.compute_dtype
+    activities = layer.activate_(workspace.take(_COMPARED, shape, compute_dtype).copy_(preactivations))
     gradient = workspace.take(_GRADIENT, shape, wide)
     num_grouped = len(labels) // GROUP_SAMPLES * GROUP_SAMPLES
     total = gradient.new_zeros(())
@@ -90,8 +91,7 @@ def compare(
             terms, by_product = _differentiate(term, torch.bmm(rows, rows.mT).to(wide), of_part)
             total += terms.sum()
             found = torch.bmm(by_product.to(compute_dtype), rows)
-            torch.ops.aten.threshold_backward(found, rows, 0, grad_input=found)  # where the ReLU is open
-            gradient[part].unflatten(0, of_part.shape).copy_(found)
+            gradient[part].unflatten(0, of_part.shape).copy_(layer.through_activation_(rows, found))
     return total, gradient
 
 

@@ -113,7 +113,7 @@ class FFNetwork(nn.Module):
             layer = cast(Layer, module)
             rows = rows if spec.place else images
             preactivations = layer(rows)
-            rows = as_cached(hand_on(spec, rows, preactivations), self.config.cache.dtype)
+            rows = as_cached(hand_on(layer, spec, rows, preactivations), self.config.cache.dtype)
             yield layer, preactivations, rows
 
     @torch.no_grad()

@@ -314,7 +314,7 @@ class LayerTrainer:
         if self._similarity is None:
             return None
         labels = part.candidates[:, 0]
-        return compare(self._similarity, preactivations, labels, self.layer.compute_dtype, self._workspace)
+        return compare(self.layer, self._similarity, preactivations, labels, self._workspace)
 
     @torch.no_grad()
     def multiply(self, part: MicroBatch, generator: torch.Generator) -> tuple[MicroBatch, Tensor, Tensor]:

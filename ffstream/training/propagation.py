@@ -103,7 +103,7 @@ def hand_on_whole(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -
     """Fill the second of each pair with what a layer of one tile hands on for the rows that are the first."""
     for _, tile in layer:
         for rows, written in chunks:
-            written.copy_(hand_on(layer.spec, rows, tile.preactivations(rows), tile.workspace))
+            written.copy_(hand_on(tile, layer.spec, rows, tile.preactivations(rows)))
 
 
 def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -111,10 +111,10 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
     squares = [torch.zeros(len(rows), 1, device=rows.device) for rows, _ in chunks]
     for _, tile in layer:
         for (rows, _), total in zip(chunks, squares, strict=True):
-            total += tile.preactivations(rows).relu_().square_().sum(dim=1, keepdim=True)
+            total += tile.activate_(tile.preactivations(rows)).square_().sum(dim=1, keepdim=True)
     for units, tile in layer:
         for (rows, written), total in zip(chunks, squares, strict=True):
-            activities = tile.preactivations(rows).relu_()
+            activities = tile.activate_(tile.preactivations(rows))
             written[:, units] = divide_by_length_(activities, total / layer.spec.num_units)
     num_skip = layer.spec.num_skip_features
     for rows, written in chunks if num_skip else ():

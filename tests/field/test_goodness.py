@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ffstream.device.memory import measure_peak_bytes
 from ffstream.field.goodness import GOODNESSES, Goodness
+from ffstream.field.layers import Layer
 
 REFERENCES = {
     "sum_squares": lambda h: (h * h).sum(1),
@@ -18,6 +19,8 @@ REFERENCES = {
     "sum": lambda h: h.sum(1),
     "mean": lambda h: h.mean(1),
 }
+
+LAYER = Layer(1, 1)
 
 
 def draw(seed, num_rows, num_units):
@@ -40,8 +43,21 @@ def test_value_and_gradient_are_those_of_the_definition(name, seed, num_rows, nu
     (gradient,) = torch.autograd.grad(expected, leaf, upstream)
     activities = torch.relu(preactivations)
     torch.testing.assert_close(GOODNESSES[name].value(activities), expected.detach())
-    torch.testing.assert_close(Goodness.gradient_(GOODNESSES[name], activities.clone(), upstream), gradient)
-    torch.testing.assert_close(GOODNESSES[name].gradient_(activities.clone(), upstream), gradient)
+    torch.testing.assert_close(LAYER.through_goodness_(GOODNESSES[name], activities.clone(), upstream), gradient)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), num_rows=st.integers(1, 9), num_units=st.integers(1, 40))
+def test_the_closed_form_is_the_gradient_by_activities(name, seed, num_rows, num_units):
+    preactivations, upstream = draw(seed, num_rows, num_units)
+    activities, goodness = torch.relu(preactivations), GOODNESSES[name]
+    expected = Goodness.gradient(goodness, activities, upstream)
+    torch.testing.assert_close(goodness.gradient(activities, upstream).expand_as(activities), expected)
+    torch.testing.assert_close(goodness.gradient(activities, upstream, out=torch.empty_like(activities)), expected)
+    flat = expected[activities == 0]
+    assert not goodness.is_flat_at_zero or not flat.any()
+    torch.testing.assert_close(goodness.gradient(activities, upstream, out=activities), expected)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +101,13 @@ def test_any_single_precision_values_agree_with_double_precision(name, rows):
     expected.sum().backward()
     activities = torch.relu(preactivations)
     torch.testing.assert_close(GOODNESSES[name].value(activities).double(), expected.detach(), rtol=1e-5, atol=1e-30)
-    gradient = GOODNESSES[name].gradient_(activities, torch.ones(len(rows)))
+    gradient = LAYER.through_goodness_(GOODNESSES[name], activities, torch.ones(len(rows)))
     torch.testing.assert_close(gradient.double(), leaf.grad, rtol=1e-5, atol=1e-30)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_silent_row_has_no_gradient(name):
-    for gradient_ in (GOODNESSES[name].gradient_, lambda *a: Goodness.gradient_(GOODNESSES[name], *a)):
-        assert not gradient_(torch.zeros(2, 5), torch.ones(2)).any()
+    assert not LAYER.through_goodness_(GOODNESSES[name], torch.zeros(2, 5), torch.ones(2)).any()
 
 
 class FourthPowers(Goodness):
@@ -102,10 +117,12 @@ class FourthPowers(Goodness):
         return (activities + 1).pow(4).sum(1)
 
 
-def test_the_default_gradient_of_a_users_goodness_goes_through_the_relu():
+def test_the_default_gradient_of_a_users_goodness_goes_through_the_layers_activation():
     preactivations, upstream = draw(3, 7, 11)
     leaf = preactivations.clone().requires_grad_()
     (expected,) = torch.autograd.grad(FourthPowers().value(torch.relu(leaf)), leaf, upstream)
     with torch.no_grad():
-        torch.testing.assert_close(FourthPowers().gradient_(torch.relu(preactivations), upstream), expected)
+        torch.testing.assert_close(
+            LAYER.through_goodness_(FourthPowers(), torch.relu(preactivations), upstream), expected
+        )
     assert FourthPowers().default_threshold(3) == pytest.approx(48.0)

@@ -129,8 +129,8 @@ def test_what_is_handed_on_is_normalised_and_keeps_the_image():
     config = ff.Config(layers=2, width=30).override({"network.input_skip": True})
     specs = compute_layer_specs(config, 64)
     image = length_normalise(draw(5, 64))
-    first = hand_on(specs[0], image, draw(5, 30))
-    second = hand_on(specs[1], first, draw(5, 30, seed=9))
+    first = hand_on(Layer(1, 30), specs[0], image, draw(5, 30))
+    second = hand_on(Layer(1, 30), specs[1], first, draw(5, 30, seed=9))
     for rows in (first, second):
         torch.testing.assert_close(rows[:, 30:], image)
         torch.testing.assert_close(rows[:, :30].square().mean(1), torch.ones(5), rtol=1e-3, atol=1e-3)
@@ -266,6 +266,6 @@ def test_forward_gives_preactivations():
 
 def test_without_an_input_skip_only_activities_are_handed_on():
     spec = compute_layer_specs(ff.Config(layers=2, width=30), 64)[0]
-    handed = hand_on(spec, draw(5, 64), draw(5, 30, seed=9))
+    handed = hand_on(Layer(1, 30), spec, draw(5, 64), draw(5, 30, seed=9))
     assert handed.shape == (5, 30)
     torch.testing.assert_close(handed, length_normalise(draw(5, 30, seed=9).clamp(min=0)))

@@ -9,11 +9,16 @@ import ffstream as ff
 from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
 from ffstream.field import similarity
+from ffstream.field.layers import Layer
 from ffstream.field.similarity import SIMILARITIES, compare
 from tests.helpers import similarity_written_out
 
 CPU = torch.device("cpu")
 MACHINE = "device=32MiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
+
+
+def layer_of(compute_dtype):
+    return Layer(1, 1, compute_dtype)
 
 
 def draw(*shape, dtype=torch.float32):
@@ -31,7 +36,7 @@ def test_term_and_gradient_are_those_of_the_definition(name, labels, num_in_grou
     expected = similarity_written_out(name, torch.relu(leaf), classes, num_in_group)
     (gradient,) = torch.autograd.grad(expected, leaf)
     before = preactivations.clone()
-    term, found = compare(SIMILARITIES[name], preactivations, classes, torch.float64, Workspace(CPU))
+    term, found = compare(layer_of(torch.float64), SIMILARITIES[name], preactivations, classes, Workspace(CPU))
     torch.testing.assert_close(term, expected.detach())
     torch.testing.assert_close(found, gradient)
     assert torch.equal(preactivations, before)
@@ -41,7 +46,9 @@ def test_term_and_gradient_are_those_of_the_definition(name, labels, num_in_grou
 def test_a_sample_without_activity_has_no_direction_and_no_gradient(name):
     preactivations = draw(6, 5)
     preactivations[2] = -1.0
-    term, gradient = compare(SIMILARITIES[name], preactivations, torch.arange(6) // 3, torch.float32, Workspace(CPU))
+    term, gradient = compare(
+        layer_of(torch.float32), SIMILARITIES[name], preactivations, torch.arange(6) // 3, Workspace(CPU)
+    )
     assert torch.isfinite(term)
     assert torch.isfinite(gradient).all()
     assert not gradient[2].any()
@@ -51,8 +58,8 @@ def test_a_sample_without_activity_has_no_direction_and_no_gradient(name):
 @pytest.mark.parametrize("name", list(SIMILARITIES))
 def test_half_precision_agrees_as_far_as_it_goes(name):
     labels, preactivations = torch.arange(200) % 7, draw(200, 40)
-    term, gradient = compare(SIMILARITIES[name], preactivations, labels, torch.float32, Workspace(CPU))
-    half_term, half = compare(SIMILARITIES[name], preactivations, labels, torch.bfloat16, Workspace(CPU))
+    term, gradient = compare(layer_of(torch.float32), SIMILARITIES[name], preactivations, labels, Workspace(CPU))
+    half_term, half = compare(layer_of(torch.bfloat16), SIMILARITIES[name], preactivations, labels, Workspace(CPU))
     assert half.dtype == gradient.dtype
     torch.testing.assert_close(half_term, term, rtol=0.01, atol=0.0)
     assert (half - gradient).norm() < 0.02 * gradient.norm()
@@ -61,9 +68,9 @@ def test_half_precision_agrees_as_far_as_it_goes(name):
 @pytest.mark.parametrize("name", list(SIMILARITIES))
 def test_a_step_against_the_gradient_lowers_the_term(name):
     labels, preactivations = torch.arange(200) % 7, draw(200, 40)
-    before, gradient = compare(SIMILARITIES[name], preactivations, labels, torch.float32, Workspace(CPU))
+    before, gradient = compare(layer_of(torch.float32), SIMILARITIES[name], preactivations, labels, Workspace(CPU))
     moved = preactivations - gradient / gradient.norm(dim=1).max()
-    after, _ = compare(SIMILARITIES[name], moved, labels, torch.float32, Workspace(CPU))
+    after, _ = compare(layer_of(torch.float32), SIMILARITIES[name], moved, labels, Workspace(CPU))
     assert after < before
 
 

@@ -149,7 +149,7 @@ class ShownLabels(LabelMethod):
         """Through each candidate's activities, whose place the gradients take."""
         (gradients,) = activities
         for h, g in zip(gradients, upstream.unbind(1), strict=True):
-            h.copy_(goodness.gradient_(h, g))  # nothing is copied where it is there already
+            layer.through_goodness_(goodness, h, g)
         if pull is not None:
             gradients[0] += pull
         return self.collect(gradients, candidates, embedding=embedding)
@@ -172,8 +172,8 @@ class CachedCandidates(ShownLabels):
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
-        """relu(z), in place, cut into candidates."""
-        return [preactivations.relu_().unflatten(0, (candidates.shape[1], -1))]
+        """The activities, in place, cut into candidates."""
+        return [layer.activate_(preactivations).unflatten(0, (candidates.shape[1], -1))]
 
     def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
         """One above the other, as the rows were."""
@@ -181,7 +181,7 @@ class CachedCandidates(ShownLabels):
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every row's goodness, those of a sample side by side, in the order of its rows."""
-        activities = torch.relu(preactivations) if layer.workspace is None else preactivations.relu_()
+        activities = layer.activate(preactivations) if layer.workspace is None else layer.activate_(preactivations)
         found = goodness.value(activities)
         if num_samples == 0:  # of which a reshape could not tell the rows
             return found.view(0, self.num_sweep_rows)

@@ -34,12 +34,12 @@ class LabelInjection(ShownLabels, LabelFreeRows):
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
-        """relu(z + U[label]) for each candidate label."""
+        """The activities of z + U[label] for each candidate label."""
         embedding = label_embedding_of(layer)
         shape = (candidates.shape[1], *preactivations.shape)
         activities = workspace.take(ACTIVITIES, shape, embedding.dtype)
         for activity, column in zip(activities, candidates.unbind(1), strict=True):
-            torch.index_select(embedding, 0, column, out=activity).add_(preactivations).relu_()
+            layer.activate_(torch.index_select(embedding, 0, column, out=activity).add_(preactivations))
         return [activities]
 
     def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
@@ -54,7 +54,7 @@ class LabelInjection(ShownLabels, LabelFreeRows):
         """Every label's goodness from one matrix product: z + U[c] for every c."""
         embedding = label_embedding_of(layer)
         if layer.workspace is None:
-            return torch.stack([goodness.value(torch.relu(preactivations + u)) for u in embedding.unbind()], dim=1)
+            return torch.stack([goodness.value(layer.activate(preactivations + u)) for u in embedding.unbind()], dim=1)
         room = layer.workspace.take(ACTIVITIES, tuple(preactivations.shape), preactivations.dtype)
-        activities = (torch.add(preactivations, u, out=room).relu_() for u in embedding)
+        activities = (layer.activate_(torch.add(preactivations, u, out=room)) for u in embedding)
         return torch.stack([goodness.value(h) for h in activities], dim=1)

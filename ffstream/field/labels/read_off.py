@@ -60,14 +60,14 @@ class ReadLabels(LabelFreeRows):
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every label's goodness from one matrix product."""
         room = layer.workspace
-        activities = torch.relu(preactivations) if room is None else preactivations.relu_()
+        activities = layer.activate(preactivations) if room is None else layer.activate_(preactivations)
         return self._read(layer, goodness, self._split(layer, activities, room))
 
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
-        """relu(z), in place, and what else goodness is read off."""
-        return self._split(layer, preactivations.relu_(), workspace)
+        """The activities, in place, and what else goodness is read off."""
+        return self._split(layer, layer.activate_(preactivations), workspace)
 
     @abstractmethod
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
@@ -143,7 +143,7 @@ class LabelGroups(ReadLabels):
         by_group = upstream.roll(-layer.first_unit, dims=1)
         for (groups, rows), part in zip(self._pieces(gradient), parts, strict=True):
             of_part = (by_group[:, groups] * self._weight(layer, goodness, part)).flatten()
-            found = goodness.gradient_(part.flatten(0, 1), of_part).view(part.shape)
+            found = layer.through_goodness_(goodness, part.flatten(0, 1), of_part).view(part.shape)
             for piece, place in _aligned(rows, found):
                 piece.copy_(place)
         return gradient
@@ -188,11 +188,11 @@ class LabelClassifier(ReadLabels):
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
     ) -> Tensor:
-        """dz = (g M) where the ReLU is open, with g the gradient of the products. In the memory of the activities."""
+        """dz = (g M) through the activation, with g the gradient of the products. In the memory of the activities."""
         activity, embedding = activities[0][0], label_embedding_of(layer)
         back = workspace.take(ACTIVITIES, tuple(activity.shape), activity.dtype)
         torch.mm(upstream * _factor(layer, goodness), embedding, out=back)
-        return activity.sign_().mul_(back)
+        return layer.through_activation_(activity, back)
 
     def _differentiate_embedding(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace

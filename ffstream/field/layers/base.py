@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError
+from ffstream.field.goodness import Goodness
 
 
 class Layer(nn.Module):
@@ -110,6 +111,27 @@ class Layer(nn.Module):
             leaf = rows.detach().requires_grad_()
             (found,) = torch.autograd.grad(self.preactivations(leaf), leaf, gradient)
         yield slice(None), found
+
+    def activate(self, preactivations: Tensor) -> Tensor:
+        """max(z, 0): preactivations (..., num_units) to activities of the same shape. Gradients flow through it."""
+        return torch.relu(preactivations)
+
+    def activate_(self, preactivations: Tensor) -> Tensor:
+        """The same in place."""
+        return preactivations.relu_()
+
+    def through_activation_(self, activities: Tensor, gradient: Tensor) -> Tensor:
+        """dL/dpreactivations in the place of the activities, which are not read again: dL/dactivities where h > 0.
+
+        `gradient` may have the shape (n, 1), where it is alike for all units.
+        """
+        return activities.sign_().mul_(gradient)
+
+    def through_goodness_(self, goodness: Goodness, activities: Tensor, upstream: Tensor) -> Tensor:
+        """dL/dpreactivations in the place of the activities (n, num_units), from dL/dgoodness (n,)."""
+        if goodness.is_flat_at_zero:  # a ReLU lets the gradient of all other activities pass as it is
+            return goodness.gradient(activities, upstream, out=activities)
+        return self.through_activation_(activities, goodness.gradient(activities, upstream))
 
     def forward(self, rows: Tensor) -> Tensor:
         """The preactivations (n, num_units) of rows (n, in_features), so that a hook on a layer sees both."""
