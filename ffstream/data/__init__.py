@@ -7,11 +7,10 @@ from ffstream.data.dataset import (
     Split,
     as_tensor,
     check_classes,
-    check_dataset,
     fit_images,
     split_validation,
-    to_split,
 )
+from ffstream.data.own_dataset import check_own
 from ffstream.data.room import Room
 from ffstream.data.scaling import Scaling
 from ffstream.data.sources import SOURCES, TorchvisionSource, default_data_root
@@ -51,6 +50,8 @@ def load_dataset(
     not at the path of `source` is looked for by its name in `data_root`.
     """
     room = Room(room_bytes)
+    if not source:
+        raise DataError("data: found an empty name, allowed a known data set, or a file or folder of data")
     if source in SOURCES:
         root = expand_home(data_root) if data_root else default_data_root()
         return _load_named(source, root, room, download=download)
@@ -100,16 +101,6 @@ def _load_named(source: str, data_root: Path | None, room: Room, *, download: bo
                 "--data-root or $FFSTREAM_DATA"
             )
         return part.load(data_root, room, download=download)
-    noun, found = (
-        f"data {source}",
-        part(data_root or Path()),
-    )  # a source of the user's own, held to the same as a file is
-    train, test, validation = (
-        None if split is None else to_split(split, noun) for split in (found.train, found.test, found.validation)
-    )
-    if train is None:
-        raise DataError(f"{noun}: its source gives no training split")
-    names, left_out, notes = tuple(found.class_names), found.left_out, found.notes
-    dataset = check_dataset(found.name, train, test, names, left_out, validation=validation, notes=notes)
+    dataset = check_own(part(data_root or Path()), source)
     room.take(f"data {source}", dataset.num_bytes)  # known when it is there
     return dataset

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ffstream.data.rounding import WIDE, Rounding
 from ffstream.errors import DataError, FFStreamError
 from ffstream.ground.files import UnsuitableFileError, open_regular
 
@@ -134,12 +135,15 @@ class ArrayFile:
                 self._headers[name] = found
         return self._headers[name]
 
-    def read(self, name: str, target: Tensor) -> None:
-        """Read an array into `target`, contiguous and of as many elements, and bring it to its type."""
+    def read(self, name: str, target: Tensor, rounding: Rounding | None = None) -> None:
+        """Read an array into `target`, contiguous and of as many elements, and bring it to its type.
+
+        `rounding` looks at what that takes off numbers of 64 bits, but for arrays that Fortran wrote.
+        """
         header = self.header(name)
         with self._errors():
             with self._format.opened(name) as stream:
-                _fill(stream, header, target)
+                _fill(stream, header, target, rounding)
             if self._read_state() != self._state or self._format.read_header(name) != header:
                 raise _MisfitError("altered while it was read")
 
@@ -164,7 +168,7 @@ class ArrayFile:
             raise DataError(f"{self._noun}: {what}; mend or replace it") from error
 
 
-def _fill(stream: _Stream, header: Header, target: Tensor) -> None:
+def _fill(stream: _Stream, header: Header, target: Tensor, rounding: Rounding | None) -> None:
     """Read part by part, so that nothing but a part is held in the type that the file has."""
     assert header.dtype is not None
     flat = target.view(-1)
@@ -178,6 +182,8 @@ def _fill(stream: _Stream, header: Header, target: Tensor) -> None:
         values = part.ne(0) if header.dtype == torch.bool else part.view(header.dtype)
         if turned is None:
             flat[start:stop].copy_(values)
+            if rounding is not None and header.dtype in WIDE:
+                rounding.add(start, values)
         else:
             turned.flat[start:stop] = values.to(target.dtype).numpy()
 

@@ -5,6 +5,7 @@ And train.negatives (n, R, *image shape): what each training image is contrasted
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ffstream.data.array_file import ArrayFile, Header
-from ffstream.data.dataset import Dataset, Split, check_dataset, to_classes
+from ffstream.data.classes import check_columns, to_classes
+from ffstream.data.dataset import Dataset, Split, check_dataset
 from ffstream.data.room import Room, tensor_bytes
+from ffstream.data.rounding import Rounding
 from ffstream.errors import DataError
 
 # The same arrays under the names that people use, in any case: ours, with underscores, and those of keras.
@@ -61,14 +64,23 @@ def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -
             of_train.append(_Wanted(negatives, header.shape, find_image_type(header, name, "train negatives")))
         used = [wanted for split in found.values() for wanted in split]
         room.check(noun, sum(wanted.nbytes for wanted in used))
-        splits = {split: _read_split(file, wanted, noun, room) for split, wanted in found.items() if wanted}
+        rounding = Rounding(max(math.prod(of_train[0].shape[1:]), 1))
+        splits = {
+            split: _read_split(file, wanted, noun, room, rounding if split == "train" else None)
+            for split, wanted in found.items()
+            if wanted
+        }
         unused = sorted(set(file.names) - {wanted.name for wanted in used})
     notes = [f"not read: {describe_names(unused)}"] if unused else []
+    lost = rounding.describe()
+    notes += [f"array {of_train[0].name}: {lost}"] if lost is not None else []
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
         notes.append("the validation arrays are taken as the test split, as there is no other")
     validation = splits.get("validation")
-    return check_dataset(name, splits["train"], splits.get("test"), validation=validation, notes=notes)
+    num_columns = check_columns(noun, {split: wanted[1].shape for split, wanted in found.items() if wanted})
+    class_names = None if num_columns is None else tuple(map(str, range(num_columns)))
+    return check_dataset(name, splits["train"], splits.get("test"), class_names, validation=validation, notes=notes)
 
 
 def find_images(file: ArrayFile, name: str) -> str:
@@ -99,14 +111,15 @@ def describe_names(names: Iterable[str]) -> str:
     return f"{names[:_MAX_NAMES]}{more}"
 
 
-def _read_split(file: ArrayFile, wanted: list[_Wanted], noun: str, room: Room) -> Split:
-    images, labels, *others = (_read(file, each, noun, room) for each in wanted)
+def _read_split(file: ArrayFile, wanted: list[_Wanted], noun: str, room: Room, rounding: Rounding | None) -> Split:
+    images = _read(file, wanted[0], noun, room, rounding)
+    labels, *others = (_read(file, each, noun, room) for each in wanted[1:])
     return Split(images, to_classes(labels, f"{noun}: array {wanted[1].name}"), *others)
 
 
-def _read(file: ArrayFile, wanted: _Wanted, noun: str, room: Room) -> Tensor:
+def _read(file: ArrayFile, wanted: _Wanted, noun: str, room: Room, rounding: Rounding | None = None) -> Tensor:
     target = room.allocate(noun, wanted.shape, wanted.dtype)
-    file.read(wanted.name, target)
+    file.read(wanted.name, target, rounding)
     return target
 
 

@@ -7,17 +7,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ffstream.data.values import ENOUGH_IMAGES, Values, find_other_units, find_shifted
+from ffstream.data.classes import find_label_feature, find_lacking
+from ffstream.data.repetition import digest_images, find_contradictions, find_copies, find_seen
+from ffstream.data.values import Values, find_other_units, find_shifted
 from ffstream.errors import DataError
 from ffstream.ground import seeding
 
 _LARGEST = torch.finfo(torch.float32).max
+_ENOUGH = 10  # images of a split, of which no accident makes many training images
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -63,6 +67,7 @@ class Dataset:
     left_out: tuple[str, ...] = ()  # of each file that was, what is wrong with it
     validation: Split | None = None  # where the source has one of its own
     notes: tuple[str, ...] = ()  # what somebody should know of how it was read, a sentence each
+    files: tuple[Path, ...] = ()  # of the training images, where each is a file of its own
 
     @property
     def num_classes(self) -> int:
@@ -85,18 +90,26 @@ class Dataset:
     @cached_property
     def values(self) -> Values:
         """Those of the training images."""
-        return Values.of(self.train.images)
+        return Values.of(self.train.images, self.train.labels)
 
     @cached_property
     def warning(self) -> str | None:
         """That not all of it was read, or that a split is in other units, and what else is to be known, if anything."""
-        said = list(self.notes)
+        said, seen = list(self.notes), digest_images(self.train.images)
+        for found in (
+            find_label_feature(self.train.images, self.train.labels),
+            find_contradictions(seen, self.train.labels, self.files or None),
+            find_copies(seen, self.files) if self.files else None,
+        ):
+            said += [] if found is None else [found]
         for part, split in (("validation", self.validation), ("test", self.test)):
             oddity = None if split is None else find_other_units(Values.of(split.images), self.values)
             oddity = oddity or (None if split is None else find_shifted(split.images, self.train.images))
             said += [] if oddity is None else [f"{part} images: {oddity}"]
-            if split is not None and len(split) >= ENOUGH_IMAGES and torch.equal(split.images, self.train.images):
-                said.append(f"the {part} images are the training images, so that the error is no error of new ones")
+            again = None if split is None or len(split) < _ENOUGH else find_seen(digest_images(split.images), seen)
+            said += [] if again is None else [f"{part} images: {again}"]
+            lacking = None if split is None else find_lacking(split.labels, self.train.labels, self.class_names)
+            said += [] if lacking is None else [f"{part} labels: {lacking}"]
         if self.left_out:
             num_read = sum(len(split) for split in (self.train, self.validation, self.test) if split is not None)
             num_images = num_read + len(self.left_out)
@@ -128,6 +141,7 @@ def check_dataset(
     *,
     validation: Split | None = None,
     notes: Sequence[str] = (),
+    files: Sequence[Path] = (),
 ) -> Dataset:
     """Make a Dataset from what a source read. Raises DataError when shapes, types or values do not fit."""
     parts = {"train": train, "validation": validation, "test": test}
@@ -155,7 +169,7 @@ def check_dataset(
                 "the classes of the training data"
             )
     names = class_names or tuple(str(label) for label in range(num_classes))
-    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes))
+    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes), tuple(files))
 
 
 def as_tensor(values: Any, noun: str) -> Tensor:
@@ -185,37 +199,6 @@ def as_tensor(values: Any, noun: str) -> Tensor:
 def _is_short(values: Tensor) -> bool:
     """Whether they are of one of the floating types of eight bits or fewer, with which torch computes nothing."""
     return values.is_floating_point() and values.element_size() < 2
-
-
-def to_split(split: Split, noun: str) -> Split:
-    """A split of a user's own, with tensors in place of what else it holds. Raises DataError, beginning with `noun`."""
-    negatives = None if split.negatives is None else as_tensor(split.negatives, f"{noun}: negatives")
-    labels = to_classes(as_tensor(split.labels, f"{noun}: labels"), f"{noun}: labels")
-    return Split(as_tensor(split.images, f"{noun}: images"), labels, negatives)
-
-
-def to_classes(labels: Tensor, noun: str) -> Tensor:
-    """Numbers of classes (n,) int64 from such in any type, (n, 1), or from (n, C) with a one in place of each class.
-
-    Raises DataError, beginning with `noun`, for several labels a sample and for targets that are no classes.
-    """
-    labels = labels.squeeze(1) if labels.dim() == 2 and labels.shape[1] == 1 else labels
-    if labels.dim() == 2 and labels.shape[1] > 1:
-        if bool(((labels == 0) | (labels == 1)).all()):
-            if bool((labels.sum(dim=1) == 1).all()):
-                return labels.long().argmax(dim=1)
-            raise DataError(f"{noun}: holds several labels a sample, or none, allowed one class each")
-        raise DataError(
-            f"{noun}: has shape {tuple(labels.shape)} and values that are not 0 or 1, allowed (n,), the class of each"
-        )
-    if labels.is_floating_point():
-        is_class = (labels == labels.round()) & (labels.abs() < 1 << 53)
-        if not bool(is_class.all()):
-            raise DataError(
-                f"{noun}: holds targets such as {labels[~is_class][0].item():g}, allowed classes, numbered from 0; "
-                "Forward-Forward tells classes apart"
-            )
-    return labels.long()
 
 
 def _check_split(name: str, part: str, split: Split) -> None:

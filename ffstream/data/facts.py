@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ffstream.data.dataset import Dataset, Split
-from ffstream.data.scaling import Scaling
+from ffstream.data.scaling import NONE, Scaling, find_parts, parts_of
 from ffstream.data.shape import DataShape
-from ffstream.data.values import Values, find_other_units, find_shifted_rows
+from ffstream.data.values import WHITE, Values, find_mixed, find_other_units, find_shifted_rows, measure_rows
 
 _MOST_VALUES = 1 << 21  # of images whose units are looked at
+_MOST_CLASSES, _FEW_IMAGES = 20, 10  # that are looked at by themselves; and fewer images of one say nothing
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class DataFacts:
     @classmethod
     def of(cls, dataset: Dataset, train: Split, standardise: str) -> DataFacts:
         """Of a data set, of which `train` is what a network is trained on."""
+        values = dataset.values
+        in_bytes = bool(dataset.files) or WHITE / 2 < values.largest <= WHITE
         scaling = Scaling.of(train.images, dataset.scale(), standardise)
+        of_classes = {} if standardise == NONE else _describe_classes(train, scaling, standardise)
         has_test_digest = dataset.test is not None and hasattr(dataset, "test_digest")
         return cls(
             {
@@ -41,8 +46,10 @@ class DataFacts:
                 "image_shape": list(dataset.image_shape),
                 "num_features": dataset.num_features,
                 **scaling.to_mapping(standardise, dataset.image_shape),
+                **of_classes,
                 "brings_negatives": dataset.train.negatives is not None,
-                "values": dataset.values.to_mapping(),
+                "values": values.to_mapping(),
+                "white": float(WHITE) if in_bytes else dataset.scale(),
             }
         )
 
@@ -97,6 +104,12 @@ class DataFacts:
         found = self.content.get("values")
         return Values(1, 0.0, self.scale, 0.0, 0.0) if found is None else Values.from_mapping(found)
 
+    @property
+    def white(self) -> float | None:
+        """The value of a picture's white among the training images; None in runs of earlier versions."""
+        found = self.content.get("white")
+        return None if found is None else float(found)
+
     def shape(self, num_samples: Mapping[str, int] | None = None) -> DataShape:
         """What a layer and a plan have to know, with the numbers of samples of the splits where they are asked for."""
         brings_negatives = bool(self.content.get("brings_negatives", False))  # earlier versions had none
@@ -106,8 +119,33 @@ class DataFacts:
         """Why images (n, *image_shape) are not in the units of the training images, in a line; None if they are."""
         oddity = find_other_units(Values.of(images), self.values)
         if oddity is None and "standardised" in self.content:
+            oddity = find_mixed(images)
+        if oddity is None and "standardised" in self.content:
             num_images = max(_MOST_VALUES // self.num_features, 50)
             rows = self.scaling.apply(images[:: -(-len(images) // num_images)])
-            num_parts = len(self.content["standardised"]["mean"])  # features, or channels of several places
-            oddity = find_shifted_rows(rows.unflatten(1, (num_parts, -1)).transpose(1, 2).flatten(0, 1))
+            rows = _by_part(rows, parts_of(self.content))
+            oddity = find_shifted_rows(rows, self.content.get("standardised_classes"))
         return None if oddity is None else f"{noun}: {oddity}"
+
+
+def _by_part(rows: Tensor, parts: Tensor) -> Tensor:
+    """Rows (n, features) as (n * places, parts), where a part such as a channel has several places."""
+    order = torch.argsort(parts, stable=True)
+    by_part: Tensor = rows[:, order].unflatten(1, (int(parts.max()) + 1, -1)).transpose(1, 2).flatten(0, 1)
+    return by_part
+
+
+def _describe_classes(train: Split, scaling: Scaling, standardise: str) -> dict[str, Any]:
+    """How far standardised images of one class are from all: some 50 of them are no other units."""
+    parts = find_parts(tuple(train.images.shape[1:]), standardise)
+    num_images = max(_MOST_VALUES // len(parts) // _MOST_CLASSES, 50)
+    found = []
+    for label in train.labels.unique()[:_MOST_CLASSES]:
+        images = train.images[(train.labels == label).nonzero().flatten()[:num_images]]
+        measured = measure_rows(_by_part(scaling.apply(images), parts))
+        found += [] if measured is None or len(images) < _FEW_IMAGES else [measured]
+    if not found:
+        return {}
+    shifts, spreads = zip(*found, strict=True)
+    limits = {"shift": max(shifts), "least_spread": min(1.0, *spreads), "most_spread": max(1.0, *spreads)}
+    return {"standardised_classes": limits}

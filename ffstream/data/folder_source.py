@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from ffstream.data.split_folders import check_class, find_layout, list_classes
 from ffstream.data.tree import describe_left_out, list_others, walk
 from ffstream.errors import DataError
 
+_MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|groundtruth|gt)(?:[ _.-]?\d+)?$")
 _LEAVE_OUT = "leave such files out with --bad-images skip"
 
 
@@ -57,6 +59,7 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
         bad,
         validation=splits.get("validation"),
         notes=notes,
+        files=[head.path for head in parts["train"].heads],
     )
 
 
@@ -144,9 +147,25 @@ def _list_part(place: Path, parts: list[Path]) -> _Part:
                 f"class {folder.name} of {place}: {len(below)} of its {len(tree.pictures)} images lie in folders below "
                 f"it, such as {below[0].parent}"
             )
+        masks = _find_masks(tree.pictures)
+        if masks:
+            found.notes.append(
+                f"class {folder.name} of {place}: {len(masks)} of its {len(tree.pictures)} images are named like masks "
+                f"of others, such as {masks[0].name}, and are read as images; move them elsewhere if they are none"
+            )
         found.samples += [(file, label) for file in tree.pictures]
         found.left_out += tree.left_out
     return found
+
+
+def _find_masks(pictures: list[Path]) -> list[Path]:
+    """The pictures whose names say that they show which part of another one is meant, and not a thing by themselves."""
+    stems = {(picture.parent, picture.stem.lower()) for picture in pictures}
+    return [
+        picture
+        for picture in pictures
+        if (found := _MASK.match(picture.stem.lower())) is not None and (picture.parent, found[1]) in stems
+    ]
 
 
 @contextlib.contextmanager

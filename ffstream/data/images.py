@@ -12,11 +12,13 @@ from torch import Tensor
 from ffstream.data.array_file import SUFFIXES, ArrayFile, Header
 from ffstream.data.array_source import find_image_type, find_images
 from ffstream.data.dataset import check_values, count_images, without_ones
-from ffstream.data.picture_file import PICTURES, WHITE, begins_like_picture, open_picture
+from ffstream.data.picture_file import PICTURES, begins_like_picture, open_picture
 from ffstream.data.room import Room, tensor_bytes
 from ffstream.data.tree import describe_left_out, walk
+from ffstream.data.values import WHITE
 from ffstream.errors import DataError
 
+_MOST_TONES = 16  # of pictures that are kept with fewer than a byte
 _NAME_BYTES = 80  # that the name of an image takes beside its letters
 
 
@@ -55,7 +57,8 @@ def load_images(
         part.read(images[start : start + part.num_images], room)
         start += part.num_images
     notes = [describe_left_out(left_out)]
-    if black and any(isinstance(part, _PicturePart) for part in parts):
+    is_doubtful = black != 0 or _MOST_TONES < white < WHITE / 2  # of few tones, the largest is white
+    if is_doubtful and any(isinstance(part, _PicturePart) for part in parts):
         notes.append(
             f"black is read as {black:g} and white as {white:g}, the least and the largest training value; give arrays "
             "where that is not so"

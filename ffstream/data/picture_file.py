@@ -19,6 +19,7 @@ from typing import cast
 import numpy as np
 from PIL import (
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
     JpegImagePlugin,
@@ -35,10 +36,9 @@ from ffstream.errors import DataError, FFStreamError
 from ffstream.ground.files import UnsuitableFileError, open_regular, read_up_to
 
 PICTURES = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".pbm", ".pnm")  # what a file of a picture ends with
-WHITE = 255
 _OPAQUE = 255
 _PNG_BITS_AT = 24  # PNG specification, section 11.2.1: after the signature, the length, IHDR, width and height
-_TIFF_BITS = 258  # BitsPerSample
+_TIFF_BITS, _TIFF_SAMPLE_FORMAT = 258, 339  # BitsPerSample, SampleFormat
 _PPM_HEAD_BYTES = 1 << 12  # that may be comments
 _PPM_GAP = rb"\s+(?:#[^\n]*\n\s*)*"
 _PPM_HEAD = re.compile(rb"P[2356]" + 2 * (_PPM_GAP + rb"\d+") + _PPM_GAP + rb"(\d{1,9})")  # and the largest value
@@ -56,6 +56,17 @@ _PLUGINS = (
     GifImagePlugin.GifImageFile,
 )
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+# By the orientation in a picture's EXIF data (EXIF 2.32, section 4.6.4).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPING = tuple(_TURNS[number] for number in (5, 6, 7, 8))  # which make its height its width
 # What files of these formats begin with, whatever they are called.
 _BEGINNINGS = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|RIFF.{4}WEBP|BM.{4}\0{4}|P[1-6]\s+[#\d]", re.DOTALL
@@ -76,12 +87,14 @@ class OpenPicture:
     shape: tuple[int, ...]  # (height, width), or (height, width, 3)
     image: Image.Image
     file_bytes: int
+    turn: Image.Transpose | None = None  # that brings it upright
 
     def decode(self, room: Room) -> Picture:
         """Its pixels. Raises DataError for a damaged file, BudgetError where there is no room to decode it."""
         self.check_is_opaque(room)
         with _errors(self.path):
-            return np.array(self.image.convert(self.mode), dtype=np.uint8)
+            image = self.image.convert(self.mode)
+            return np.array(image if self.turn is None else image.transpose(self.turn), dtype=np.uint8)
 
     def check_is_opaque(self, room: Room) -> None:
         """Raise DataError where something would be seen through it: what shows there is nowhere in the file.
@@ -117,9 +130,14 @@ def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture
             raise ValueError(f"{num_bits} bits a channel, allowed 8; convert it to 8 bits, as shows what is meant")
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise ValueError("several frames; save the one that is meant")
-        mode = mode or ("L" if image.mode in ("1", "L", "LA") else "RGB")
+        if image.format == "TIFF" and _is_signed(image):
+            raise ValueError("signed numbers, allowed unsigned ones; convert it to 8 bits, as shows what is meant")
+        mode = mode or ("L" if image.mode in ("1", "L", "LA") or _has_grey_palette(image) else "RGB")
+    turn = _find_turn(image)
+    if turn in _SWAPPING:
+        height, width = width, height
     shape = (height, width) if mode == "L" else (height, width, 3)
-    return OpenPicture(path, mode, shape, image, num_bytes)
+    return OpenPicture(path, mode, shape, image, num_bytes, turn)
 
 
 def begins_like_picture(path: Path) -> bool:
@@ -130,6 +148,28 @@ def begins_like_picture(path: Path) -> bool:
     except OSError:
         return False
     return _BEGINNINGS.match(start) is not None
+
+
+def _find_turn(image: Image.Image) -> Image.Transpose | None:
+    """How a picture is to be turned, which cameras leave to whoever shows it; None where it is upright, or not told."""
+    if image.format == "TIFF":  # which Pillow turns by itself
+        return None
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # of EXIF data that are damaged, viewers show the picture as it lies there
+        return None
+
+
+def _has_grey_palette(image: Image.Image) -> bool:
+    """Whether a picture has a palette of greys alone, as every grey GIF has."""
+    palette = image.getpalette("RGB") if image.mode == "P" else None
+    return palette is not None and palette[0::3] == palette[1::3] == palette[2::3]
+
+
+def _is_signed(image: Image.Image) -> bool:
+    """Whether the numbers of a TIFF are not unsigned integers, as which Pillow reads all of 8 bits."""
+    formats = cast(TiffImagePlugin.TiffImageFile, image).tag_v2.get(_TIFF_SAMPLE_FORMAT, 1)
+    return any(each != 1 for each in (formats if isinstance(formats, tuple) else (formats,)))
 
 
 def _count_bits(image: Image.Image, content: bytes) -> int:

@@ -66,6 +66,12 @@ def find_layout(path: Path) -> Layout:
     rest = [folder for folder in folders if find_split(folder.name) is None]
     left_out = [f"{folder} (a folder beside the splits)" for folder in rest] + list_others(path)
     places = {split: _enter(found[0], split, left_out) for split, found in by_split.items()}
+    train = places["train"]
+    if rest and not list_folders(train) and walk(train).pictures:
+        raise DataError(
+            f"data {path}: {train.name} reads like a split, but holds pictures and no folders of classes; allowed "
+            f"{_RULE}; rename it if it is a class, as {rest[0].name} may be"
+        )
     layout = Layout(places, left_out)
     for split in ("test", "validation"):
         if split in places and not list_folders(places[split]) and walk(places[split]).pictures:

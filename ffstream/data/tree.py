@@ -12,6 +12,7 @@ from ffstream.data.picture_file import PICTURES, begins_like_picture
 # What systems leave in folders that people look at. Nobody misses it.
 _OF_THE_SYSTEM = (".ds_store", "thumbs.db", "desktop.ini", ".directory", ".gitkeep", ".gitignore")
 _FOLDERS_OF_THE_SYSTEM = ("__macosx",)
+_OF_RUNS = ("run.json", "lock.json")
 _NUM_NAMED = 2
 
 # The device and the number of a folder, whatever name leads to it.
@@ -56,6 +57,8 @@ def _sort_in(path: Path, entry: os.DirEntry[str], found: Tree, waiting: list[Pat
     if leads_to_folder(entry):
         if is_hidden(entry.name):
             found.left_out.append(f"{path} (a hidden folder)")
+        elif holds_runs(path):
+            found.left_out.append(f"{path} (runs)")
         else:
             (linked if entry.is_symlink() else waiting).append(path)
     elif name in _OF_THE_SYSTEM:
@@ -71,7 +74,7 @@ def _sort_in(path: Path, entry: os.DirEntry[str], found: Tree, waiting: list[Pat
 def list_folders(folder: Path) -> list[Path]:
     """The folders in a folder, links to them too, in the order of their names; hidden ones are none. Raises OSError."""
     found = (entry for entry in list_entries(folder) if leads_to_folder(entry))
-    return [folder / entry.name for entry in found if not is_hidden(entry.name)]
+    return [folder / entry.name for entry in found if not is_hidden(entry.name) and not holds_runs(folder / entry.name)]
 
 
 def list_others(folder: Path) -> list[str]:
@@ -99,6 +102,22 @@ def leads_to_folder(entry: os.DirEntry[str]) -> bool:
 def is_hidden(name: str) -> bool:
     """Whether nobody is meant to see a folder of that name."""
     return name.startswith(".") or name.lower() in _FOLDERS_OF_THE_SYSTEM
+
+
+def holds_runs(folder: Path) -> bool:
+    """Whether a folder is a run, or holds nothing but runs, as the one that runs without a name are put into."""
+    if _is_run(folder):
+        return True
+    try:
+        entries = list_entries(folder)
+    except OSError:  # of which its reader will say more
+        return False
+    return bool(entries) and all(leads_to_folder(entry) and _is_run(folder / entry.name) for entry in entries)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder has the files by which a run, or one that is being started, is known."""
+    return any((folder / name).is_file() for name in _OF_RUNS)
 
 
 def find_key(folder: Path) -> FolderKey | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+WHITE = 255  # of a picture, whose values are bytes
 _MOST_IMAGES = 4096  # whose mean and spread are taken, evenly spread over all
 _PART_FEATURES = 1 << 18  # of images whose squares exist at once
 ENOUGH_IMAGES = 50  # whose mean, spread and sign say something of their units
@@ -17,6 +18,11 @@ _SPREADS = 1.0  # between means in the same units, at the most
 _SPREAD_RATIO = 3.0
 _SHIFT, _SPREAD_OF_FEATURE = 4.0, 10.0  # of a feature's mean, by its spread, and between its spreads, in other units
 _MEDIAN_SHIFT, _MEDIAN_SPREAD = 1.0, 2.5  # the same, of most features at once, where each is standardised
+_BY_CHANCE = 1e-7  # the chance below which nothing happens to a feature, of which there may be many
+_NUM_CANDIDATES = 5  # images, of whose values of a feature one is its most frequent
+_GAP, _LEAST_SHARE = 20.0, 0.02  # between images in other units, and of how many of them
+_CLASS_SPREADS, _CLASS_SPREAD_RATIO = 0.5, 1.5  # the same two of images that are all of one class
+_MOST_CLASSES, _FEW = 100, 5  # that are described, and images of which no class is
 _ROUNDING = 0.05  # of the largest value: as far below zero values may be that are meant to be none
 
 
@@ -29,10 +35,11 @@ class Values:
     high: float
     mean: float
     spread: float
+    classes: tuple[tuple[float, float], ...] = ()  # mean and spread of some classes of training images
 
     @classmethod
-    def of(cls, images: Tensor) -> Values:
-        """Of images (n, ...), a part at a time."""
+    def of(cls, images: Tensor, labels: Tensor | None = None) -> Values:
+        """Of images (n, ...), a part at a time; of their classes too where labels (n,) are given."""
         low, high = (float(end) for end in torch.aminmax(images))
         some = images[:: -(-len(images) // _MOST_IMAGES)]
         sums = torch.zeros(2, dtype=torch.float64)
@@ -41,16 +48,19 @@ class Values:
                 values = part.double()
                 sums += torch.stack([values.sum(), values.square().sum()])
         mean, square = (sums / some.numel()).tolist()
-        return cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5)
+        found = cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5)
+        return found if labels is None else replace(found, classes=_describe_classes(images, labels))
 
     @classmethod
     def from_mapping(cls, found: Mapping[str, Any]) -> Values:
         """From what `to_mapping` gave."""
-        return cls(**{name: found[name] for name in cls.__dataclass_fields__})
+        fields = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
+        return cls(**fields | {"classes": tuple((mean, spread) for mean, spread in found.get("classes", []))})
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, for a manifest."""
-        return asdict(self)
+        found = {name: value for name, value in asdict(self).items() if name != "classes"}
+        return found | ({"classes": [list(pair) for pair in self.classes]} if self.classes else {})
 
     @property
     def largest(self) -> float:
@@ -66,14 +76,16 @@ def find_other_units(found: Values, trained: Values) -> str | None:
     """What says that values are in other units than those of the training images; None if nothing does.
 
     Of few images only the magnitude is asked, and negative values where there were none: one alone may be all black or
-    all white.
+    all white. Many may be of one class, and may lack the rare values that are largest.
     """
-    are_other = not trained.largest / _RATIO <= found.largest <= trained.largest * _RATIO
+    are_other = found.largest > trained.largest * _RATIO
+    are_other |= found.num_images < ENOUGH_IMAGES and found.largest * _RATIO < trained.largest
     are_other |= trained.low >= 0 and found.low < -_ROUNDING * found.largest
     if found.num_images >= ENOUGH_IMAGES and trained.spread > 0:
-        are_other |= abs(found.mean - trained.mean) > _SPREADS * trained.spread
-        are_other |= not 1 / _SPREAD_RATIO <= found.spread / trained.spread <= _SPREAD_RATIO
-        are_other |= (trained.low < -_ROUNDING * trained.largest) and found.low >= 0
+        is_odd = abs(found.mean - trained.mean) > _SPREADS * trained.spread
+        is_odd |= not 1 / _SPREAD_RATIO <= found.spread / trained.spread <= _SPREAD_RATIO
+        is_odd |= (trained.low < -_ROUNDING * trained.largest) and found.low >= 0
+        are_other |= is_odd and not any(_is_like(found, *each) for each in trained.classes)
     if not are_other:
         return None
     return (
@@ -89,35 +101,72 @@ def find_shifted(found: Tensor, trained: Tensor) -> str | None:
     """
     if min(len(found), len(trained)) < ENOUGH_IMAGES:
         return None
-    (mean, spread, share), (other_mean, other_spread, _) = (_describe_features(each) for each in (trained, found))
+    (mean, spread, share, usual), (other_mean, other_spread, *_) = (
+        _describe_features(each) for each in (trained, found)
+    )
     is_told = (share > 0.5) & (spread > 0)
     is_shifted = (other_mean - mean).abs() > _SHIFT * spread
-    is_shifted |= (other_spread > _SPREAD_OF_FEATURE * spread) | (other_spread * _SPREAD_OF_FEATURE < spread)
+    is_shifted |= other_spread > _SPREAD_OF_FEATURE * spread
+    # A feature that is nearly always the same may well be so in all of a few images.
+    is_narrow = (other_spread * _SPREAD_OF_FEATURE < spread) & (usual ** len(found) < _BY_CHANCE)
+    is_shifted |= is_narrow
     shifted = (is_shifted & is_told).nonzero().flatten().tolist()
     if not shifted:
         return None
     first = shifted[0]
     others = f" and {len(shifted) - 1} more" if len(shifted) > 1 else ""
     return (
-        f"feature {first}{others} (of {len(mean)}) do not look like those of the training images ({mean[first]:g} on "
+        f"feature {first}{others} of {len(mean)} differ from what they are in the training images ({mean[first]:g} on "
         f"average there, with a spread of {spread[first]:g}; here {other_mean[first]:g} and {other_spread[first]:g}); "
         "bring them to the same units"
     )
 
 
-def find_shifted_rows(rows: Tensor) -> str | None:
-    """What says that standardised images, rows (n, features), are in other units than those for training.
+def find_mixed(images: Tensor) -> str | None:
+    """What says that some of many images (n, *shape) are in other units than the others; None if nothing does.
 
-    Of fewer than 50 nothing is said.
+    Their largest magnitudes then are of two sizes, with nothing in between.
     """
-    if len(rows) < ENOUGH_IMAGES:
+    if len(images) < ENOUGH_IMAGES:
         return None
-    mean, spread, _ = _describe_features(rows)
+    largest = torch.cat([part.flatten(1).double().abs().amax(dim=1) for part in images.split(_MOST_IMAGES)])
+    order = largest.argsort()
+    sizes = largest[order].clamp(min=float(largest[largest > 0].min()) if bool((largest > 0).any()) else 1.0)
+    gaps = sizes[1:] / sizes[:-1]
+    few = max(int(_LEAST_SHARE * len(images)), 1)
+    within = gaps[few - 1 : len(gaps) - few + 1]
+    if not len(within) or float(within.max()) < _GAP:
+        return None
+    position = few + int(within.argmax())
+    is_less = 2 * position < len(images)
+    some = order[:position] if is_less else order[position:]
+    return (
+        f"in {len(some)} of {len(images)}, such as image {int(some.min())}, all values are {float(within.max()):.0f} "
+        f"times {'smaller' if is_less else 'larger'} than in the others, as in other units; bring all to the same"
+    )
+
+
+def measure_rows(rows: Tensor) -> tuple[float, float] | None:
+    """How far most features of standardised rows (n, features) are from 0, and their spread; None if none varies."""
+    mean, spread, *_ = _describe_features(rows)
     varies = (rows != rows[0]).any(dim=0)
     if not bool(varies.any()):
         return None
-    shift, ratio = float(mean[varies].abs().median()), float(spread[varies].median())
-    if shift <= _MEDIAN_SHIFT and 1 / _MEDIAN_SPREAD <= ratio <= _MEDIAN_SPREAD:
+    return float(mean[varies].abs().median()), float(spread[varies].median())
+
+
+def find_shifted_rows(rows: Tensor, classes: Mapping[str, float] | None) -> str | None:
+    """What says that standardised images, rows (n, features), are in other units than those for training.
+
+    Of fewer than 50 nothing is said. `classes` are the limits within which those of one training class are, each by
+    itself, where they are known.
+    """
+    found = measure_rows(rows) if len(rows) >= ENOUGH_IMAGES else None
+    if found is None:
+        return None
+    (shift, ratio), limits = found, classes or {"shift": 0.0, "least_spread": 1.0, "most_spread": 1.0}
+    is_near = shift <= _MEDIAN_SHIFT + limits["shift"]
+    if is_near and limits["least_spread"] / _MEDIAN_SPREAD <= ratio <= limits["most_spread"] * _MEDIAN_SPREAD:
         return None
     return (
         f"standardised as the training images are, most features are {shift:.3g} from their mean there, and have a "
@@ -125,16 +174,46 @@ def find_shifted_rows(rows: Tensor) -> str | None:
     )
 
 
-def _describe_features(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each feature of many images: the mean, the spread, and the share of images in which it is not zero."""
+def _is_like(found: Values, mean: float, spread: float) -> bool:
+    """Whether images are like those of one class, of such a mean and spread."""
+    is_as_wide = spread / _CLASS_SPREAD_RATIO <= found.spread <= spread * _CLASS_SPREAD_RATIO
+    return is_as_wide and abs(found.mean - mean) <= _CLASS_SPREADS * spread
+
+
+def _describe_classes(images: Tensor, labels: Tensor) -> tuple[tuple[float, float], ...]:
+    """The mean and the spread of the first classes, from many images with their labels (n,)."""
+    step = -(-len(images) // _MOST_IMAGES)
+    some, its_labels = images[::step], labels[::step]
+    sums = torch.empty(len(some), 2, dtype=torch.float64)
+    size = max(_PART_FEATURES // some[0].numel(), 1)
+    for start, part in zip(range(0, len(some), size), some.split(size), strict=True):
+        values = part.flatten(1).double()
+        sums[start : start + len(part)] = torch.stack([values.mean(dim=1), values.square().mean(dim=1)], dim=1)
+    num_classes = int(its_labels.max()) + 1
+    by_class = torch.zeros(num_classes, 2, dtype=torch.float64).index_add_(0, its_labels, sums)
+    counts = torch.bincount(its_labels, minlength=num_classes)
+    is_known = counts >= _FEW
+    means, squares = (by_class[is_known] / counts[is_known].unsqueeze(1))[:_MOST_CLASSES].unbind(1)
+    spreads = (squares - means.square()).clamp(min=0.0).sqrt()
+    return tuple(zip(means.tolist(), spreads.tolist(), strict=True))
+
+
+def _describe_features(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each feature of many images: the mean, the spread, and two shares of the images.
+
+    Of those in which the feature is not zero, and of those in which it has its usual value, if it has one.
+    """
     index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:_MOST_IMAGES]
-    sums = torch.zeros(3, images[0].numel(), dtype=torch.float64)
-    start = images[index[0]].flatten().double()  # differences to it, as squares of large values lose small spreads
+    sums = torch.zeros(4, images[0].numel(), dtype=torch.float64)
+    some = images[index[:_NUM_CANDIDATES]].flatten(1).double()
+    usual = some.mode(dim=0).values
+    start = some[0]  # differences to it, as squares of large values lose small spreads
     for part in index.split(max(_PART_FEATURES // images[0].numel(), 1)):
         values = images[part].flatten(1).double()
         sums[2] += (values != 0).sum(dim=0)
+        sums[3] += (values == usual).sum(dim=0)
         values -= start
         sums[0] += values.sum(dim=0)
         sums[1] += values.square().sum(dim=0)
-    mean, square, share = sums / len(index)
-    return mean + start, (square - mean.square()).clamp(min=0.0).sqrt(), share
+    mean, square, share, usual_share = sums / len(index)
+    return mean + start, (square - mean.square()).clamp(min=0.0).sqrt(), share, usual_share

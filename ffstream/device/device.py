@@ -14,8 +14,9 @@ from ffstream.errors import DeviceError
 _NAME = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """ "auto", "cpu", "cuda" or "cuda:N" to a device that is there. Raises DeviceError."""
+    name = str(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not _NAME.fullmatch(name):

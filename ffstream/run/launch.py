@@ -46,7 +46,7 @@ from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.identity import FolderState
 from ffstream.training.input_rows import check_negatives
 from ffstream.training.observer import Observer
-from ffstream.training.visibility import find_hidden
+from ffstream.training.visibility import find_hidden, find_overlaid
 
 # Settings whose "auto" is filled in when a run starts, or that a resumed run keeps.
 _RESOLVED = (
@@ -61,6 +61,7 @@ _RESOLVED = (
     "memory.disk_budget",
 )
 
+_MOST_LETTERS = 80  # of the name of the data in that of a run
 _MIN_BATCH, _MAX_BATCH = 64, 512
 _UPDATES_AN_EPOCH = 64  # aimed at by batch = "auto"
 
@@ -181,7 +182,8 @@ def resume(
 
 def default_run_dirs(config: Config) -> Iterator[Path]:
     """runs/<data>-<layers>x<width>-<time>, and -2, -3 ... behind it, but for those that are there."""
-    name = f"{Path(config.data).stem or 'data'}-{config.layers}x{config.width}-{time.strftime('%Y%m%d-%H%M%S')}"
+    data = Path(config.data).stem[:_MOST_LETTERS] or "data"
+    name = f"{data}-{config.layers}x{config.width}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return (path for path in map(Path("runs").joinpath, names) if not exists(path))
 
@@ -402,8 +404,12 @@ def _write_start(
         directory.create(config, facts, environment, labels)
         whole = prepared.dataset.train  # so that an image has the number that it has in its file
         hidden = find_hidden(whole.images, whole.labels, facts.scaling, config.standardise)
-        if hidden is not None:
-            observer.on_warning(hidden)
+        overlaid = None
+        if config.labels.method == "overlay":
+            overlaid = find_overlaid(whole.images, facts.num_classes, facts.scaling)
+        for found in (hidden, overlaid):
+            if found is not None:
+                observer.on_warning(found)
         return
     if state is FolderState.OLDER_RUN:
         num_layers = directory.count_layers()

@@ -188,7 +188,7 @@ class Run:
             found = predict(layers, images, method, combination, is_calibrated=calibrated)
         return replace(found, warning=warning)
 
-    def load_images(self, paths: Sequence[str | Path]) -> NamedImages:
+    def load_images(self, paths: str | Path | Sequence[str | Path]) -> NamedImages:
         """Images for `predict`: image files, folders of them, and .npy, .npz and .safetensors files of arrays.
 
         What is white in an image file is as large as the largest training value, or 255 where that is how the training
@@ -196,12 +196,17 @@ class Run:
         first file that does not fit.
         """
         from ffstream.data.images import load_images
-        from ffstream.data.picture_file import WHITE
+
+        paths = [paths] if isinstance(paths, (str, Path)) else paths
+        from ffstream.data.values import WHITE
 
         facts = self.directory.read_data()
-        in_bytes = holds_pictures(self.config.data) or facts.scale > WHITE / 2
-        low, high = 0.0, WHITE if in_bytes else facts.scale
-        if not in_bytes and facts.values.low < 0:
+        high = facts.white
+        if high is None:  # the run is older than this fact
+            in_bytes = holds_pictures(self.config.data) or WHITE / 2 < facts.scale <= WHITE
+            high = WHITE if in_bytes else facts.scale
+        low = 0.0
+        if high != WHITE and facts.values.low < 0:
             low, high = facts.values.low, facts.values.high
         return load_images([Path(path) for path in paths], facts.image_shape, high, low)
 

@@ -13,6 +13,7 @@ from ffstream.ground.units import parse_bytes
 
 # Magnitudes allowed: what 64 bits hold. Comparing with them refuses nan and infinity as well.
 _LARGEST_INTEGER, _LARGEST_NUMBER = 2**63 - 1, sys.float_info.max
+_MOST_LETTERS = 120  # of a value, in an error
 
 
 def limit(default: Any, **rules: Any) -> Any:
@@ -30,11 +31,17 @@ def check_fields(section: Any, prefix: str, skipped: Container[str] = ()) -> Non
         problem = _problem(value, str(hints[item.name]), item.metadata)
         if problem:
             joint = "; " if problem.startswith("did you mean") else ", allowed "
-            raise ConfigError(f"config {prefix}{item.name}: found {value!r}{joint}{problem}")
+            raise ConfigError(f"config {prefix}{item.name}: found {show(value)}{joint}{problem}")
         if isinstance(value, int) and not isinstance(value, bool) and "float" in str(hints[item.name]):
             object.__setattr__(section, item.name, float(value))  # so that 1 and 1.0 have one fingerprint
         elif isinstance(value, float):
             object.__setattr__(section, item.name, value + 0.0)  # and -0.0 that of 0.0
+
+
+def show(value: Any) -> str:
+    """A value in a line that is not too long, whatever it is."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
@@ -50,6 +57,8 @@ def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
         signs = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
         bounds = " and ".join(f"{sign} {rules[rule]:g}" for rule, sign in signs.items() if rule in rules)
         allowed = f"{kind} {bounds}".rstrip() + (f", or {word!r}" if word is not None else "")
+        if isinstance(value, types) and not isinstance(value, bool) and abs(value) > largest:
+            return f"{allowed} and <= {largest:g}"
         if isinstance(value, bool) or not isinstance(value, types) or not abs(value) <= largest:
             return allowed
         inside = (

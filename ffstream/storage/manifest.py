@@ -53,10 +53,14 @@ DATA: Shape = {
     "test_digest?": DIGEST,  # where there are test data, in runs that are not older
     "validation_labels_digest?": DIGEST,
     "brings_negatives?": FLAG,
-    "standardised?": {"mean": [NUMBER], "spread": [NUMBER]},  # of each feature or channel, where it is asked for
+    "standardised_classes?": dict.fromkeys(("shift", "least_spread", "most_spread"), NUMBER),
+    "white?": POSITIVE,  # the value of a picture's white; not in runs that are older
+    # Of each feature or channel, where it is asked for.
+    "standardised?": {"mean": [NUMBER], "spread": [NUMBER], "by_plane?": FLAG},
     "values?": {
         "num_images": SIZE,
         **dict.fromkeys(("low", "high", "mean", "spread"), NUMBER),
+        "classes?": [[NUMBER]],  # mean and spread of each
     },  # of those for training
 }
 RUN: Shape = {

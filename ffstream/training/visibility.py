@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ffstream.data.scaling import FEATURES, NONE, Scaling
+from ffstream.data.scaling import CHANNELS, FEATURES, NONE, Scaling, find_parts
+from ffstream.data.values import find_mixed
 from ffstream.field.normalisation import length_normalise
 
 _MOST_IMAGES = 1024  # that are looked at one by one, drawn from all
@@ -35,6 +36,7 @@ _FAR = 5.0  # any other number that stands for missing ones, by the largest of t
 _MOST_CODES, _LEAST_OTHERS = 4, 3  # different ones
 _LEAST_NEGATIVE = 0.1  # of the largest value, that a negative number which stands for missing ones has
 _MOST_COMPARED, _MOST_COMPARED_FEATURES = 512, 4096  # images, and features, of which neighbours are sought
+_OVERLAID = 1 / 3  # of the sum of squares, that a label may hide
 _LOST_CLASSES = 0.2  # of the images, whose nearest has another class in unit length and not before
 
 
@@ -93,6 +95,9 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
     found = _find_known_code(images) or _find_far_code(images, index)
     if found is not None:
         return f"{found}; if it stands for what is missing, put the feature's mean there, or leave those images out"
+    mixed = None if standardise == NONE else find_mixed(images)  # unit length makes them alike
+    if mixed is not None:
+        return f"training images: {mixed}"
     look = _Look.at(images, index, scaling)
     plain = look if standardise == NONE else _Look.at(images, index, Scaling(scaling.scale))
     found = _find_empty(plain, images) or _find_outlying(plain, images) or _find_outlying(look, images)
@@ -103,7 +108,19 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
     found = found or _find_offset(look)
     if found is not None:
         return f"{found}; add --standardise features, or bring the data to such units yourself"
-    return _find_lost_length(images, labels, index, scaling)
+    return _find_lost_length(images, labels, index, scaling, standardise)
+
+
+def find_overlaid(images: Tensor, num_classes: int, scaling: Scaling) -> str | None:
+    """What says that a label laid over the first features of images (n, *shape) hides much of them, if it does."""
+    look = _Look.at(images, torch.arange(len(images))[:: -(-len(images) // _MOST_IMAGES)], scaling)
+    share = float(look.rows_squares[:num_classes].sum() / look.rows_squares.sum().clamp(min=1e-300))
+    if share < _OVERLAID:
+        return None
+    return (
+        f"the label is laid over the first {num_classes} of {look.num_features} features, which hold {share:.0%} of "
+        "the training images' sum of squares; use another recipe, or put as many empty features in front"
+    )
 
 
 def _bring_to_unit_length(scaled: Tensor) -> Tensor:
@@ -166,6 +183,8 @@ def _find_far_code(images: Tensor, index: Tensor) -> str | None:
         features = is_there.any(dim=0).nonzero().flatten()
         if float(is_there[:, features].double().mean()) > 0.6:  # features in units of their own
             continue
+        if all(_is_standardised_binary(rows[:, feature]) for feature in features.tolist()):
+            continue
         values = rows[is_there].unique().tolist()
         first = int(index[is_there.any(dim=1).nonzero()[0]])
         words = f"value {values[0]:g} stands" if len(values) == 1 else f"values {_list(values)} stand"
@@ -175,6 +194,11 @@ def _find_far_code(images: Tensor, index: Tensor) -> str | None:
             f"{ratio:.3g} times as large as any other (the first: image {first})"
         )
     return _find_negative_code(rows, index, magnitudes)
+
+
+def _is_standardised_binary(column: Tensor) -> bool:
+    """Whether a column has two values, a mean near 0 and a spread near 1: its rare value is far by arithmetic alone."""
+    return len(column.unique()) == 2 and abs(float(column.mean())) < 0.5 and 0.5 < float(column.std()) < 2
 
 
 def _find_negative_code(rows: Tensor, index: Tensor, magnitudes: Tensor) -> str | None:
@@ -268,8 +292,11 @@ def _find_units(look: _Look, shape: tuple[int, ...]) -> str | None:
                     f"the values of {_name(odd)} of the training images are up to {ratio:,.0f} times {word} than those "
                     f"of most features, so that a layer can hardly see {hidden}"
                 )
-    if len(shape) == 3 and 1 < shape[0] < len(sizes):
-        by_channel = look.logarithms.view(shape[0], -1).sum(dim=1), look.num_not_zero.view(shape[0], -1).sum(dim=1)
+    channels = find_parts(shape, CHANNELS)
+    num_channels = int(channels.max()) + 1
+    if 1 < num_channels < len(sizes):
+        zeros = torch.zeros(num_channels, dtype=torch.float64)
+        by_channel = [zeros.index_add(0, channels, each) for each in (look.logarithms, look.num_not_zero)]
         sizes = (by_channel[0] / by_channel[1].clamp(min=1)).exp()
         least, most = int(sizes.argmin()), int(sizes.argmax())
         if bool((by_channel[1] > 0).all()) and sizes[most] > _LARGE * sizes[least]:
@@ -292,7 +319,7 @@ def _find_offset(look: _Look) -> str | None:
     )
 
 
-def _find_lost_length(images: Tensor, labels: Tensor, index: Tensor, scaling: Scaling) -> str | None:
+def _find_lost_length(images: Tensor, labels: Tensor, index: Tensor, scaling: Scaling, standardise: str) -> str | None:
     """Classes that differ in the length of their images, such as brightness: their nearest neighbours tell."""
     index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(1))][:_MOST_COMPARED]
     index = index[: max(_PART_VALUES // images[0].numel(), 2)]
@@ -303,8 +330,8 @@ def _find_lost_length(images: Tensor, labels: Tensor, index: Tensor, scaling: Sc
         return None
     return (
         f"the most similar training image is of another class in {before:.0%} of them, and in {after:.0%} once each is "
-        "brought to unit length, in which brightness and the like are lost; add --standardise features, or a feature "
-        "that says it in another way"
+        "brought to unit length, in which brightness and the like are lost; add "
+        f"{'' if standardise == FEATURES else '--standardise features, or '}a feature that says it in another way"
     )
 
 

@@ -596,9 +596,9 @@ UNITS = {
 }
 
 
-def photographs(num_images=200):
+def photographs(num_images=200, seed=1):
     """Images of four classes by the half that is brighter or darker."""
-    generator, labels = np.random.default_rng(1), np.arange(num_images) % 4
+    generator, labels = np.random.default_rng(seed), np.arange(num_images) % 4
     images = np.full((num_images, 8, 8), 128.0) + generator.normal(0, 25, (num_images, 8, 8))
     for label in range(4):
         images[labels == label, 4 * (label % 2) : 4 * (label % 2) + 4] += 90 if label < 2 else -90
@@ -610,7 +610,8 @@ def photographs(num_images=200):
 def test_a_split_in_other_units_is_named_when_it_is_trained_and_evaluated(of_train, of_test, tmp_path):
     images, labels = photographs()
     arrays = {"x_train": UNITS[of_train](images), "y_train": labels}
-    arrays |= {"x_test": UNITS[of_test](images[::2]), "y_test": labels[::2]}
+    others, _ = photographs(seed=2)
+    arrays |= {"x_test": UNITS[of_test](others[:100]), "y_test": labels[:100]}
     path, said = save(tmp_path / "d.npz", arrays), []
     observer = ff.Observer()
     observer.on_warning = said.append
@@ -693,7 +694,7 @@ def test_of_digits_and_few_images_nothing_is_said(digits):
 
 
 def test_a_test_split_that_is_the_training_split_is_said(digits):
-    assert "are the training images" in dataclasses.replace(digits, test=digits.train).warning
+    assert "3823 of 3823 are training images" in dataclasses.replace(digits, test=digits.train).warning
 
 
 @pytest.mark.parametrize(
@@ -730,3 +731,97 @@ def test_labels_of_complex_numbers_are_refused_by_name(tmp_path):
     np.savez(tmp_path / "d.npz", x_train=images, y_train=np.array([0, 1, 0, 1], complex))
     with pytest.raises(ff.DataError, match="array y_train: found torch.complex128"):
         load_dataset(str(tmp_path / "d.npz"))
+
+
+# --- features that are nearly always the same
+
+
+@pytest.mark.parametrize("num_images", [60, 500, 1700])
+def test_a_feature_that_is_nearly_always_the_same_may_be_so_in_all_of_a_split(num_images, digits):
+    parts = (digits.train, digits.test.take(slice(num_images)))
+    inverted = [Split(16 - part.images, part.labels) for part in parts]
+    assert check_dataset("inverted", *inverted).warning is None
+
+
+def test_a_binary_feature_that_is_rare_is_no_other_unit():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(3000, 6, generator=generator)
+    rows[:, 2] = (rows[:, 2] < 0.995).float()
+    labels = torch.arange(3000) % 2
+    for stop in (2060, 2300, 3000):
+        train, test = (Split(rows[part], labels[part]) for part in (slice(2000), slice(2000, stop)))
+        assert check_dataset("t", train, test).warning is None
+
+
+# --- white, of pictures that a run of arrays is asked about
+
+
+@pytest.mark.parametrize(("largest", "white"), [(1, 1), (16, 16), (200, 255), (255, 255), (1023, 1023)])
+def test_white_is_the_largest_value_unless_values_are_bytes(largest, white, digits, tmp_path):
+    images = digits.train.images.numpy() / 16 * largest
+    np.savez(tmp_path / "d.npz", x_train=images.astype(np.float32), y_train=digits.train.labels.numpy())
+    run = ff.train(ff.Config(data=str(tmp_path / "d.npz"), layers=1, width=8, epochs=1), tmp_path / "run")
+    Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
+    assert float(run.load_images([tmp_path / "white.png"]).images.max()) == pytest.approx(white)
+
+
+def test_white_is_known_where_the_source_of_the_data_is_not(digits, tmp_path, monkeypatch):
+    def source(_root):
+        return dataclasses.replace(digits, train=Split(digits.train.images / 16, digits.train.labels), test=None)
+
+    monkeypatch.setitem(SOURCES._parts, "mine", source)
+    run = ff.train(ff.Config(data="mine", layers=1, width=8, epochs=1), tmp_path / "run")
+    monkeypatch.delitem(SOURCES._parts, "mine")
+    Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
+    assert float(run.load_images([tmp_path / "white.png"]).images.max()) == 1.0
+
+
+def test_an_empty_name_of_data_is_refused():
+    with pytest.raises(ff.DataError, match="found an empty name"):
+        load_dataset("")
+
+
+# --- images of one class are in the same units
+
+
+@pytest.mark.parametrize("standardise", ["none", "features", "channels"])
+def test_many_images_of_one_class_are_no_other_units(standardise, tmp_path):
+    generator = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    images = (20 + 180 * labels[:, None, None] + generator.normal(0, 10, (400, 8, 8))).clip(0, 255).astype(np.uint8)
+    data = save(tmp_path / "d.npz", {"x_train": images, "y_train": labels})
+    run = ff.train(ff.Config(data=data, layers=1, width=16, epochs=1, standardise=standardise), tmp_path / "run")
+    for label in (0, 1):
+        night = (20 + 180 * label + generator.normal(0, 10, (60, 8, 8))).clip(0, 255).astype(np.uint8)
+        assert run.predict(night).warning is None
+        assert run.predict(night / 255.0).warning is not None
+
+
+def test_rare_values_that_a_split_lacks_are_no_other_units():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2000, 12, generator=generator)
+    rows[:, 3] = (rows[:, 3] > 2.65).float()
+    rows[:, 3] = (rows[:, 3] - rows[:, 3].mean()) / rows[:, 3].std()
+    lacking = rows[1000:][rows[1000:, 3] < 1][:60]
+    train = Split(rows[:1000], torch.arange(1000) % 2)
+    assert check_dataset("t", train, Split(lacking, torch.arange(len(lacking)) % 2)).warning is None
+
+
+@pytest.mark.parametrize("standardise", ["features", "none"])
+def test_a_part_of_the_images_in_other_units_is_named_where_it_matters(standardise, digits, tmp_path):
+    images, labels = digits.train.images.float().numpy() * 10, digits.train.labels.numpy()
+    mixed, test = images.copy(), digits.test.images.float().numpy() * 10
+    mixed[::3] /= 255
+    test[5::3] /= 255
+    said, observer = [], ff.Observer()
+    observer.on_warning = said.append
+    config = ff.Config(layers=1, width=16, epochs=1, standardise=standardise)
+    for name, each in (("clean", images), ("mixed", mixed)):
+        data = save(tmp_path / f"{name}.npz", {"x_train": each, "y_train": labels})
+        run = ff.train(dataclasses.replace(config, data=data), tmp_path / name, observer=observer)
+        if name == "clean":
+            assert said == []
+            assert (run.predict(test).warning is None) == (standardise == "none")
+            assert standardise == "none" or "image 5, all values are" in run.predict(test).warning
+    assert (said == []) == (standardise == "none")
+    assert standardise == "none" or "1275 of 3823, such as image 0, all values are" in said[0]

@@ -8,7 +8,8 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
 import ffstream as ff
 from ffstream.data import load_dataset
@@ -16,11 +17,11 @@ from ffstream.data.images import load_images
 from ffstream.run.run import make_splits
 
 
-def write_images(folder, mode="L", size=(6, 5), classes=("cat", "dog"), num_images=4):
+def write_images(folder, mode="L", size=(6, 5), classes=("cat", "dog"), num_images=4, first=0):
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(num_images):
-            Image.new(mode, size, (40 * number + index) if mode == "L" else (index, number, 7)).save(
+            Image.new(mode, size, (40 * number + index + first) if mode == "L" else (index + first, number, 7)).save(
                 folder / name / f"{index}.png"
             )
 
@@ -174,7 +175,7 @@ GOOD_PICTURES = {
     "upper.PNG": save_noise,
 }
 
-COLOURED = ("palette.png", "still.gif", "opaque.png", "cmyk.jpg", "cmyk.tiff", "ycbcr.jpg")
+COLOURED = ("opaque.png", "cmyk.jpg", "cmyk.tiff", "ycbcr.jpg")
 
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
@@ -203,8 +204,9 @@ def test_a_picture_of_any_mode_of_eight_bits_is_read(name, mode, tmp_path):
         assert len(dataset.train) == 9
         assert not dataset.left_out
     is_grey = dataset.image_shape == (5, 6)
-    assert is_grey == (mode == "L" and name not in COLOURED)
-    assert (dataset.warning is None) == ((mode == "RGB" and name in COLOURED) or is_grey)
+    is_coloured = name in COLOURED or (mode == "RGB" and name == "palette.png")
+    assert is_grey == (mode == "L" and not is_coloured)
+    assert (dataset.warning is None) == ((mode == "RGB" and is_coloured) or is_grey)
 
 
 @pytest.mark.parametrize("name", ["0.png", "9.png"])
@@ -278,7 +280,7 @@ TWINS = [
 
 def write_splits(root, *places):
     for number, place in enumerate(places):
-        write_images(root / place, classes=("cat", "dog", "owl"), num_images=3 + number)
+        write_images(root / place, classes=("cat", "dog", "owl"), num_images=3 + number, first=10 * number)
 
 
 @pytest.fixture
@@ -472,3 +474,76 @@ def test_what_lies_beside_the_classes_of_a_split_is_named(place, tmp_path):
 def test_texts_that_begin_like_a_picture_are_none(content, tmp_path):
     _, found = load_with(tmp_path, lambda root: put(root / "cat/notes", content))
     assert "cat/notes (no picture" in found.warning
+
+
+# --- pictures that a camera says how to turn
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_a_picture_is_read_as_it_is_shown(suffix, orientation, tmp_path):
+    pixels = np.kron(np.random.default_rng(0).integers(0, 2, (3, 4), dtype=np.uint8) * 255, np.ones((8, 8), np.uint8))
+    for name, number in (("turned", orientation), ("upright", 1)):
+        image = Image.fromarray(pixels)
+        exif = image.getexif()
+        exif[0x0112] = number
+        if name == "upright":  # as it would be saved by a program that has turned it
+            exif[0x0112] = orientation
+            image.save(tmp_path / "turned.png", exif=exif)
+            with Image.open(tmp_path / "turned.png") as turned:
+                image = Image.fromarray(np.array(ImageOps.exif_transpose(turned)))
+            exif = Image.Exif()
+        for label in "ab":
+            folder = tmp_path / name / label
+            folder.mkdir(parents=True)
+            for index in range(2):
+                options = {"quality": 95} if suffix == "jpg" else {"lossless": True} if suffix == "webp" else {}
+                image.save(folder / f"{index}.{suffix}", exif=exif, **options)
+    found, expected = (load_dataset(str(tmp_path / name)).train.images for name in ("turned", "upright"))
+    assert found.shape == expected.shape
+    assert (found.int() - expected.int()).abs().max() < 40  # a JPEG is compressed once more
+
+
+def test_damaged_orientations_are_none(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        Image.new("L", (6, 5), ord(label)).save(tmp_path / label / "0.jpg", exif=b"Exif\0\0MM\0*nonsense")
+        Image.new("L", (6, 5), ord(label)).save(tmp_path / label / "1.jpg")
+    assert load_dataset(str(tmp_path)).image_shape == (5, 6)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png"])
+def test_a_palette_of_greys_is_grey(suffix, tmp_path):
+    for label in "ab":
+        for name in ("grey", "palette"):
+            (tmp_path / name / label).mkdir(parents=True)
+        for number in range(3):
+            grey = Image.fromarray(
+                np.random.default_rng(10 * number + ord(label)).integers(0, 255, (6, 5), dtype=np.uint8)
+            )
+            grey.save(tmp_path / "grey" / label / f"{number}.png")
+            grey.convert("P").save(tmp_path / "palette" / label / f"{number}.{suffix}")
+    found, expected = (load_dataset(str(tmp_path / name)) for name in ("palette", "grey"))
+    assert torch.equal(found.train.images, expected.train.images)
+    assert found.warning is None
+
+
+def test_signed_numbers_are_refused(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        pixels = np.random.default_rng(ord(label)).integers(0, 255, (6, 5), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / label / "0.tif", tiffinfo={339: 2} if label == "b" else {})
+    with pytest.raises(ff.DataError, match=r"b.0\.tif.*signed numbers"):
+        load_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("runs", ["runs/one", "mine"])
+def test_runs_within_a_folder_of_data_are_no_class(runs, tmp_path, monkeypatch):
+    write_images(tmp_path, num_images=20)
+    monkeypatch.chdir(tmp_path)
+    config = ff.Config(data=".", layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
+    for again in (False, True):
+        assert ff.train(config, runs, resume=again).num_layers_done == 1
+    found = load_dataset(".")
+    assert found.class_names == ("cat", "dog")
+    assert "(runs)" in found.warning

@@ -10,7 +10,7 @@ import torch
 
 import ffstream as ff
 from ffstream.data import Scaling
-from ffstream.training.visibility import find_hidden
+from ffstream.training.visibility import find_hidden, find_overlaid
 
 NUM_IMAGES, NUM_FEATURES = 500, 8
 LABELS = torch.arange(NUM_IMAGES) % 2
@@ -87,11 +87,11 @@ HIDDEN = {
         "255 stands",
     ),
     "a channel in other units": (
-        lambda: torch.rand(NUM_IMAGES, 3, 4, 4) * torch.tensor([1.0, 1000.0, 1.0]).view(3, 1, 1),
-        "16 features .* larger",
+        lambda: torch.rand(NUM_IMAGES, 3, 5, 6) * torch.tensor([1.0, 1000.0, 1.0]).view(3, 1, 1),
+        "30 features .* larger",
     ),
     "one small channel of two": (
-        lambda: torch.rand(NUM_IMAGES, 2, 4, 4) * torch.tensor([1000.0, 1.0]).view(2, 1, 1),
+        lambda: torch.rand(NUM_IMAGES, 2, 5, 6) * torch.tensor([1000.0, 1.0]).view(2, 1, 1),
         "channel 0 .* larger than those of channel 1",
     ),
     "a table with an axis of one": (lambda: with_feature(2, lambda v: v / 1000).unsqueeze(1), "feature 2 .* smaller"),
@@ -192,3 +192,44 @@ def test_a_run_says_what_is_hidden_and_learns_it_once_it_is_standardised(tmp_pat
     mended, said = train(data, tmp_path / "mended", standardise="features")
     assert said == []
     assert mended.evaluate().error < 0.1
+
+
+# --- what clean data have that looks like something else
+
+
+def standardised(columns):
+    return (columns - columns.mean(dim=0)) / columns.std(dim=0)
+
+
+def test_rare_categories_that_are_standardised_stand_for_nothing_missing():
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.tensor([0.5] * 8 + [0.02, 0.02, 0.004])
+    rows = standardised((torch.rand(900, 11, generator=generator) < shares).float())
+    labels = torch.arange(900) % 2
+    assert find_hidden(rows, labels, Scaling(float(rows.abs().max())), "none") is None
+
+
+def test_a_channel_in_other_units_is_named_wherever_channels_lie():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(200, 3, 10, 10, generator=generator) * torch.tensor([1.0, 1.0, 1 / 52]).view(3, 1, 1)
+    labels = torch.arange(200) % 2
+    for each in (images, images.permute(0, 2, 3, 1).contiguous()):
+        assert "larger than those of channel 2" in find_hidden(each, labels, Scaling(1.0), "none")
+
+
+def test_what_is_standardised_already_is_not_told_to_be():
+    angles = torch.arange(400) * 0.1
+    radius = 1.0 + (torch.arange(400) % 2)
+    rows = torch.stack([angles.cos() * radius, angles.sin() * radius], dim=1)
+    scaling = Scaling.of(rows, 2.0, "features")
+    found = find_hidden(rows, torch.arange(400) % 2, scaling, "features")
+    assert "brought to unit length" in found
+    assert "--standardise" not in found
+
+
+def test_labels_that_hide_most_of_an_image_are_said(digits):
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(300, 4, generator=generator)
+    assert "over the first 3 of 4 features" in find_overlaid(table, 3, Scaling(1.0))
+    assert find_overlaid(digits.train.images, 10, Scaling(16.0)) is None
+    assert find_overlaid(torch.rand(300, 40, generator=generator), 3, Scaling(1.0)) is None

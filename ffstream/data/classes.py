@@ -1,0 +1,110 @@
+"""Classes: numbers of them in whatever way they are written, and their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffstream.errors import DataError
+
+_BY_CHANCE = 1e-6  # the chance below which a split does not lack a class
+_FEW, _PART = 20, 4096  # samples that say nothing, and that are looked at together
+
+
+def to_classes(labels: Tensor, noun: str) -> Tensor:
+    """Numbers of classes (n,) int64 from such in any type, (n, 1), or from (n, C) with a one in place of each class.
+
+    Raises DataError, beginning with `noun`, for several labels a sample and for targets that are no classes.
+    """
+    labels = labels.squeeze(1) if labels.dim() == 2 and labels.shape[1] == 1 else labels
+    if count_columns(labels.shape) is not None:
+        if bool(((labels == 0) | (labels == 1)).all()):
+            if bool((labels.sum(dim=1) == 1).all()):
+                return labels.long().argmax(dim=1)
+            raise DataError(f"{noun}: holds several labels a sample, or none, allowed one class each")
+        raise DataError(
+            f"{noun}: has shape {tuple(labels.shape)} and values that are not 0 or 1, allowed (n,), the class of each"
+        )
+    if labels.is_floating_point():
+        is_class = (labels == labels.round()) & (labels.abs() < 1 << 53)
+        if not bool(is_class.all()):
+            raise DataError(
+                f"{noun}: holds targets such as {labels[~is_class][0].item():g}, allowed classes, numbered from 0; "
+                "Forward-Forward tells classes apart"
+            )
+    return labels.long()
+
+
+def count_columns(shape: Sequence[int]) -> int | None:
+    """The classes of labels of this shape that have a column for each, (n, C); None where they are numbers."""
+    return int(shape[1]) if len(shape) == 2 and shape[1] > 1 else None
+
+
+def check_columns(noun: str, shapes: Mapping[str, Sequence[int]], num_classes: int | None = None) -> int | None:
+    """The number of columns of the labels of all splits, by their shapes; None where no split has columns.
+
+    Raises DataError, beginning with `noun`, where splits differ in it, or it is not `num_classes`: a class that a split
+    lacks has to have a column there all the same, as the columns behind it would be those of other classes.
+    """
+    found = {part: columns for part, shape in shapes.items() if (columns := count_columns(shape)) is not None}
+    if not found:
+        return None
+    first = next(iter(found))
+    allowed, why = found[first], f"as {first} labels have"
+    if num_classes is not None:
+        allowed, why = num_classes, "one a class"
+    for part, columns in found.items():
+        if columns != allowed:
+            raise DataError(
+                f"{noun}: {part} labels have {columns} columns, allowed {allowed}, {why}; a class that no sample "
+                "has needs its column too"
+            )
+    return allowed
+
+
+def find_lacking(labels: Tensor, train: Tensor, class_names: Sequence[str]) -> str | None:
+    """What says that a split lacks a class that it should have, from the labels of both; None if nothing does."""
+    counts = torch.bincount(labels, minlength=len(class_names))
+    shares = torch.bincount(train, minlength=len(class_names)) / len(train)
+    is_lacking = (counts == 0) & ((1 - shares) ** len(labels) < _BY_CHANCE)
+    if not bool(is_lacking.any()):
+        return None
+    first = int(is_lacking.nonzero()[0])
+    more = f" and {int(is_lacking.sum()) - 1} more" if int(is_lacking.sum()) > 1 else ""
+    return (
+        f"none of {len(labels)} is class {class_names[first]!r} (label {first}){more}, as {float(shares[first]):.0%} "
+        "of the training images are; look whether both are numbered alike"
+    )
+
+
+def find_label_feature(images: Tensor, labels: Tensor) -> str | None:
+    """What says that a feature of a table, images (n, features), is the label itself; None if none is."""
+    if images.dim() != 2 or len(labels) < _FEW:
+        return None
+    is_label = torch.ones(images.shape[1], dtype=torch.bool)
+    for rows, own in zip(images.split(_PART), labels.split(_PART), strict=True):
+        is_label &= (rows == own.unsqueeze(1)).all(dim=0)
+    if not bool(is_label.any()):
+        return None
+    feature = int(is_label.nonzero()[0])
+    return f"feature {feature} of the training images is their label, which no new image tells; leave it out"
+
+
+def to_class_names(names: Any, noun: str) -> tuple[str, ...]:
+    """Names of classes in their order, as text. Raises DataError, beginning with `noun`, for anything else."""
+    if isinstance(names, (str, bytes, set, frozenset, dict)) or not hasattr(names, "__iter__"):
+        kind = type(names).__name__
+        raise DataError(f"{noun}: class_names is a {kind}, allowed a tuple or list, in the order of the labels")
+    found = []
+    for name in names:
+        if not isinstance(name, (str, int, np.integer)) or isinstance(name, bool):
+            raise DataError(f"{noun}: class_names holds {name!r}, allowed text")
+        found.append(str(name))
+    twice = [name for number, name in enumerate(found) if name in found[:number]]
+    if twice:
+        raise DataError(f"{noun}: class_names holds {twice[0]!r} twice, allowed one name for each class")
+    return tuple(found)

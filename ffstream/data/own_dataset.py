@@ -1,0 +1,64 @@
+"""A data set that a user's own source gives, held to the same as one that is read from a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.data.classes import check_columns, to_class_names, to_classes
+from ffstream.data.dataset import Dataset, Split, as_tensor, check_dataset
+from ffstream.data.rounding import WIDE, Rounding
+from ffstream.errors import DataError
+
+
+def _read(values: Any, noun: str) -> Tensor:
+    """Numbers that are left alone from here on: without a graph, on the host, in a type that numpy has too."""
+    tensor = as_tensor(values, noun).detach().cpu()
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def check_own(found: Any, source: str) -> Dataset:
+    """The same data set with tensors in place of what else it holds. Raises DataError for what does not fit."""
+    noun = f"data {source}"
+    if not isinstance(found, Dataset):
+        raise DataError(
+            f"{noun}: its source gives {type(found).__name__}, allowed a Dataset(name, train, test, class_names)"
+        )
+    parts = {"train": found.train, "test": found.test, "validation": found.validation}
+    for part, split in parts.items():
+        if split is not None and not isinstance(split, Split):
+            raise DataError(f"{noun}: its {part} split is {type(split).__name__}, allowed a Split(images, labels)")
+    if found.train is None:
+        raise DataError(f"{noun}: its source gives no training split")
+    labels = {part: _read(split.labels, f"{noun}: {part} labels") for part, split in parts.items() if split is not None}
+    classes = {part: to_classes(values, f"{noun}: {part} labels") for part, values in labels.items()}
+    names = None if found.class_names is None else to_class_names(found.class_names, noun)
+    shapes = {part: tuple(values.shape) for part, values in labels.items()}
+    num_columns = check_columns(noun, shapes, None if names is None else len(names))
+    if names is None and num_columns is not None:
+        names = tuple(map(str, range(num_columns)))
+    splits = {
+        part: Split(
+            _read(split.images, f"{noun}: {part} images"),
+            classes[part],
+            None if split.negatives is None else _read(split.negatives, f"{noun}: {part} negatives"),
+        )
+        for part, split in parts.items()
+        if split is not None
+    }
+    images = splits["train"].images
+    rounding = Rounding(images[0].numel()) if images.dtype in WIDE and images.numel() else None
+    if rounding is not None:
+        rounding.add(0, images.flatten())
+    said = [(each,) if isinstance(each, str) else tuple(map(str, each)) for each in (found.left_out, found.notes)]
+    return check_dataset(
+        str(found.name),
+        splits["train"],
+        splits.get("test"),
+        names,
+        said[0],
+        validation=splits.get("validation"),
+        notes=said[1] + ((lost,) if rounding is not None and (lost := rounding.describe()) is not None else ()),
+    )

@@ -1,0 +1,41 @@
+"""What numbers of 64 bits lose where they are read as 32: differences beside a large offset, such as those of times."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  # of which 32-bit floats hold no part
+_SHARE = 1 / 50  # of a feature's range, that rounding may take
+
+
+class Rounding:
+    """The range of each feature and its largest error, from the numbers of an array as they are read in order."""
+
+    def __init__(self, num_features: int) -> None:
+        self._num_features = num_features
+        self._low, self._high = (
+            torch.full((num_features,), end, dtype=torch.float64) for end in (torch.inf, -torch.inf)
+        )
+        self._error = torch.zeros(num_features, dtype=torch.float64)
+
+    def add(self, start: int, values: Tensor) -> None:
+        """Look at some values (n,), of which the first is number `start` of the array."""
+        features = torch.arange(start, start + len(values)) % self._num_features
+        wide = values.double()
+        self._low.scatter_reduce_(0, features, wide, "amin")
+        self._high.scatter_reduce_(0, features, wide, "amax")
+        self._error.scatter_reduce_(0, features, (wide - wide.float().double()).abs(), "amax")
+
+    def describe(self) -> str | None:
+        """What says that features lose differences; None if none does."""
+        spread = self._high - self._low
+        is_lost = (self._error > _SHARE * spread) & (spread > 0)
+        if not bool(is_lost.any()):
+            return None
+        first = int(is_lost.nonzero()[0])
+        more = f" and {int(is_lost.sum()) - 1} more" if int(is_lost.sum()) > 1 else ""
+        return (
+            f"the values of feature {first}{more} differ by {float(spread[first]):.3g} at most beside "
+            f"{float(self._high[first]):.3g}, which is lost in numbers of 32 bits; take that offset off them"
+        )

@@ -1,0 +1,113 @@
+"""Images that occur again: in a split that is held out, under another class, as copies; clean data do none of it."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ffstream as ff
+from ffstream.data import load_dataset
+from ffstream.data.repetition import digest_images
+
+RNG = np.random.default_rng(0)
+
+
+def write_arrays(path, digits, **splits):
+    arrays = {f"{what}_{name}": value for name, pair in splits.items() for what, value in zip("xy", pair, strict=True)}
+    np.savez(path, **arrays)
+    return load_dataset(str(path)).warning
+
+
+@pytest.fixture
+def arrays(digits):
+    return digits.train.images.numpy(), digits.train.labels.numpy()
+
+
+@pytest.mark.parametrize("name", ["a part", "another order", "a tenth and others"])
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_a_split_of_training_images_is_named(name, part, arrays, digits, tmp_path):
+    x, y = arrays
+    order = {"a part": np.arange(200), "another order": RNG.permutation(len(x)), "a tenth and others": np.arange(200)}
+    seen = order[name]
+    num_others = 1000 if name.endswith("others") else 0
+    others = digits.test.images.numpy()[:num_others], digits.test.labels.numpy()[:num_others]
+    pair = [np.concatenate(each) for each in zip((x[seen], y[seen]), others, strict=True)]
+    rest = {} if part == "test" else {"test": (digits.test.images.numpy(), digits.test.labels.numpy())}
+    warning = write_arrays(tmp_path / "d.npz", digits, train=(x, y), **{part: pair}, **rest)
+    assert f"{len(seen)} of {len(pair[0])} are training images, such as image 0" in warning
+
+
+def test_of_tables_whose_rows_repeat_anyway_nothing_is_said(tmp_path, digits):
+    rows = RNG.integers(0, 3, (2000, 3)).astype(np.float32)  # 27 different ones
+    labels = (rows.sum(axis=1) > 3).astype(int)
+    train, test = ((rows[part], labels[part]) for part in (slice(1500), slice(1500, None)))
+    assert write_arrays(tmp_path / "d.npz", digits, train=train, test=test) is None
+
+
+def test_many_rows_under_several_classes_are_named(arrays, digits, tmp_path):
+    x, y = (np.concatenate([each, each[:300]]) for each in arrays)
+    y[-300:] = (y[-300:] + 1) % 10
+    warning = write_arrays(tmp_path / "d.npz", digits, train=(x, y))
+    assert "600 of 4123 training images occur under several classes, such as images 0 and 3823" in warning
+
+
+def test_digests_are_of_values_and_of_their_places():
+    images = torch.from_numpy(RNG.integers(0, 255, (3000, 8, 8), dtype=np.uint8))
+    found = digest_images(images)
+    assert len(found.unique()) == 3000
+    assert torch.equal(found, digest_images(images.flatten(1)))
+    assert not torch.isin(digest_images(images.transpose(1, 2)), found).any()
+    assert torch.equal(digest_images(images.float()), digest_images(images.double()))
+
+
+# --- folders of pictures
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("oak", "elm"):
+        (tmp_path / "trees" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = RNG.integers(0, 255, (6, 6), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "trees" / name / f"{number}.png")
+    return tmp_path / "trees"
+
+
+def test_of_pictures_that_are_all_different_nothing_is_said(folder):
+    assert load_dataset(str(folder)).warning is None
+
+
+def test_a_picture_under_two_classes_is_named(folder):
+    shutil.copy(folder / "oak" / "3.png", folder / "elm" / "zz.png")
+    warning = load_dataset(str(folder)).warning
+    assert "2 of 17 training images occur under several classes" in warning
+    assert str(folder / "oak" / "3.png") in warning
+    assert str(folder / "elm" / "zz.png") in warning
+
+
+def test_copies_of_pictures_are_named(folder):
+    for number in range(4):
+        shutil.copy(folder / "oak" / f"{number}.png", folder / "oak" / f"{number} (1).png")
+    warning = load_dataset(str(folder)).warning
+    assert "4 of 20 training images are copies of others" in warning
+    assert "oak" in warning
+
+
+def test_masks_beside_their_pictures_are_named(folder):
+    for number in range(8):
+        pixels = 255 * RNG.integers(0, 2, (6, 6), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "oak" / f"{number}_mask.png")
+    warning = load_dataset(str(folder)).warning
+    assert "class oak" in warning
+    assert "8 of its 16 images are named like masks of others, such as 0_mask.png" in warning
+
+
+def test_a_class_that_is_called_train_is_said_to_read_like_a_split(folder):
+    (folder / "elm").rename(folder / "train")
+    words = "train reads like a split, but holds pictures.*if it is a class, as oak"
+    with pytest.raises(ff.DataError, match=words):
+        load_dataset(str(folder))

@@ -1,0 +1,40 @@
+"""Differences that are lost where numbers of 64 bits are read as 32 are said, and nothing is said of others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ffstream.data import SOURCES, Dataset, Split, load_dataset
+from ffstream.data.rounding import Rounding
+
+LABELS = np.arange(300) % 2
+ROWS = np.random.default_rng(0).random((300, 4))
+TIMES = ROWS + np.array([0, 1, 0, 0]) * (1.7e9 + 30 * LABELS[:, None])
+
+
+@pytest.mark.parametrize(("dtype", "is_said"), [("float64", True), ("int64", True), ("float32", False)])
+@pytest.mark.parametrize("is_own", [False, True])
+def test_times_in_seconds_are_named(dtype, is_said, is_own, tmp_path, monkeypatch):
+    rows = (TIMES * (100 if dtype == "int64" else 1)).astype(dtype)
+    np.savez(tmp_path / "d.npz", x_train=rows, y_train=LABELS)
+    monkeypatch.setitem(SOURCES._parts, "own", lambda _: Dataset("own", Split(rows, LABELS), None, None))
+    warning = load_dataset("own" if is_own else str(tmp_path / "d.npz")).warning
+    assert (warning is not None) == is_said
+    assert not is_said or "feature 1 differ by" in warning
+
+
+def test_of_numbers_that_are_small_nothing_is_said(tmp_path):
+    for rows in (ROWS, ROWS * 1e6, ROWS + 1000, np.round(ROWS * 100).astype(int)):
+        np.savez(tmp_path / "d.npz", x_train=rows, y_train=LABELS)
+        assert load_dataset(str(tmp_path / "d.npz")).warning is None
+
+
+def test_parts_that_end_within_a_row_are_looked_at_alike():
+    values = torch.from_numpy(TIMES).flatten()
+    whole, parts = Rounding(4), Rounding(4)
+    whole.add(0, values)
+    for start in range(0, len(values), 7):
+        parts.add(start, values[start : start + 7])
+    assert whole.describe() == parts.describe() is not None
