@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +66,31 @@ def profile(
     except ModuleNotFoundError:
         drawn = "no picture, as matplotlib is not installed; pip install 'ffstream[plot]', then the same command again"
     say(f"figures in {folder / 'profile.json'}, {drawn}", err=as_json)
+
+
+@app.command()
+def config(as_json: Json = False) -> None:
+    """List every setting, with its default and what it means: for --set, and for a TOML file that --config reads."""
+    from ffstream.settings.config import describe_settings
+
+    if as_json:
+        found = {
+            name: {"default": default, "help": text}
+            for _, settings in describe_settings()
+            for name, default, text in settings
+        }
+        typer.echo(json.dumps(found, indent=1))
+        return
+    width = max(shutil.get_terminal_size().columns, 40)
+    for section, settings in describe_settings():
+        if section:
+            say("")
+        say(f"[{section}]" if section else "[settings outside of any section]")
+        for name, default, text in settings:
+            shown = "by the recipe" if default is None else json.dumps(default)
+            say(f"{name} = {shown}")
+            for line in textwrap.wrap(text, width - 4):
+                say(f"    {line}")
 
 
 @app.command()

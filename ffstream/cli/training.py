@@ -46,7 +46,7 @@ def train(
         ),
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Number of layers (4).")] = None,
-    width: Annotated[int | None, typer.Option(help="Units a layer (500).")] = None,
+    width: Annotated[int | None, typer.Option(help="Units a layer (512).")] = None,
     stack_layers: Annotated[
         int | None, typer.Option(help="Layers after which one reads the images again (4; 0: never).")
     ] = None,
@@ -245,8 +245,8 @@ _SETTINGS = {
 
 def _resolve_settings(options: dict[str, Any]) -> Config:
     """The configuration that the options of `train` ask for."""
-    from ffstream.settings.config import Config, parse_assignment, read_toml
-    from ffstream.settings.recipes import DEFAULT, default_recipe
+    from ffstream.settings.config import Config, flatten, parse_assignment, read_toml
+    from ffstream.settings.recipes import AUTO, DEFAULT
 
     if options["resume"] and options["run_dir"] is None:
         raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")
@@ -256,21 +256,18 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
         if value is not None and name not in _NOT_SETTINGS:
             given[_SETTINGS.get(name, name)] = value
     settings = read_toml(options["config"]) if options["config"] else {}
-    asked = settings | given
+    asked = flatten(settings) | given
     saved = expand_home(options["run_dir"]) / "config.toml" if options["resume"] else None
-    if "recipe" in asked:  # the base that everything else is laid over
-        settings["recipe"] = asked["recipe"]
-    elif saved is not None and exists(saved):
-        settings["recipe"] = read_toml(saved).get("recipe", DEFAULT)
-    else:
-        settings["recipe"] = default_recipe(asked.get("layers"), asked.get("data"), asked)
-        if settings["recipe"] != DEFAULT:
-            typer.echo(
-                f"recipe {settings['recipe']}, as for all deep networks of images unless one is asked for; of fewer "
-                f"layers it is {DEFAULT} (--recipe)",
-                err=True,
-            )
-    return Config.from_mapping(settings).override(given)
+    if asked.get("recipe", AUTO) == AUTO and saved is not None and exists(saved):
+        asked["recipe"] = read_toml(saved).get("recipe", DEFAULT)
+    config = Config.from_mapping(asked)
+    if config.recipe not in (asked.get("recipe"), DEFAULT):
+        typer.echo(
+            f"recipe {config.recipe}, as for all deep networks of images unless one is asked for; of fewer layers it "
+            f"is {DEFAULT} (--recipe)",
+            err=True,
+        )
+    return config
 
 
 def _number_or_word(text: str | None) -> int | str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ffstream.data.plane import find_plane
 from ffstream.errors import ConfigError
 from ffstream.ground import seeding
-from ffstream.settings.config import AugmentationConfig
+from ffstream.settings.sections import AugmentationConfig
 
 SHIFT_BYTES = 4  # a sample, of its shift's number
 

@@ -36,7 +36,8 @@ from ffstream.ground.units import format_bytes, parse_bytes
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import KernelBytes, cache_layouts
 from ffstream.plan.plan import INTERPRETER_BYTES, Rates, Resources
-from ffstream.settings.config import Config, MemoryConfig
+from ffstream.settings.config import Config
+from ffstream.settings.sections import MemoryConfig
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import samples_in_sweep
 from ffstream.training.propagation import chunk_samples

@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses, one a section, read from and written to TOML.
+"""The configuration of a run: settings and sections of settings, read from and written to TOML.
 
 A setting is named by its dotted path: `layers`, `objective.scale`. Precedence, lowest first: the defaults here, the
 recipe, the TOML file, `--set` and the other command-line options. No torch is imported here.
@@ -17,8 +17,20 @@ from typing import Any
 
 from ffstream.errors import ConfigError, nearest
 from ffstream.ground.files import read_regular
-from ffstream.settings.limits import check_fields, limit
-from ffstream.settings.recipes import DEFAULT, RECIPES
+from ffstream.settings.limits import check_fields, documented, list_settings, setting
+from ffstream.settings.recipes import AUTO, RECIPES, choose_recipe
+from ffstream.settings.sections import (
+    MOST_SAMPLES,
+    AugmentationConfig,
+    CacheConfig,
+    LabelsConfig,
+    MemoryConfig,
+    NegativesConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimiserConfig,
+    ReadoutConfig,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +39,6 @@ else:
 
 # A section left out is filled in by the recipe when the Config is made; typed Any so that the field keeps its own type.
 _FROM_RECIPE: Any = None
-_MOST_SAMPLES = 10_000_000  # of a batch, or a shard; their labels are there while a run is planned
 
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are known by
 # their digest and not by where they lie.
@@ -38,143 +49,54 @@ LATER_SETTINGS: dict[str, Any] = {"standardise": "none"}
 _FREE_SECTIONS = ("memory", "readout")
 
 
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Shape of one layer and what surrounds it."""
-
-    kind: str = "linear"  # a registered layer kind: linear, or local (windows of the image)
-    input_skip: bool = False  # every layer also reads the normalised image, concatenated to the layer below
-    # Layers in a stack: the next one reads the images again, in place of the layer below. 0: all layers are one stack.
-    stack_layers: int = limit(4, at_least=0)
-    # Share of an image's features that each stack reads, but for the first, which reads all: others for every stack.
-    stack_features: float = limit(1.0, above=0.0, at_most=1.0)
-    # Units on the device at once: a layer of more grows by tiles. auto: all, or as many as the budget has room for.
-    tile_units: int | str = limit("auto", at_least=1, word="auto")
-    dropout: float = limit(0.3, at_least=0.0, at_most=0.99)  # on the rows that a layer reads, while it trains
-
-
-@dataclass(frozen=True)
-class LabelsConfig:
-    """How labels and a layer meet."""
-
-    # injection and overlay show a layer the true and K wrong labels; groups and classifier read the goodness of every
-    # label off one label-free pass, without negatives; none shows images against hybrids.
-    method: str = limit("injection", choices=("injection", "overlay", "groups", "classifier", "none"))
-    embedding_std: float = limit(1.0, above=0.0)  # injection, classifier: each label's row ~ N(0, std^2)
-
-
-@dataclass(frozen=True)
-class NegativesConfig:
-    """Which wrong labels, or hybrid images where there are no labels, a layer is trained against."""
-
-    sampler: str = "hard"  # a registered negative sampler
-    per_step: int = limit(1, at_least=1)  # K: wrong labels, or hybrids, a sample in each step
-    per_sample: int | str = limit("all", at_least=1, word="all")  # R: wrong labels (overlay), or hybrids, cached
-    # Of those wrong labels, how many drawn at random a hard one is chosen from (overlay): each is a row to multiply.
-    pool: int | str = limit("all", at_least=1, word="all")
-    # Of the random bits that become a hybrid's mask; more make larger regions.
-    blurs: int = limit(6, at_least=1, at_most=1000)
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The layer-local objective: objective(scale * (goodness - threshold))."""
-
-    name: str = "cross_entropy"  # a registered objective
-    goodness: str = "mean_squares"  # a registered goodness
-    threshold: float | str = limit("auto", word="auto")  # theta; auto: the width for sums, 1 for means
-    scale: float = limit(10.0, above=0.0)  # one over the temperature
-    # How far each feature that a layer reads is moved, while it trains, in the direction that raises the loss:
-    # adversarial training of one layer, or of its first tile. Features have unit RMS. It costs a second pass of a step.
-    perturbation: float = limit(0.05, at_least=0.0)
-    # A registered term on the cosines between samples' outputs, which show no label; it is added to the objective.
-    similarity: str = limit("none", word="none")
-    similarity_weight: float = limit(0.1, above=0.0)
-    peer_normalisation: float = limit(0.0, at_least=0.0)  # strength (Hinton's program: 0.03)
-    peer_momentum: float = limit(0.9, at_least=0.0, below=1.0)  # of the running mean activity of each unit
-
-
-@dataclass(frozen=True)
-class OptimiserConfig:
-    """The optimiser and its schedule: constant until `decay_start` of the steps, then linear to zero."""
-
-    name: str = limit("adam", choices=("adam", "adamw", "sgd"))
-    learning_rate: float = limit(2e-3, above=0.0)
-    weight_decay: float = limit(0.0, at_least=0.0)
-    momentum: float = limit(0.9, at_least=0.0, below=1.0)  # sgd only
-    decay_start: float = limit(0.5, at_least=0.0, at_most=1.0)
-    state_dtype: str = limit("fp32", choices=("fp32", "bf16"))  # bf16: half the memory, in which averages are kept
-
-
-@dataclass(frozen=True)
-class CacheConfig:
-    """The activation cache."""
-
-    tier: str = limit("auto", choices=("auto", "device", "host", "disk"))
-    # Where the disk tier makes a folder of the run's own; "" is RUN/cache, which may be a link to another disk.
-    folder: str = ""
-    # int8: half of what bf16 takes, with a scale for each row.
-    dtype: str = limit("bf16", choices=("bf16", "fp16", "fp32", "int8"))
-    # Samples a shard, also the block of the block shuffle; a batch of more is made of whole shards. auto: 4096, or as
-    # many as the budget has room for.
-    shard_samples: int | str = limit("auto", at_least=1, at_most=_MOST_SAMPLES, word="auto")
-
-
-@dataclass(frozen=True)
-class AugmentationConfig:
-    """Shifted training images: some views of each, cached once, or fresh ones for every epoch."""
-
-    views: int = limit(1, at_least=1)  # of each image, itself included; an epoch visits one
-    restream: bool = False  # shifts anew for every epoch, put through the finished layers again
-    max_shift: int = limit(2, at_least=0)  # pixels in each direction; zeros come in
-
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    """What a run may take: sizes such as "1.5GiB". auto: most of what is free when it starts."""
-
-    budget: str = limit("auto", size=True)  # of the device; on a CPU, of a layer's work, cache and data left out
-    host_budget: str = limit("auto", size=True)  # of this process, the interpreter included
-    disk_budget: str = limit("auto", size=True)  # of the run directory
-
-
-@dataclass(frozen=True)
-class ReadoutConfig:
-    """The softmax readout on the normalised activities of all but the first layer."""
-
-    epochs: int = limit(5, at_least=1)  # a layer
-    batch: int = limit(256, at_least=1)
-    learning_rate: float = limit(0.01, above=0.0)
-    # Times the learning rate is what a step takes off. auto: 3, and of fewer than 2000 units as little as their square.
-    weight_decay: float | str = limit(0.003, at_least=0.0, word="auto")
-
-
+@documented
 @dataclass(frozen=True)
 class Config:
     """Everything that decides what a run does.
 
-    `Config(layers=40, width=500, data="mnist")` is complete: the sections come from the recipe. A single nested
-    setting is changed with `config.override({"objective.scale": 10.0})`.
+    `Config(layers=40, width=512, data="mnist")` is complete: what is left out comes from the recipe. A single nested
+    setting is changed with `config.override({"objective.scale": 10.0})`, which keeps the recipe.
 
     Raises ConfigError for a value of the wrong type or out of range.
     """
 
-    recipe: str = DEFAULT
-    data: str = "digits"  # a registered source, a folder of images by class, a .safetensors or a .npz file
-    data_root: str = ""  # where torchvision's archives lie; "" is $FFSTREAM_DATA or the user's cache folder
-    bad_images: str = limit("refuse", choices=("refuse", "skip"))  # files of a folder that cannot be read
-    # Each feature, or each channel, of an image is brought to a mean of 0 and a spread of 1 over the training images.
-    standardise: str = limit("none", choices=("none", "features", "channels"))
-    validation_fraction: float = limit(1 / 12, at_least=0.0, below=1.0)  # of the training data
-    layers: int = limit(4, at_least=1, at_most=1_000_000)
-    width: int = limit(500, at_least=1, at_most=1 << 18)  # units a layer
-    epochs: int = limit(20, at_least=1)  # a layer
-    batch: int | str = limit(_FROM_RECIPE, at_least=1, at_most=_MOST_SAMPLES, word="auto")
-    # Samples of a batch on the device at once; their gradients are summed. auto: all, or as many as there is room for.
-    micro_batch: int | str = limit("auto", at_least=1, word="auto")
-    seed: int = limit(0, at_least=0)
-    device: str = "auto"  # auto, cpu, cuda, cuda:N
-    precision: str = limit("auto", choices=("auto", "bf16", "fp32"))  # of the matrix products; weights stay fp32
+    recipe: str = setting(AUTO, "The named set of settings that the others are laid over. auto: inject, or deep.")
+    data: str = setting("digits", "A known data set, a folder of images by class, or a .safetensors or .npz file.")
+    data_root: str = setting("", "Where archives lie. Empty: $FFSTREAM_DATA, or the user's cache folder.")
+    bad_images: str = setting(
+        "refuse", "What becomes of files of a folder that cannot be read.", choices=("refuse", "skip")
+    )
+    standardise: str = setting(
+        "none",
+        "Bring each feature, or channel, to a mean of 0 and a spread of 1 over the training images.",
+        choices=("none", "features", "channels"),
+    )
+    validation_fraction: float = setting(
+        1 / 12, "Share of the training data that is held out for validation.", at_least=0.0, below=1.0
+    )
+    layers: int = setting(4, "The number of layers.", at_least=1, at_most=1_000_000)
+    width: int = setting(512, "Units of a layer.", at_least=1, at_most=1 << 18)
+    epochs: int = setting(20, "Epochs for each layer.", at_least=1)
+    batch: int | str = setting(
+        _FROM_RECIPE,
+        "Samples in a step. auto: about 64 steps an epoch, of 64 to 512 samples.",
+        at_least=1,
+        at_most=MOST_SAMPLES,
+        word="auto",
+    )
+    micro_batch: int | str = setting(
+        "auto",
+        "Samples of a batch on the device at once; gradients are summed. auto: all, or as many as there is room for.",
+        at_least=1,
+        word="auto",
+    )
+    seed: int = setting(0, "The seed of everything random.", at_least=0)
+    device: str = setting("auto", "The device: auto, cpu, cuda or cuda:N.")
+    precision: str = setting(
+        "auto",
+        "The type of the operands of matrix products. auto: what the processor has. Weights stay fp32.",
+        choices=("auto", "bf16", "fp32"),
+    )
     network: NetworkConfig = _FROM_RECIPE
     labels: LabelsConfig = _FROM_RECIPE
     negatives: NegativesConfig = _FROM_RECIPE
@@ -186,6 +108,9 @@ class Config:
     readout: ReadoutConfig = _FROM_RECIPE
 
     def __post_init__(self) -> None:
+        if self.recipe == AUTO:
+            given = [name for name in _SECTIONS if getattr(self, name) is not None]
+            object.__setattr__(self, "recipe", choose_recipe(self.layers, self.data, given))
         if not isinstance(self.recipe, str):
             raise ConfigError(f"config recipe: found {self.recipe!r}, allowed {', '.join(sorted(RECIPES))}")
         if self.recipe not in RECIPES:
@@ -208,9 +133,11 @@ class Config:
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Config:
         """Make a Config from nested settings, as a TOML file holds them. Raises ConfigError."""
-        flat = _flatten(settings)
-        base = cls(recipe=flat["recipe"]) if isinstance(flat.get("recipe"), str) else cls()
-        return base.override(flat)
+        flat = flatten(settings)
+        recipe = flat.pop("recipe", AUTO)
+        if recipe == AUTO:
+            recipe = choose_recipe(flat.get("layers", cls.layers), flat.get("data", cls.data), flat)
+        return cls(recipe=recipe).override(flat)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Config:
@@ -241,7 +168,7 @@ class Config:
 
     def to_flat(self) -> dict[str, Any]:
         """Settings by dotted path."""
-        return _flatten(self.to_mapping())
+        return flatten(self.to_mapping())
 
     def to_toml(self) -> str:
         """The TOML text that `from_toml` reads back to an equal Config."""
@@ -285,6 +212,14 @@ _SECTIONS: dict[str, Any] = {
     "memory": MemoryConfig,
     "readout": ReadoutConfig,
 }
+
+
+def describe_settings() -> list[tuple[str, list[tuple[str, Any, str]]]]:
+    """By section, "" for the settings outside of any: dotted name, default and help of each setting."""
+    found = [("", list_settings(Config))]
+    for section, kind in _SECTIONS.items():
+        found.append((section, [(f"{section}.{name}", default, text) for name, default, text in list_settings(kind)]))
+    return found
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -343,7 +278,8 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted path. Raises ConfigError for an unknown section."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and name in _SECTIONS:

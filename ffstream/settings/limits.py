@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Container, Mapping
 from dataclasses import field
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from ffstream.errors import ConfigError, nearest
 from ffstream.ground.units import parse_bytes
@@ -16,9 +16,28 @@ _LARGEST_INTEGER, _LARGEST_NUMBER = 2**63 - 1, sys.float_info.max
 _MOST_LETTERS = 120  # of a value, in an error
 
 
-def limit(default: Any, **rules: Any) -> Any:
-    """A dataclass field whose value is checked: at_least, above, at_most, below, choices, word (allowed), size."""
-    return field(default=default, metadata=rules)
+_Section = TypeVar("_Section", bound=type)
+
+
+def setting(default: Any, text: str, **rules: Any) -> Any:
+    """A dataclass field with a line of help, whose value is checked.
+
+    Rules: at_least, above, at_most, below, choices, word (one that is allowed besides), size (of memory).
+    """
+    return field(default=default, metadata={"help": text, **rules})
+
+
+def documented(section: _Section) -> _Section:
+    """Add the settings of a dataclass to its docstring, each with its default and its help."""
+    lines = [f"    {name} = {default!r}: {text}" for name, default, text in list_settings(section)]
+    section.__doc__ = "\n\n".join([(section.__doc__ or "").rstrip(), "\n".join(["Settings:", "", *lines])])
+    return section
+
+
+def list_settings(section: type) -> list[tuple[str, Any, str]]:
+    """The name, the default and the help of each setting of a dataclass, in order; sections in it are left out."""
+    fields = dataclasses.fields(section)
+    return [(item.name, item.default, item.metadata["help"]) for item in fields if "help" in item.metadata]
 
 
 def check_fields(section: Any, prefix: str, skipped: Container[str] = ()) -> None:

@@ -12,10 +12,10 @@ Setting = str | int | float | bool
 RECIPES: dict[str, Mapping[str, Setting]] = {}
 DESCRIPTIONS: dict[str, str] = {}  # of some recipes, a line each
 
-DEFAULT, DEEP = "inject", "deep"
+AUTO, DEFAULT, DEEP = "auto", "inject", "deep"
 _MANY_LAYERS = 9  # more than two stacks
 _IMAGE_SETS = ("mnist", "fashion-mnist", "kmnist", "cifar10")  # of so many pixels that a shift by two changes little
-_LEARNING = ("recipe", "labels", "negatives", "objective", "augmentation")
+_LEARNING = ("labels", "negatives", "objective", "augmentation")
 
 
 def register_recipe(name: str, settings: Mapping[str, Setting], description: str = "") -> None:
@@ -27,10 +27,11 @@ def register_recipe(name: str, settings: Mapping[str, Setting], description: str
     DESCRIPTIONS[name] = description
 
 
-def default_recipe(num_layers: object, data: object, asked: Iterable[str]) -> str:
-    """What the command line trains where no recipe is asked for: of deep networks the one that gains most with depth.
+def choose_recipe(num_layers: object, data: object, asked: Iterable[str]) -> str:
+    """The recipe of a configuration that names none: for deep networks the one that gains most with depth.
 
-    That takes images, and stands for all that decides what a layer learns: `asked` are the settings that are given.
+    It takes images, and decides all of what a layer learns. So it is chosen for data sets of images alone, and only
+    where none of the settings that are given (`asked`, dotted names or names of sections) says how to learn.
     """
     is_open = not {name.partition(".")[0] for name in asked} & set(_LEARNING)
     is_deep = type(num_layers) is int and num_layers >= _MANY_LAYERS and data in _IMAGE_SETS

@@ -22,8 +22,8 @@ from ffstream.ground import seeding
 from ffstream.ground.files import expand_home
 from ffstream.ground.units import format_bytes
 from ffstream.infer.model import FFNetwork, load_network
-from ffstream.settings.config import NegativesConfig
 from ffstream.settings.limits import check_fields
+from ffstream.settings.sections import NegativesConfig
 from ffstream.storage.outputs import Output, read_metadata
 from ffstream.storage.tensor_file import save_tensors
 

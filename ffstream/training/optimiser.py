@@ -16,7 +16,7 @@ from torch.optim.sgd import sgd
 
 from ffstream.cache import DTYPES
 from ffstream.device.workspace import Buffer, Workspace
-from ffstream.settings.config import OptimiserConfig
+from ffstream.settings.sections import OptimiserConfig
 
 STATE_NAMES = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 _WIDE = {key: Buffer(f"wide {key}", "gradient") for keys in STATE_NAMES.values() for key in keys}

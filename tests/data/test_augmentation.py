@@ -16,7 +16,7 @@ from ffstream.data.augmentation import check_augmentation, count_shifts, draw_fr
 from ffstream.field.layers import Linear
 from ffstream.run import executor
 from ffstream.run.executor import Runner
-from ffstream.settings.config import AugmentationConfig
+from ffstream.settings.sections import AugmentationConfig
 from tests.helpers import InterruptAt, check_resumed_equals, layer_digests, metrics_without_times, run_cli
 
 WAYS = {"views": {"augmentation__views": 3, "augmentation__max_shift": 1}, "restream": {"augmentation__restream": True}}

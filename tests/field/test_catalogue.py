@@ -12,8 +12,9 @@ from ffstream.field.goodness import Goodness
 from ffstream.field.labels import LABEL_METHODS
 from ffstream.field.similarity import SIMILARITIES
 from ffstream.ground.registry import Registry
-from ffstream.settings.config import Config, LabelsConfig
+from ffstream.settings.config import Config
 from ffstream.settings.recipes import DESCRIPTIONS, RECIPES
+from ffstream.settings.sections import LabelsConfig
 from tests.helpers import run_cli
 
 REGISTRIES = [LABEL_METHODS, ff.OBJECTIVES, ff.GOODNESSES, SIMILARITIES, ff.NEGATIVE_SAMPLERS, ff.LAYER_KINDS]

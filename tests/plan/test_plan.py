@@ -20,7 +20,7 @@ from ffstream.plan.fitting import choose_tier, compute_plan
 from ffstream.plan.plan import Rates, Resources
 from ffstream.plan.probe import measure_rates, survey_resources
 from ffstream.run import launch
-from ffstream.settings.config import MemoryConfig
+from ffstream.settings.sections import MemoryConfig
 from ffstream.storage.checkpoint import RunDirectory
 from tests.helpers import InterruptAt
 

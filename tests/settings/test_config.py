@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ffstream as ff
-from ffstream.settings.config import parse_assignment
+from ffstream.settings.config import describe_settings, parse_assignment
 from ffstream.settings.recipes import RECIPES
+from tests.helpers import run_cli
 
 SETTINGS = st.fixed_dictionaries(
     {},
@@ -272,3 +277,27 @@ def test_a_recipe_is_chosen_when_the_configuration_is_made():
 def test_an_assignment_of_several_lines_is_refused():
     with pytest.raises(ff.ConfigError, match="several lines"):
         parse_assignment("layers=3\nwidth=4")
+
+
+def test_every_setting_says_what_it_means():
+    described = {name: text for _, settings in describe_settings() for name, _, text in settings}
+    assert described.keys() == ff.Config().to_flat().keys()
+    for name, text in described.items():
+        assert text.endswith("."), name
+        section, _, key = name.rpartition(".")
+        kind = type(getattr(ff.Config(), section)) if section else ff.Config
+        assert f"    {key} = " in kind.__doc__
+        assert text in kind.__doc__
+
+
+def test_config_lists_every_setting_on_the_command_line_without_torch():
+    code, output, _ = run_cli("config", "--json")
+    assert code == 0
+    assert json.loads(output).keys() == ff.Config().to_flat().keys()
+    command = [sys.executable, "-m", "ffstream", "config"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in ff.Config().to_flat():
+        assert f"\n{name} = " in shown
+    code = "import sys; from ffstream.cli import app; app(['config'], standalone_mode=False); "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0

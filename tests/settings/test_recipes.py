@@ -1,4 +1,4 @@
-"""Which recipe the command line takes where none is asked for."""
+"""Which recipe is taken where none is asked for: one rule, on the command line, in files and in Python."""
 
 from __future__ import annotations
 
@@ -40,6 +40,24 @@ def test_deep_networks_of_images_have_a_recipe_of_their_own_unless_one_is_asked_
     assert planned[0].recipe == recipe
     assert planned[0].augmentation == ff.Config(recipe=recipe).augmentation or "--views" in options
     assert ("recipe deep, as" in output) == (recipe == "deep")
+
+
+@pytest.mark.parametrize(
+    ("layers", "data", "recipe"), [(40, "mnist", "deep"), (8, "mnist", "inject"), (40, "digits", "inject")]
+)
+def test_python_and_the_command_line_take_the_same_recipe(layers, data, recipe, planned):
+    run_cli("plan", "--data", data, "--layers", layers)
+    config = ff.Config(layers=layers, data=data)
+    assert config.recipe == planned[0].recipe == recipe
+    assert config == planned[0] == ff.Config.from_mapping({"layers": layers, "data": data})
+    assert config == ff.Config(recipe, data, layers=layers)
+    assert ff.Config.from_mapping(config.to_mapping()) == config
+
+
+def test_a_section_that_says_how_to_learn_decides_too():
+    labels = ff.Config(recipe="hinton").labels
+    assert ff.Config(layers=40, data="mnist", labels=labels).recipe == "inject"
+    assert ff.Config(recipe="auto").recipe == "inject"
 
 
 def test_a_config_file_decides_the_recipe_of_a_deep_network_too(tmp_path, planned):

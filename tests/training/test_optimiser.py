@@ -10,7 +10,7 @@ import torch
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
 from ffstream.field.layers import Linear
-from ffstream.settings.config import OptimiserConfig
+from ffstream.settings.sections import OptimiserConfig
 from ffstream.training.optimiser import LayerOptimiser
 from tests.helpers import InterruptAt, layer_digests
 

@@ -12,7 +12,7 @@ from ffstream.errors import ConfigError
 from ffstream.field.labels.base import CachedCandidates
 from ffstream.field.negatives import distinct_offsets
 from ffstream.field.normalisation import length_normalise
-from ffstream.settings.config import NegativesConfig
+from ffstream.settings.sections import NegativesConfig
 
 
 class Unlabelled(CachedCandidates):
