@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ffstream.studies.offline import write_negatives as write_negatives
     from ffstream.training.observer import LayerFigures as LayerFigures
     from ffstream.training.observer import Observer as Observer
+    from ffstream.training.observer import RunOutline as RunOutline
 
     load = load_network
 
@@ -83,6 +84,7 @@ _PUBLIC = {
     "RunError": ("errors", "RunError"),
     "RunLockedError": ("errors", "RunLockedError"),
     "RunMismatchError": ("errors", "RunMismatchError"),
+    "RunOutline": ("training.observer", "RunOutline"),
     "SOURCES": ("data", "SOURCES"),
     "Split": ("data", "Split"),
     "StorageError": ("errors", "StorageError"),

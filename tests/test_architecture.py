@@ -22,8 +22,8 @@ errors ground settings device data field storage cache training plan infer run s
 PUBLIC = """
 BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation FFNetwork
 FFStreamError GOODNESSES Goodness LAYER_KINDS Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES Objective Observer
-OutputError Plan Predictions Run RunError RunLockedError RunMismatchError SOURCES Split StorageError __version__ load
-make_plan register_recipe resume train write_negatives
+OutputError Plan Predictions Run RunError RunLockedError RunMismatchError RunOutline SOURCES Split StorageError
+__version__ load make_plan register_recipe resume train write_negatives
 """.split()
 
 

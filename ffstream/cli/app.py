@@ -21,9 +21,11 @@ from ffstream.errors import FFStreamError, OutputError, printable
 from ffstream.ground.interrupts import Interrupts
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 _Options = ParamSpec("_Options")
+_FILE_COLUMNS = 120
 
 
 class _Commands(TyperGroup):
@@ -42,7 +44,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Train deep Forward-Forward networks one layer at a time, on a device that could never hold them whole.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -229,13 +231,19 @@ def say(line: str, *, err: bool = False) -> None:
 
 def show(parts: Iterable[Table | str]) -> None:
     """Print tables and lines as they are."""
-    from rich.console import Console
+    from ffstream.cli.reporting import print_line, print_table
 
-    from ffstream.cli.reporting import print_line
-
-    console = Console()
+    console = make_console()
     for part in parts:
         if isinstance(part, str):
             print_line(console, part)
         else:
-            console.print(part, highlight=False, markup=False, emoji=False)
+            print_table(console, part)
+
+
+def make_console() -> Console:
+    """The terminal, or a file whose lines may be longer than those of most terminals."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_FILE_COLUMNS)

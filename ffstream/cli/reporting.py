@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from ffstream.cli.tables import format_seconds, format_share, layer_table
 from ffstream.errors import printable
 from ffstream.ground.units import format_bytes
 from ffstream.training.layer_trainer import EpochFigures
-from ffstream.training.observer import LayerFigures, Observer
+from ffstream.training.observer import LayerFigures, Observer, RunOutline
 
 _PLAIN_INTERVAL_S = 10.0
+_WIDEST = 10_000
+_MOST_BAR, _LEAST_BAR = 28, 8  # columns of a bar
+_BESIDE_BAR = 30  # columns that the name, the counts and the time beside a bar take
 
 
 def make_observer(console: Console) -> Observer:
@@ -27,20 +34,67 @@ def print_line(console: Console, line: str) -> None:
     console.print(printable(line), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-class _Clock:
-    """Estimates the time left from the epochs that this process has finished."""
+def print_table(console: Console, table: Table) -> None:
+    """Show a table, or, where it is wider than the terminal, each of its rows with the headings beside the cells."""
+    options = console.options.update(max_width=_WIDEST)  # as a measurement is no wider than what it is asked for
+    if Measurement.get(console, options, table).minimum < console.width:  # padded by a column
+        console.print(table, highlight=False, markup=False, emoji=False)
+        return
+    print_line(console, str(table.title or ""))
+    headings = [" ".join(str(column.header).replace("-\n", "").split()) for column in table.columns]
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        for heading, cell in zip(headings, cells, strict=True):
+            text = cell.plain if isinstance(cell, Text) else str(cell)
+            for line in text.split("\n"):
+                print_line(console, f"  {heading}: {line}" if heading else f"{line}")
+        print_line(console, "")
 
-    def __init__(self, num_layers: int, num_done: int) -> None:
+
+class _Course:
+    """Where a run stands, in words, and about how long it still takes."""
+
+    def __init__(self, outline: RunOutline) -> None:
+        self.outline = outline
         self._start_s = time.perf_counter()
-        self._num_layers, self._first_layer = num_layers, num_done
         self._first_epochs: int | None = None
 
-    def eta_s(self, layer: int, epochs_taken: float, num_epochs: int) -> float | None:
-        """Seconds left when layer `layer` (from 1) has taken `epochs_taken` of its epochs; None while unknown."""
+    @property
+    def noun(self) -> str:
+        """What a validation error is of."""
+        return "validation error" if self.outline.is_labelled else "validation error of hybrids"
+
+    def describe(self) -> str:
+        """What there is to do, and the memory that a layer takes."""
+        outline = self.outline
+        done = f"{outline.num_done} of {outline.num_layers} layers are done, " if outline.num_done else ""
+        layers = done or f"{outline.num_layers} layers, "
+        tiles = f"each in {outline.num_tiles} tiles, " if outline.num_tiles > 1 else ""
+        return (
+            f"run {outline.path}: {layers}{tiles}{outline.num_samples:,} training samples; a layer's work is planned "
+            f"to take {format_bytes(outline.planned_bytes)} of {format_bytes(outline.allowed_bytes)}"
+        )
+
+    def name_epoch(self, epochs_taken: float) -> str:
+        """Which epoch of which tile it is that follows, or has just ended."""
+        outline = self.outline
+        epoch = max(math.ceil(epochs_taken), 1)
+        tile, within = divmod(epoch - 1, outline.num_epochs)
+        cut = f"tile {tile + 1}/{outline.num_tiles} " if outline.num_tiles > 1 else ""
+        return f"{cut}epoch {within + 1}/{outline.num_epochs}"
+
+    def name_peak(self, figures: LayerFigures) -> str:
+        """Of a GPU its peak; on a CPU there is only the process to be seen, with the interpreter and all libraries."""
+        noun = "process" if self.outline.device_type == "cpu" else "peak"
+        return f"{noun} {format_bytes(figures.peak_memory_bytes)}"
+
+    def eta_s(self, layer: int, epochs_taken: float) -> float | None:
+        """Seconds left when layer `layer` (from 1) has taken so many epochs, of all tiles; None while unknown."""
+        outline = self.outline
+        num_epochs = outline.num_epochs * outline.num_tiles
         if self._first_epochs is None:  # a resumed layer does not start at its first epoch
             self._first_epochs = math.ceil(epochs_taken) - 1
-        taken = (layer - 1 - self._first_layer) * num_epochs + epochs_taken - self._first_epochs
-        left = (self._num_layers - layer + 1) * num_epochs - epochs_taken
+        taken = (layer - 1 - outline.num_done) * num_epochs + epochs_taken - self._first_epochs
+        left = (outline.num_layers - layer + 1) * num_epochs - epochs_taken
         return (time.perf_counter() - self._start_s) * left / taken if taken > 0 else None
 
 
@@ -51,10 +105,10 @@ class PlainObserver(Observer):
         self._console = console
         self._last_s = time.perf_counter()
 
-    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
+    def on_start(self, outline: RunOutline) -> None:
         """Where the run is and what is left to do."""
-        self._num_layers, self._clock = num_layers, _Clock(num_layers, num_done)
-        self._print(f"run {run_dir}: {_describe_work(num_layers, num_done, num_samples, num_tiles)}")
+        self._course = _Course(outline)
+        self._print(self._course.describe())
 
     def on_warning(self, text: str) -> None:
         """A line."""
@@ -64,28 +118,29 @@ class PlainObserver(Observer):
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
         """A line, unless there was one in the last ten seconds."""
-        eta_s = self._clock.eta_s(layer, epoch, num_epochs)
+        course = self._course
+        eta_s = course.eta_s(layer, epoch)
         if time.perf_counter() - self._last_s >= _PLAIN_INTERVAL_S:
             self._print(
-                f"layer {layer}/{self._num_layers} epoch {epoch}/{num_epochs}: {_describe_epoch(figures)}, "
-                f"validation error {format_share(validation_error)}, {_samples_per_s(figures)} samples/s, "
+                f"layer {layer}/{course.outline.num_layers} {course.name_epoch(epoch)}: {_describe_epoch(figures)}, "
+                f"{course.noun} {format_share(validation_error)}, {_samples_per_s(figures)} samples/s, "
                 f"ETA {format_seconds(eta_s)}"
             )
 
     def on_layer(self, figures: LayerFigures) -> None:
         """A line a layer."""
+        course = self._course
         self._print(
-            f"layer {figures.layer}/{self._num_layers} done: loss {figures.loss:.4f}, goodness "
+            f"layer {figures.layer}/{course.outline.num_layers} done: loss {figures.loss:.4f}, goodness "
             f"{figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}, separation {figures.separation:.4f}, "
-            f"validation error {format_share(figures.validation_error)} alone, "
+            f"{course.noun} {format_share(figures.validation_error)} alone, "
             f"{format_share(figures.validation_error_to_here)} with those below, "
-            f"{figures.samples_per_s:,.0f} samples/s, peak {format_bytes(figures.peak_memory_bytes)}, "
-            f"{figures.elapsed_s:.1f} s"
+            f"{figures.samples_per_s:,.0f} samples/s, {course.name_peak(figures)}, {figures.elapsed_s:.1f} s"
         )
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """The closing table."""
-        self._console.print(layer_table(layers))
+        print_table(self._console, layer_table(layers, is_labelled=self._course.outline.is_labelled))
 
     def _print(self, line: str) -> None:
         self._last_s = time.perf_counter()
@@ -97,9 +152,11 @@ class BarObserver(Observer):
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        bar = min(max((console.width - _BESIDE_BAR) // 2, _LEAST_BAR), _MOST_BAR)
+        self._note_columns = console.width - _BESIDE_BAR - bar
         self._progress = Progress(
-            TextColumn("{task.description:<7}"),
-            BarColumn(bar_width=28),
+            TextColumn("{task.description:<6}"),
+            BarColumn(bar_width=bar),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}", markup=False),
@@ -109,17 +166,16 @@ class BarObserver(Observer):
         self._epochs = self._progress.add_task("epochs", total=None, note="")
         self._last_error: float | None = None
 
-    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
+    def on_start(self, outline: RunOutline) -> None:
         """Where the run is, what is left to do, and the bars."""
-        line = f"run {run_dir}: {_describe_work(num_layers, num_done, num_samples, num_tiles)}"
-        print_line(self._console, line)
-        self._clock, self._num_samples = _Clock(num_layers, num_done), num_samples
-        self._progress.update(self._layers, total=num_layers, completed=num_done)
+        self._course = _Course(outline)
+        print_line(self._console, self._course.describe())
+        self._progress.update(self._layers, total=outline.num_layers, completed=outline.num_done)
         self._progress.start()
 
     def on_step(self, description: str) -> None:
         """What is going on."""
-        self._progress.update(self._epochs, note=printable(description))
+        self._progress.update(self._epochs, note=self._fit([printable(description)]))
 
     def on_warning(self, text: str) -> None:
         """A line above the bars."""
@@ -127,46 +183,60 @@ class BarObserver(Observer):
 
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
         """Live figures of the epoch."""
-        self._show(layer, epoch - 1 + figures.num_samples / self._num_samples, num_epochs, figures)
+        self._show(layer, epoch - 1 + figures.num_samples / self._course.outline.num_samples, figures)
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
         """Figures of the whole epoch."""
         self._last_error = validation_error
-        self._show(layer, epoch, num_epochs, figures)
+        self._show(layer, epoch, figures)
 
     def on_layer(self, figures: LayerFigures) -> None:
         """One more layer, and its errors beside the bar."""
-        note = f"error {format_share(figures.validation_error_to_here)}  peak {format_bytes(figures.peak_memory_bytes)}"
-        self._progress.update(self._layers, completed=figures.layer, note=note)
+        noun = "error" if self._course.outline.is_labelled else "hybrids"
+        notes = [f"{noun} {format_share(figures.validation_error_to_here)}", self._course.name_peak(figures)]
+        self._progress.update(self._layers, completed=figures.layer, note=self._fit(notes))
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """The closing table."""
         self.on_stop()
-        self._console.print(layer_table(layers))
+        print_table(self._console, layer_table(layers, is_labelled=self._course.outline.is_labelled))
 
     def on_stop(self) -> None:
         """Leave the terminal as it was."""
         self._progress.stop()
 
-    def _show(self, layer: int, epochs_taken: float, num_epochs: int, figures: EpochFigures) -> None:
-        eta_s = self._clock.eta_s(layer, epochs_taken, num_epochs)
-        note = (
-            f"{_describe_epoch(figures)}  val {format_share(self._last_error)}  {_samples_per_s(figures)}/s  "
-            f"ETA {format_seconds(eta_s)}"
-        )
-        self._progress.update(self._epochs, total=num_epochs, completed=epochs_taken, note=note)
+    def _show(self, layer: int, epochs_taken: float, figures: EpochFigures) -> None:
+        course = self._course
+        outline = course.outline
+        noun = "error" if outline.is_labelled else "hybrids"
+        notes = [course.name_epoch(epochs_taken)] if outline.num_tiles > 1 else []
+        notes += [
+            f"ETA {format_seconds(course.eta_s(layer, epochs_taken))}",
+            f"{noun} {format_share(self._last_error)}",
+            f"{_samples_per_s(figures)}/s",
+            f"separation {figures.separation:.3f}",
+            f"goodness {figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}",
+        ]
+        total = outline.num_epochs * outline.num_tiles
+        self._progress.update(self._epochs, total=total, completed=epochs_taken, note=self._fit(notes))
 
-
-def _describe_work(num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> str:
-    done = f"{num_done} of {num_layers} layers are done, " if num_done else f"{num_layers} layers, "
-    tiles = f"each in {num_tiles} tiles, " if num_tiles > 1 else ""
-    return f"{done}{tiles}{num_samples:,} training samples"
+    def _fit(self, notes: Sequence[str]) -> str:
+        """As many notes, the first ones, as there is room for beside a bar."""
+        line = ""
+        for note in notes:
+            longer = f"{line}  {note}" if line else note
+            if len(longer) > self._note_columns:
+                break
+            line = longer
+        return line
 
 
 def _describe_epoch(figures: EpochFigures) -> str:
-    return f"g {figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}  separation {figures.separation:.4f}"
+    return (
+        f"goodness {figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}, separation {figures.separation:.4f}"
+    )
 
 
 def _samples_per_s(figures: EpochFigures) -> str:

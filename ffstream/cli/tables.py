@@ -7,7 +7,8 @@ by a terminal. Lines are made harmless where they are printed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -24,27 +25,45 @@ from ffstream.studies.doctor import MachineSpeeds, TimeAccount
 from ffstream.studies.memory_profile import METHODS, Point, Profile
 from ffstream.training.observer import LayerFigures
 
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
 _MINUTE_S, _DAY_S = 60, 24 * 3600
 _MAX_CLASS_NAME = 14
 _MAX_PAIRS = 15
+_LEAST_WRAPPED = 16  # columns that wrapped text is given
 
 
-def layer_table(layers: list[LayerFigures]) -> Table:
+def make_table(headings: Sequence[str], title: str, left: Sequence[str] = (), flexible: Sequence[str] = ()) -> Table:
+    """An empty table whose cells are never cut, and wrapped only in columns that are `flexible`.
+
+    Columns are set to the right, but for those whose headings are `left` or `flexible`. Where it is wider than its
+    terminal, it is shown row by row.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in headings:
+        wraps = heading in flexible
+        justify: JustifyMethod = "left" if wraps or heading in left else "right"
+        table.add_column(heading, justify=justify, no_wrap=not wraps, min_width=_LEAST_WRAPPED if wraps else None)
+    return table
+
+
+def layer_table(layers: list[LayerFigures], *, is_labelled: bool = True) -> Table:
     """One row a layer."""
-    table = Table(title="layers", title_justify="left")
-    for heading in ("layer", "loss", "g pos", "g neg", "separation", "error alone", "error to here", "samples/s", "s"):
-        table.add_column(heading, justify="right")
-    for figures in layers:
+    of = "error" if is_labelled else "hybrid\nerror"
+    figures = ("layer", "loss", "goodness\npositive", "\nnegative", "separa-\ntion", f"{of}\nalone", f"{of}\nto here")
+    table = make_table([*figures, "samples\n/ s", "time\n/ s"], "layers")
+    for each in layers:
         table.add_row(
-            str(figures.layer),
-            f"{figures.loss:.4f}",
-            f"{figures.goodness_positive:.4g}",
-            f"{figures.goodness_negative:.4g}",
-            f"{figures.separation:.4f}",
-            format_share(figures.validation_error),
-            format_share(figures.validation_error_to_here),
-            f"{figures.samples_per_s:,.0f}",
-            f"{figures.elapsed_s:.1f}",
+            str(each.layer),
+            f"{each.loss:.4f}",
+            f"{each.goodness_positive:.4g}",
+            f"{each.goodness_negative:.4g}",
+            f"{each.separation:.4f}",
+            format_share(each.validation_error),
+            format_share(each.validation_error_to_here),
+            f"{each.samples_per_s:,.0f}",
+            f"{each.elapsed_s:.1f}",
         )
     return table
 
@@ -102,9 +121,7 @@ def _confused_pairs(found: Evaluation) -> Iterator[Table | str]:
     ]
     shown = sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:_MAX_PAIRS]
     title = "classes taken for others most often"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
-    for heading in ("true", "predicted", "samples", "of the true class"):
-        table.add_column(heading, justify="left" if heading in ("true", "predicted") else "right")
+    table = make_table(("true", "predicted", "samples", "of the true class"), title, left=("true", "predicted"))
     for count, true, predicted in shown:
         names = (printable(found.class_names[number]) for number in (true, predicted))
         table.add_row(
@@ -150,10 +167,8 @@ def _describe_probabilities(figures: ProbabilityFigures) -> str:
 
 def plan_report(plan: Plan) -> Iterator[Table | str]:
     """The plan as two tables, by layer and by resource, and a line on how the cache goes."""
-    table = Table(title="a layer on the device", title_justify="left")
-    table.add_column("")
-    for layer in plan.layers:
-        table.add_column(f"{layer.name}\n{layer.in_features} x {layer.num_units}", justify="right")
+    names = [f"{layer.name}\n{layer.in_features} x {layer.num_units}" for layer in plan.layers]
+    table = make_table(["", *names], "a layer on the device", left=("",))
     if any(layer.num_tiles > 1 for layer in plan.layers):
         table.add_row("tiles", *(f"{layer.num_tiles} of {plan.sizes.tile_units} units" for layer in plan.layers))
         table.add_section()
@@ -171,9 +186,7 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
         if all(layer.hiding_units is not None for layer in plan.layers):
             table.add_row("loading hides from", *(f"{layer.hiding_units:,.0f} units" for layer in plan.layers))
     yield table
-    table = Table(title="most at once", title_justify="left")
-    for heading in ("", "needs", "may take", "of which"):
-        table.add_column(heading, justify="left" if heading in ("", "of which") else "right")
+    table = make_table(("", "needs", "may take", "of which"), "most at once", left=("",), flexible=("of which",))
     for need in (plan.device, plan.host, plan.disk):
         terms = sorted(need.terms.items(), key=lambda item: -item[1])
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in terms if size)
@@ -196,9 +209,7 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
 
 def speeds_report(found: MachineSpeeds) -> Iterator[Table | str]:
     """What a machine can do, and what it has room for."""
-    table = Table(title=_plain(found.device_name), title_justify="left", show_header=False)
-    for name in ("what", "figure"):
-        table.add_column(name, justify="left" if name == "what" else "right")
+    table = make_table(("what", "figure"), printable(found.device_name), left=("what",))
     for precision, flops in found.product_flops_per_s.items():
         chosen = ", which auto takes here" if precision == found.precision else ""
         table.add_row(f"matrix products in {precision}{chosen}", f"{flops / 1e12:.2f} TFLOP/s")
@@ -229,9 +240,8 @@ def speeds_report(found: MachineSpeeds) -> Iterator[Table | str]:
 def account_report(found: TimeAccount) -> Iterator[Table | str]:
     """Where the time of a run went, and advice."""
     total_s = sum(found.seconds.values())
-    table = Table("went to", title=f"{_format_spent(total_s)} of layers that are finished", title_justify="left")
-    for heading in ("time", "share"):
-        table.add_column(heading, justify="right")
+    title = f"{_format_spent(total_s)} of layers that are finished"
+    table = make_table(("went to", "time", "share"), title, left=("went to",))
     for noun, seconds in found.seconds.items():
         table.add_row(_plain(noun), _format_spent(seconds), f"{100 * seconds / total_s:.1f} %")
         for part, share in found.training.items() if noun == "training" else ():
@@ -254,9 +264,7 @@ def profile_table(profile: Profile) -> Table:
     """Peak memory, a row a depth and a column a method."""
     methods = [method for method in METHODS if profile.curve(method)]
     title = "peak device memory in MiB, training / evaluation"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
-    for heading in ("layers", *(METHODS[method].replace(", ", ",\n") for method in methods)):
-        table.add_column(heading, justify="right")
+    table = make_table(["layers", *(METHODS[method].replace(", ", ",\n") for method in methods)], title)
     for num_layers in sorted({point.num_layers for point in profile.points}):
         points = [profile.find(method, num_layers) for method in methods]
         table.add_row(str(num_layers), *("" if point is None else format_point(point) for point in points))
@@ -289,13 +297,14 @@ def format_seconds(seconds: float | None) -> str:
 
 def catalogue_tables(catalogue: Catalogue) -> list[Table]:
     """Recipes with what they set, then for each setting what it may name."""
-    recipes = Table("recipe", "what it is", "what it sets", box=box.SIMPLE, title="--recipe")
+    columns = ("recipe", "what it is", "what it sets")
+    recipes = make_table(columns, "--recipe", left=("recipe", "what it sets"), flexible=("what it is",))
     for name, (line, sets) in catalogue.recipes.items():
         settings = "\n".join(printable(f"{key}={value}") for key, value in sets.items())
-        recipes.add_row(_plain(name), _plain(line), Text(settings or "(the defaults)"))
+        recipes.add_row(_plain(name), _plain(line), Text(settings or "(the defaults)"), end_section=True)
     tables = [recipes]
     for setting, parts in catalogue.parts.items():
-        table = Table("name", "what it is", box=box.SIMPLE, title=f"--set {setting}=")
+        table = make_table(("name", "what it is"), f"--set {setting}=", left=("name",), flexible=("what it is",))
         for name, line in parts.items():
             table.add_row(_plain(name), _plain(line))
         tables.append(table)

@@ -23,6 +23,7 @@ from ffstream.cli.app import (
     RunDir,
     app,
     fail,
+    make_console,
     say,
     show,
     stopped_by,
@@ -34,7 +35,7 @@ from ffstream.ground.units import parse_integer
 if TYPE_CHECKING:
     from ffstream.run.run import Run
     from ffstream.settings.config import Config
-    from ffstream.training.observer import Observer
+    from ffstream.training.observer import Observer, RunOutline
 
 
 @app.command()
@@ -188,18 +189,16 @@ def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
 
     Without a path, the run's folder is known from when it starts on.
     """
-    from rich.console import Console
-
     from ffstream.cli.reporting import make_observer
 
-    observer = make_observer(Console())
+    observer = make_observer(make_console())
     path = None if path is None else expand_home(path)
     places = [str(path)] if path is not None and exists(path / "config.toml") else []
     tell_start = observer.on_start
 
-    def remember(run_dir: str, *counts: int) -> None:
-        places.append(run_dir)
-        tell_start(run_dir, *counts)
+    def remember(outline: RunOutline) -> None:
+        places.append(outline.path)
+        tell_start(outline)
 
     setattr(observer, "on_start", remember)  # noqa: B010 - of this one
     try:

@@ -35,7 +35,7 @@ from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.metrics import MetricsSeal
 from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
-from ffstream.training.observer import LayerFigures, Observer
+from ffstream.training.observer import LayerFigures, Observer, RunOutline
 from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, write_rows
 
 # What the rest of an action's time goes to; that of training to reading goodness off and making layers.
@@ -58,7 +58,7 @@ class Runner:
         device: torch.device,
         observer: Observer,
     ) -> None:
-        self._directory = directory
+        self._directory, self._plan = directory, plan
         self._config = config = plan.config
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
         self._splits = {name: splits[name] for name in names}  # until no cache is written of them any more
@@ -87,8 +87,7 @@ class Runner:
         self._rewind(num_done)
         self._replay_sweep(num_done)
         cached_inputs = self._caches.open_committed(num_done, num_done - num_done % self._num_in_stack)
-        path, num_samples = str(self._directory.path), len(self._labels[TRAIN])
-        self._observer.on_start(path, len(self._specs), num_done, num_samples, len(self._tiles))
+        self._observer.on_start(self._describe(num_done))
         actions: dict[Action, Callable[[LayerSpec], None]] = {
             Action.WRITE_INPUT: self._write_input,
             Action.TRAIN: self._train,
@@ -112,6 +111,22 @@ class Runner:
         self._caches.drop_all()
         self._directory.drop_progress()
         self._observer.on_finish(read_layer_figures(self._directory))
+
+    def _describe(self, num_done: int) -> RunOutline:
+        needed = self._plan.device
+        cache_bytes = needed.terms.get("cache", 0)
+        return RunOutline(
+            path=str(self._directory.path),
+            num_layers=len(self._specs),
+            num_done=num_done,
+            num_samples=len(self._labels[TRAIN]),
+            num_tiles=len(self._tiles),
+            num_epochs=self._config.epochs,
+            is_labelled=self._config.labels.method != "none",
+            device_type=self._device.type,
+            planned_bytes=needed.num_bytes - cache_bytes,
+            allowed_bytes=needed.allowed_bytes - cache_bytes,
+        )
 
     # --- the three actions
 

@@ -36,7 +36,7 @@ from ffstream.storage.manifest import ANYTHING, NUMBER, SIZE, TEXT, Kind, Shape,
 from ffstream.storage.outputs import Output
 from ffstream.storage.run_names import is_run
 from ffstream.studies.rivals import Backprop, ResidentFF, Rival
-from ffstream.training.observer import LayerFigures, Observer
+from ffstream.training.observer import LayerFigures, Observer, RunOutline
 
 # What is measured, by the name that asks for it, with the name that it is shown by.
 METHODS = {
@@ -249,7 +249,7 @@ class _Metering(Observer):
         self._meter = meter
         self.peak_bytes = 0
 
-    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
+    def on_start(self, outline: RunOutline) -> None:
         """The data are there, and nothing else."""
         self._meter.start()
 

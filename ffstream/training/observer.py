@@ -44,11 +44,27 @@ class LayerFigures:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class RunOutline:
+    """What is known of a run when it starts or goes on."""
+
+    path: str
+    num_layers: int
+    num_done: int  # layers that are committed
+    num_samples: int  # for training
+    num_tiles: int  # of a layer
+    num_epochs: int  # of a tile, or of a layer that is not cut
+    is_labelled: bool  # else validation errors are of telling an image from a hybrid, and not of classes
+    device_type: str  # cpu, cuda
+    planned_bytes: int  # of memory that the work of a layer takes on the device, at most
+    allowed_bytes: int  # of memory that it may take there
+
+
 class Observer:
     """Told of a run's course. Every method does nothing; override those of interest."""
 
-    def on_start(self, run_dir: str, num_layers: int, num_done: int, num_samples: int, num_tiles: int) -> None:
-        """A run starts or goes on with `num_done` of `num_layers` layers committed, each of `num_tiles` tiles."""
+    def on_start(self, outline: RunOutline) -> None:
+        """A run starts, or goes on."""
 
     def on_step(self, description: str) -> None:
         """A step of the schedule begins."""

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 
 import pytest
 import torch
 from rich.console import Console
 
 import ffstream as ff
-from ffstream.cli.reporting import BarObserver, PlainObserver, _Clock, make_observer
-from ffstream.cli.tables import evaluation_report, format_seconds, format_share
+from ffstream.cli.reporting import BarObserver, PlainObserver, _Course, make_observer, print_table
+from ffstream.cli.tables import evaluation_report, format_seconds, format_share, layer_table
+from ffstream.data.facts import DataFacts
+from ffstream.ground.units import format_bytes
 from ffstream.infer.evaluation import Evaluation
+from ffstream.training.layer_trainer import EpochFigures
+from ffstream.training.observer import RunOutline
 from tests.helpers import InterruptAt
 
+OUTLINE = RunOutline("runs/a", 10, 4, 1000, 1, 10, True, "cpu", 27 << 20, 54 << 20)
 
-def show(config, path, *, terminal, resume=False):
-    """Everything that a run writes to a console of 100 columns."""
+
+def show(config, path, *, terminal, resume=False, width=100):
+    """Everything that a run writes to a console of so many columns."""
     text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=100)
+    console = Console(file=text, force_terminal=terminal, width=width)
     observer = make_observer(console)
     assert isinstance(observer, BarObserver if terminal else PlainObserver)
     ff.train(config, path, resume=resume, observer=observer)
@@ -28,9 +36,79 @@ def show(config, path, *, terminal, resume=False):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_run_shows_where_it_is_and_ends_with_one_row_a_layer(terminal, small_config, tmp_path):
     text = show(small_config(), tmp_path / "run", terminal=terminal)
-    table = text[text.rindex("┏") :]
+    table = text[text.rindex("layers") :].splitlines()
     assert str(tmp_path / "run") in text
-    assert [row.split("│")[1].strip() for row in table.splitlines() if row.startswith("│")] == ["1", "2", "3"]
+    assert [row.split()[0] for row in table if row[:7].strip().isdigit()] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("width", [80, 40])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_in_narrow_terminals_and_in_files_nothing_is_lost(terminal, width, small_config, tmp_path):
+    text = show(small_config(), tmp_path / "run", terminal=terminal, width=width)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    words = text.replace("-\n", "").split()
+    for heading in ("loss", "goodness", "positive", "negative", "error", "alone", "time"):
+        assert [word for word in words if word.startswith(heading)], heading
+    assert "…" not in text
+    for figures in ff.Run(tmp_path / "run").layers:
+        for value in (f"{figures.loss:.4f}", f"{figures.separation:.4f}", f"{figures.elapsed_s:.1f}"):
+            assert value in words
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 130])
+def test_bars_take_one_line_each_and_notes_give_way_first(width):
+    text = io.StringIO()
+    observer = BarObserver(Console(file=text, force_terminal=True, width=width))
+    observer.on_start(OUTLINE)
+    figures = EpochFigures(0.5, 12.3, 4.5, 0.98, 500, 1.0)
+    observer.on_tick(5, 3, 10, figures)
+    observer.on_epoch(5, 3, 10, figures, 0.0321)
+    observer.on_stop()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line).rstrip() for line in re.split(r"[\r\n]", text.getvalue())]
+    bars = [line for line in lines if line.startswith("epochs")]
+    assert bars
+    assert all(len(line) <= width for line in bars)
+    assert "3/10" in bars[-1]
+    assert ("ETA" in bars[-1]) == (width >= 60)
+    assert ("goodness 12.3/4.5" in bars[-1]) == (width >= 130)
+
+
+@pytest.mark.parametrize(
+    ("epochs_taken", "name"),
+    [(0.4, "tile 1/3 epoch 1/10"), (10, "tile 1/3 epoch 10/10"), (13, "tile 2/3 epoch 3/10")],
+)
+def test_epochs_are_those_of_a_tile(epochs_taken, name):
+    assert _Course(dataclasses.replace(OUTLINE, num_tiles=3)).name_epoch(epochs_taken) == name
+    assert _Course(OUTLINE).name_epoch(7) == "epoch 7/10"
+
+
+def test_errors_without_labels_are_called_so(small_config, tmp_path):
+    text = show(small_config("unsupervised"), tmp_path / "run", terminal=False)
+    assert "validation error of hybrids" in text
+    assert "hybrid" in text[text.index("done. Next") if "done. Next" in text else text.rindex("layers") :]
+    assert "hybrid" not in show(small_config(), tmp_path / "labelled", terminal=False)
+
+
+def test_the_memory_of_a_layer_stands_beside_its_budget(small_config, tmp_path):
+    config = small_config(memory__budget="30MiB")
+    text = show(config, tmp_path / "run", terminal=False)
+    plan = ff.make_plan(config)
+    cache = plan.device.terms.get("cache", 0)
+    assert f"planned to take {format_bytes(plan.device.num_bytes - cache)} of 30.0 MiB" in " ".join(text.split())
+    assert "process " in text
+    assert "peak" not in text
+
+
+def test_a_table_that_is_too_wide_is_shown_row_by_row(small_config, tmp_path):
+    layers = ff.train(small_config(), tmp_path / "run").layers
+    text = io.StringIO()
+    print_table(Console(file=text, width=30), layer_table(layers))
+    lines = [line.strip() for line in text.getvalue().splitlines()]
+    assert lines[0] == "layers"
+    assert lines.count("") == len(layers)
+    for layer in layers:
+        assert f"loss: {layer.loss:.4f}" in lines
+        assert f"goodness positive: {layer.goodness_positive:.4g}" in lines
 
 
 def test_plain_lines_hold_no_control_characters(small_config, tmp_path):
@@ -42,8 +120,8 @@ def test_plain_lines_hold_no_control_characters(small_config, tmp_path):
 
 
 def test_bars_show_the_live_figures(small_config, tmp_path):
-    text = show(small_config(), tmp_path / "run", terminal=True)
-    for word in ("layers", "epochs", "separation", "val", "ETA", "peak", "error"):
+    text = show(small_config(), tmp_path / "run", terminal=True, width=160)
+    for word in ("layers", "epochs", "separation", "ETA", "process", "error"):
         assert word in text
 
 
@@ -65,10 +143,10 @@ def test_a_resumed_run_says_what_is_done(small_config, tmp_path):
 
 
 def test_time_left_counts_only_what_this_process_took():
-    clock = _Clock(num_layers=10, num_done=4)
-    clock._start_s -= 30  # layer 5 took 3 of 10 epochs before; since then 3 epochs in 30 s
-    clock.eta_s(5, 3.2, 10)
-    assert clock.eta_s(5, 6.0, 10) == pytest.approx(10 * (4 + 5 * 10), rel=0.01)
+    course = _Course(OUTLINE)
+    course._start_s -= 30  # layer 5 took 3 of 10 epochs before; since then 3 epochs in 30 s
+    course.eta_s(5, 3.2)
+    assert course.eta_s(5, 6.0) == pytest.approx(10 * (4 + 5 * 10), rel=0.01)
 
 
 def test_figures_are_written_for_people():
@@ -82,7 +160,7 @@ def shown(class_names, width, num_samples=10_000, noise=1.0):
     labels = torch.randint(len(class_names), (num_samples,), generator=generator)
     logits = noise * torch.randn(num_samples, len(class_names), generator=generator)
     logits[torch.arange(num_samples), labels] += 3
-    data = {"class_names": class_names, "num_classes": len(class_names)}
+    data = DataFacts({"class_names": class_names, "num_classes": len(class_names)})
     found = Evaluation.of(
         "goodness", "test", labels, data,
         first_depth=1, errors_by_depth=[0.1], layer_errors=[0.1], uncalibrated_logits=logits,
@@ -116,7 +194,7 @@ def test_the_confusion_of_ten_classes_is_a_matrix_of_eighty_columns(class_names,
 
 def test_of_more_classes_than_fit_the_most_confused_pairs_are_shown():
     found, lines = shown([f"class {label}" for label in range(100)], 80)
-    (top,) = [number for number, line in enumerate(lines) if line.startswith(" true")]
+    (top,) = [number for number, line in enumerate(lines) if line.startswith("true")]
     pairs = [line.split() for line in lines[top + 2 : top + 17]]
     counts = sorted((n for t, row in enumerate(found.confusion) for p, n in enumerate(row) if t != p), reverse=True)
     assert [int(words[4]) for words in pairs] == counts[:15]

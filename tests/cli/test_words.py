@@ -31,7 +31,7 @@ from ffstream.infer import predictions
 from ffstream.infer.predictions import to_cell
 from ffstream.studies.charts import draw_errors, draw_profile
 from ffstream.studies.memory_profile import Point, Profile, ProfileSettings
-from ffstream.training.observer import Observer
+from ffstream.training.observer import Observer, RunOutline
 from tests.helpers import run_cli, run_process
 
 NAMES = ["=1+1", "[bold]", "[red]x", "\x1b[31mred\x1b[0m", ":cat:", "a\nb", "\u202eabc", "$\\frac"]
@@ -125,7 +125,7 @@ def test_classes_are_shown_letter_by_letter(run):
 def test_a_run_that_is_shown_may_have_any_name(observer):
     text = io.StringIO()
     shown: Observer = observer(Console(file=text, force_terminal=observer is BarObserver, width=300))
-    shown.on_start("runs/[/]:cat:\x1b[31m", 1, 0, 10, 1)
+    shown.on_start(RunOutline("runs/[/]:cat:\x1b[31m", 1, 0, 10, 1, 5, True, "cpu", 1, 2))
     shown.on_step("[/]\x1b[31m")
     shown.on_warning("file [/]\x1b[31m")
     shown.on_stop()
@@ -391,12 +391,16 @@ def stop(*_, **__):
     os.kill(os.getpid(), number)
     raise RuntimeError("nothing has stopped this")
 places = """
-ffstream.infer.evaluation.count_usable_layers ffstream.run.run.count_usable_layers ffstream.run.run.read_layer_figures
-ffstream.infer.model.save_tensors ffstream.studies.offline.save_tensors ffstream.studies.memory_profile._measure_apart
+ffstream.infer.committed:CommittedLayers.count_usable ffstream.run.run:read_layer_figures
+ffstream.infer.model:save_tensors ffstream.studies.offline:save_tensors ffstream.studies.memory_profile:_measure_apart
 """
 for place in places.split():
-    module, _, name = place.rpartition(".")
-    setattr(importlib.import_module(module), name, stop)
+    module, _, path = place.partition(":")
+    owner, _, name = path.rpartition(".")
+    target = importlib.import_module(module)
+    target = getattr(target, owner) if owner else target
+    assert hasattr(target, name)
+    setattr(target, name, stop)
 cli.main()
 '''
 
