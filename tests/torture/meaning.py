@@ -304,7 +304,61 @@ def _test_of_another_shape(case: Case) -> None:
     case.test = case.test[..., :-1]
 
 
+@_says("columns")
+def _fewer_columns(case: Case) -> None:
+    train, test = (np.asarray(y).reshape(-1).astype(int) for y in (case.train_labels, case.test_labels))
+    lacking = case.draw.randrange(int(train.max()) + 1)
+    case.train_labels, keep = np.eye(int(train.max()) + 1)[train], test != lacking
+    case.test, kept = case.test[keep], [label for label in range(int(train.max()) + 1) if label != lacking]
+    case.test_labels = (test[keep][:, None] == np.array(kept)).astype(int)
+
+
+@_says("labels")
+def _test_labels_from_one(case: Case) -> None:
+    train, test = (np.asarray(y).reshape(-1).astype(int) for y in (case.train_labels, case.test_labels))
+    keep = test < train.max()
+    case.train_labels, case.test, case.test_labels = train, case.test[keep], test[keep] + 1
+
+
+@_says("are training images")
+def _test_of_training_images(case: Case) -> None:
+    labels = np.asarray(case.train_labels).reshape(len(case.train), -1)
+    rows = np.random.default_rng(case.draw.randrange(1 << 32)).permutation(len(case.train))[: len(case.test)]
+    case.test, case.test_labels = (
+        case.train[rows].copy(),
+        labels[rows].squeeze(1) if labels.shape[1] == 1 else labels[rows],
+    )
+
+
+@_says("several classes")
+def _contradicting_labels(case: Case) -> None:
+    labels = np.asarray(case.train_labels).reshape(-1).astype(int)
+    some = np.random.default_rng(case.draw.randrange(1 << 32)).permutation(len(labels))[: len(labels) // 3]
+    case.train = np.concatenate([case.train, case.train[some]])
+    case.train_labels = np.concatenate([labels, (labels[some] + 1) % (labels.max() + 1)])
+
+
+@_says("differ by", "feature", "common")
+def _times(case: Case) -> None:
+    offset = case.draw.choice([1.7e9, 1e12, 2.4e6])
+    case.train, case.test = case.train.astype(np.float64), case.test.astype(np.float64)
+    case.words.append(f"feature {_set_feature(case, lambda values: values + offset)}")
+
+
+@_says("other units", "units", "small")
+def _some_in_other_units(case: Case) -> None:
+    _as_floats(case)
+    factor, images = case.draw.choice([255.0, 1000.0]), case.draw.choice([case.train, case.test])
+    images[case.draw.randrange(3) :: case.draw.choice([3, 5])] /= factor
+
+
 _CHANGES: dict[str, Step] = {
+    "one-hot labels of fewer columns": _fewer_columns,
+    "labels of the test split from one": _test_labels_from_one,
+    "a test split of training images": _test_of_training_images,
+    "labels that contradict": _contradicting_labels,
+    "times in 64 bits": _times,
+    "a part in other units": _some_in_other_units,
     "a feature in other units": _other_units_of_a_feature,
     "a feature far from zero": _offset_of_a_feature,
     "all far from zero": _offset,
@@ -406,7 +460,27 @@ def _linked_class(draw: random.Random, folder: Path) -> None:
     (folder / "train" / "b").symlink_to(away)
 
 
+def _turned(draw: random.Random, folder: Path) -> None:
+    """Some pictures lie turned in their files, and say by EXIF data how they are shown."""
+    lying = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    for path in sorted(folder.glob("*/*/*"))[:: draw.choice([1, 2, 3])]:
+        with Image.open(path) as picture:
+            orientation = draw.choice(sorted(lying))
+            turned = picture.convert("L").transpose(lying[orientation])
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned.save(path, exif=exif)
+
+
+def _grey_palette(draw: random.Random, folder: Path) -> None:
+    for path in sorted(folder.glob("*/*/*"))[:: draw.choice([1, 3])]:
+        with Image.open(path) as picture:
+            picture.convert("L").convert("P").save(path)
+
+
 _LAYOUTS: dict[str, Callable[[random.Random, Path], None]] = {
+    "turned by EXIF": _turned,
+    "palettes of greys": _grey_palette,
     "splits of other names": _rename_splits,
     "splits in splits": _nest_splits,
     "other suffixes": _other_suffixes,
@@ -414,6 +488,10 @@ _LAYOUTS: dict[str, Callable[[random.Random, Path], None]] = {
     "one class as BMP": _bmp,
     "a class elsewhere": _linked_class,
 }
+
+
+# Which write pictures anew, and so undo what a mishap has done to one.
+_REWRITTEN = ("other suffixes", "one class as BMP", "turned by EXIF", "palettes of greys")
 
 
 def _checkpoints(draw: random.Random, folder: Path) -> list[str]:
@@ -447,6 +525,27 @@ def _colour(draw: random.Random, folder: Path) -> list[str]:
     coloured[0, 0] = (255, 0, 0)
     Image.fromarray(coloured).save(path)
     return ["colour"]
+
+
+def _two_classes(draw: random.Random, folder: Path) -> list[str]:
+    path = _some(draw, folder, "train/a/*")
+    shutil.copy(path, folder / "train" / "b" / f"of a {path.name}")
+    return ["several classes"]
+
+
+def _copies(draw: random.Random, folder: Path) -> list[str]:
+    for path in sorted(folder.glob("train/a/*")):
+        shutil.copy(path, path.with_name(f"{path.stem} (1){path.suffix}"))
+    return ["copies"]
+
+
+def _masks(draw: random.Random, folder: Path) -> list[str]:
+    for path in sorted(folder.glob("train/*/*")):
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L"))
+        drawn = np.random.default_rng(draw.randrange(1 << 32)).random(pixels.shape) < 0.5
+        Image.fromarray(np.where(drawn, 255, 0).astype(np.uint8)).save(path.with_name(f"{path.stem}_mask.png"))
+    return ["masks"]
 
 
 def _deep(draw: random.Random, folder: Path) -> list[str]:
@@ -516,6 +615,9 @@ _MISHAPS: dict[str, Callable[[random.Random, Path], list[str]]] = {
     "a stray file": _stray,
     "a loop": _loop,
     "one in colour": _colour,
+    "one under two classes": _two_classes,
+    "copies": _copies,
+    "masks": _masks,
     "one of 16 bits": _deep,
     "one that is transparent": _alpha,
     "one cut": _cut,
@@ -581,11 +683,12 @@ class _Outcome:
     said: str
 
 
-def _use(data: Path, folder: Path) -> _Outcome:
+def _use(data: Path, folder: Path, standardise: str = "none") -> _Outcome:
     shutil.rmtree(folder, ignore_errors=True)
     listener = _Listener()
     try:
-        run = ff.train(ff.Config(data=str(data)).override(_SETTINGS), folder, observer=listener)
+        settings = _SETTINGS | {"standardise": standardise}
+        run = ff.train(ff.Config(data=str(data)).override(settings), folder, observer=listener)
         found = run.evaluate()
     except ff.FFStreamError as error:
         text = str(error)
@@ -635,7 +738,8 @@ def mistake(folder: Path, num_cases: int, first_seed: int, counts: Counts) -> No
 
 def _try_arrays(draw: random.Random, place: Path) -> tuple[str, str | None, bool]:
     case = _make_arrays(draw)
-    clean = _use(_write_arrays(case, place), place / "clean")
+    standardise = draw.choice(["none", "none", "features", "channels"])
+    clean = _use(_write_arrays(case, place), place / "clean", standardise)
     if clean.said or clean.error is None or clean.error > _CLEAN_ERROR:
         return "a clean set", f"error {clean.error}, said: {clean.said}", False
     if case.train.dtype == np.uint8 and draw.random() < 0.5:  # what hides values wants some that can be hidden
@@ -647,9 +751,9 @@ def _try_arrays(draw: random.Random, place: Path) -> tuple[str, str | None, bool
     names = [name for name in names if name not in changed[:-1]]  # one way of writing them
     for name in names:
         (_CHANGES | _REWRITES)[name](case)
-    found = _use(_write_arrays(case, place), place / "run")
+    found = _use(_write_arrays(case, place), place / "run", standardise)
     problem = _judge(clean, found, may_differ=case.may_differ, words=case.words)
-    return f"arrays {case.train.shape}: {', '.join(names)}", problem, found.error is None
+    return f"arrays {case.train.shape} standardised by {standardise}: {', '.join(names)}", problem, found.error is None
 
 
 def _try_folder(draw: random.Random, place: Path) -> tuple[str, str | None, bool]:
@@ -661,7 +765,7 @@ def _try_folder(draw: random.Random, place: Path) -> tuple[str, str | None, bool
     mishap = draw.choice([None, *sorted(_MISHAPS)])
     words = _MISHAPS[mishap](draw, data) if mishap else []
     layout = draw.choice(sorted(_LAYOUTS))
-    if not mishap or (draw.random() < 0.4 and layout not in ("other suffixes", "one class as BMP")):
+    if not mishap or (draw.random() < 0.4 and layout not in _REWRITTEN):
         with contextlib.suppress(FileNotFoundError, FileExistsError):  # what the mishap has moved
             _LAYOUTS[layout](draw, data)
     else:
