@@ -44,7 +44,7 @@ def measure_recipe(
 
     On all 60,000 training images, as the published figures are; the recipe was chosen on a validation split before.
     """
-    rows = []
+    rows, errors, times = [], [], []
     for seed in range(NUM_SEEDS):
         config = ff.Config(
             recipe=recipe,
@@ -60,6 +60,8 @@ def measure_recipe(
         run, elapsed_s = _train(config, folder / f"{recipe}-{seed}")
         found = run.evaluate(device=device)
         softmax = run.evaluate("softmax", device=device)
+        errors.append(found.error)
+        times.append(elapsed_s)
         rows.append(
             {
                 "seed": seed,
@@ -69,12 +71,11 @@ def measure_recipe(
                 "training_s": elapsed_s,
             }
         )
-    errors = [row["test_error"] for row in rows]
     return {
         "config": run.config.to_mapping() | {"data_root": "", "seed": list(range(NUM_SEEDS))},
         "mean_test_error": statistics.mean(errors),
         "spread_test_error": max(errors) - min(errors),
-        "mean_training_s": statistics.mean(row["training_s"] for row in rows),
+        "mean_training_s": statistics.mean(times),
         "seeds": rows,
     }
 
@@ -94,34 +95,46 @@ def measure_depth(data_root: str, device: str, folder: Path, picture: Path) -> d
 
     5,000 training images are held out; the test set is read once for each run.
     """
-    curves = {}
+    curves: dict[str, dict[str, object]] = {}
+    drawn = {}
     for name, (recipe, settings, num_seeds) in CURVES.items():
-        rows = []
+        rows, validation, test = [], [], []
         for seed in range(num_seeds):
             config = ff.Config(recipe=recipe, data="mnist", data_root=data_root, layers=40, width=500, device=device)
             config = config.override({"seed": seed} | dict(settings))
             run, elapsed_s = _train(config, folder / f"{recipe}-{len(curves)}-{seed}")
+            validation.append(run.validation_errors_by_depth)
+            test.append(run.evaluate(device=device).errors_by_depth)
             rows.append(
                 {
                     "seed": seed,
                     "training_s": elapsed_s,
-                    "validation_errors_by_depth": run.validation_errors_by_depth,
-                    "test_errors_by_depth": run.evaluate(device=device).errors_by_depth,
+                    "validation_errors_by_depth": validation[-1],
+                    "test_errors_by_depth": test[-1],
                 }
             )
-        curves[name] = {"config": run.config.to_mapping() | {"data_root": ""}, "seeds": rows}
-    for name, curve in curves.items():
-        for split in ("validation", "test"):
-            by_seed = [row[f"{split}_errors_by_depth"] for row in curve["seeds"]]
-            mean = [statistics.mean(errors) for errors in zip(*by_seed, strict=True)]
-            curves[name][split] = {
-                "by_depth": mean,
-                "deepest": mean[-1],
-                "deepest_by_seed": [errors[-1] for errors in by_seed],
-                "above_best": mean[-1] - min(mean),
-                "below_shallow": mean[_SHALLOW - 1] - mean[-1],
-            }
-    draw_errors(
-        {name: curve["test"]["by_depth"] for name, curve in curves.items()}, "test error, mean", picture, force=True
-    )
+        curves[name] = {
+            "config": run.config.to_mapping() | {"data_root": ""},
+            "seeds": rows,
+            "validation": _summarise(validation),
+            "test": _summarise(test),
+        }
+        drawn[name] = _average(test)
+    draw_errors(drawn, "test error, mean", picture, force=True)
     return {"picture": picture.name, "shallow": _SHALLOW, "curves": curves}
+
+
+def _average(by_seed: list[list[float]]) -> list[float]:
+    """By depth."""
+    return [statistics.mean(errors) for errors in zip(*by_seed, strict=True)]
+
+
+def _summarise(by_seed: list[list[float]]) -> dict[str, float | list[float]]:
+    mean = _average(by_seed)
+    return {
+        "by_depth": mean,
+        "deepest": mean[-1],
+        "deepest_by_seed": [errors[-1] for errors in by_seed],
+        "above_best": mean[-1] - min(mean),
+        "below_shallow": mean[_SHALLOW - 1] - mean[-1],
+    }

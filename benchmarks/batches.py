@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import ffstream as ff
 
@@ -14,9 +14,17 @@ EPOCHS = (8, 16)
 BATCHES = (128, 256, 512)
 
 
+class _Run(TypedDict):
+    seed: int
+    epochs: int
+    batch: int
+    validation_error: float
+    training_s: float
+
+
 def measure_batches(data_root: str, device: str, folder: Path) -> dict[str, Any]:
     """Recipe inject at its own learning rate, 10,000 images held out; runs of all sizes take turns."""
-    runs = []
+    runs: list[_Run] = []
     for seed in range(NUM_SEEDS):
         for epochs in EPOCHS:
             for batch in BATCHES:
@@ -25,6 +33,7 @@ def measure_batches(data_root: str, device: str, folder: Path) -> dict[str, Any]
                 shutil.rmtree(folder, ignore_errors=True)
                 layers = ff.train(config, folder).layers
                 error, elapsed_s = layers[-1].validation_error_to_here, sum(layer.elapsed_s for layer in layers)
+                assert error is not None, "images are held out"
                 runs.append(
                     {"seed": seed, "epochs": epochs, "batch": batch, "validation_error": error, "training_s": elapsed_s}
                 )

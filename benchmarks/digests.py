@@ -47,7 +47,7 @@ SHAPE = {
     "micro_batch": 64,
     "network.tile_units": 48,
 }
-ALONE = {  # settings that are changed one at a time, by recipe
+ALONE: dict[str, list[dict[str, Any]]] = {  # settings that are changed one at a time, by recipe
     "inject": [
         {"precision": "fp32"},
         {"precision": "fp32", "cache.dtype": "fp32", "cache.tier": "disk"},
@@ -95,7 +95,11 @@ ALONE = {  # settings that are changed one at a time, by recipe
 
 def list_cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """The name of each run, and its settings: recipe, and dotted settings that differ from the recipe's."""
-    kinds = ({}, {"network.tile_units": 20}, {"network.kind": "local", "width": 144, "network.tile_units": 144})
+    kinds: tuple[dict[str, Any], ...] = (
+        {},
+        {"network.tile_units": 20},
+        {"network.kind": "local", "width": 144, "network.tile_units": 144},
+    )
     for recipe, tier, kind in itertools.product(RECIPES, ("host", "disk"), kinds):
         words = ", ".join(f"{key} {value}" for key, value in kind.items())
         yield f"{recipe}, {tier}, {words or 'as it is'}", {"recipe": recipe, **SHAPE, "cache.tier": tier, **kind}
@@ -148,9 +152,10 @@ def make_digests_of(revision: str) -> dict[str, Any]:
         try:
             script, output = Path(folder) / "sweep.py", Path(folder) / "digests.json"
             script.write_bytes(Path(__file__).read_bytes())  # apart from its neighbours, which bear names of Python's
-            command = [sys.executable, script, "--output", output]
+            command: list[str | Path] = [sys.executable, script, "--output", output]
             subprocess.run(command, check=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(tree)})
-            return json.loads(output.read_text())
+            found: dict[str, Any] = json.loads(output.read_text())
+            return found
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
 

@@ -52,6 +52,8 @@ def _compare(
 ) -> dict[str, Any]:
     """Mean validation error of each, and the time of the second against that of the first; runs take turns."""
     rows = []
+    errors: dict[str, list[float]] = {dtype: [] for dtype in dtypes}
+    times: dict[str, list[float]] = {dtype: [] for dtype in dtypes}
     for seed in range(NUM_SEEDS):
         for dtype in dtypes if seed % 2 == 0 else dtypes[::-1]:
             config = ff.Config(data="mnist", data_root=data_root, layers=NUM_LAYERS, width=WIDTH, epochs=NUM_EPOCHS)
@@ -59,11 +61,10 @@ def _compare(
             shutil.rmtree(folder, ignore_errors=True)
             layers = ff.train(config, folder).layers
             error, elapsed_s = layers[-1].validation_error_to_here, sum(layer.elapsed_s for layer in layers)
+            assert error is not None, "images are held out"
+            errors[dtype].append(error)
+            times[dtype].append(elapsed_s)
             rows.append({"seed": seed, "dtype": dtype, "validation_error": error, "training_s": elapsed_s})
-    errors, times = (
-        {dtype: [row[name] for row in rows if row["dtype"] == dtype] for dtype in dtypes}
-        for name in ("validation_error", "training_s")
-    )
     first, second = dtypes
     return {
         "mean_validation_error": {dtype: statistics.mean(errors[dtype]) for dtype in dtypes},

@@ -112,12 +112,12 @@ def image_shape(num_features: int) -> tuple[int, int]:
 
 def write_images(path: Path, num_samples: int, num_features: int) -> None:
     """The embedded digits, repeated to the size that is asked for, as images that are about square."""
-    digits = SOURCES["digits"]("").train
+    digits = SOURCES["digits"](Path()).train
     images = digits.images.flatten(1).repeat(-(-num_samples // len(digits)), -(-num_features // 64))
     labels = digits.labels.repeat(-(-num_samples // len(digits)))
     images = images[:num_samples, :num_features].reshape(num_samples, *image_shape(num_features))
-    arrays = {"x": images.to(torch.uint8), "y": labels[:num_samples]}
-    np.savez(path, **{f"{name}_{part}": array.numpy() for name, array in arrays.items() for part in ("train", "test")})
+    x, y = images.to(torch.uint8).numpy(), labels[:num_samples].numpy()
+    np.savez(path, x_train=x, x_test=x, y_train=y, y_test=y)
 
 
 def measure_resumed_run(path: Path) -> int:
@@ -167,7 +167,7 @@ def measure_layer(device: str, folder: Path) -> dict[str, Any]:
     config = config.override({"precision": "bf16", "cache.tier": "disk", "cache.shard_samples": 4096})
     (footprint,), measured = plan_and_measure(config, 2000, folder)
     state = footprint.weights + footprint.optimiser
-    batch = footprint.rows + footprint.activities + config.batch * 2000 * 2  # with its product in bf16
+    batch = footprint.rows + footprint.activities + Sizes.of(config).batch * 2000 * 2  # with its product in bf16
     return {
         "measured_bytes": measured,
         "state_bytes": state,

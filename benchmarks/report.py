@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def torture_table(rows: dict[str, Any]) -> str:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for name, row in rows.items():
         kinds.setdefault(name.split()[-1], []).append(row)
-    lines = [
+    lines: list[tuple[str, ...]] = [
         ("kind", "tried", "cases", "as they must be", "of them refused by name", "silent errors", "minutes", "commit")
     ]
     for kind, found in kinds.items():
@@ -221,7 +222,7 @@ def depth_table(found: dict[str, Any]) -> str:
     )
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 

@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ from ffstream.device.device import device_name
 RESULTS = Path(__file__).parent / "results"
 
 BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
-    "inject": lambda *where: measure_recipe("inject", *where),
-    "mono": lambda *where: measure_recipe("mono", *where),
-    "shifts": lambda *where: measure_recipe("mono", *where, SHIFTED),
-    "hinton": lambda *where: measure_recipe("hinton", *where),
-    "unsupervised": lambda *where: measure_recipe("unsupervised", *where, UNLABELLED),
-    "unsupervised-local": lambda *where: measure_recipe("unsupervised", *where, UNLABELLED_LOCAL),
-    "depth": lambda *where: measure_depth(*where, picture_path(where[1], "depth")),
+    "inject": partial(measure_recipe, "inject"),
+    "mono": partial(measure_recipe, "mono"),
+    "shifts": partial(measure_recipe, "mono", settings=SHIFTED),
+    "hinton": partial(measure_recipe, "hinton"),
+    "unsupervised": partial(measure_recipe, "unsupervised", settings=UNLABELLED),
+    "unsupervised-local": partial(measure_recipe, "unsupervised", settings=UNLABELLED_LOCAL),
+    "depth": lambda root, device, folder: measure_depth(root, device, folder, picture_path(device, "depth")),
     "memory": measure_memory,
     "tiers": measure_tiers,
     "tiles": measure_tiles,

@@ -36,7 +36,7 @@ def measure_step(device: str) -> dict[str, Any]:
     width, batch = (4096, 4096) if on.type == "cuda" else (2000, 1024)
     left, right = (torch.randn(num, width, device=on).bfloat16() for num in (batch, width))
     out = left @ right.t()
-    product_flops, rows = 2 * batch * width * width, []
+    product_flops, rows, shares = 2 * batch * width * width, [], []
     for name, (recipe, changes) in VARIANTS.items():
         settings = {"precision": "bf16", "cache.shard_samples": NUM_BATCHES * batch // 2} | changes
         config = ff.Config(recipe=recipe, layers=2, width=width, batch=batch, epochs=1000, device=device)
@@ -48,10 +48,11 @@ def measure_step(device: str) -> dict[str, Any]:
             products_s.append(_time(lambda: torch.mm(left, right.t(), out=out), on, num_products))
         rate = epoch_flops / statistics.median(epoch_s)
         product_rate = num_products * product_flops / statistics.median(products_s)
+        shares.append(rate / product_rate)
         rows.append(
             {
                 "recipe": name,
-                "share": rate / product_rate,
+                "share": shares[-1],
                 "products_a_step": epoch_flops / product_flops / NUM_BATCHES,
                 "tflop_per_s": rate / 1e12,
                 "tflop_per_s_of_products": product_rate / 1e12,
@@ -60,8 +61,8 @@ def measure_step(device: str) -> dict[str, Any]:
     return {
         "config": f"{width} x {width}, batch {batch}, {NUM_BATCHES} batches an epoch, bf16, cache on the device",
         "num_threads": torch.get_num_threads(),
-        "lowest_share": min(row["share"] for row in rows),
-        "highest_share": max(row["share"] for row in rows),
+        "lowest_share": min(shares),
+        "highest_share": max(shares),
         "recipes": rows,
     }
 

@@ -22,6 +22,7 @@ import torch
 import ffstream as ff
 from ffstream.cache import CacheLayout, DiskCache
 from ffstream.cache.transfer import READING, SYNCING, WRITING, Transfer
+from ffstream.ground.folder import Folder
 from ffstream.storage.metrics import MetricsFile
 from ffstream.studies.doctor import sum_seconds
 
@@ -88,7 +89,8 @@ def _drop(path: Path) -> None:
 def measure_cold_reads(folder: Path) -> dict[str, Any]:
     """Bytes a second of an epoch's shards that lie on the disk alone, and of direct reads of the same files."""
     layout = CacheLayout(RATE_ROWS, 1, RATE_FEATURES, "bf16", 4096)
-    cache = DiskCache(layout, folder / "rate")
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = DiskCache(layout, Folder(folder), "rate")
     rows = torch.empty(layout.shard_shape(0), dtype=layout.dtype).random_(0, 100)
     for shard in range(layout.num_shards):
         cache.store(shard, rows[: layout.shard_shape(shard)[0]])
@@ -129,6 +131,6 @@ def _time_run(tier: str, epochs: int, data_root: str, device: str, folder: Path)
     start_s = time.perf_counter()
     ff.train(config.override({"cache.tier": tier, "precision": "bf16"}), path)
     elapsed_s = time.perf_counter() - start_s
-    found = sum_seconds(MetricsFile(path / "metrics.jsonl").read())
+    found = sum_seconds(MetricsFile(Folder(path)).read(None))
     shutil.rmtree(path)
     return elapsed_s, {noun: found.get(noun, 0.0) / sum(found.values()) for noun in STALLS}

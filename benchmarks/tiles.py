@@ -7,7 +7,7 @@ import shutil
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -26,6 +26,13 @@ STATE_BYTES_A_WEIGHT = 12  # float32 weights and two moments of Adam
 BUDGET_SHARE = 8  # how many times the budget those of the widest layer are
 SEEDS = (0,)
 EXACT_BATCHES = (512, 4096)
+
+
+class _Way(TypedDict):
+    seconds: float
+    validation_error: float
+    test_error: float
+    tile_units: int | str
 
 
 def make_exact_trainers(
@@ -69,20 +76,22 @@ def measure_tiles(data_root: str, device: str, folder: Path) -> dict[str, Any]:
     whole = Config(data="mnist", data_root=data_root, layers=NUM_LAYERS, width=WIDTH, epochs=NUM_EPOCHS, device=device)
     whole = whole.override({"precision": "bf16"})
     tight = whole.override({"memory.budget": str(budget_bytes)})
-    rows = []
+    pairs: list[dict[str, _Way]] = []
     for seed in SEEDS:
-        pair = {}
+        pair: dict[str, _Way] = {}
         for name, config in {"whole": whole, "tiles": tight}.items():
             shutil.rmtree(folder, ignore_errors=True)
             start_s = time.perf_counter()
             run = ff.train(dataclasses.replace(config, seed=seed), folder)
+            elapsed_s, error = time.perf_counter() - start_s, run.layers[-1].validation_error_to_here
+            assert error is not None, "images are held out"
             pair[name] = {
-                "seconds": time.perf_counter() - start_s,
-                "validation_error": run.layers[-1].validation_error_to_here,
+                "seconds": elapsed_s,
+                "validation_error": error,
                 "test_error": run.evaluate().error,
                 "tile_units": run.config.network.tile_units,
             }
-        rows.append({"seed": seed} | pair)
+        pairs.append(pair)
     plan = ff.make_plan(tight)
     # The same tiles over few samples: the account of a long run takes more memory than there is.
     short = plan.config.override({"cache.tier": "disk", "cache.shard_samples": plan.config.batch})
@@ -94,11 +103,11 @@ def measure_tiles(data_root: str, device: str, folder: Path) -> dict[str, Any]:
         "planned_bytes": plan.device.num_bytes,
         "planned_over_measured": max(footprint.peak for footprint in footprints) / measured_bytes,
         "num_tiles": plan.layers[-1].num_tiles,
-        "time_ratio": statistics.median(row["tiles"]["seconds"] / row["whole"]["seconds"] for row in rows),
+        "time_ratio": statistics.median(pair["tiles"]["seconds"] / pair["whole"]["seconds"] for pair in pairs),
         "added_validation_error": statistics.mean(
-            row["tiles"]["validation_error"] - row["whole"]["validation_error"] for row in rows
+            pair["tiles"]["validation_error"] - pair["whole"]["validation_error"] for pair in pairs
         ),
-        "seeds": rows,
+        "seeds": [{"seed": seed} | pair for seed, pair in zip(SEEDS, pairs, strict=True)],
         "exact": [time_exact_steps(batch, plan.sizes.tile_units, device) for batch in EXACT_BATCHES],
     }
 

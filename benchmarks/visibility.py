@@ -62,10 +62,10 @@ def _cases() -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
                 chosen[:, 0] = False
                 changed[chosen] = value
                 yield f"{noun}, {share:.0%} of all but the first {value}", changed, labels, _NUM_TRAINING
-        for value in (1e4, 1e5, 1e6, 1e7, 1e9):
+        for outlier in (1e4, 1e5, 1e6, 1e7, 1e9):
             changed = table.copy()
-            changed[3, 2] = value
-            yield f"{noun}, one value {value:g}", changed, labels, _NUM_TRAINING
+            changed[3, 2] = outlier
+            yield f"{noun}, one value {outlier:g}", changed, labels, _NUM_TRAINING
     digits = load_dataset("digits")
     assert digits.test is not None
     images = np.concatenate([split.images.numpy() for split in (digits.train, digits.test)]).astype(np.float32)

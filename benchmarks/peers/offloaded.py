@@ -31,13 +31,10 @@ class OffloadedBackprop:
         widths = [num_features] + num_layers * [width]
         layers = [nn.Sequential(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(widths)]
         self._network = nn.Sequential(*layers, nn.Linear(width, 10))
-        policies = {
-            "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16),
-            "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda"),
-        }
-        for layer in self._network:
-            fully_shard(layer, mesh=mesh, **policies)
-        fully_shard(self._network, mesh=mesh, **policies)
+        mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+        offload = CPUOffloadPolicy(pin_memory=device.type == "cuda")
+        for module in (*self._network, self._network):  # the whole after its parts, which it leaves alone then
+            fully_shard(module, mesh=mesh, mp_policy=mixed, offload_policy=offload)
         self._optimiser = torch.optim.Adam(self._network.parameters(), learning_rate)
 
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
