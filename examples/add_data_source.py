@@ -20,6 +20,7 @@ def spirals(_data_root: Path) -> ff.Dataset:
 
 ff.SOURCES.register("spirals", spirals)
 
-config = ff.Config(data="spirals", layers=3, width=100, epochs=5).override({"negatives.per_step": 1})
-run = ff.train(config, "runs/add-data-source", resume=True)
-print(f"test error: {100 * run.evaluate().error:.2f} %")
+if __name__ == "__main__":
+    config = ff.Config(data="spirals", layers=3, width=100, epochs=5).override({"negatives.per_step": 1})
+    run = ff.train(config, "runs/add-data-source", resume=True)
+    print(f"test error: {100 * run.evaluate().error:.2f} %")

@@ -15,6 +15,7 @@ class MeanCubes(ff.Goodness):
 
 ff.GOODNESSES.register("mean_cubes", MeanCubes())
 
-config = ff.Config(layers=2, width=100, epochs=3).override({"objective.goodness": "mean_cubes"})
-run = ff.train(config, "runs/add-goodness", resume=True)
-print(f"test error: {100 * run.evaluate().error:.2f} %")
+if __name__ == "__main__":
+    config = ff.Config(layers=2, width=100, epochs=3).override({"objective.goodness": "mean_cubes"})
+    run = ff.train(config, "runs/add-goodness", resume=True)
+    print(f"test error: {100 * run.evaluate().error:.2f} %")

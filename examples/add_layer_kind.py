@@ -35,6 +35,7 @@ class LowRank(ff.Layer):
 
 ff.LAYER_KINDS.register("low_rank", LowRank)
 
-config = ff.Config(layers=2, width=100, epochs=3).override({"network.kind": "low_rank"})
-run = ff.train(config, "runs/add-layer-kind", resume=True)
-print(f"test error: {100 * run.evaluate().error:.2f} %")
+if __name__ == "__main__":
+    config = ff.Config(layers=2, width=100, epochs=3).override({"network.kind": "low_rank"})
+    run = ff.train(config, "runs/add-layer-kind", resume=True)
+    print(f"test error: {100 * run.evaluate().error:.2f} %")

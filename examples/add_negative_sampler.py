@@ -14,6 +14,9 @@ def neighbours(labels: Tensor, num_classes: int, num_negatives: int, generator: 
 
 ff.NEGATIVE_SAMPLERS.register("neighbours", neighbours)
 
-config = ff.Config(layers=2, width=100, epochs=3).override({"negatives.sampler": "neighbours", "negatives.per_step": 2})
-run = ff.train(config, "runs/add-negative-sampler", resume=True)
-print(f"test error: {100 * run.evaluate().error:.2f} % (a poor sampler: it never shows the other labels)")
+if __name__ == "__main__":
+    config = ff.Config(layers=2, width=100, epochs=3).override(
+        {"negatives.sampler": "neighbours", "negatives.per_step": 2}
+    )
+    run = ff.train(config, "runs/add-negative-sampler", resume=True)
+    print(f"test error: {100 * run.evaluate().error:.2f} % (a poor sampler: it never shows the other labels)")

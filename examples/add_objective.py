@@ -15,6 +15,7 @@ class Hinge(ff.Objective):
 
 ff.OBJECTIVES.register("hinge", Hinge())
 
-config = ff.Config(layers=2, width=100, epochs=3).override({"objective.name": "hinge"})
-run = ff.train(config, "runs/add-objective", resume=True)
-print(f"test error: {100 * run.evaluate().error:.2f} %")
+if __name__ == "__main__":
+    config = ff.Config(layers=2, width=100, epochs=3).override({"objective.name": "hinge"})
+    run = ff.train(config, "runs/add-objective", resume=True)
+    print(f"test error: {100 * run.evaluate().error:.2f} %")

@@ -64,7 +64,7 @@ AcceptEnvironment = Annotated[
     bool,
     typer.Option(
         "--accept-environment",
-        help="Go on although what decides bits (torch, the processor ...) is not what the run was trained with.",
+        help="Go on although torch, the processor, a part of your own or whatever decides bits is another by now.",
     ),
 ]
 Budget = Annotated[str | None, typer.Option(help="Most device memory to take, such as 1GiB (most of what is free).")]
@@ -74,6 +74,14 @@ DataRoot = Annotated[
 ]
 MovedData = Annotated[
     str | None, typer.Option("--data", help="Where the data of the run are by now, if they were moved.")
+]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE",
+        help="A module that registers parts of your own; may be repeated, as in $FFSTREAM_PLUGINS.",
+    ),
 ]
 Force = Annotated[
     bool,
@@ -222,6 +230,13 @@ def _report(message: str, code: int) -> int:
     with contextlib.suppress(OSError, OutputError):
         print(printable(message), file=sys.stderr)
     return code
+
+
+def import_plugins(names: list[str] | None) -> None:
+    """Import the modules that a user names, also from the current folder."""
+    from ffstream.ground.plugins import load_plugins
+
+    load_plugins(names or (), search_here=True)
 
 
 def say(line: str, *, err: bool = False) -> None:

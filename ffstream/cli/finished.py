@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ffstream.cli.app import (
+    AcceptEnvironment,
     DataRoot,
     Download,
     FirstLayer,
@@ -18,8 +19,10 @@ from ffstream.cli.app import (
     Json,
     MovedData,
     OneDevice,
+    Plugins,
     RunDir,
     app,
+    import_plugins,
     say,
     show,
     when_stopped,
@@ -64,6 +67,8 @@ def evaluate(
     data: MovedData = None,
     data_root: DataRoot = None,
     download: Download = False,
+    plugin: Plugins = None,
+    accept_environment: AcceptEnvironment = False,
     as_json: Json = False,
 ) -> None:
     """Error of a run on a split, by depth and by class; never more than one layer is on the device."""
@@ -72,6 +77,7 @@ def evaluate(
     from ffstream.cli.tables import evaluation_report
     from ffstream.run.run import Run
 
+    import_plugins(plugin)
     opened = Run(run)
     _note_unfinished(opened)
     found = opened.evaluate(
@@ -82,6 +88,7 @@ def evaluate(
         data=data or "",
         data_root=data_root or "",
         download=download,
+        accept_environment=accept_environment,
     )
     _note(found.warning)
     if as_json:
@@ -119,6 +126,8 @@ def predict(
     data: MovedData = None,
     data_root: DataRoot = None,
     download: Download = False,
+    plugin: Plugins = None,
+    accept_environment: AcceptEnvironment = False,
     as_json: Json = False,
 ) -> None:
     """Label each image, with its probability (in JSON those of all classes); one layer is on the device at a time.
@@ -135,6 +144,7 @@ def predict(
     from ffstream.storage.outputs import Output
     from ffstream.studies.offline import list_data_files
 
+    import_plugins(plugin)
     found = Run(run)
     _note_unfinished(found)
     in_json = as_json or suffix == ".json"
@@ -161,6 +171,7 @@ def predict(
         data=data or "",
         data_root=data_root or "",
         download=download,
+        accept_environment=accept_environment,
     )
     _note(predictions.warning)
     text = predictions.to_csv(images.names)
@@ -289,12 +300,14 @@ def export(
     run: RunDir,
     file: Annotated[Path, typer.Argument(readable=False, help="The .safetensors file to write.")],
     force: Force = False,
+    plugin: Plugins = None,
+    accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Write the finished layers to one safetensors file, for ffstream.load()."""
-    from ffstream.infer.model import export_network
     from ffstream.run.run import Run
 
+    import_plugins(plugin)
     found = Run(run)
     _note_unfinished(found)
-    num_layers = export_network(found.directory, file, force=force)
+    num_layers = found.export(file, force=force, accept_environment=accept_environment)
     say(f"{num_layers} layers written to {file}; in Python: ffstream.load({str(file)!r})")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ffstream.cli.app import DataRoot, Device, Force, Json, app, say, show, when_stopped
+from ffstream.cli.app import DataRoot, Device, Force, Json, Plugins, app, import_plugins, say, show, when_stopped
 from ffstream.errors import ConfigError
 from ffstream.ground.units import parse_integer
 
@@ -161,11 +161,12 @@ def negatives(
 
 @app.command()
 @when_stopped()
-def recipes(as_json: Json = False) -> None:
+def recipes(plugin: Plugins = None, as_json: Json = False) -> None:
     """What can be chosen: recipes, label methods, objectives, goodnesses, negative samplers, layer kinds."""
     from ffstream.cli.tables import catalogue_tables
     from ffstream.field.catalogue import read_catalogue
 
+    import_plugins(plugin)
     found = read_catalogue()
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))

@@ -20,9 +20,11 @@ from ffstream.cli.app import (
     Download,
     Json,
     MovedData,
+    Plugins,
     RunDir,
     app,
     fail,
+    import_plugins,
     make_console,
     say,
     show,
@@ -83,6 +85,7 @@ def train(
     host_budget: Annotated[str | None, typer.Option(help="Most host memory for this process.")] = None,
     disk_budget: Annotated[str | None, typer.Option(help="Most disk space for the run.")] = None,
     config: Annotated[Path | None, typer.Option(readable=False, help="A TOML file of settings.")] = None,
+    plugin: Plugins = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
     ] = None,
@@ -161,10 +164,13 @@ def resume(
     data: MovedData = None,
     data_root: DataRoot = None,
     download: Download = False,
+    plugin: Plugins = None,
     accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Go on with a run after any interruption, or grow a finished one."""
     from ffstream.run.launch import resume as go_on
+
+    import_plugins(plugin)
 
     _train(
         run,
@@ -223,7 +229,7 @@ def _go_on(path: str) -> str:
     return f"Go on with: {to_command('resume', path)}"
 
 
-_NOT_SETTINGS = ("config", "set_", "run_dir", "resume", "accept_environment")
+_NOT_SETTINGS = ("config", "plugin", "set_", "run_dir", "resume", "accept_environment")
 
 # The options of `train` that are settings of other names.
 _SETTINGS = {
@@ -251,10 +257,14 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
         raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")
     options = options | {"negatives_per_sample": _number_or_word(options["negatives_per_sample"])}
     given = dict(parse_assignment(text) for text in options["set_"] or [])
+    settings = read_toml(options["config"]) if options["config"] else {}
+    if options["plugin"]:
+        given["plugins"] = options["plugin"]
+    names = given.get("plugins", settings.get("plugins", []))
+    import_plugins(list(names) if isinstance(names, list) else None)  # whose recipes and parts may be named
     for name, value in options.items():
         if value is not None and name not in _NOT_SETTINGS:
             given[_SETTINGS.get(name, name)] = value
-    settings = read_toml(options["config"]) if options["config"] else {}
     asked = flatten(settings) | given
     saved = expand_home(options["run_dir"]) / "config.toml" if options["resume"] else None
     if asked.get("recipe", AUTO) == AUTO and saved is not None and exists(saved):

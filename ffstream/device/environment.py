@@ -38,7 +38,7 @@ _INSTRUCTIONS = [
 ]
 # The number of threads can be had, products are compared where nothing that has a name differs, and of memory it is
 # remembered which sizes a lack of it chose; they stand in the configuration.
-_NOT_COMPARED = ("threads", "arithmetic", "memory")
+_NOT_COMPARED = ("threads", "arithmetic", "memory", "parts")  # parts are compared by their own file
 _PROBE = (192, 1000, 257)  # rows, features and units of a product: not multiples of what kernels work by
 
 

@@ -5,24 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ffstream.field.goodness import GOODNESSES
-from ffstream.field.labels import LABEL_METHODS
-from ffstream.field.layers import LAYER_KINDS
-from ffstream.field.negatives import NEGATIVE_SAMPLERS
-from ffstream.field.objectives import OBJECTIVES
-from ffstream.field.similarity import SIMILARITIES
-from ffstream.ground.registry import Registry
+from ffstream.field.parts import REGISTRIES
 from ffstream.settings.recipes import DESCRIPTIONS, RECIPES, Setting
-
-# By the setting that names one of them.
-_REGISTRIES: dict[str, Registry[Any]] = {
-    "labels.method": LABEL_METHODS,
-    "objective.name": OBJECTIVES,
-    "objective.goodness": GOODNESSES,
-    "objective.similarity": SIMILARITIES,
-    "negatives.sampler": NEGATIVE_SAMPLERS,
-    "network.kind": LAYER_KINDS,
-}
 
 
 @dataclass(frozen=True)
@@ -41,5 +25,5 @@ class Catalogue:
 def read_catalogue() -> Catalogue:
     """All that is registered by now, by users too."""
     recipes = {name: (DESCRIPTIONS.get(name, ""), dict(settings)) for name, settings in RECIPES.items()}
-    parts = {setting: {name: registry.describe(name) for name in registry} for setting, registry in _REGISTRIES.items()}
+    parts = {setting: {name: registry.describe(name) for name in registry} for setting, registry in REGISTRIES.items()}
     return Catalogue(recipes, parts)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ffstream.errors import ConfigError, nearest
 
 T = TypeVar("T")
+_PACKAGE = __name__.partition(".")[0]
 
 
 class Registry(Generic[T]):
@@ -18,14 +20,25 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, noun: str, setting: str) -> None:
-        self._noun, self._setting = noun, setting
+        self.noun, self._setting = noun, setting
         self._parts: dict[str, T] = {}
         self._descriptions: dict[str, str] = {}
+        self._modules: dict[str, str] = {}
 
     def register(self, name: str, part: T, description: str = "") -> T:
-        """Make `part` known as `name`, replacing an earlier one. `description`: a line, for what has no docstring."""
+        """Make `part` known as `name`. `description`: a line, for what has no docstring.
+
+        A part may take the place of an earlier version of itself, as when a cell of a notebook is run again. Raises
+        ConfigError for a name that another part has.
+        """
+        module = sys._getframe(1).f_globals.get("__name__", "__main__")
+        if name in self._parts and (self.is_built_in(name) or _kind_of(part) != _kind_of(self._parts[name])):
+            raise ConfigError(
+                f"{self.noun} {name!r}: is registered already, by {self._modules.get(name)}; choose another name"
+            )
         self._parts[name] = part
         self._descriptions[name] = description
+        self._modules[name] = module
         return part
 
     def describe(self, name: str) -> str:
@@ -33,10 +46,24 @@ class Registry(Generic[T]):
         own = inspect.getdoc(self[name]) or ""
         return self._descriptions.get(name) or own.partition("\n")[0]
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether a part comes with this package."""
+        return self._modules.get(name, "__main__").partition(".")[0] == _PACKAGE
+
+    def modules_of(self, name: str) -> list[str]:
+        """The module that has registered a part, and the one that defines it."""
+        kind = self._parts[name] if isinstance(self._parts[name], type) else type(self._parts[name])
+        part: Any = self._parts[name]
+        defined = part.__module__ if inspect.isfunction(part) else kind.__module__
+        return list(dict.fromkeys([self._modules.get(name, defined), defined]))
+
     def __getitem__(self, name: str) -> T:
         """Raises ConfigError, naming the nearest known name, when `name` is unknown."""
         if name not in self._parts:
-            raise ConfigError(f"config {self._setting}: unknown {self._noun} {name!r}; {nearest(name, self._parts)}")
+            raise ConfigError(
+                f"config {self._setting}: unknown {self.noun} {name!r}; {nearest(name, self._parts)}; one of your own "
+                "is known once the module that registers it is imported (--plugin)"
+            )
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:
@@ -44,3 +71,9 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
+
+
+def _kind_of(part: object) -> tuple[str, str]:
+    """What a part is called where it is defined."""
+    kind = part if inspect.isfunction(part) or isinstance(part, type) else type(part)
+    return kind.__module__, kind.__qualname__

@@ -24,11 +24,13 @@ from ffstream.errors import ConfigError, CorruptFileError, DataError, FFStreamEr
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
 from ffstream.field.network import hand_on
+from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home, open_regular
+from ffstream.ground.plugins import load_plugins
 from ffstream.infer.combination import plain_sum
 from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
-from ffstream.storage.manifest import DATA, find_misfit
+from ffstream.storage.manifest import DATA, PARTS, find_misfit
 from ffstream.storage.outputs import Output, read_metadata
 from ffstream.storage.tensor_file import order_entries, payload_of, read_tensors, save_tensors
 
@@ -136,8 +138,11 @@ def check_finite_rows(scores: Tensor) -> None:
         )
 
 
-def load_network(path: str | Path) -> FFNetwork:
+def load_network(path: str | Path, *, accept_environment: bool = False) -> FFNetwork:
     """Load a run directory (its finished layers) or a file written by `export_network`, on the CPU.
+
+    Parts that do not come with this package are imported where their sources are what they were; others are refused,
+    unless `accept_environment` takes them as they are.
 
     What is loaded is what was checked, and stays as it is when its files change. Raises RunError when there is nothing
     to load, CorruptFileError when a file is truncated or altered.
@@ -147,12 +152,17 @@ def load_network(path: str | Path) -> FFNetwork:
         is_folder = path.is_dir()
     except (OSError, ValueError) as error:  # of a name that no file can have, or that may not be looked for
         raise _unreadable(path, error) from error
+    load_plugins(())
     with plain_torch():
-        return _load_run(RunDirectory(path)) if is_folder else _load_file(path)
+        if is_folder:
+            return _load_run(RunDirectory(path), accept_environment=accept_environment)
+        return _load_file(path, accept_environment=accept_environment)
 
 
 @plain_torch()
-def export_network(directory: RunDirectory, path: str | Path, *, force: bool = False) -> int:
+def export_network(
+    directory: RunDirectory, path: str | Path, *, force: bool = False, accept_environment: bool = False
+) -> int:
     """Write the finished layers of a run to one safetensors file that `load_network` reads. Returns their number.
 
     In place of a file that is there if it was exported from the same run, or with `force`. Raises ConfigError for a
@@ -168,13 +178,15 @@ def export_network(directory: RunDirectory, path: str | Path, *, force: bool = F
     directory.check_is_run()
     identity = directory.read_identity()
     output = Output(path, [directory.path], force=force, is_own=lambda file: _is_exported_from(identity, file))
-    network = _load_run(directory)
+    network = _load_run(directory, accept_environment=accept_environment)
+    parts = directory.read_parts()
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(network.config.to_mapping()),
         "data": json.dumps(network._facts.content),
         "run": identity or "",
     }
+    metadata |= {"parts": json.dumps(parts)} if parts else {}
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     metadata[_DIGEST] = _compute_digest(metadata, state)
     with output.writing() as file:
@@ -187,8 +199,9 @@ def _is_exported_from(identity: str | None, file: io.FileIO) -> bool:
     return identity is not None and found.get("format") == _FORMAT and found.get("run") == identity
 
 
-def _load_run(directory: RunDirectory) -> FFNetwork:
+def _load_run(directory: RunDirectory, *, accept_environment: bool) -> FFNetwork:
     directory.check_is_run()
+    restore_parts(directory.read_parts(), f"run {directory.path}", directory.path, accept=accept_environment)
     num_layers = directory.count_layers()
     if num_layers == 0:
         raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
@@ -214,11 +227,13 @@ def _load_run(directory: RunDirectory) -> FFNetwork:
     return network.eval()
 
 
-def _load_file(path: Path) -> FFNetwork:
+def _load_file(path: Path, *, accept_environment: bool) -> FFNetwork:
     metadata, tensors = _read_file(path)
     misfit = _find_content_misfit(metadata, tensors)
     if misfit is not None:
         raise CorruptFileError(f"file {path}: {misfit}; export it again")
+    parts = json.loads(metadata.get("parts", "{}"))
+    restore_parts(parts, f"file {path}", None, accept=accept_environment)
     try:
         network = FFNetwork(
             Config.from_mapping(json.loads(metadata["config"])), DataFacts(json.loads(metadata["data"]))
@@ -274,9 +289,11 @@ def _find_content_misfit(metadata: Mapping[str, str], tensors: Mapping[str, Tens
     """What is wrong with an exported file, whoever gave it its digest; None if nothing is."""
     try:
         config, data = json.loads(metadata["config"]), json.loads(metadata["data"])
+        parts = json.loads(metadata.get("parts", "{}"))
     except (KeyError, ValueError, RecursionError) as error:
         return f"its configuration and data do not parse ({_one_line(error)})"
     misfit = find_misfit(config, {}, "configuration") or find_misfit(data, DATA, "data")
+    misfit = misfit or find_misfit(parts, PARTS, "parts")
     if misfit is not None:
         return misfit
     if len(data["class_names"]) != data["num_classes"]:

@@ -28,9 +28,11 @@ from ffstream.field.labels import make_label_method
 from ffstream.field.layers import LAYER_KINDS
 from ffstream.field.network import count_distinct
 from ffstream.field.objectives import OBJECTIVES
+from ffstream.field.parts import describe_parts, restore_parts
 from ffstream.field.similarity import SIMILARITIES
 from ffstream.ground.files import exists, expand_home, storage_errors, take_notes
 from ffstream.ground.interrupts import Interrupts
+from ffstream.ground.plugins import load_plugins
 from ffstream.ground.registry import Registry
 from ffstream.plan.fitting import compute_plan
 from ffstream.plan.footprint import KernelBytes
@@ -81,6 +83,7 @@ def train(
     that decides bits differs from what it was trained with. Raises an FFStreamError; nothing that was committed is
     lost. An interrupt ends it between two shards of a cache, the next one at once.
     """
+    load_plugins(config.plugins)
     with Interrupts(), plain_torch():
         config = _with_absolute_paths(config)
         candidates = [expand_home(run_dir)] if run_dir is not None else default_run_dirs(config)
@@ -108,6 +111,7 @@ def make_plan(
     configuration or any of the given shape; what was described need not be there, and need not fit. Raises an
     FFStreamError where `train` would, a BudgetError where the run does not fit on this machine.
     """
+    load_plugins(config.plugins)
     with plain_torch():
         return _make_plan(config, run_dir, resume=resume, machine=machine, data=data)
 
@@ -170,6 +174,7 @@ def resume(
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
     given |= {"data": data, "data_root": _absolute(data_root), "cache.folder": _absolute(cache_dir)}
     with Interrupts(), plain_torch():
+        load_plugins(())
         path = Run(Path(run_dir)).path  # which says what is wrong where there is none
         with claim_folder([path], is_new=False) as directory:
             saved = directory.read_config()
@@ -323,11 +328,14 @@ def _execute(
 ) -> Run:
     """Everything that can be refused is refused before anything is written."""
     environments = directory.read_environments()
+    restore_parts(directory.read_parts(), f"run {directory.path}", directory.path, accept=accept_environment)
     num_threads = environments[-1].get("threads") if environments and not accept_environment else None
     with plain_torch(num_threads), contextlib.ExitStack() as reservation:
         measure = config.memory.budget != "auto"
         prepared = _prepare(directory, config, measure=measure, reservation=reservation, download=download)
         environment = describe_environment(prepared.device, prepared.plan.config.precision)
+        parts = describe_parts(prepared.plan.config)
+        environment |= {"parts": parts} if parts else {}
         sizes = environments[-1].get("memory") if environments else prepared.plan.sizes_by_free
         environment |= {"memory": sizes} if sizes is not None else {}
         if directory.exists():

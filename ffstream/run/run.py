@@ -14,8 +14,10 @@ from ffstream.data.facts import DataFacts
 from ffstream.device.device import resolve_device
 from ffstream.device.environment import plain_torch
 from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError, nearest
+from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home
 from ffstream.ground.interrupts import Interrupts
+from ffstream.ground.plugins import load_plugins
 from ffstream.infer.combination import fit_weights, plain_sum
 from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import (
@@ -102,6 +104,7 @@ class Run:
         data: str = "",
         data_root: str = "",
         download: bool = False,
+        accept_environment: bool = False,
     ) -> Evaluation:
         """Error on a split, streamed: never more than one layer is on the device.
 
@@ -109,9 +112,11 @@ class Run:
         "fitted" (of their sum with weights that are fitted on the validation split) or "softmax" (a linear readout of
         the same layers, fitted on the training split the first time); "auto" is goodness, but softmax for layers that
         were trained without labels and have no goodness of one. `data` and `data_root` say where the run's data are by
-        now, if they were moved; they are checked. Nothing is fetched unless `download` says so. Raises ConfigError,
-        DataError, RunError, DeviceError.
+        now, if they were moved; they are checked. Nothing is fetched unless `download` says so. A part of a user's own
+        whose source has changed since the run was trained is refused, unless `accept_environment` takes it as it is.
+        Raises ConfigError, DataError, RunError, DeviceError.
         """
+        self.restore_parts(accept=accept_environment)
         _check_words(first_layer, ("method", method, _METHODS), ("split", split, _SPLITS))
         config, facts = self.config, self.directory.read_data()
         if method == "auto":
@@ -147,6 +152,7 @@ class Run:
         data: str = "",
         data_root: str = "",
         download: bool = False,
+        accept_environment: bool = False,
     ) -> Predictions:
         """Labels and their probabilities for images (n, *image_shape), in the units of the training data, streamed.
 
@@ -155,9 +161,10 @@ class Run:
         evaluation has fitted); "auto" is goodness, but softmax for layers that were trained without labels. Not
         `calibrated`: at the temperature of the training objective, or 1. The data set is read to calibrate the softmax,
         whose logits on the validation split are not kept, and for runs that were started before they kept the labels
-        of theirs; `data` and `data_root` say where it is by now, if it was moved. Raises ConfigError, DataError,
-        RunError, DeviceError.
+        of theirs; `data` and `data_root` say where it is by now, if it was moved. `accept_environment` is as in
+        `evaluate`. Raises ConfigError, DataError, RunError, DeviceError.
         """
+        self.restore_parts(accept=accept_environment)
         _check_words(first_layer, ("method", method, _PREDICTING_METHODS))
         if method == "fitted" and not calibrated:
             raise ConfigError("method 'fitted': its weights are calibrated by themselves; leave --uncalibrated out")
@@ -252,16 +259,24 @@ class Run:
         )
 
     @plain_torch()
-    def load(self) -> FFNetwork:
+    def load(self, *, accept_environment: bool = False) -> FFNetwork:
         """The finished layers as a torch module, on the CPU."""
-        return load_network(self.path)
+        return load_network(self.path, accept_environment=accept_environment)
 
-    def export(self, path: str | Path, *, force: bool = False) -> int:
+    def export(self, path: str | Path, *, force: bool = False, accept_environment: bool = False) -> int:
         """Write the finished layers to one safetensors file. Returns their number.
 
         It takes the place of a file that was exported from this run, of another with `force`. Raises OutputError.
         """
-        return export_network(self.directory, path, force=force)
+        return export_network(self.directory, path, force=force, accept_environment=accept_environment)
+
+    def restore_parts(self, *, accept: bool = False) -> None:
+        """Have the parts registered that the run was trained with. Raises RunError for one that is not there.
+
+        Raises RunMismatchError for one that is another by now, unless `accept` takes it as it is.
+        """
+        load_plugins(())
+        restore_parts(self.directory.read_parts(), f"run {self.path}", self.path, accept=accept)
 
     @plain_torch()
     def verify(self) -> int:

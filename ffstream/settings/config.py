@@ -10,15 +10,15 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ffstream.errors import ConfigError, nearest
 from ffstream.ground.files import read_regular
-from ffstream.settings.limits import check_fields, documented, list_settings, setting
-from ffstream.settings.recipes import AUTO, RECIPES, choose_recipe
+from ffstream.settings.limits import check_fields, documented, list_settings, setting, show
+from ffstream.settings.recipes import AUTO, DEFAULT, RECIPES, choose_recipe
 from ffstream.settings.sections import (
     MOST_SAMPLES,
     AugmentationConfig,
@@ -42,10 +42,10 @@ _FROM_RECIPE: Any = None
 
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are known by
 # their digest and not by where they lie.
-_FREE_SETTINGS = ("layers", "device", "data", "data_root", "bad_images", "cache.tier", "cache.folder")
+_FREE_SETTINGS = ("layers", "device", "data", "data_root", "bad_images", "plugins", "cache.tier", "cache.folder")
 # Settings that were added later, and what every run before did: it is left out where a run is identified, so that
 # older runs stay what they are.
-LATER_SETTINGS: dict[str, Any] = {"standardise": "none"}
+LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": ()}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -97,6 +97,9 @@ class Config:
         "The type of the operands of matrix products. auto: what the processor has. Weights stay fp32.",
         choices=("auto", "bf16", "fp32"),
     )
+    plugins: tuple[str, ...] = setting(
+        (), "Modules that register parts of your own, such as my_package.my_module; imported before anything else."
+    )
     network: NetworkConfig = _FROM_RECIPE
     labels: LabelsConfig = _FROM_RECIPE
     negatives: NegativesConfig = _FROM_RECIPE
@@ -108,14 +111,16 @@ class Config:
     readout: ReadoutConfig = _FROM_RECIPE
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "plugins", _check_names(self.plugins))
         if self.recipe == AUTO:
             given = [name for name in _SECTIONS if getattr(self, name) is not None]
             object.__setattr__(self, "recipe", choose_recipe(self.layers, self.data, given))
         if not isinstance(self.recipe, str):
             raise ConfigError(f"config recipe: found {self.recipe!r}, allowed {', '.join(sorted(RECIPES))}")
-        if self.recipe not in RECIPES:
+        is_complete = self.batch is not None and all(getattr(self, name) is not None for name in _SECTIONS)
+        if self.recipe not in RECIPES and not is_complete:  # nothing is taken from it where everything is given
             raise ConfigError(f"config recipe: unknown recipe {self.recipe!r}; {nearest(self.recipe, RECIPES)}")
-        recipe = RECIPES[self.recipe]
+        recipe = RECIPES.get(self.recipe, {})
         if self.batch is None:
             object.__setattr__(self, "batch", recipe.get("batch", "auto"))
         for name, section in _SECTIONS.items():
@@ -128,7 +133,7 @@ class Config:
                     f'changed with Config(...).override({{"{name}.key": value}})'
                 )
             check_fields(getattr(self, name), prefix=f"{name}.")
-        check_fields(self, prefix="", skipped=_SECTIONS)
+        check_fields(self, prefix="", skipped=(*_SECTIONS, "plugins"))
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Config:
@@ -137,6 +142,8 @@ class Config:
         recipe = flat.pop("recipe", AUTO)
         if recipe == AUTO:
             recipe = choose_recipe(flat.get("layers", cls.layers), flat.get("data", cls.data), flat)
+        if recipe not in RECIPES and cls().to_flat().keys() - {"recipe"} <= flat.keys() | LATER_SETTINGS.keys():
+            return dataclasses.replace(cls(recipe=DEFAULT).override(flat), recipe=recipe)
         return cls(recipe=recipe).override(flat)
 
     @classmethod
@@ -151,7 +158,9 @@ class Config:
             if key not in known:
                 raise ConfigError(f"config {key}: unknown setting; {nearest(key, known)}")
         recipe = settings.get("recipe", self.recipe)
-        if isinstance(recipe, str) and recipe in RECIPES and recipe != self.recipe:
+        if isinstance(recipe, str) and recipe != self.recipe:
+            if recipe not in RECIPES:
+                raise ConfigError(f"config recipe: unknown recipe {recipe!r}; {nearest(recipe, RECIPES)}")
             raise ConfigError(
                 f"config recipe: found {recipe!r}, allowed when the Config is made: Config(recipe={recipe!r})"
             )
@@ -212,6 +221,16 @@ _SECTIONS: dict[str, Any] = {
     "memory": MemoryConfig,
     "readout": ReadoutConfig,
 }
+
+
+def _check_names(names: Any) -> tuple[str, ...]:
+    """Names of modules. Raises ConfigError for anything else."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"config plugins: found {show(names)}, allowed a list of names of modules")
+    for name in names:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(f"config plugins: found {show(name)}, allowed a name of a module, my_package.my_module")
+    return tuple(names)
 
 
 def describe_settings() -> list[tuple[str, list[tuple[str, Any, str]]]]:

@@ -72,6 +72,7 @@ RUN: Shape = {
     "adopted?": [DIGEST],  # of the manifests of layers that were there when an older run was given its identity
 }
 ENVIRONMENT: Shape = {"run": DIGEST, "environments": [{TEXT: ANYTHING}]}
+PARTS: Shape = {TEXT: {"module": TEXT, "sources": {TEXT: TEXT}}}
 LAYER: Shape = {
     "layer": COUNT,
     "run?": DIGEST,  # of the run's own manifest; not in layers that are older

@@ -37,7 +37,15 @@ from ffstream.storage.identity import (
     survey,
     write_marker,
 )
-from ffstream.storage.manifest import DATA, ENVIRONMENT, content_digest, read_manifest, write_manifest
+from ffstream.storage.manifest import (
+    DATA,
+    ENVIRONMENT,
+    PARTS,
+    content_digest,
+    find_misfit,
+    read_manifest,
+    write_manifest,
+)
 from ffstream.storage.run_names import SHARD_NAMES, find_run
 from ffstream.storage.tensor_file import digest_tensors, load_tensor, write_tensors
 
@@ -247,6 +255,15 @@ class RunRoot:
             return []
         self.check_names_this_run(found, ENVIRONMENT_FILE, "restore it from a copy")
         return list(found["environments"])
+
+    def read_parts(self) -> dict[str, Any]:
+        """What the run remembers of parts that do not come with this package. Raises CorruptFileError."""
+        environments = self.read_environments()
+        found = environments[-1].get("parts", {}) if environments else {}
+        misfit = find_misfit(found, PARTS, "parts")
+        if misfit is not None:
+            raise CorruptFileError(f"manifest {self.path / ENVIRONMENT_FILE}: {misfit}; restore it from a copy")
+        return dict(found)
 
     def record_environment(self, environment: Mapping[str, Any]) -> None:
         """Write down that from here on the run is trained elsewhere."""

@@ -186,6 +186,7 @@ def sum_seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def examine_run(run_dir: Path, device: str | None = None) -> TimeAccount:
     """Of the layers that are finished; a plan is made for the machine at hand. Raises RunError, CorruptFileError."""
     run = Run(run_dir)
+    run.restore_parts()
     records = run.directory.metrics.read(run.directory.read_seal())
     seconds = sum_seconds(records)
     num_samples = {"train": max(record.get("num_samples", 0) for record in records)}

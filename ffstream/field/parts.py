@@ -1,0 +1,85 @@
+"""The parts that a configuration names, of which some may be a user's own: what a run has to remember of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ffstream.data.sources import SOURCES
+from ffstream.errors import RunError, RunMismatchError
+from ffstream.field.goodness import GOODNESSES
+from ffstream.field.labels import LABEL_METHODS
+from ffstream.field.layers import LAYER_KINDS
+from ffstream.field.negatives import NEGATIVE_SAMPLERS
+from ffstream.field.objectives import OBJECTIVES
+from ffstream.field.similarity import SIMILARITIES
+from ffstream.ground.plugins import digest_sources, import_recorded
+from ffstream.ground.registry import Registry
+from ffstream.settings.config import Config
+
+# By the setting that names one of them.
+REGISTRIES: dict[str, Registry[Any]] = {
+    "labels.method": LABEL_METHODS,
+    "objective.name": OBJECTIVES,
+    "objective.goodness": GOODNESSES,
+    "objective.similarity": SIMILARITIES,
+    "negatives.sampler": NEGATIVE_SAMPLERS,
+    "network.kind": LAYER_KINDS,
+}
+_DATA = "data"
+
+# Of each foreign part, by "setting=name": the module that registers it, and the digests of the sources that make it.
+Record = dict[str, dict[str, Any]]
+
+
+def describe_parts(config: Config) -> Record:
+    """What is to be remembered of the parts that a configuration names and that do not come with this package."""
+    return {
+        f"{setting}={name}": _describe(registry, name)
+        for setting, registry, name in _list_parts(config)
+        if name in registry and not registry.is_built_in(name)
+    }
+
+
+def restore_parts(record: Mapping[str, Any], noun: str, folder: Path | None, *, accept: bool = False) -> None:
+    """Have the parts of a run, or of an exported network, registered as they were when it was trained.
+
+    `noun` begins errors, and `folder` is where the run lies, of which nothing is imported. Raises RunError for a part
+    that is not there, and RunMismatchError for one whose source is another by now, unless `accept` takes it as it is.
+    """
+    for key, part in record.items():
+        setting, _, name = key.partition("=")
+        registry = SOURCES if setting == _DATA else REGISTRIES.get(setting)
+        if registry is None:
+            continue
+        words = f"{noun}: needs the {registry.noun} {name!r}"
+        if name not in registry:
+            import_recorded(part["module"], part["sources"], words, accept=accept, kept_out=folder)
+        if name not in registry:
+            raise RunError(f"{words}, which module {part['module']} does not register any more; restore that module")
+        if setting != _DATA and not accept:  # data are known by their own digest
+            _check_source(registry, name, part, words)
+
+
+def _check_source(registry: Registry[Any], name: str, part: Mapping[str, Any], words: str) -> None:
+    here = {} if registry.is_built_in(name) else _describe(registry, name)["sources"]
+    differing = [module for module, digest in part["sources"].items() if here.get(module) != digest]
+    if differing:
+        raise RunMismatchError(
+            f"{words}, of which module {differing[0]} is another by now; restore it, or take it as it is with "
+            "--accept-environment"
+        )
+
+
+def _describe(registry: Registry[Any], name: str) -> dict[str, Any]:
+    modules = registry.modules_of(name)
+    sources = {key: digest for module in modules for key, digest in digest_sources(module).items()}
+    return {"module": modules[0], "sources": sources}
+
+
+def _list_parts(config: Config) -> list[tuple[str, Registry[Any], str]]:
+    """Setting, registry and name of each part that a configuration names."""
+    flat = config.to_flat()
+    found = [(setting, registry, str(flat[setting])) for setting, registry in REGISTRIES.items()]
+    return [*found, (_DATA, SOURCES, config.data)]

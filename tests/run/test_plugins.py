@@ -1,0 +1,191 @@
+"""Parts of a user's own travel: other processes find them, changed ones are refused, a stranger's run runs nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import ffstream as ff
+from ffstream.field.negatives import NEGATIVE_SAMPLERS
+from tests.helpers import layer_digests
+
+PART = """
+import torch, ffstream as ff
+class Cubes(ff.Goodness):
+    '''The mean of cubed activities.'''
+    over_units = "mean"
+    def value(self, activities):
+        return activities.pow(3).mean(dim=1)
+ff.GOODNESSES.register("cubes", Cubes())
+ff.register_recipe("cubic", {"objective.goodness": "cubes", "objective.scale": 2.0})
+"""
+OPTIONS = ["--layers", "2", "--width", "24", "--epochs", "1", "--batch", "32", "--device", "cpu"]
+
+
+def run(*command, cwd, path=None):
+    """A command in a process of its own, with PYTHONPATH or without."""
+    environment = {name: value for name, value in os.environ.items() if name != "FFSTREAM_PLUGINS"}
+    own = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [own, str(path) if path else None]))
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def ffstream(*command, cwd, path=None):
+    return run("-m", "ffstream", *command, cwd=cwd, path=path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, small_data):
+    """A folder with a module of one's own, and beside it a run that was trained with it."""
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "mine" / "lab").mkdir(parents=True)
+    (folder / "mine" / "lab" / "__init__.py").write_text("")
+    (folder / "mine" / "lab" / "parts.py").write_text(PART)
+    train = ["train", "--plugin", "lab.parts", "--recipe", "cubic", "--data", small_data, *OPTIONS]
+    done = ffstream(*train, "--run-dir", folder / "run", cwd=folder / "mine")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_another_process_evaluates_resumes_exports_and_loads_it(copied, tmp_path):
+    mine = copied / "mine"
+    found = ffstream("evaluate", copied / "run", cwd=tmp_path, path=mine)
+    assert found.returncode == 0, found.stderr
+    assert ffstream("resume", copied / "run", "--layers", "3", cwd=tmp_path, path=mine).returncode == 0
+    assert ffstream("export", copied / "run", tmp_path / "net.safetensors", cwd=tmp_path, path=mine).returncode == 0
+    code = "import ffstream as ff, torch, sys; n = ff.load(sys.argv[1]); print(tuple(n(torch.zeros(2, 8, 8)).shape))"
+    for source in (tmp_path / "net.safetensors", copied / "run"):
+        done = run("-c", code, source, cwd=tmp_path, path=mine)
+        assert done.stdout.strip() == "(2, 10)", done.stderr
+
+
+def test_what_computes_nothing_of_a_part_does_without_it(copied, tmp_path):
+    for command in (["inspect", "--verify"], ["repair"], ["clean"], ["plot"]):
+        done = ffstream(command[0], copied / "run", *command[1:], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    done = ffstream("doctor", copied / "run", cwd=tmp_path, path=copied / "mine")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["resume", "--layers", "3"], ["export", "net.safetensors"]])
+def test_a_part_that_is_nowhere_is_named_with_its_module(command, copied, tmp_path):
+    done = ffstream(command[0], copied / "run", *command[1:], cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "needs the goodness 'cubes', which module lab.parts registers" in done.stderr
+    assert "--plugin lab.parts" in done.stderr
+
+
+def test_a_module_is_named_by_option_variable_and_file(copied, tmp_path):
+    mine = copied / "mine"
+    assert ffstream("evaluate", copied / "run", "--plugin", "lab.parts", cwd=mine).returncode == 0
+    (mine / "c.toml").write_text('plugins = ["lab.parts"]\nrecipe = "cubic"\nlayers = 1\nwidth = 24\nepochs = 1\n')
+    done = ffstream("train", "--config", "c.toml", "--device", "cpu", "--run-dir", tmp_path / "run", cwd=mine)
+    assert done.returncode == 0, done.stderr
+    assert ff.Run(tmp_path / "run").config.plugins == ("lab.parts",)
+    for name, words in (
+        ("no.such", "found no module"),
+        ("lab.broken", "cannot be imported"),
+        ("a b", "name of a module"),
+    ):
+        (mine / "lab" / "broken.py").write_text("def f(:")
+        done = ffstream("plan", "--plugin", name, cwd=mine)
+        assert done.returncode == 1
+        assert words in done.stderr or name == "a b"
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("changed", ["parts.py", "__init__.py"])
+def test_a_changed_part_is_refused_before_anything_of_it_runs_unless_told_otherwise(changed, copied, tmp_path):
+    mine, witness = copied / "mine", tmp_path / "witness"
+    source = (mine / "lab" / changed).read_text()
+    (mine / "lab" / changed).write_text(f"open({str(witness)!r}, 'w')\n{source}")
+    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), dtype=np.float32))
+    for command in (["evaluate"], ["resume", "--layers", "3"], ["predict", tmp_path / "images.npy"]):
+        done = ffstream(command[0], copied / "run", *command[1:], cwd=tmp_path, path=mine)
+        assert done.returncode == 1, command
+        assert "is not what it was" in done.stderr
+        assert "--accept-environment" in done.stderr
+        assert not witness.exists()
+    named = ffstream("evaluate", copied / "run", "--plugin", "lab.parts", cwd=mine)  # imported, as a user says so
+    assert named.returncode == 1
+    assert "is another by now" in named.stderr
+    accepted = ffstream("evaluate", copied / "run", "--accept-environment", cwd=tmp_path, path=mine)
+    assert accepted.returncode == 0, accepted.stderr
+    grown = ffstream("resume", copied / "run", "--layers", "3", "--accept-environment", cwd=tmp_path, path=mine)
+    assert grown.returncode == 0, grown.stderr
+    assert ffstream("evaluate", copied / "run", cwd=tmp_path, path=mine).returncode == 0  # the run remembers it
+
+
+@pytest.mark.parametrize("place", ["beside the run", "in the run"])
+def test_a_run_of_somebody_else_brings_no_code(place, copied, tmp_path):
+    """The same source, so that its digest is right, where the command is started."""
+    witness = tmp_path / "witness"
+    away = copied / "run" if place == "in the run" else copied
+    shutil.move(copied / "mine" / "lab", away / "lab")
+    part = away / "lab" / "parts.py"
+    environment = (copied / "run" / "environment.json").read_text()
+    part.write_text(f"open({str(witness)!r}, 'w')\n{PART}")
+    assert "lab.parts" in environment
+    for path in (None, away if place == "in the run" else None):
+        done = ffstream("evaluate", copied / "run", cwd=away, path=path)
+        assert done.returncode == 1
+        assert not witness.exists()
+
+
+def test_nothing_of_pythons_own_is_imported_for_a_run(copied):
+    from ffstream.field.parts import restore_parts
+
+    with pytest.raises(ff.RunError, match="found no such module"):
+        restore_parts({"objective.goodness=x": {"module": "this", "sources": {"this": "0"}}}, "run r", copied)
+    assert "this" not in sys.modules
+
+
+def test_installed_packages_offer_parts(copied, tmp_path):
+    mine = copied / "mine"
+    (mine / "lab-1.0.dist-info").mkdir()
+    (mine / "lab-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: lab\nVersion: 1.0\n")
+    (mine / "lab-1.0.dist-info" / "entry_points.txt").write_text("[ffstream.plugins]\nlab = lab.parts\n")
+    done = ffstream("recipes", cwd=tmp_path, path=mine)
+    assert "cubic" in done.stdout
+    assert "cubes" in done.stdout
+
+
+def test_a_name_is_never_replaced_in_silence():
+    class Other(ff.Goodness):
+        def value(self, activities):
+            return activities.sum(dim=1)
+
+    with pytest.raises(ff.ConfigError, match="'mean' is registered already|goodness 'mean': is registered already"):
+        ff.GOODNESSES.register("mean", Other())
+    with pytest.raises(ff.ConfigError, match="is registered already"):
+        NEGATIVE_SAMPLERS.register("hard", lambda *_: None)
+    ff.GOODNESSES.register("of this test", Other())
+    again = Other()
+    ff.GOODNESSES.register("of this test", again)  # a cell that is run again
+    assert ff.GOODNESSES["of this test"] is again
+    with pytest.raises(ff.ConfigError, match="is registered already"):
+        ff.GOODNESSES.register("of this test", ff.GOODNESSES["sum"])
+    del ff.GOODNESSES._parts["of this test"]
+
+
+def test_runs_without_parts_of_ones_own_are_what_they_were(small_config, tmp_path):
+    run = ff.train(small_config(), tmp_path / "run")
+    assert run.directory.read_parts() == {}
+    again = ff.train(small_config(plugins=("json",)), tmp_path / "again")
+    assert layer_digests(run.path) == layer_digests(again.path)
