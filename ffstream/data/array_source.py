@@ -71,6 +71,8 @@ def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -
             if wanted
         }
         unused = sorted(set(file.names) - {wanted.name for wanted in used})
+    shapes = {split: wanted[1].shape for split, wanted in found.items() if wanted}
+    num_columns = check_columns(noun, shapes, {name: split.labels for name, split in splits.items()})
     notes = [f"not read: {describe_names(unused)}"] if unused else []
     lost = rounding.describe()
     notes += [f"array {of_train[0].name}: {lost}"] if lost is not None else []
@@ -78,7 +80,6 @@ def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -
         splits["test"] = splits.pop("validation")
         notes.append("the validation arrays are taken as the test split, as there is no other")
     validation = splits.get("validation")
-    num_columns = check_columns(noun, {split: wanted[1].shape for split, wanted in found.items() if wanted})
     class_names = None if num_columns is None else tuple(map(str, range(num_columns)))
     return check_dataset(name, splits["train"], splits.get("test"), class_names, validation=validation, notes=notes)
 

@@ -44,11 +44,14 @@ def count_columns(shape: Sequence[int]) -> int | None:
     return int(shape[1]) if len(shape) == 2 and shape[1] > 1 else None
 
 
-def check_columns(noun: str, shapes: Mapping[str, Sequence[int]], num_classes: int | None = None) -> int | None:
+def check_columns(
+    noun: str, shapes: Mapping[str, Sequence[int]], classes: Mapping[str, Tensor], num_classes: int | None = None
+) -> int | None:
     """The number of columns of the labels of all splits, by their shapes; None where no split has columns.
 
-    Raises DataError, beginning with `noun`, where splits differ in it, or it is not `num_classes`: a class that a split
-    lacks has to have a column there all the same, as the columns behind it would be those of other classes.
+    `classes` are what `to_classes` makes of them. Raises DataError, beginning with `noun`, where splits differ in it,
+    or it is not `num_classes`: a class that a split lacks has to have a column there all the same, as the columns
+    behind it would be those of other classes.
     """
     found = {part: columns for part, shape in shapes.items() if (columns := count_columns(shape)) is not None}
     if not found:
@@ -57,11 +60,14 @@ def check_columns(noun: str, shapes: Mapping[str, Sequence[int]], num_classes: i
     allowed, why = found[first], f"as {first} labels have"
     if num_classes is not None:
         allowed, why = num_classes, "one a class"
+    # A column of ones beside several columns is that of a split which lacks all classes but one.
+    columns_of_one = [part for part, shape in shapes.items() if tuple(shape[1:]) == (1,)]
+    found |= {part: 1 for part in columns_of_one if bool((classes[part] == 1).all())}
     for part, columns in found.items():
         if columns != allowed:
             raise DataError(
-                f"{noun}: {part} labels have {columns} columns, allowed {allowed}, {why}; a class that no sample "
-                "has needs its column too"
+                f"{noun}: {part} labels have {columns} column{'s' * (columns != 1)}, allowed {allowed}, {why}; a class "
+                "that no sample has needs its column too"
             )
     return allowed
 

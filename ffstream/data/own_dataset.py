@@ -36,7 +36,7 @@ def check_own(found: Any, source: str) -> Dataset:
     classes = {part: to_classes(values, f"{noun}: {part} labels") for part, values in labels.items()}
     names = None if found.class_names is None else to_class_names(found.class_names, noun)
     shapes = {part: tuple(values.shape) for part, values in labels.items()}
-    num_columns = check_columns(noun, shapes, None if names is None else len(names))
+    num_columns = check_columns(noun, shapes, classes, None if names is None else len(names))
     if names is None and num_columns is not None:
         names = tuple(map(str, range(num_columns)))
     splits = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import ffstream as ff
 from ffstream.data import SOURCES, Dataset, Split, load_dataset
@@ -44,10 +45,14 @@ def test_a_column_that_is_empty_is_a_class_all_the_same(tmp_path):
 
 
 def test_columns_are_counted_of_labels_that_have_them():
-    assert check_columns("d", {"train": (9,), "test": (4, 1)}) is None
-    assert check_columns("d", {"train": (9, 3), "test": (4,)}, 3) == 3
+    ones, numbers = torch.ones(4, dtype=torch.int64), torch.tensor([0, 1, 2, 1])
+    assert check_columns("d", {"train": (4,), "test": (4, 1)}, {"train": numbers, "test": ones}) is None
+    assert check_columns("d", {"train": (4, 3), "test": (4,)}, {"train": numbers, "test": ones}, 3) == 3
+    assert check_columns("d", {"train": (4, 3), "test": (4, 1)}, {"train": numbers, "test": numbers}) == 3
     with pytest.raises(ff.DataError, match="train labels have 3 columns, allowed 4, one a class"):
-        check_columns("d", {"train": (9, 3)}, 4)
+        check_columns("d", {"train": (4, 3)}, {"train": numbers}, 4)
+    with pytest.raises(ff.DataError, match="test labels have 1 column, allowed 3, as train labels have"):
+        check_columns("d", {"train": (4, 3), "test": (4, 1)}, {"train": numbers, "test": ones})
 
 
 @pytest.mark.parametrize("names", [{"a", "b"}, "ab", None, 2, {"a": 0, "b": 1}])
