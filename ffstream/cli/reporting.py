@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +19,7 @@ from ffstream.training.layer_trainer import EpochFigures
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 
 _PLAIN_INTERVAL_S = 10.0
-_WIDEST = 10_000
+_LEAST_WRAPPED = 16  # columns that text is given which is wrapped
 _MOST_BAR, _LEAST_BAR = 28, 8  # columns of a bar
 _BESIDE_BAR = 30  # columns that the name, the counts and the time beside a bar take
 
@@ -36,18 +36,30 @@ def print_line(console: Console, line: str) -> None:
 
 def print_table(console: Console, table: Table) -> None:
     """Show a table, or, where it is wider than the terminal, each of its rows with the headings beside the cells."""
-    options = console.options.update(max_width=_WIDEST)  # as a measurement is no wider than what it is asked for
-    if Measurement.get(console, options, table).minimum < console.width:  # padded by a column
+    if _find_least_width(table) <= console.width:
         console.print(table, highlight=False, markup=False, emoji=False)
         return
     print_line(console, str(table.title or ""))
     headings = [" ".join(str(column.header).replace("-\n", "").split()) for column in table.columns]
     for cells in zip(*(column.cells for column in table.columns), strict=True):
         for heading, cell in zip(headings, cells, strict=True):
-            text = cell.plain if isinstance(cell, Text) else str(cell)
-            for line in text.split("\n"):
+            for line in _to_text(cell).split("\n"):
                 print_line(console, f"  {heading}: {line}" if heading else f"{line}")
         print_line(console, "")
+
+
+def _find_least_width(table: Table) -> int:
+    """The columns that a table needs at least: rich's own measure takes every column for one that can be wrapped."""
+    widths = []
+    for column in table.columns:
+        texts = [_to_text(column.header), *map(_to_text, column.cells)]
+        lines = [line for text in texts for line in (text.split("\n") if column.no_wrap else text.split())]
+        widths.append(max([cell_len(line) for line in lines] + [0 if column.no_wrap else _LEAST_WRAPPED]))
+    return sum(widths) + 2 * len(widths) - 1  # each is padded by one, and kept apart by one
+
+
+def _to_text(cell: object) -> str:
+    return cell.plain if isinstance(cell, Text) else str(cell)
 
 
 class _Course:

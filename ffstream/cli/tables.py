@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _MINUTE_S, _DAY_S = 60, 24 * 3600
 _MAX_CLASS_NAME = 14
 _MAX_PAIRS = 15
-_LEAST_WRAPPED = 16  # columns that wrapped text is given
 
 
 def make_table(headings: Sequence[str], title: str, left: Sequence[str] = (), flexible: Sequence[str] = ()) -> Table:
@@ -44,7 +43,7 @@ def make_table(headings: Sequence[str], title: str, left: Sequence[str] = (), fl
     for heading in headings:
         wraps = heading in flexible
         justify: JustifyMethod = "left" if wraps or heading in left else "right"
-        table.add_column(heading, justify=justify, no_wrap=not wraps, min_width=_LEAST_WRAPPED if wraps else None)
+        table.add_column(heading, justify=justify, no_wrap=not wraps)
     return table
 
 
@@ -191,7 +190,12 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
         terms = sorted(need.terms.items(), key=lambda item: -item[1])
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in terms if size)
         excess = f"\nby {format_bytes(need.excess_bytes)} too much" if need.excess_bytes else ""
-        table.add_row(need.noun, f"{format_bytes(need.num_bytes)}{excess}", format_bytes(need.allowed_bytes), parts)
+        table.add_row(
+            need.noun.replace(" (", "\n("),
+            f"{format_bytes(need.num_bytes)}{excess}",
+            format_bytes(need.allowed_bytes),
+            parts,
+        )
     yield table
     cache = max(layer.cache_bytes for layer in plan.layers)
     batch = f"batch {plan.config.batch}"

@@ -9,11 +9,21 @@ import re
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 import ffstream as ff
 from ffstream.cli.reporting import BarObserver, PlainObserver, _Course, make_observer, print_table
-from ffstream.cli.tables import evaluation_report, format_seconds, format_share, layer_table
+from ffstream.cli.tables import (
+    catalogue_tables,
+    evaluation_report,
+    format_seconds,
+    format_share,
+    layer_table,
+    plan_report,
+)
 from ffstream.data.facts import DataFacts
+from ffstream.field.catalogue import read_catalogue
 from ffstream.ground.units import format_bytes
 from ffstream.infer.evaluation import Evaluation
 from ffstream.training.layer_trainer import EpochFigures
@@ -109,6 +119,19 @@ def test_a_table_that_is_too_wide_is_shown_row_by_row(small_config, tmp_path):
     for layer in layers:
         assert f"loss: {layer.loss:.4f}" in lines
         assert f"goodness positive: {layer.goodness_positive:.4g}" in lines
+
+
+@pytest.mark.parametrize("width", [*range(30, 130, 7), 80])
+def test_no_table_loses_a_word_at_any_width(width, small_config):
+    tables = [part for part in plan_report(ff.make_plan(small_config())) if isinstance(part, Table)]
+    for table in [*tables, *catalogue_tables(read_catalogue())]:
+        text = io.StringIO()
+        print_table(Console(file=text, width=width), table)
+        printed = set(text.getvalue().replace("-\n", "").split())
+        for column in table.columns:
+            for cell in column.cells:
+                words = (cell.plain if isinstance(cell, Text) else str(cell)).split()
+                assert set(words) <= printed, (width, words)
 
 
 def test_plain_lines_hold_no_control_characters(small_config, tmp_path):
