@@ -28,7 +28,7 @@ from tests.torture.crash import Counts
 
 _NUM_TRAINING, _NUM_TEST = 300, 200
 _TOLERANCE = 0.06  # of the test error: that of another seed
-_CLEAN_ERROR = 0.12  # at most, so that what is lost shows
+_CLEAN_ERROR = 0.15  # at most, so that what is lost shows
 _SHARE_FOLDERS, _SHARE_ENVIRONMENTS = 0.25, 0.03  # of the cases; the latter start processes
 _SETTINGS = {"layers": 2, "width": 48, "epochs": 10, "device": "cpu", "precision": "fp32"}
 
@@ -304,7 +304,7 @@ def _test_of_another_shape(case: Case) -> None:
     case.test = case.test[..., :-1]
 
 
-@_says("columns")
+@_says("column")
 def _fewer_columns(case: Case) -> None:
     train, test = (np.asarray(y).reshape(-1).astype(int) for y in (case.train_labels, case.test_labels))
     lacking = case.draw.randrange(int(train.max()) + 1)
