@@ -1,7 +1,7 @@
 """ffstream: train deep Forward-Forward networks one layer at a time.
 
     import ffstream as ff
-    run = ff.train(ff.Config(layers=40, width=500, data="mnist"), run_dir="runs/a")
+    run = ff.train(ff.Config(layers=40, width=512, data="mnist"), run_dir="runs/a")
     run.evaluate().error, ff.load("runs/a")
 
 Names are imported when they are first used, so that `ffstream --help` need not wait for torch.
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ffstream.data import SOURCES as SOURCES
     from ffstream.data import Dataset as Dataset
     from ffstream.data import Split as Split
+    from ffstream.data import load_dataset as load_dataset
+    from ffstream.data.images import load_images as load_images
     from ffstream.errors import BudgetError as BudgetError
     from ffstream.errors import ConfigError as ConfigError
     from ffstream.errors import CorruptFileError as CorruptFileError
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from ffstream.run.run import Run as Run
     from ffstream.settings.config import Config as Config
     from ffstream.settings.recipes import register_recipe as register_recipe
+    from ffstream.studies.charts import draw_errors as draw_errors
     from ffstream.studies.offline import write_negatives as write_negatives
     from ffstream.training.observer import LayerFigures as LayerFigures
     from ffstream.training.observer import Observer as Observer
@@ -88,7 +91,10 @@ _PUBLIC = {
     "SOURCES": ("data", "SOURCES"),
     "Split": ("data", "Split"),
     "StorageError": ("errors", "StorageError"),
+    "draw_errors": ("studies.charts", "draw_errors"),
     "load": ("infer.model", "load_network"),
+    "load_dataset": ("data", "load_dataset"),
+    "load_images": ("data.images", "load_images"),
     "register_recipe": ("settings.recipes", "register_recipe"),
     "make_plan": ("run.launch", "make_plan"),
     "resume": ("run.launch", "resume"),

@@ -16,14 +16,15 @@ PACKAGE = Path(ffstream.__file__).parent
 
 # The floors of the house, from the ground up: a folder, or a file at the top, imports from itself and those before it.
 FLOORS = """
-errors ground settings device data field storage cache training plan infer run studies __init__ cli entry __main__
+errors ground settings device data field storage cache training plan infer run testing studies __init__ cli entry
+__main__
 """.split()
 
 PUBLIC = """
 BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation FFNetwork
 FFStreamError GOODNESSES Goodness LAYER_KINDS Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES Objective Observer
 OutputError Plan Predictions Run RunError RunLockedError RunMismatchError RunOutline SOURCES Split StorageError
-__version__ load make_plan register_recipe resume train write_negatives
+__version__ draw_errors load load_dataset load_images make_plan register_recipe resume train write_negatives
 """.split()
 
 

@@ -35,7 +35,7 @@ class NamedImages:
 
 
 def load_images(
-    paths: Sequence[Path], shape: tuple[int, ...], white: float, black: float = 0.0, room_bytes: int | None = None
+    paths: Sequence[str | Path], shape: tuple[int, ...], white: float, black: float = 0.0, room_bytes: int | None = None
 ) -> NamedImages:
     """Read images of one shape from files, and from all image files in and below folders, in the order of their names.
 
@@ -45,7 +45,7 @@ def load_images(
     """
     room = Room(room_bytes)
     left_out: list[str] = []
-    parts = [_plan_part(file, shape, white, black) for path in paths for file in _list_files(path, left_out)]
+    parts = [_plan_part(file, shape, white, black) for path in paths for file in _list_files(Path(path), left_out)]
     noun = f"data {paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     dtype = torch.uint8 if all(part.dtype == torch.uint8 for part in parts) else torch.float32
     num_images = sum(part.num_images for part in parts)

@@ -1,0 +1,291 @@
+"""Checks for the tests of a part of your own: it computes what it says, and trains like the parts that come along.
+
+    import my_package.my_module  # which registers the goodness "mean_cubes"
+    from ffstream.testing import check_goodness
+
+    def test_mean_cubes():
+        check_goodness("mean_cubes")
+
+Each check takes the name under which the part is registered, and raises AssertionError with a sentence that says what
+does not hold. Each also trains small networks on the embedded digits: as planned, with every tier of the cache, and
+interrupted and gone on with by a new process, all of which have to give the same weights; about ten seconds.
+
+`settings` are dotted settings that the part needs, such as {"negatives.per_step": 2}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.data import SOURCES, load_dataset
+from ffstream.errors import ConfigError
+from ffstream.field.goodness import GOODNESSES
+from ffstream.field.layers import LAYER_KINDS, Layer
+from ffstream.field.negatives import NEGATIVE_SAMPLERS, InformedSampler
+from ffstream.field.objectives import OBJECTIVES
+from ffstream.field.parts import describe_parts
+from ffstream.field.similarity import SIMILARITIES
+from ffstream.run.launch import make_plan, train
+from ffstream.settings.config import Config
+from ffstream.training.layer_trainer import EpochFigures
+from ffstream.training.observer import Observer
+
+_NUM_ROWS, _NUM_UNITS = 6, 16
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-5  # of float32 beside the same in another order
+_TIERS = ("device", "host", "disk")
+_STOPPED_LAYER = 2  # one layer is committed then, and this one is under way
+
+Settings = Mapping[str, Any]
+
+
+def check_goodness(name: str, settings: Settings | None = None) -> None:
+    """Its gradient is that of its value, and its parts make its whole where it says so; then it trains."""
+    goodness = GOODNESSES[name]
+    generator = torch.Generator().manual_seed(0)
+    activities = torch.randn(_NUM_ROWS, _NUM_UNITS, generator=generator).relu()
+    upstream = torch.randn(_NUM_ROWS, generator=generator)
+    value = goodness.value(activities.clone())
+    _claim(value.shape == (_NUM_ROWS,), f"value gives {tuple(value.shape)}, expected {(_NUM_ROWS,)}, one of each row")
+    _claim(bool(value.isfinite().all()), "value is not finite")
+    _same(goodness.value(activities[:2].clone()), value[:2], "value of two rows depends on the rows beside them")
+    expected = _differentiate(goodness.value, activities, upstream)
+    found = goodness.gradient(activities.clone(), upstream).expand_as(activities)
+    _same(found, expected, "gradient is not that of value")
+    place = activities.clone()
+    _same(goodness.gradient(place, upstream, out=place), expected, "gradient with out, in place, is another one")
+    if goodness.is_flat_at_zero:
+        _claim(bool((expected[activities == 0] == 0).all()), "is_flat_at_zero is set, but the gradient at 0 is not 0")
+    if goodness.over_units is not None:
+        parts = [goodness.weight(part.shape[1], _NUM_UNITS) * goodness.value(part) for part in activities.split(5, 1)]
+        _same(sum(parts, torch.zeros(_NUM_ROWS)), value, f"over_units is {goodness.over_units!r}, but parts do not add")
+    _check_training({"objective.goodness": name}, settings)
+
+
+def check_objective(name: str, settings: Settings | None = None) -> None:
+    """Its gradient is that of its loss; then it trains."""
+    objective = OBJECTIVES[name]
+    for num_negatives in (1, 3):
+        logits = torch.randn(_NUM_ROWS, 1 + num_negatives, generator=torch.Generator().manual_seed(num_negatives))
+        loss, gradient = objective.loss_and_gradient(logits.clone())
+        _claim(loss.shape == (_NUM_ROWS,), f"loss gives {tuple(loss.shape)}, expected {(_NUM_ROWS,)}, one of each row")
+        _same(loss, objective.loss(logits.clone()), "loss_and_gradient gives another loss than loss")
+        expected = _differentiate(objective.loss, logits, torch.ones(_NUM_ROWS))
+        _same(gradient, expected, "loss_and_gradient gives another gradient than that of loss")
+    _check_training({"objective.name": name}, settings)
+
+
+def check_similarity(name: str, settings: Settings | None = None) -> None:
+    """Its gradient is that of its term; then it trains."""
+    similarity = SIMILARITIES[name]
+    generator = torch.Generator().manual_seed(0)
+    cosines = torch.rand(2, _NUM_ROWS, _NUM_ROWS, generator=generator) * 1.6 - 0.8
+    labels = torch.randint(0, 2, (2, _NUM_ROWS), generator=generator)
+    alike = (labels.unsqueeze(2) == labels.unsqueeze(1)).float()
+    alike.diagonal(dim1=1, dim2=2).zero_()
+    term, gradient = similarity(cosines.clone(), alike.clone())
+    _claim(term.shape == (2, _NUM_ROWS), f"the term has shape {tuple(term.shape)}, expected {(2, _NUM_ROWS)}")
+    step, turned = 1e-3, torch.randn(cosines.shape, generator=generator)
+    turned.diagonal(dim1=1, dim2=2).zero_()
+    above, below = (similarity(cosines + sign * step * turned, alike.clone())[0].sum() for sign in (1, -1))
+    slope = (gradient * turned).sum()
+    _claim(bool((slope - (above - below) / (2 * step)).abs() < 1e-2 * (1 + slope.abs())), "gradient is another's")
+    _check_training({"objective.similarity": name}, settings)
+
+
+def check_negative_sampler(name: str, settings: Settings | None = None) -> None:
+    """It draws distinct wrong labels, by its generator alone; then it trains."""
+    sampler = NEGATIVE_SAMPLERS[name]
+    num_classes = 10
+    num_negatives = _make_config({"negatives.sampler": name}, settings).negatives.per_step
+    labels = torch.arange(200) % num_classes
+    first, again = (
+        sampler(labels.clone(), num_classes, num_negatives, torch.Generator().manual_seed(5)) for _ in range(2)
+    )
+    shape = (len(labels), num_negatives)
+    is_shaped = first.shape == shape and first.dtype == torch.int64
+    _claim(is_shaped, f"gives {first.dtype} {tuple(first.shape)}, expected torch.int64 {shape}")
+    _claim(torch.equal(first, again), "draws other labels from the same generator")
+    _claim(bool(((first >= 0) & (first < num_classes)).all()), f"draws labels outside 0 to {num_classes - 1}")
+    _claim(not bool((first == labels.unsqueeze(1)).any()), "draws the true label")
+    _check_distinct(first)
+    if isinstance(sampler, InformedSampler):
+        logits = torch.randn(len(labels), num_classes, generator=torch.Generator().manual_seed(6))
+        logits[torch.arange(len(labels)), labels] = -torch.inf
+        noise = sampler.draw_noise(len(labels), num_classes, torch.Generator().manual_seed(7))
+        chosen = sampler.choose(logits.clone(), noise, num_negatives)
+        _claim(bool(logits.gather(1, chosen).isfinite().all()), "choose takes what may not be chosen")
+        _check_distinct(chosen)
+    _check_training({"negatives.sampler": name}, settings)
+
+
+def check_layer(name: str, settings: Settings | None = None) -> None:
+    """Its gradients are those of its preactivations, rows do not depend on others, tiles make the whole; it trains."""
+    kind = LAYER_KINDS[name]
+    width = _make_config({"network.kind": name}, settings).width
+    layer = _make_layer(kind, width)
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(_NUM_ROWS, layer.in_features, generator=generator)
+    gradient = torch.randn(_NUM_ROWS, width, generator=generator)
+    with torch.no_grad():
+        found = layer.preactivations(rows).clone()
+        _claim(found.shape == (_NUM_ROWS, width), f"preactivations have shape {tuple(found.shape)}")
+        _claim(found.dtype == torch.float32, f"preactivations are {found.dtype}, expected torch.float32")
+        _same(layer.preactivations(rows[:2]), found[:2], "preactivations of two rows depend on the rows beside them")
+        again = _make_layer(kind, width)
+        for key, tensor in layer.state_dict().items():
+            _claim(torch.equal(tensor, again.state_dict()[key]), f"initialise fills {key} by more than its generator")
+    for key, expected in _parameter_gradients(layer, rows, gradient).items():
+        whole = torch.zeros_like(expected)
+        for own, part, values in layer.gradients(rows.clone(), gradient.clone()):
+            if own == key:
+                whole[part] = values
+        _same(whole, expected, f"gradients of {key} are not those of preactivations")
+    whole = torch.zeros_like(rows)
+    for features, values in layer.input_gradients(rows.clone(), gradient.clone()):
+        whole[:, features] = values
+    expected = torch.autograd.functional.vjp(layer.preactivations, rows, gradient)[1]
+    _same(whole, expected, "input_gradients are not those of preactivations")
+    _check_activation(layer, found, gradient)
+    _check_hiding(_make_layer(kind, width), rows)
+    if kind.tileable:
+        _check_tile(layer, kind, rows, found)
+    _check_training({"network.kind": name}, settings)
+
+
+def check_source(name: str, settings: Settings | None = None) -> None:
+    """It gives the same data each time, which can be trained on."""
+    SOURCES[name]
+    first, again = (load_dataset(name) for _ in range(2))
+    _claim(torch.equal(first.train.images, again.train.images), "gives other images the second time")
+    _claim(torch.equal(first.train.labels, again.train.labels), "gives other labels the second time")
+    _check_training({"data": name}, settings)
+
+
+def _check_activation(layer: Layer, preactivations: Tensor, gradient: Tensor) -> None:
+    activities = layer.activate(preactivations.clone())
+    _same(layer.activate_(preactivations.clone()), activities, "activate_ is not activate")
+    expected = torch.autograd.functional.vjp(layer.activate, preactivations, gradient)[1]
+    found = layer.through_activation_(activities.clone(), gradient.clone())
+    _same(found, expected, "through_activation_ is not the gradient of activate")
+
+
+def _check_hiding(layer: Layer, rows: Tensor) -> None:
+    hidden = torch.arange(layer.in_features) % 3 == 0
+    try:
+        layer.hide(hidden)
+    except ConfigError:  # a kind may say that it cannot
+        return
+    with torch.no_grad():
+        whole = layer.preactivations(rows).clone()
+        without = layer.preactivations(rows.masked_fill(hidden, 0.0))
+    _same(without, whole, "hide leaves features in: preactivations depend on them")
+
+
+def _check_tile(layer: Layer, kind: type[Layer], rows: Tensor, whole: Tensor) -> None:
+    """Units 2 to 7 by themselves."""
+    tile = kind(layer.in_features, 5)
+    tile.place(0, (8, 8), 0)
+    units = torch.arange(2, 7)
+    tile.load_state_dict(
+        {key: tensor.index_select(kind.unit_axis(key), units) for key, tensor in layer.state_dict().items()}
+    )
+    with torch.no_grad():
+        _same(tile.preactivations(rows), whole[:, 2:7], "is tileable, but some units by themselves compute otherwise")
+
+
+def _make_layer(kind: type[Layer], width: int) -> Layer:
+    layer = kind(64, width)
+    layer.place(0, (8, 8), 0)
+    layer.initialise(torch.Generator().manual_seed(0))
+    return layer
+
+
+def _parameter_gradients(layer: Layer, rows: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    names = [name for name, _ in layer.named_parameters() if name != "label_embedding"]
+    with torch.enable_grad():
+        preactivations = layer.preactivations(rows.clone())
+        found = torch.autograd.grad(preactivations, [layer.get_parameter(name) for name in names], gradient)
+    return dict(zip(names, found, strict=True))
+
+
+def _differentiate(function: Callable[[Tensor], Tensor], values: Tensor, upstream: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = values.clone().requires_grad_()
+        (found,) = torch.autograd.grad(function(leaf), leaf, upstream)
+    return found
+
+
+def _check_distinct(labels: Tensor) -> None:
+    ordered = labels.sort(dim=1).values
+    _claim(not bool((ordered[:, 1:] == ordered[:, :-1]).any()), "draws one label twice for a sample")
+
+
+class _StopInLayer(Observer):
+    """Interrupts a run in the middle of a layer, as a user would."""
+
+    def on_epoch(
+        self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
+    ) -> None:
+        """Stop at the first epoch that ends in that layer."""
+        if layer == _STOPPED_LAYER:
+            raise KeyboardInterrupt
+
+
+_RESUME = "import ffstream, sys; run = ffstream.resume(sys.argv[1]); print(run.evaluate().error)"
+
+
+def _make_config(own: Settings, settings: Settings | None) -> Config:
+    plain: dict[str, Any] = {"layers": 3, "width": 48, "epochs": 2, "batch": 512, "device": "cpu", "precision": "fp32"}
+    return Config.from_mapping(plain | dict(own) | dict(settings or {}))
+
+
+def _check_training(own: Settings, settings: Settings | None) -> None:
+    """Train as planned, with each tier, and with an interruption after which a new process goes on."""
+    config = _make_config(own, settings)
+    planned_bytes = make_plan(config).device.num_bytes
+    modules = [part["module"] for part in describe_parts(config).values()]
+    _claim("__main__" not in modules, "is registered by a script; move it to a module that others can import")
+    with tempfile.TemporaryDirectory() as folder:
+        weights = {}
+        for tier in _TIERS:
+            bound = {"cache.tier": tier, "memory.budget": f"{2 * planned_bytes}B"}  # under which steps are tried
+            run = train(config.override(bound), Path(folder) / tier)
+            weights[tier] = _digest_weights(run.path)
+            _claim(weights[tier] == weights[_TIERS[0]], f"a cache on {tier} trains other weights than on {_TIERS[0]}")
+        error = run.evaluate().error
+        path = Path(folder) / "stopped"
+        with contextlib.suppress(KeyboardInterrupt):
+            train(config, path, observer=_StopInLayer())
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
+        command = [sys.executable, "-c", _RESUME, str(path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        _claim(done.returncode == 0, f"a new process cannot go on with its run: {done.stderr.strip()[-500:]}")
+        _claim(_digest_weights(path) == weights[_TIERS[0]], "an interrupted run ends with other weights")
+        _claim(float(done.stdout) == error, f"a new process evaluates to {done.stdout.strip()}, this one to {error}")
+
+
+def _digest_weights(path: Path) -> list[str]:
+    return [
+        hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((path / "layers").rglob("weights.safetensors"))
+    ]
+
+
+def _same(found: Tensor, expected: Tensor, words: str) -> None:
+    is_same = found.shape == expected.shape and torch.allclose(found, expected, rtol=_RELATIVE, atol=_ABSOLUTE)
+    _claim(is_same, words)
+
+
+def _claim(holds: bool, words: str) -> None:
+    if not holds:
+        raise AssertionError(words)
