@@ -28,7 +28,8 @@ from tests.torture.crash import Counts
 
 _NUM_TRAINING, _NUM_TEST = 300, 200
 _TOLERANCE = 0.06  # of the test error: that of another seed
-_CLEAN_ERROR = 0.15  # at most, so that what is lost shows
+_CLEAN_ERROR = 0.12  # at most, so that what is lost shows
+_NUM_DRAWS = 4
 _SHARE_FOLDERS, _SHARE_ENVIRONMENTS = 0.25, 0.03  # of the cases; the latter start processes
 _SETTINGS = {"layers": 2, "width": 48, "epochs": 10, "device": "cpu", "precision": "fp32"}
 
@@ -194,7 +195,7 @@ def _offset_of_a_feature(case: Case) -> None:
     case.words.append(f"feature {_set_feature(case, lambda values: values + offset)}")
 
 
-@_says("in common")
+@_says("in common", "too large for float32")  # as float16 it is infinite
 def _offset(case: Case) -> None:
     offset = case.draw.choice([-1, 1]) * 10.0 ** case.draw.uniform(0.3, 4) * _spread_of(case)
     _on_both(case, lambda images: images + offset)
@@ -737,9 +738,12 @@ def mistake(folder: Path, num_cases: int, first_seed: int, counts: Counts) -> No
 
 
 def _try_arrays(draw: random.Random, place: Path) -> tuple[str, str | None, bool]:
-    case = _make_arrays(draw)
-    standardise = draw.choice(["none", "none", "features", "channels"])
-    clean = _use(_write_arrays(case, place), place / "clean", standardise)
+    for _ in range(_NUM_DRAWS):  # a set that so small a network does not learn would show no loss
+        case = _make_arrays(draw)
+        standardise = draw.choice(["none", "none", "features", "channels"])
+        clean = _use(_write_arrays(case, place), place / "clean", standardise)
+        if clean.said or clean.error is None or clean.error <= _CLEAN_ERROR:
+            break
     if clean.said or clean.error is None or clean.error > _CLEAN_ERROR:
         return "a clean set", f"error {clean.error}, said: {clean.said}", False
     if case.train.dtype == np.uint8 and draw.random() < 0.5:  # what hides values wants some that can be hidden
