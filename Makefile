@@ -10,17 +10,15 @@ DEMO   := runs/demo
 # A stamp a set of extras: made again when pyproject.toml changes.
 $(VENV)/run.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[plot]'
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml $(VENV)/run.stamp
 	$(BIN)/pip install --quiet --editable '.[dev,plot]'
 	touch $@
 
-demo: $(VENV)/run.stamp  ## train 40 layers on the embedded digits and evaluate them; `make clean` starts it afresh
-	$(BIN)/ffstream train --layers 40 --run-dir $(DEMO) --resume
-	$(BIN)/ffstream evaluate $(DEMO)
-	@echo "The run is in $(DEMO). Look at it with: $(BIN)/ffstream inspect $(DEMO)"
+demo: $(VENV)/run.stamp  ## what ffstream is for, in a minute; `make clean` starts it afresh
+	$(BIN)/ffstream demo --output $(DEMO)
 
 test: $(VENV)/dev.stamp  ## the whole test suite; tests marked gpu run where there is one
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 10

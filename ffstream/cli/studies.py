@@ -10,8 +10,20 @@ from typing import Annotated
 
 import typer
 
-from ffstream.cli.app import DataRoot, Device, Force, Json, Plugins, app, import_plugins, say, show, when_stopped
-from ffstream.errors import ConfigError
+from ffstream.cli.app import (
+    DataRoot,
+    Device,
+    Force,
+    Json,
+    Plugins,
+    app,
+    import_plugins,
+    make_console,
+    say,
+    show,
+    when_stopped,
+)
+from ffstream.errors import ConfigError, to_command
 from ffstream.ground.units import parse_integer
 
 
@@ -66,6 +78,37 @@ def profile(
     except ModuleNotFoundError:
         drawn = "no picture, as matplotlib is not installed; pip install 'ffstream[plot]', then the same command again"
     say(f"figures in {folder / 'profile.json'}, {drawn}", err=as_json)
+
+
+@app.command()
+@when_stopped("what is trained is kept; go on with the same command")
+def demo(
+    output: Annotated[Path, typer.Option(readable=False, help="Folder for the run and demo.png (runs/demo).")] = Path(
+        "runs/demo"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    force: Force = False,
+) -> None:
+    """Show in a minute what ffstream is for: a deep network in the memory of one layer, and an exact resume."""
+    from ffstream.cli.reporting import make_observer
+    from ffstream.cli.tables import demonstration_report
+    from ffstream.device.device import resolve_device
+    from ffstream.studies.charts import draw_errors
+    from ffstream.studies.demo import demonstrate
+
+    picture = output / "demo.png"
+    found = demonstrate(output, str(resolve_device(device)), make_observer(make_console()), say)
+    show(demonstration_report(found))
+    curves = {
+        "ffstream": found.errors_by_depth,
+        "nearest neighbour": [found.nearest_neighbour_error] * len(found.errors_by_depth),
+        "two hidden layers by backpropagation": [found.mlp_error] * len(found.errors_by_depth),
+    }
+    try:
+        draw_errors(curves, "test error of the layers to here", picture, [output / "run"], force=force)
+        say(f"picture in {picture}; look at the run with: {to_command('inspect', output / 'run')}")
+    except ModuleNotFoundError:
+        say("no picture, as matplotlib is not installed; pip install 'ffstream[plot]', then the same command again")
 
 
 @app.command()

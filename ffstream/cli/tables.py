@@ -21,6 +21,7 @@ from ffstream.infer.combination import ProbabilityFigures
 from ffstream.infer.evaluation import Evaluation
 from ffstream.plan.footprint import Footprint
 from ffstream.plan.plan import Plan
+from ffstream.studies.demo import Demonstration
 from ffstream.studies.doctor import MachineSpeeds, TimeAccount
 from ffstream.studies.memory_profile import METHODS, Point, Profile
 from ffstream.training.observer import LayerFigures
@@ -209,6 +210,28 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
         yield f"warning: {plan.warning}"
     if plan.total_s is not None:
         yield f"all {plan.config.layers} layers take about {format_seconds(plan.total_s)}"
+
+
+def demonstration_report(found: Demonstration) -> Iterator[Table | str]:
+    """What was shown, beside what others reach on the same images."""
+    num_layers = len(found.errors_by_depth)
+    depths = [*(depth for depth in (1, 2, 4, 8) if depth < num_layers), num_layers]
+    table = make_table(("", "test error"), "", left=("",))
+    for depth in depths:
+        noun = f"{depth} layer{'s' * (depth > 1)}, one at a time on the device"
+        table.add_row(noun, format_share(found.errors_by_depth[depth - 1]))
+    table.add_row("the label of the nearest training image", format_share(found.nearest_neighbour_error))
+    table.add_row("two hidden layers by backpropagation", format_share(found.mlp_error))
+    yield table
+    yield (
+        f"memory of training on the device: {format_bytes(found.training_bytes)}; backpropagation of the same network "
+        f"takes {format_bytes(found.backprop_bytes)}"
+    )
+    same = "the same bits as" if found.is_same else "other bits than"
+    yield (
+        f"killed in epoch {found.killed_epoch + 1} of layer {found.killed_layer} and resumed: {same} the run that was "
+        "not interrupted"
+    )
 
 
 def speeds_report(found: MachineSpeeds) -> Iterator[Table | str]:

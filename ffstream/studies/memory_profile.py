@@ -242,7 +242,7 @@ def _measure(settings: ProfileSettings, method: str, num_layers: int, folder: Pa
     return _measure_rival(_RIVALS[method], config, images, labels, device)
 
 
-class _Metering(Observer):
+class Metering(Observer):
     """Measures a run from its first step to its last, in laps."""
 
     def __init__(self, meter: PeakMeter) -> None:
@@ -267,7 +267,7 @@ def _measure_run(config: Config, images: Tensor, labels: Tensor, device: torch.d
     save_file({"train.images": images, "train.labels": labels}, folder / "data.safetensors")
     config, peaks = dataclasses.replace(config, data=str(folder / "data.safetensors")), []
     with PeakMeter(device) as meter:
-        training = _Metering(meter)
+        training = Metering(meter)
         run = train(config, folder / "run", observer=training)
         split = Split(images[: config.batch], labels[: config.batch])
         layers = CommittedLayers(run.directory, run.config, run.directory.read_data(), device)

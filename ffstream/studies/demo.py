@@ -1,0 +1,197 @@
+"""What ffstream is for, shown in a minute: depth that pays, the memory of one layer, and an exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ffstream.data import Dataset, load_dataset
+from ffstream.device.memory import PeakMeter
+from ffstream.errors import FFStreamError
+from ffstream.ground.scratch import make_scratch
+from ffstream.infer.model import load_network
+from ffstream.run.launch import train
+from ffstream.run.run import Run
+from ffstream.settings.config import Config
+from ffstream.storage.checkpoint import RunDirectory
+from ffstream.studies.memory_profile import Metering
+from ffstream.training.observer import Observer
+
+_NUM_LAYERS = 12
+_BUDGET = "3MiB"  # of the device; backpropagation takes about three times as much
+_NUM_INTERRUPTED = 2  # layers of the run that is killed, in the last of them
+_LEAST_EPOCHS = 5  # that are saved of the last layer, when it is killed
+_NUM_MEASURED = 5  # layers: a stack, and the first layer of the next; all others are like these
+_LOOK_S = 0.02  # between two looks at how far it is
+_MLP_EPOCHS, _MLP_LEARNING_RATE = 20, 1e-3
+
+
+def make_config(device: str) -> Config:
+    """Layers that see images, in three stacks; chosen by the error of 30 % of the training images, held out."""
+    return Config(recipe="mono", layers=_NUM_LAYERS, width=288, epochs=20, device=device).override(
+        {
+            "network.kind": "local",
+            "network.dropout": 0.1,
+            "objective.perturbation": 0.0,  # for the same time, more epochs without it have the lower error
+            "augmentation.views": 9,
+            "augmentation.max_shift": 1,
+            "memory.budget": _BUDGET,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What was found. Errors are shares of the test images, memory is that of the device."""
+
+    run: Run
+    errors_by_depth: list[float]  # of the goodness summed to each depth
+    nearest_neighbour_error: float
+    mlp_error: float  # two hidden layers of the same width, trained by backpropagation
+    training_bytes: int
+    backprop_bytes: int  # of the same network, trained by backpropagation
+    killed_layer: int  # counted from 1
+    killed_epoch: int
+    is_same: bool  # what the killed run ends with, beside the run that was not interrupted
+
+
+def demonstrate(folder: Path, device: str, observer: Observer, tell: Callable[[str], None]) -> Demonstration:
+    """Train in FOLDER/run, and measure all the rest beside it. `tell` is given a line before each step.
+
+    Goes on where an earlier demonstration was interrupted. Raises an FFStreamError as `train` does.
+    """
+    config = make_config(device)
+    tell(f"1. {config.layers} layers that see 8 x 8 digits, one at a time within {_BUDGET} of the device's memory")
+    run = train(config, folder / "run", observer=observer, resume=True)
+    tell("2. the same command again, killed in its second layer and resumed")
+    with make_scratch(folder) as scratch:
+        killed_layer, killed_epoch = _kill_and_resume(config.override({"layers": _NUM_INTERRUPTED}), scratch.path)
+        is_same = all(
+            _read_weights(run.directory, number) == _read_weights(RunDirectory(scratch.path / "killed"), number)
+            for number in range(_NUM_INTERRUPTED)
+        )
+        tell("3. the memory of training, measured, and that of backpropagation through the same network")
+        training_bytes = _measure_training(config, scratch.path)
+    backprop_bytes = _measure_backprop(run)
+    tell("4. the test images, which nothing has read so far")
+    dataset = load_dataset(config.data)
+    return Demonstration(
+        run=run,
+        errors_by_depth=run.evaluate().errors_by_depth,
+        nearest_neighbour_error=_find_nearest_neighbour_error(dataset),
+        mlp_error=_train_mlp(dataset, config.width),
+        training_bytes=training_bytes,
+        backprop_bytes=backprop_bytes,
+        killed_layer=killed_layer,
+        killed_epoch=killed_epoch,
+        is_same=is_same,
+    )
+
+
+def _kill_and_resume(config: Config, folder: Path) -> tuple[int, int]:
+    """Have a process train, kill it, and have another one go on. Returns the layer, and its epochs, that were saved."""
+    file, path = folder / "config.toml", folder / "killed"
+    file.write_text(config.to_toml())
+    process = subprocess.Popen(
+        _to_process(["train", "--config", str(file), "--run-dir", str(path)]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    directory = RunDirectory(path)
+    saved = None
+    while process.poll() is None and (saved is None or saved < (_NUM_INTERRUPTED - 1, _LEAST_EPOCHS)):
+        time.sleep(_LOOK_S)
+        with contextlib.suppress(FFStreamError):  # of what is written at this moment
+            saved = directory.read_progress() if path.is_dir() else None
+    process.kill()
+    said, _ = process.communicate()
+    if saved is None:
+        raise FFStreamError(f"demo: its second process ended before it could be killed, and said: {said[-300:]}")
+    done = subprocess.run(_to_process(["resume", str(path)]), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise FFStreamError(f"demo: the killed run could not be resumed: {done.stderr.strip()[-300:]}")
+    return saved[0] + 1, saved[1]
+
+
+def _to_process(words: Sequence[str]) -> list[str]:
+    """The command of a process that runs ours, as it is imported here."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from ffstream.entry import main; sys.exit(main())"
+    return [sys.executable, "-c", code, *words]
+
+
+def _read_weights(directory: RunDirectory, index: int) -> bytes:
+    return (directory.layer_folder(index) / "weights.safetensors").read_bytes()
+
+
+def _measure_training(config: Config, folder: Path) -> int:
+    """Peak bytes on the device, with a cache on disk; of one epoch of each layer, as all epochs are alike."""
+    short = config.override({"layers": _NUM_MEASURED, "epochs": 1, "cache.tier": "disk"})
+    with PeakMeter(torch.device(config.device)) as meter:
+        metering = Metering(meter)
+        train(short, folder / "measured", observer=metering)
+    return metering.peak_bytes
+
+
+def _measure_backprop(run: Run) -> int:
+    """Peak bytes on the device of two steps of Adam on the cross-entropy of the whole network's output."""
+    network, config = load_network(run.path), run.config
+    device = torch.device(config.device)
+    dataset = load_dataset(config.data)
+    assert isinstance(config.batch, int), "the plan has decided it"
+    images, labels = dataset.train.images, dataset.train.labels
+    with PeakMeter(device) as meter:
+        meter.start()
+        whole = copy.deepcopy(network).train().to(device)
+        optimiser = torch.optim.Adam(whole.parameters(), config.optimiser.learning_rate)
+        for part, wanted in list(zip(images.split(config.batch), labels.split(config.batch), strict=True))[:2]:
+            loss = nn.functional.cross_entropy(whole(part.to(device)), wanted.to(device))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return meter.stop()
+
+
+def _find_nearest_neighbour_error(dataset: Dataset) -> float:
+    """Of the label of the training image that is nearest, by Euclidean distance."""
+    assert dataset.test is not None
+    nearest = torch.cdist(_flatten(dataset.test.images), _flatten(dataset.train.images)).argmin(dim=1)
+    return _compute_error(dataset.train.labels[nearest], dataset.test.labels)
+
+
+def _train_mlp(dataset: Dataset, width: int) -> float:
+    """The test error of two hidden layers, trained by backpropagation with Adam on all training images."""
+    assert dataset.test is not None
+    images, labels = _flatten(dataset.train.images), dataset.train.labels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        widths = (images.shape[1], width, width)
+        hidden = [nn.Sequential(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(widths)]
+        network = nn.Sequential(*hidden, nn.Linear(width, dataset.num_classes))
+        optimiser = torch.optim.Adam(network.parameters(), _MLP_LEARNING_RATE)
+        for _ in range(_MLP_EPOCHS):
+            for batch in torch.randperm(len(images)).split(64):
+                loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    with torch.no_grad():
+        return _compute_error(network(_flatten(dataset.test.images)).argmax(dim=1), dataset.test.labels)
+
+
+def _flatten(images: Tensor) -> Tensor:
+    return images.flatten(1).float() / 16  # which is white
+
+
+def _compute_error(found: Tensor, labels: Tensor) -> float:
+    return float((found != labels).double().mean())
