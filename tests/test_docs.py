@@ -1,11 +1,10 @@
-"""Every command that README shows and every example runs; the commands of the CLI are all in README."""
+"""Every command that documents show runs, and every example; all commands are shown, and links lead somewhere."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,21 +12,27 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers import run_cli
+from tests.helpers import run_cli, run_process
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README, GUIDE, EXTENDING = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "extending.md"
+DOCUMENTS = sorted(path for path in ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+MOST_BYTES = {"README.md": 6000, "docs/architecture.md": 8000}
 
 # What a reader runs for minutes is run here for seconds: the same command on little data and few layers.
 SMALLER = {"--layers": "2", "--width": "16", "--epochs": "1", "--data": None, "--data-root": None, "--device": "cpu"}
 SMALLER |= {"--depths": "2"}  # of a profile, whose every point is a process
 
 
-def readme_commands():
-    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+def shown_commands(document):
+    blocks = re.findall(r"```sh\n(.*?)```", document.read_text(), flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition("#")[0].strip() for line in lines if line.strip().startswith("ffstream ")]
+    return [line.partition("  #")[0].strip() for line in lines if line.strip().startswith("ffstream ")]
+
+
+def shown_python(document):
+    return re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
 
 
 def make_smaller(command, data):
@@ -37,7 +42,7 @@ def make_smaller(command, data):
         if option in words:
             words[words.index(option) + 1] = value or str(data)
     if words[1] == "train":
-        for option in ("--width", "--epochs"):
+        for option in ("--width", "--epochs", "--layers"):
             words += [] if option in words else [option, SMALLER[option]]
     if "network.kind=local" in words:
         words[words.index("--width") + 1] = "144"  # the smallest that has its grids
@@ -46,10 +51,10 @@ def make_smaller(command, data):
     return words
 
 
-def test_readme_commands_run_one_after_another(tmp_path, small_data, monkeypatch):
-    commands = readme_commands()
-    assert len(commands) >= 8
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+@pytest.mark.parametrize("document", [README, GUIDE], ids=lambda path: path.name)
+def test_shown_commands_run_one_after_another(document, tmp_path, small_data, monkeypatch):
+    commands = shown_commands(document)
+    assert len(commands) >= 5
     (tmp_path / "images").mkdir()  # to predict: of the size of `small_data`
     Image.new("L", (8, 8)).save(tmp_path / "images" / "black.png")
     monkeypatch.chdir(tmp_path)
@@ -58,14 +63,46 @@ def test_readme_commands_run_one_after_another(tmp_path, small_data, monkeypatch
         assert code == 0, f"{command}\n{output}\n{error}"
 
 
-def test_readme_python_runs(tmp_path, monkeypatch, small_data):
-    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+@pytest.mark.parametrize("document", [README, GUIDE], ids=lambda path: path.name)
+def test_shown_python_runs(document, tmp_path, monkeypatch, small_data):
+    (block,) = shown_python(document)
     smaller = block.replace('data="mnist"', f"data={str(small_data)!r}").replace(
-        "layers=40, width=500", "layers=2, width=16"
+        "layers=40, width=512", "layers=2, width=16"
     )
-    assert smaller != block
+    assert "mnist" not in smaller
+    assert "40" not in smaller
     done = subprocess.run([sys.executable, "-c", smaller], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_part_that_is_shown_trains(tmp_path, small_data):
+    """A module of a reader's own, by the commands that stand beside it."""
+    part, check = shown_python(EXTENDING)
+    (tmp_path / "my_parts.py").write_text(part)
+    for command in shown_commands(EXTENDING):
+        done = run_process(*make_smaller(command, small_data)[1:], cwd=tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_what_is_there(document):
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = document.parent / name if name else document
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", each).strip().lower().replace(" ", "-") for each in headings}
+
+
+def test_documents_are_as_short_as_they_mean_to_be():
+    for name, most in MOST_BYTES.items():
+        assert (ROOT / name).stat().st_size <= most, name
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
@@ -78,10 +115,11 @@ def test_example_runs(path, tmp_path):
     assert "%" in done.stdout
 
 
-def test_readme_shows_every_command_and_make_target():
+def test_every_command_and_make_target_is_shown():
     from ffstream.cli import app
 
+    shown = README.read_text() + GUIDE.read_text()
     for command in app.registered_commands:
-        assert f"ffstream {command.callback.__name__}" in README
-    for target in ("make demo", "make test", "make bench"):
-        assert target in README
+        assert f"ffstream {command.callback.__name__}" in shown
+    for target in ("make demo", "make test"):
+        assert target in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ def make_config(device: str) -> Config:
             "objective.perturbation": 0.0,  # for the same time, more epochs without it have the lower error
             "augmentation.views": 9,
             "augmentation.max_shift": 1,
+            "cache.tier": "disk",  # elsewhere it would count, where the device is the host
             "memory.budget": _BUDGET,
         }
     )
@@ -73,16 +75,15 @@ def demonstrate(folder: Path, device: str, observer: Observer, tell: Callable[[s
     config = make_config(device)
     tell(f"1. {config.layers} layers that see 8 x 8 digits, one at a time within {_BUDGET} of the device's memory")
     run = train(config, folder / "run", observer=observer, resume=True)
-    tell("2. the same command again, killed in its second layer and resumed")
+    tell("2. the same once more, in the same sizes: killed in its second layer, and resumed")
     with make_scratch(folder) as scratch:
-        killed_layer, killed_epoch = _kill_and_resume(config.override({"layers": _NUM_INTERRUPTED}), scratch.path)
+        killed_layer, killed_epoch = _kill_and_resume(run.config.override({"layers": _NUM_INTERRUPTED}), scratch.path)
         is_same = all(
             _read_weights(run.directory, number) == _read_weights(RunDirectory(scratch.path / "killed"), number)
             for number in range(_NUM_INTERRUPTED)
         )
         tell("3. the memory of training, measured, and that of backpropagation through the same network")
-        training_bytes = _measure_training(config, scratch.path)
-    backprop_bytes = _measure_backprop(run)
+        training_bytes, backprop_bytes = _measure_apart(run, scratch.path)
     tell("4. the test images, which nothing has read so far")
     dataset = load_dataset(config.data)
     return Demonstration(
@@ -124,9 +125,9 @@ def _kill_and_resume(config: Config, folder: Path) -> tuple[int, int]:
     return saved[0] + 1, saved[1]
 
 
-def _to_process(words: Sequence[str]) -> list[str]:
-    """The command of a process that runs ours, as it is imported here."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from ffstream.entry import main; sys.exit(main())"
+def _to_process(words: Sequence[str], module: str = "ffstream.entry") -> list[str]:
+    """The command of a process that calls `main` of a module of ours, as it is imported here."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; sys.exit(main())"
     return [sys.executable, "-c", code, *words]
 
 
@@ -134,12 +135,28 @@ def _read_weights(directory: RunDirectory, index: int) -> bytes:
     return (directory.layer_folder(index) / "weights.safetensors").read_bytes()
 
 
+def _measure_apart(run: Run, folder: Path) -> tuple[int, int]:
+    """Peak bytes of training and of backpropagation, in a process of its own, as its account of memory is too."""
+    command = _to_process([str(run.path), str(folder)], __name__)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise FFStreamError(f"demo: memory could not be measured: {done.stderr.strip()[-300:]}")
+    training_bytes, backprop_bytes = json.loads(done.stdout.splitlines()[-1])
+    return training_bytes, backprop_bytes
+
+
+def main() -> None:
+    """Measure the memory of the run, and with the folder for files, that are named, and print both as JSON."""
+    run, folder = Run(Path(sys.argv[1])), Path(sys.argv[2])
+    sys.stdout.write(json.dumps([_measure_training(run.config, folder), _measure_backprop(run)]) + "\n")
+
+
 def _measure_training(config: Config, folder: Path) -> int:
-    """Peak bytes on the device, with a cache on disk; of one epoch of each layer, as all epochs are alike."""
-    short = config.override({"layers": _NUM_MEASURED, "epochs": 1, "cache.tier": "disk"})
+    """Peak bytes on the device, in the sizes of a run; of one epoch of each layer, as all epochs are alike."""
+    short = {"layers": min(config.layers, _NUM_MEASURED), "epochs": 1, "memory.budget": "auto"}
     with PeakMeter(torch.device(config.device)) as meter:
         metering = Metering(meter)
-        train(short, folder / "measured", observer=metering)
+        train(config.override(short), folder / "measured", observer=metering)
     return metering.peak_bytes
 
 
@@ -173,18 +190,21 @@ def _train_mlp(dataset: Dataset, width: int) -> float:
     """The test error of two hidden layers, trained by backpropagation with Adam on all training images."""
     assert dataset.test is not None
     images, labels = _flatten(dataset.train.images), dataset.train.labels
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        widths = (images.shape[1], width, width)
-        hidden = [nn.Sequential(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(widths)]
-        network = nn.Sequential(*hidden, nn.Linear(width, dataset.num_classes))
-        optimiser = torch.optim.Adam(network.parameters(), _MLP_LEARNING_RATE)
-        for _ in range(_MLP_EPOCHS):
-            for batch in torch.randperm(len(images)).split(64):
-                loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+    generator = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = []
+    for num_inputs, num_units in itertools.pairwise((images.shape[1], width, width, dataset.num_classes)):
+        linear = nn.utils.skip_init(nn.Linear, num_inputs, num_units)  # which would draw from the global generator
+        nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
+    network = nn.Sequential(*layers[:-1])
+    optimiser = torch.optim.Adam(network.parameters(), _MLP_LEARNING_RATE)
+    for _ in range(_MLP_EPOCHS):
+        for batch in torch.randperm(len(images), generator=generator).split(64):
+            loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
     with torch.no_grad():
         return _compute_error(network(_flatten(dataset.test.images)).argmax(dim=1), dataset.test.labels)
 

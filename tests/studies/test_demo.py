@@ -19,7 +19,6 @@ def short(monkeypatch):
     smaller = {"layers": 2, "epochs": 2, "augmentation.views": 2, "precision": "fp32", "batch": 256}
     monkeypatch.setattr(demo, "make_config", lambda device: whole(device).override(smaller))
     monkeypatch.setattr(demo, "_LEAST_EPOCHS", 1)
-    monkeypatch.setattr(demo, "_NUM_MEASURED", 2)
     monkeypatch.setattr(demo, "_MLP_EPOCHS", 1)
 
 
