@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Buffer, Workspace
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import Goodness
 from ffstream.field.layers import Layer
 from ffstream.field.negatives import InformedSampler
 from ffstream.field.normalisation import length_normalise
+from ffstream.settings.config import Config
 
 _ROWS = Buffer("rows", "rows")
 
@@ -39,6 +41,14 @@ class LabelMethod(ABC):
     num_in_pool: int | None = None  # of them, drawn at random, that negatives are chosen from; None: all
     num_training_rows: int  # a sample, in the training cache
     num_sweep_rows: int  # a sample, in a cache that all labels are read off
+
+    @classmethod
+    @abstractmethod
+    def make(cls, config: Config, data: DataShape) -> LabelMethod:
+        """The method as a configuration sets it. Raises ConfigError or DataError where it does not fit the data.
+
+        The shape of an image may be unknown where no training or validation rows are made.
+        """
 
     @property
     def num_choices(self) -> int:
@@ -211,6 +221,17 @@ class LabelFreeRows(LabelMethod):
     def select(self, block: Tensor, index: Tensor, candidates: Tensor, workspace: Workspace) -> Tensor:
         """One row a sample: (n, features), shared by all candidates."""
         return take_rows(block, index, workspace)
+
+
+def read_num_negatives(config: Config, num_classes: int) -> int:
+    """The wrong labels that a step contrasts with the true one. Raises ConfigError for more than there are."""
+    num_negatives, num_wrong = config.negatives.per_step, num_classes - 1
+    if num_negatives > num_wrong:
+        raise ConfigError(
+            f"config negatives.per_step: found {num_negatives}, allowed at most {num_wrong}, "
+            f"the wrong labels of {num_classes} classes"
+        )
+    return num_negatives
 
 
 def take_rows(block: Tensor, rows: Tensor, workspace: Workspace) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ffstream.data.shape import DataShape
 from ffstream.device.row_sums import sum_by_label
 from ffstream.device.workspace import ACTIVITIES, Workspace
 from ffstream.field.goodness import Goodness
-from ffstream.field.labels.base import LabelFreeRows, ShownLabels, label_embedding_of
+from ffstream.field.labels.base import LabelFreeRows, ShownLabels, label_embedding_of, read_num_negatives
 from ffstream.field.layers import Layer
-from ffstream.field.negatives import InformedSampler, NegativeSampler
+from ffstream.field.negatives import NEGATIVE_SAMPLERS, InformedSampler, NegativeSampler
+from ffstream.settings.config import Config
 
 
 class LabelInjection(ShownLabels, LabelFreeRows):
@@ -25,6 +27,12 @@ class LabelInjection(ShownLabels, LabelFreeRows):
         self._num_negatives = num_negatives
         self.num_candidates = 1 + num_negatives
         self.num_values = num_classes
+
+    @classmethod
+    def make(cls, config: Config, data: DataShape) -> LabelInjection:
+        """With the negatives of a configuration. Raises ConfigError for more of them than there are wrong labels."""
+        sampler = NEGATIVE_SAMPLERS[config.negatives.sampler]
+        return cls(data.num_classes, sampler, read_num_negatives(config, data.num_classes))
 
     def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Labels, the true one first: (n, 1 + K)."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ffstream.field.labels.base import CachedCandidates
-from ffstream.field.negatives import InformedSampler, NegativeSampler, distinct_offsets
+from ffstream.data.shape import DataShape
+from ffstream.errors import ConfigError
+from ffstream.field.labels.base import CachedCandidates, read_num_negatives
+from ffstream.field.negatives import NEGATIVE_SAMPLERS, InformedSampler, NegativeSampler, distinct_offsets
 from ffstream.field.normalisation import length_normalise
+from ffstream.settings.config import Config
 
 
 class LabelOverlay(CachedCandidates):
@@ -35,6 +38,26 @@ class LabelOverlay(CachedCandidates):
         self.num_in_pool = num_in_pool
         self.num_training_rows = self.num_values = 1 + num_cached
         self.num_sweep_rows = num_classes
+
+    @classmethod
+    def make(cls, config: Config, data: DataShape) -> LabelOverlay:
+        """With the negatives of a configuration. Raises ConfigError for too few features, or too many negatives."""
+        num_classes, sampler = data.num_classes, NEGATIVE_SAMPLERS[config.negatives.sampler]
+        num_negatives, num_wrong = read_num_negatives(config, num_classes), num_classes - 1
+        if num_classes > data.num_features:
+            raise ConfigError(
+                f"config labels.method: overlay needs a feature for each of the {num_classes} classes, found "
+                f"{data.num_features} features; use labels.method=injection"
+            )
+        per_sample, pool = config.negatives.per_sample, config.negatives.pool
+        num_cached = num_wrong if isinstance(per_sample, str) else per_sample
+        if not num_negatives <= num_cached <= num_wrong:
+            raise ConfigError(
+                f"config negatives.per_sample: found {num_cached}, allowed {num_negatives} (negatives.per_step) to "
+                f"{num_wrong} (the wrong labels of {num_classes} classes), or 'all'"
+            )
+        num_in_pool = None if isinstance(pool, str) or pool >= num_cached else max(pool, num_negatives)
+        return cls(num_classes, sampler, num_negatives, num_cached, num_in_pool)
 
     @property
     def _caches_all(self) -> bool:

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ffstream.data.shape import DataShape
 from ffstream.device.workspace import ACTIVITIES, Buffer, Workspace
-from ffstream.field.goodness import Goodness, LinearGoodness
+from ffstream.errors import ConfigError
+from ffstream.field.goodness import GOODNESSES, Goodness, LinearGoodness
 from ffstream.field.labels.base import LabelFreeRows, label_embedding_of
 from ffstream.field.layers import Layer
+from ffstream.settings.config import Config
 
 _EMBEDDING_GRADIENT = Buffer("embedding gradient", "gradient")
 
@@ -106,6 +109,16 @@ class LabelGroups(ReadLabels):
         super().__init__(num_classes)
         self.num_groups = num_classes
 
+    @classmethod
+    def make(cls, config: Config, data: DataShape) -> LabelGroups:
+        """Raises ConfigError for fewer units than classes."""
+        if data.num_classes > config.width:
+            raise ConfigError(
+                f"config width: found {config.width}, allowed {data.num_classes} or more with labels.method=groups, "
+                "which gives units to each class"
+            )
+        return cls(data.num_classes)
+
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
         """The activities, and copies of them by group: of those that have one unit more, and of the others.
 
@@ -179,6 +192,16 @@ class LabelClassifier(ReadLabels):
 
     uses_embedding = True
 
+    @classmethod
+    def make(cls, config: Config, data: DataShape) -> LabelClassifier:
+        """Raises ConfigError for a goodness that is no sum or mean of activities."""
+        if not isinstance(GOODNESSES[config.objective.goodness], LinearGoodness):
+            raise ConfigError(
+                f"config objective.goodness: found {config.objective.goodness!r}, allowed mean or sum with "
+                "labels.method=classifier, whose goodness is a product of activities and learnt weights"
+            )
+        return cls(data.num_classes)
+
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
         return [activities.unsqueeze(0)]
 
@@ -210,5 +233,5 @@ def _aligned(rows: list[Tensor], part: Tensor) -> Iterator[tuple[Tensor, Tensor]
 
 
 def _factor(layer: Layer, goodness: Goodness) -> float:
-    assert isinstance(goodness, LinearGoodness), "make_label_method sees to it"
+    assert isinstance(goodness, LinearGoodness), "`make` sees to it"
     return goodness.factor(layer.num_units)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ffstream.data.hybrids import check_plane, make_hybrids
+from ffstream.data.shape import DataShape
 from ffstream.errors import ConfigError
 from ffstream.field.labels.base import CachedCandidates
 from ffstream.field.negatives import distinct_offsets
 from ffstream.field.normalisation import length_normalise
-from ffstream.settings.sections import NegativesConfig
+from ffstream.settings.config import Config
 
 
 class Unlabelled(CachedCandidates):
@@ -33,6 +34,18 @@ class Unlabelled(CachedCandidates):
         self._plane = check_plane(image_shape) if image_shape is not None else None
         self.num_candidates = 1 + num_negatives
         self.num_training_rows = self.num_values = 1 + num_cached
+
+    @classmethod
+    def make(cls, config: Config, data: DataShape) -> Unlabelled:
+        """Raises ConfigError for fewer cached hybrids than a step sees, DataError where images have no plane."""
+        settings = config.negatives
+        num_cached = settings.per_sample
+        if isinstance(num_cached, str) or num_cached < settings.per_step:
+            raise ConfigError(
+                f"config negatives.per_sample: found {num_cached!r}, allowed {settings.per_step} (negatives.per_step) "
+                "or more hybrids, with labels.method=none"
+            )
+        return cls(settings.per_step, num_cached, settings.blurs, data.mixed_shape)
 
     def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """(n, 1 + R, features), of images (n, 1 + R, features): the sample's own and R others."""
@@ -61,17 +74,3 @@ class Unlabelled(CachedCandidates):
         """Rows of the sample, the image and K of its hybrids: (n, 1 + K)."""
         hybrids = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)
         return torch.cat([torch.zeros(len(labels), 1, dtype=torch.int64), hybrids], dim=1)
-
-
-def make_unlabelled(settings: NegativesConfig, image_shape: Sequence[int] | None) -> Unlabelled:
-    """`image_shape` is None where no training or validation rows are made.
-
-    Raises ConfigError, and DataError where images have no plane.
-    """
-    num_cached = settings.per_sample
-    if isinstance(num_cached, str) or num_cached < settings.per_step:
-        raise ConfigError(
-            f"config negatives.per_sample: found {num_cached!r}, allowed {settings.per_step} (negatives.per_step) or "
-            "more hybrids, with labels.method=none"
-        )
-    return Unlabelled(settings.per_step, num_cached, settings.blurs, image_shape)
