@@ -92,7 +92,8 @@ def train(
     run_dir: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="A folder of its own, missing or empty (runs/<data>-<layers>x<width>-<time>)."
+            readable=False,
+            help="A folder of its own, missing or empty (a new one below runs, named by data, layers, width and time).",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --run-dir if it is there already.")] = False,

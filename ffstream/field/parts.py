@@ -67,7 +67,7 @@ def _check_source(registry: Registry[Any], name: str, part: Mapping[str, Any], w
     differing = [module for module, digest in part["sources"].items() if here.get(module) != digest]
     if differing:
         raise RunMismatchError(
-            f"{words}, of which module {differing[0]} is another by now; restore it, or take it as it is with "
+            f"{words}; the source of {differing[0]} is not what it was; restore it, or take it as it is with "
             "--accept-environment"
         )
 

@@ -86,7 +86,7 @@ def import_recorded(
     if specs is None or set(specs) != set(_with_parents(module_name)) or not set(specs) <= set(sources):
         raise RunError(
             f"{noun}, which module {module_name} registers; found no such module on the path; put its folder into "
-            f"PYTHONPATH, give --plugin {module_name}, or import it before"
+            f"PYTHONPATH, or give --plugin {module_name} in that folder"
         )
     contents = {name: _read(spec) for name, spec in specs.items()}
     changed = [name for name, content in contents.items() if _digest_or_none(content) != sources[name]]

@@ -95,7 +95,7 @@ register_recipe(
         "augmentation.views": 25,
         "augmentation.max_shift": 2,
     },
-    "For images and many layers: mono in stacks of four, each on views of its own of its own share of the pixels.",
+    "For images and many layers: mono in stacks of four, each with views and a share of the pixels of its own.",
 )
 # Hinton 2022, section 3.2: no labels; images against hybrids of two, with the objective of `hinton` and the optimiser
 # of his program, whose rate of 0.01 on an average of gradients (0.9/0.1) is 0.001 on their sum. Several hybrids are
