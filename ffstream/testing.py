@@ -79,6 +79,7 @@ def check_objective(name: str, settings: Settings | None = None) -> None:
         logits = torch.randn(_NUM_ROWS, 1 + num_negatives, generator=torch.Generator().manual_seed(num_negatives))
         loss, gradient = objective.loss_and_gradient(logits.clone())
         _claim(loss.shape == (_NUM_ROWS,), f"loss gives {tuple(loss.shape)}, expected {(_NUM_ROWS,)}, one of each row")
+        _same(objective.loss(logits[:2].clone()), loss[:2], "loss of two rows depends on the rows beside them")
         _same(loss, objective.loss(logits.clone()), "loss_and_gradient gives another loss than loss")
         expected = _differentiate(objective.loss, logits, torch.ones(_NUM_ROWS))
         _same(gradient, expected, "loss_and_gradient gives another gradient than that of loss")

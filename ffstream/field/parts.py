@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ffstream.data.sources import SOURCES
@@ -14,7 +13,7 @@ from ffstream.field.layers import LAYER_KINDS
 from ffstream.field.negatives import NEGATIVE_SAMPLERS
 from ffstream.field.objectives import OBJECTIVES
 from ffstream.field.similarity import SIMILARITIES
-from ffstream.ground.plugins import digest_sources, import_recorded
+from ffstream.ground.plugins import Untrusted, import_recorded
 from ffstream.ground.registry import Registry
 from ffstream.settings.config import Config
 
@@ -42,10 +41,10 @@ def describe_parts(config: Config) -> Record:
     }
 
 
-def restore_parts(record: Mapping[str, Any], noun: str, folder: Path | None, *, accept: bool = False) -> None:
+def restore_parts(record: Mapping[str, Any], noun: str, untrusted: Untrusted, *, accept: bool = False) -> None:
     """Have the parts of a run, or of an exported network, registered as they were when it was trained.
 
-    `noun` begins errors, and `folder` is where the run lies, of which nothing is imported. Raises RunError for a part
+    `noun` begins errors, and of what is `untrusted` nothing is imported. Raises RunError for a part
     that is not there, and RunMismatchError for one whose source is another by now, unless `accept` takes it as it is.
     """
     for key, part in record.items():
@@ -55,7 +54,10 @@ def restore_parts(record: Mapping[str, Any], noun: str, folder: Path | None, *, 
             continue
         words = f"{noun}: needs the {registry.noun} {name!r}"
         if name not in registry:
-            import_recorded(part["module"], part["sources"], words, accept=accept, kept_out=folder)
+            import_recorded(part["module"], part["sources"], words, accept=accept, untrusted=untrusted)
+            for other in [each for each in part["sources"] if not f"{part['module']}.".startswith(f"{each}.")]:
+                if name not in registry:  # registered by a helper, which the module that defines the part calls
+                    import_recorded(other, part["sources"], words, accept=accept, untrusted=untrusted)
         if name not in registry:
             raise RunError(f"{words}, which module {part['module']} does not register any more; restore that module")
         if setting != _DATA and not accept:  # data are known by their own digest
@@ -63,7 +65,7 @@ def restore_parts(record: Mapping[str, Any], noun: str, folder: Path | None, *, 
 
 
 def _check_source(registry: Registry[Any], name: str, part: Mapping[str, Any], words: str) -> None:
-    here = {} if registry.is_built_in(name) else _describe(registry, name)["sources"]
+    here = registry.sources_of(name)
     differing = [module for module, digest in part["sources"].items() if here.get(module) != digest]
     if differing:
         raise RunMismatchError(
@@ -73,9 +75,7 @@ def _check_source(registry: Registry[Any], name: str, part: Mapping[str, Any], w
 
 
 def _describe(registry: Registry[Any], name: str) -> dict[str, Any]:
-    modules = registry.modules_of(name)
-    sources = {key: digest for module in modules for key, digest in digest_sources(module).items()}
-    return {"module": modules[0], "sources": sources}
+    return {"module": registry.modules_of(name)[0], "sources": registry.sources_of(name)}
 
 
 def _list_parts(config: Config) -> list[tuple[str, Registry[Any], str]]:

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -29,23 +30,30 @@ _loaded: set[str] = set()  # names that a user gave, and that were imported
 def load_plugins(names: Iterable[str], *, search_here: bool = False) -> None:
     """Import the modules that a user names, $FFSTREAM_PLUGINS names, and that installed packages offer.
 
-    With `search_here`, the current folder is searched too. Raises ConfigError for a module that is not there, or fails.
+    With `search_here`, those of `names` are looked for in the current folder too, after all others. The variable and
+    installed packages are not: that folder may be somebody else's. Raises ConfigError for a module that is not there,
+    or fails.
     """
-    named = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
-    here = str(Path.cwd()) if search_here else None
-    for name in dict.fromkeys([*named, *names]):
-        _load(name, f"plugin {name}", here)
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        _load(point.module, f"plugin {point.name} of an installed package", None)
+    trusted = _trusted_path()
+    for name in os.environ.get(VARIABLE, "").split(","):
+        if name.strip():
+            _load(name.strip(), f"plugin {name.strip()}", trusted)
+    for name in names:
+        _load(name, f"plugin {name}", [*sys.path, str(Path.cwd())] if search_here else sys.path)
+    for distribution in importlib.metadata.distributions(path=trusted):
+        for point in distribution.entry_points:
+            if point.group == ENTRY_POINTS:
+                _load(point.module, f"plugin {point.name} of an installed package", trusted)
 
 
-def _load(name: str, noun: str, here: str | None) -> None:
+def _load(name: str, noun: str, path: list[str]) -> None:
     if name in _loaded:
         return
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{noun}: is no name of a module, allowed a name such as my_package.my_module")
     before = list(sys.path)
     try:
-        if here is not None and here not in sys.path:
-            sys.path.insert(0, here)
+        sys.path[:] = path
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
@@ -55,11 +63,14 @@ def _load(name: str, noun: str, here: str | None) -> None:
             "folder into PYTHONPATH, or install it"
         ) from error
     except (ImportError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{noun}: cannot be imported ({type(error).__name__}: {reason}); mend the module") from error
+        raise ConfigError(f"{noun}: {_describe_failure(error)}; mend the module") from error
     finally:
         sys.path[:] = before
     _loaded.add(name)
+
+
+def _describe_failure(error: Exception) -> str:
+    return f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
 def digest_sources(module_name: str) -> dict[str, str]:
@@ -74,15 +85,34 @@ def digest_sources(module_name: str) -> dict[str, str]:
     return digests
 
 
+@dataclass(frozen=True)
+class Untrusted:
+    """The folder of a run, or of a file, which may be somebody else's: no module in it is imported for it.
+
+    Of a file's, those are trusted that lie where the user has said that modules are.
+    """
+
+    folder: Path
+    is_of_file: bool = False
+
+    def holds(self, place: Path) -> bool:
+        """Whether something lies in it."""
+        folder, place = self.folder.resolve(), place.resolve()
+        if not place.is_relative_to(folder):
+            return False
+        named = [entry for entry in _named_folders() if entry.is_relative_to(folder)] if self.is_of_file else []
+        return not any(place.is_relative_to(entry) for entry in named)
+
+
 def import_recorded(
-    module_name: str, sources: Mapping[str, str], noun: str, *, accept: bool, kept_out: Path | None
+    module_name: str, sources: Mapping[str, str], noun: str, *, accept: bool, untrusted: Untrusted
 ) -> None:
     """Import a module that a run names, of which nothing is executed unless its sources are those that it recorded.
 
-    `accept` takes other sources too. `kept_out` is a folder in which no module is looked for, the run's own. Raises
-    RunError for a module that is not on the user's path, RunMismatchError for one with another source.
+    `accept` takes other sources too. Raises RunError for a module that is not on the user's path or cannot be imported,
+    RunMismatchError for one with another source.
     """
-    specs = _find_specs(module_name, kept_out)
+    specs = _find_specs(module_name, untrusted)
     if specs is None or set(specs) != set(_with_parents(module_name)) or not set(specs) <= set(sources):
         raise RunError(
             f"{noun}, which module {module_name} registers; found no such module on the path; put its folder into "
@@ -95,9 +125,12 @@ def import_recorded(
             f"{noun}, which module {module_name} registers; the source of {changed[0]} is not what it was; restore it, "
             "or take it as it is with --accept-environment"
         )
-    for name, spec in specs.items():
-        if name not in sys.modules:
-            _execute(name, spec, contents[name])
+    try:
+        for name, spec in specs.items():
+            if name not in sys.modules:
+                _execute(name, spec, contents[name])
+    except (ImportError, SyntaxError, ValueError) as error:
+        raise RunError(f"{noun}, of which module {module_name} {_describe_failure(error)}; mend that") from error
 
 
 def _with_parents(module_name: str) -> list[str]:
@@ -106,50 +139,64 @@ def _with_parents(module_name: str) -> list[str]:
     return [".".join(parts[: length + 1]) for length in range(len(parts))]
 
 
-def _find_specs(module_name: str, kept_out: Path | None) -> dict[str, importlib.machinery.ModuleSpec] | None:
+def _find_specs(module_name: str, untrusted: Untrusted) -> dict[str, importlib.machinery.ModuleSpec] | None:
     """Where a module and its packages lie, without executing anything; None where they are not on the user's path."""
     path: Sequence[str] | None = None
     found: dict[str, importlib.machinery.ModuleSpec] = {}
     for name in _with_parents(module_name):
         if name.partition(".")[0] in sys.stdlib_module_names:  # which registers no part
             return None
-        spec = _find_spec(name, path, kept_out)
-        if spec is None:
+        spec = _find_spec(name, path)
+        if spec is None or not _is_source(spec) or any(map(untrusted.holds, _list_places(spec))):
             return None
         found[name] = spec
-        path = spec.submodule_search_locations
+        path = None if spec.submodule_search_locations is None else list(spec.submodule_search_locations)
         if path is None and name != module_name:
             return None
     return found
 
 
-def _find_spec(name: str, path: Sequence[str] | None, kept_out: Path | None) -> importlib.machinery.ModuleSpec | None:
+def _find_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
     if path is not None:
-        return importlib.machinery.PathFinder.find_spec(name, list(path))
-    spec = importlib.machinery.PathFinder.find_spec(name, _trusted_path(kept_out))
+        try:
+            return importlib.machinery.PathFinder.find_spec(name, path)
+        except KeyError:  # a folder without __init__.py in another, which Python asks for as if it were imported
+            folder = importlib.machinery.ModuleSpec(name, None, is_package=True)
+            places = [str(Path(entry) / name.rpartition(".")[2]) for entry in path]
+            folder.submodule_search_locations = [place for place in places if Path(place).is_dir()]
+            return folder
+    spec = importlib.machinery.PathFinder.find_spec(name, _trusted_path())
     for finder in sys.meta_path:  # those of packages that are installed for editing
         if spec is None and finder is not importlib.machinery.PathFinder:
             spec = finder.find_spec(name, None) if hasattr(finder, "find_spec") else None
-    is_source = spec is not None and (spec.origin is None or spec.origin.endswith(".py"))
-    return spec if is_source else None
+    return spec
 
 
-def _trusted_path(kept_out: Path | None) -> list[str]:
-    """Where a user's modules lie: not in the folder of the run, nor in the one that a command happens to be started in.
+def _is_source(spec: importlib.machinery.ModuleSpec) -> bool:
+    """Whether it is a file of Python, or a folder that is a package without one: nothing else is checked as it runs."""
+    if spec.origin is None:
+        return spec.submodule_search_locations is not None
+    return isinstance(spec.loader, importlib.machinery.SourceFileLoader) and spec.origin.endswith(".py")
 
-    That folder is the user's own only where it is named in PYTHONPATH, or holds the program that was started.
-    """
+
+def _list_places(spec: importlib.machinery.ModuleSpec) -> list[Path]:
+    origin = [] if spec.origin is None else [spec.origin]
+    return [Path(place) for place in [*origin, *(spec.submodule_search_locations or [])]]
+
+
+def _named_folders() -> set[Path]:
+    """Where the user has said that modules are: in PYTHONPATH, and beside the program that was started."""
     own = {Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if main is not None and Path(main).parent.name != _PACKAGE:
         own.add(Path(main).resolve().parent)
-    here = Path.cwd()
-    return [
-        entry
-        for entry in filter(None, sys.path)
-        if (place := Path(entry).resolve()) != here or here in own
-        if kept_out is None or not place.is_relative_to(kept_out.resolve())
-    ]
+    return own
+
+
+def _trusted_path() -> list[str]:
+    """Where a user's modules lie: not in the folder that a command happens to be started in, unless it is named."""
+    own, here = _named_folders(), Path.cwd()
+    return [entry for entry in filter(None, sys.path) if Path(entry).resolve() != here or here in own]
 
 
 def _read(spec: importlib.machinery.ModuleSpec) -> bytes | None:
@@ -163,7 +210,7 @@ def _execute(name: str, spec: importlib.machinery.ModuleSpec, source: bytes | No
     sys.modules[name] = module
     try:
         if source is not None:
-            exec(compile(source, str(spec.origin), "exec"), module.__dict__)
+            exec(compile(source, str(spec.origin), "exec", dont_inherit=True), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 from ffstream.errors import ConfigError, nearest
+from ffstream.ground.plugins import digest_sources
 
 T = TypeVar("T")
 _PACKAGE = __name__.partition(".")[0]
@@ -24,6 +25,7 @@ class Registry(Generic[T]):
         self._parts: dict[str, T] = {}
         self._descriptions: dict[str, str] = {}
         self._modules: dict[str, str] = {}
+        self._sources: dict[str, dict[str, str]] = {}  # of what does not come with this package, when it came
 
     def register(self, name: str, part: T, description: str = "") -> T:
         """Make `part` known as `name`. `description`: a line, for what has no docstring.
@@ -32,14 +34,28 @@ class Registry(Generic[T]):
         ConfigError for a name that another part has.
         """
         module = sys._getframe(1).f_globals.get("__name__", "__main__")
-        if name in self._parts and (self.is_built_in(name) or _kind_of(part) != _kind_of(self._parts[name])):
+        if name in self._parts and not self._is_version(name, part, module):
             raise ConfigError(
                 f"{self.noun} {name!r}: is registered already, by {self._modules.get(name)}; choose another name"
             )
         self._parts[name] = part
         self._descriptions[name] = description
         self._modules[name] = module
+        if not self.is_built_in(name):  # now, as the file may be edited while this process lives
+            self._sources[name] = {
+                key: digest for each in self.modules_of(name) for key, digest in digest_sources(each).items()
+            }
         return part
+
+    def _is_version(self, name: str, part: T, module: str) -> bool:
+        """Whether it is the part of that name once more, as a module that is run again registers it."""
+        kind, older = _kind_of(part), _kind_of(self._parts[name])
+        is_named = kind == older and kind[0] == module == self._modules[name] and "<" not in kind[1]
+        return part is self._parts[name] or (is_named and not self.is_built_in(name))
+
+    def sources_of(self, name: str) -> dict[str, str]:
+        """Digests, by module, of the sources that a part was registered from; none of what comes with this package."""
+        return self._sources.get(name, {})
 
     def describe(self, name: str) -> str:
         """The description of a part, else the first line of its docstring, which may be that of its class."""

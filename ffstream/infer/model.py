@@ -26,7 +26,7 @@ from ffstream.field.layers import Layer
 from ffstream.field.network import hand_on
 from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home, open_regular
-from ffstream.ground.plugins import load_plugins
+from ffstream.ground.plugins import Untrusted, load_plugins
 from ffstream.infer.combination import plain_sum
 from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
@@ -201,7 +201,7 @@ def _is_exported_from(identity: str | None, file: io.FileIO) -> bool:
 
 def _load_run(directory: RunDirectory, *, accept_environment: bool) -> FFNetwork:
     directory.check_is_run()
-    restore_parts(directory.read_parts(), f"run {directory.path}", directory.path, accept=accept_environment)
+    restore_parts(directory.read_parts(), f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
     num_layers = directory.count_layers()
     if num_layers == 0:
         raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
@@ -233,7 +233,7 @@ def _load_file(path: Path, *, accept_environment: bool) -> FFNetwork:
     if misfit is not None:
         raise CorruptFileError(f"file {path}: {misfit}; export it again")
     parts = json.loads(metadata.get("parts", "{}"))
-    restore_parts(parts, f"file {path}", None, accept=accept_environment)
+    restore_parts(parts, f"file {path}", Untrusted(path.parent, is_of_file=True), accept=accept_environment)
     try:
         network = FFNetwork(
             Config.from_mapping(json.loads(metadata["config"])), DataFacts(json.loads(metadata["data"]))

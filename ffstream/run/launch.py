@@ -32,7 +32,7 @@ from ffstream.field.parts import describe_parts, restore_parts
 from ffstream.field.similarity import SIMILARITIES
 from ffstream.ground.files import exists, expand_home, storage_errors, take_notes
 from ffstream.ground.interrupts import Interrupts
-from ffstream.ground.plugins import load_plugins
+from ffstream.ground.plugins import Untrusted, load_plugins
 from ffstream.ground.registry import Registry
 from ffstream.plan.fitting import compute_plan
 from ffstream.plan.footprint import KernelBytes
@@ -328,7 +328,7 @@ def _execute(
 ) -> Run:
     """Everything that can be refused is refused before anything is written."""
     environments = directory.read_environments()
-    restore_parts(directory.read_parts(), f"run {directory.path}", directory.path, accept=accept_environment)
+    restore_parts(directory.read_parts(), f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
     num_threads = environments[-1].get("threads") if environments and not accept_environment else None
     with plain_torch(num_threads), contextlib.ExitStack() as reservation:
         measure = config.memory.budget != "auto"

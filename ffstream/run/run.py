@@ -17,7 +17,7 @@ from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, 
 from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home
 from ffstream.ground.interrupts import Interrupts
-from ffstream.ground.plugins import load_plugins
+from ffstream.ground.plugins import Untrusted, load_plugins
 from ffstream.infer.combination import fit_weights, plain_sum
 from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import (
@@ -276,7 +276,7 @@ class Run:
         Raises RunMismatchError for one that is another by now, unless `accept` takes it as it is.
         """
         load_plugins(())
-        restore_parts(self.directory.read_parts(), f"run {self.path}", self.path, accept=accept)
+        restore_parts(self.directory.read_parts(), f"run {self.path}", Untrusted(self.path), accept=accept)
 
     @plain_torch()
     def verify(self) -> int:

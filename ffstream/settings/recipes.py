@@ -5,7 +5,10 @@ A recipe is a plain dictionary of dotted settings. Every one of them can be over
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
+
+from ffstream.errors import ConfigError
 
 Setting = str | int | float | bool
 
@@ -18,11 +21,19 @@ _IMAGE_SETS = ("mnist", "fashion-mnist", "kmnist", "cifar10")  # of so many pixe
 _LEARNING = ("labels", "negatives", "objective", "augmentation")
 
 
+_REGISTERED_BY: dict[str, str] = {}  # modules, by recipe
+
+
 def register_recipe(name: str, settings: Mapping[str, Setting], description: str = "") -> None:
     """Make `--recipe name` known. `settings` maps dotted settings such as "objective.scale" to values.
 
-    `description`: a line for `ffstream recipes`.
+    `description`: a line for `ffstream recipes`. A module that is run again may change its own. Raises ConfigError for
+    a name that another recipe has.
     """
+    module = sys._getframe(1).f_globals.get("__name__", "__main__")
+    if name in RECIPES and RECIPES[name] != settings and _REGISTERED_BY.get(name) != module:
+        raise ConfigError(f"recipe {name!r}: is registered already, with other settings; choose another name")
+    _REGISTERED_BY[name] = module
     RECIPES[name] = dict(settings)
     DESCRIPTIONS[name] = description
 

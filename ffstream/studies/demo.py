@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from ffstream.data import Dataset, load_dataset
 from ffstream.device.memory import PeakMeter
-from ffstream.errors import FFStreamError
+from ffstream.errors import FFStreamError, OutputError
+from ffstream.ground.files import expand_home
 from ffstream.ground.scratch import make_scratch
 from ffstream.infer.model import load_network
 from ffstream.run.launch import train
 from ffstream.run.run import Run
 from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_names import is_run
 from ffstream.studies.memory_profile import Metering
 from ffstream.training.observer import Observer
 
@@ -72,6 +74,9 @@ def demonstrate(folder: Path, device: str, observer: Observer, tell: Callable[[s
 
     Goes on where an earlier demonstration was interrupted. Raises an FFStreamError as `train` does.
     """
+    folder = expand_home(folder).absolute()
+    if is_run(folder):
+        raise OutputError(f"output {folder}: is a run, and the demo needs a folder of its own; choose another --output")
     config = make_config(device)
     tell(f"1. {config.layers} layers that see 8 x 8 digits, one at a time within {_BUDGET} of the device's memory")
     run = train(config, folder / "run", observer=observer, resume=True)
@@ -111,12 +116,14 @@ def _kill_and_resume(config: Config, folder: Path) -> tuple[int, int]:
     )
     directory = RunDirectory(path)
     saved = None
-    while process.poll() is None and (saved is None or saved < (_NUM_INTERRUPTED - 1, _LEAST_EPOCHS)):
-        time.sleep(_LOOK_S)
-        with contextlib.suppress(FFStreamError):  # of what is written at this moment
-            saved = directory.read_progress() if path.is_dir() else None
-    process.kill()
-    said, _ = process.communicate()
+    try:
+        while process.poll() is None and (saved is None or saved < (_NUM_INTERRUPTED - 1, _LEAST_EPOCHS)):
+            time.sleep(_LOOK_S)
+            with contextlib.suppress(FFStreamError):  # of what is written at this moment
+                saved = directory.read_progress() if path.is_dir() else None
+    finally:
+        process.kill()
+        said, _ = process.communicate()
     if saved is None:
         raise FFStreamError(f"demo: its second process ended before it could be killed, and said: {said[-300:]}")
     done = subprocess.run(_to_process(["resume", str(path)]), capture_output=True, text=True, check=False)

@@ -194,7 +194,9 @@ def examine_run(run_dir: Path, device: str | None = None) -> TimeAccount:
     if held_out is not None:
         num_samples["validation"] = len(held_out)
     shape = run.directory.read_data().shape(num_samples)
-    config = run.config.override({"cache.tier": run.layers[-1].cache_tier} | ({"device": device} if device else {}))
+    # The parts are there by now; modules that the run merely names are not imported, as it may be somebody else's.
+    run_config = run.config.override({"plugins": ()})
+    config = run_config.override({"cache.tier": run.layers[-1].cache_tier} | ({"device": device} if device else {}))
     return account_for(seconds, make_plan(config, data=shape))
 
 

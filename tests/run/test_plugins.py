@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -9,9 +12,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import ffstream as ff
 from ffstream.field.negatives import NEGATIVE_SAMPLERS
+from ffstream.ground.plugins import Untrusted
+from ffstream.ground.registry import Registry
 from tests.helpers import layer_digests
 
 PART = """
@@ -27,16 +33,21 @@ ff.register_recipe("cubic", {"objective.goodness": "cubes", "objective.scale": 2
 OPTIONS = ["--layers", "2", "--width", "24", "--epochs", "1", "--batch", "32", "--device", "cpu"]
 
 
-def run(*command, cwd, path=None):
+def run(*command, cwd, path=None, variable=None):
     """A command in a process of its own, with PYTHONPATH or without."""
+    done = run_unchecked(*command, cwd=cwd, path=path, variable=variable)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def run_unchecked(*command, cwd, path=None, variable=None):
     environment = {name: value for name, value in os.environ.items() if name != "FFSTREAM_PLUGINS"}
     own = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [own, str(path) if path else None]))
-    done = subprocess.run(
+    environment |= {"FFSTREAM_PLUGINS": variable} if variable else {}
+    return subprocess.run(
         [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 def ffstream(*command, cwd, path=None):
@@ -152,7 +163,9 @@ def test_nothing_of_pythons_own_is_imported_for_a_run(copied):
     from ffstream.field.parts import restore_parts
 
     with pytest.raises(ff.RunError, match="found no such module"):
-        restore_parts({"objective.goodness=x": {"module": "this", "sources": {"this": "0"}}}, "run r", copied)
+        restore_parts(
+            {"objective.goodness=x": {"module": "this", "sources": {"this": "0"}}}, "run r", Untrusted(copied)
+        )
     assert "this" not in sys.modules
 
 
@@ -166,15 +179,18 @@ def test_installed_packages_offer_parts(copied, tmp_path):
     assert "cubes" in done.stdout
 
 
-def test_a_name_is_never_replaced_in_silence():
-    class Other(ff.Goodness):
-        def value(self, activities):
-            return activities.sum(dim=1)
+class Other(ff.Goodness):
+    def value(self, activities):
+        return activities.sum(dim=1)
 
-    with pytest.raises(ff.ConfigError, match="'mean' is registered already|goodness 'mean': is registered already"):
+
+def test_a_name_is_never_replaced_in_silence():
+    with pytest.raises(ff.ConfigError, match="goodness 'mean': is registered already"):
         ff.GOODNESSES.register("mean", Other())
     with pytest.raises(ff.ConfigError, match="is registered already"):
         NEGATIVE_SAMPLERS.register("hard", lambda *_: None)
+    with pytest.raises(ff.ConfigError, match="recipe 'inject': is registered already"):
+        ff.register_recipe("inject", {"objective.scale": 3.0})
     ff.GOODNESSES.register("of this test", Other())
     again = Other()
     ff.GOODNESSES.register("of this test", again)  # a cell that is run again
@@ -182,6 +198,75 @@ def test_a_name_is_never_replaced_in_silence():
     with pytest.raises(ff.ConfigError, match="is registered already"):
         ff.GOODNESSES.register("of this test", ff.GOODNESSES["sum"])
     del ff.GOODNESSES._parts["of this test"]
+
+
+@pytest.mark.parametrize("make", [lambda: torch.add, lambda: functools.partial(torch.add, 1), lambda: lambda x: x])
+def test_parts_without_a_name_of_their_own_are_no_versions_of_each_other(make):
+    registry = Registry("part", "part")
+    registry.register("p", make())
+    with pytest.raises(ff.ConfigError, match="is registered already"):
+        registry.register("p", torch.mul)
+    with pytest.raises(ff.ConfigError, match="is registered already"):
+        registry.register("p", lambda x: 2 * x)
+
+
+EVIL = "open({witness!r}, 'w')\n"
+
+
+@pytest.mark.parametrize(
+    "way", ["a package that is the run", "a package that holds the run", "a file's", "the doctor's"]
+)
+def test_what_lies_in_a_run_or_beside_a_file_is_never_imported_by_another_name(way, copied, tmp_path):
+    """However it is reached from a folder that is trusted, and although its digest is the recorded one."""
+    witness, run_dir = tmp_path / "witness", copied / "run"
+    evil = EVIL.format(witness=str(witness)).encode()
+    digest = hashlib.sha256(evil).hexdigest()
+    name = "run" if way == "a package that is the run" else "run.evil"
+    sources = {"run": "no source"} | {name: digest}
+    (run_dir / ("__init__.py" if name == "run" else "evil.py")).write_bytes(evil)
+    record = {"objective.goodness=cubes": {"module": name, "sources": sources}}
+    if way == "the doctor's":
+        (copied / "evil.py").write_bytes(evil)
+        config = (run_dir / "config.toml").read_text().partition("\n")[2]
+        (run_dir / "config.toml").write_text(config.replace('"lab.parts"', '"evil"'))
+        done = ffstream("doctor", run_dir, cwd=copied, path=copied / "mine")
+        assert "evil" in (run_dir / "config.toml").read_text()
+    else:
+        is_file = way == "a file's"
+        untrusted = Untrusted(run_dir, is_of_file=is_file)
+        code = (
+            "import sys, json; from pathlib import Path; from ffstream.ground.plugins import *; "
+            "r = json.loads(sys.argv[1]); "
+            "import_recorded(r['module'], r['sources'], 'run r', accept=True, "
+            f"untrusted=Untrusted(Path(sys.argv[2]), is_of_file={is_file}))"
+        )
+        assert untrusted.holds(run_dir / "evil.py")
+        (part,) = record.values()
+        done = run_unchecked("-c", code, json.dumps(part), run_dir, cwd=copied, path=copied)
+        assert "found no such module" in done.stderr
+    assert not witness.exists(), done.stderr
+
+
+def test_the_variable_is_not_looked_for_where_a_command_is_started(copied, tmp_path):
+    witness = tmp_path / "witness"
+    (copied / "run" / "sly.py").write_text(EVIL.format(witness=str(witness)))
+    done = run("-m", "ffstream", "recipes", cwd=copied / "run", variable="sly")
+    assert done.returncode == 1
+    assert "found no module" in done.stderr
+    assert not witness.exists()
+
+
+def test_folders_without_init_and_helpers_that_register_are_found_again(small_data, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "a" / "b").mkdir(parents=True)
+    (mine / "helper.py").write_text("import ffstream as ff\ndef add(name, part): ff.GOODNESSES.register(name, part)\n")
+    source = PART.replace("ff.GOODNESSES.register", "helper.add").replace("import torch,", "import helper, torch,")
+    (mine / "a" / "b" / "parts.py").write_text(source)
+    train = ["train", "--plugin", "a.b.parts", "--recipe", "cubic", "--data", small_data, *OPTIONS]
+    done = ffstream(*train, "--run-dir", tmp_path / "run", cwd=mine)
+    assert done.returncode == 0, done.stderr
+    found = ffstream("evaluate", tmp_path / "run", cwd=tmp_path, path=mine)
+    assert found.returncode == 0, found.stderr
 
 
 def test_runs_without_parts_of_ones_own_are_what_they_were(small_config, tmp_path):
