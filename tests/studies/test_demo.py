@@ -1,4 +1,4 @@
-"""The demonstration: what it says is measured, and drawn."""
+"""The demonstration: what it says is measured, and it goes on where it was interrupted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 from ffstream.cli.tables import demonstration_report
 from ffstream.studies import demo
-from tests.helpers import run_cli
+from ffstream.training.observer import Observer
+from tests.helpers import layer_digests, run_cli
 
 
 @pytest.fixture
@@ -33,6 +34,10 @@ def test_it_shows_what_it_measured(short, tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"run", "demo.png"}
     (found,) = shown
     assert found.is_same
+    before = layer_digests(tmp_path / "demo" / "run")
+    again = demo.demonstrate(tmp_path / "demo", "cpu", Observer(), lambda _: None)
+    assert layer_digests(tmp_path / "demo" / "run") == before
+    assert again.errors_by_depth == found.errors_by_depth
     assert found.killed_layer == 2
     assert 0 < found.training_bytes < found.backprop_bytes
     assert found.errors_by_depth == pytest.approx(found.run.evaluate().errors_by_depth)
