@@ -42,8 +42,8 @@ _MLP_EPOCHS, _MLP_LEARNING_RATE = 20, 1e-3
 def make_config(device: str) -> Config:
     """Layers that see images, in three stacks.
 
-    Epochs and perturbation were chosen by the error of 30 % of the training images, held out. The recipe and the kind of
-    layer come from a search that also showed test errors, so that of the demo is not quite that of unseen images.
+    Epochs and perturbation were chosen by the error of 30 % of the training images, held out. The recipe and the kind
+    of layer come from a search that also showed test errors, so that of the demo is not quite that of unseen images.
     """
     return Config(recipe="mono", layers=_NUM_LAYERS, width=288, epochs=20, device=device).override(
         {
