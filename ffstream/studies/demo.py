@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +26,15 @@ from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.run_names import is_run
 from ffstream.studies.memory_profile import Metering
+from ffstream.training.layer_trainer import EpochFigures
 from ffstream.training.observer import Observer
 
 _NUM_LAYERS = 12
 _BUDGET = "3MiB"  # of the device; backpropagation takes about three times as much
 _NUM_INTERRUPTED = 2  # layers of the run that is killed, in the last of them
-_LEAST_EPOCHS = 5  # that are saved of the last layer, when it is killed
+_NUM_SAVED_EPOCHS = 5  # of the last layer, when it is killed
+_ARRIVED = "arrived\n"  # what it says there
 _NUM_MEASURED = 5  # layers: a stack, and the first layer of the next; all others are like these
-_LOOK_S = 0.02  # between two looks at how far it is
 _MLP_EPOCHS, _MLP_LEARNING_RATE = 20, 1e-3
 
 
@@ -112,24 +111,25 @@ def _kill_and_resume(config: Config, folder: Path) -> tuple[int, int]:
     """Have a process train, kill it, and have another one go on. Returns the layer, and its epochs, that were saved."""
     file, path = folder / "config.toml", folder / "killed"
     file.write_text(config.to_toml())
+    # An epoch that is reported may still be on its way to the disk; the one before it has been saved.
     process = subprocess.Popen(
-        _to_process(["train", "--config", str(file), "--run-dir", str(path)]),
+        _to_process(["train", str(file), str(path), str(_NUM_SAVED_EPOCHS + 1)], __name__),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    directory = RunDirectory(path)
-    saved = None
     try:
-        while process.poll() is None and (saved is None or saved < (_NUM_INTERRUPTED - 1, _LEAST_EPOCHS)):
-            time.sleep(_LOOK_S)
-            with contextlib.suppress(FFStreamError):  # of what is written at this moment
-                saved = directory.read_progress() if path.is_dir() else None
+        assert process.stdout is not None
+        has_arrived = process.stdout.readline() == _ARRIVED
     finally:
         process.kill()
-        said, _ = process.communicate()
+        _, said = process.communicate()
+    if not has_arrived:
+        raise FFStreamError(f"demo: its second process ended before it could be killed: {said.strip()[-300:]}")
+    saved = RunDirectory(path).read_progress()
     if saved is None:
-        raise FFStreamError(f"demo: its second process ended before it could be killed, and said: {said[-300:]}")
+        raise FFStreamError("demo: its second process was killed after an epoch, and nothing of that epoch is saved")
     done = subprocess.run(_to_process(["resume", str(path)]), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FFStreamError(f"demo: the killed run could not be resumed: {done.stderr.strip()[-300:]}")
@@ -148,7 +148,7 @@ def _read_weights(directory: RunDirectory, index: int) -> bytes:
 
 def _measure_apart(run: Run, folder: Path) -> tuple[int, int]:
     """Peak bytes of training and of backpropagation, in a process of its own, as its account of memory is too."""
-    command = _to_process([str(run.path), str(folder)], __name__)
+    command = _to_process(["measure", str(run.path), str(folder)], __name__)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FFStreamError(f"demo: memory could not be measured: {done.stderr.strip()[-300:]}")
@@ -156,10 +156,29 @@ def _measure_apart(run: Run, folder: Path) -> tuple[int, int]:
     return training_bytes, backprop_bytes
 
 
+class _Halting(Observer):
+    """Tells the parent process that an epoch of the last layer is over, and waits to be killed."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def on_epoch(
+        self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
+    ) -> None:
+        if (layer, epoch) == (_NUM_INTERRUPTED, self._epoch):
+            sys.stdout.write(_ARRIVED)
+            sys.stdout.flush()
+            sys.stdin.read()  # which ends when the parent process has died
+
+
 def main() -> None:
-    """Measure the memory of the run, and with the folder for files, that are named, and print both as JSON."""
-    run, folder = Run(Path(sys.argv[1])), Path(sys.argv[2])
-    sys.stdout.write(json.dumps([_measure_training(run.config, folder), _measure_backprop(run)]) + "\n")
+    """One of the demo's own processes: `train CONFIG RUN EPOCH`, or `measure RUN FOLDER`, which prints JSON."""
+    task, *words = sys.argv[1:]
+    if task == "train":
+        train(Config.from_toml(Path(words[0])), Path(words[1]), observer=_Halting(int(words[2])))
+    else:
+        run, folder = Run(Path(words[0])), Path(words[1])
+        sys.stdout.write(json.dumps([_measure_training(run.config, folder), _measure_backprop(run)]) + "\n")
 
 
 def _measure_training(config: Config, folder: Path) -> int:

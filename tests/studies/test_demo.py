@@ -16,9 +16,9 @@ from tests.helpers import layer_digests, run_cli
 def short(monkeypatch):
     """The same in seconds."""
     whole = demo.make_config
-    smaller = {"layers": 2, "epochs": 2, "augmentation.views": 2, "precision": "fp32", "batch": 256}
+    smaller = {"layers": 2, "epochs": 3, "augmentation.views": 2, "precision": "fp32", "batch": 256}
     monkeypatch.setattr(demo, "make_config", lambda device: whole(device).override(smaller))
-    monkeypatch.setattr(demo, "_LEAST_EPOCHS", 1)
+    monkeypatch.setattr(demo, "_NUM_SAVED_EPOCHS", 1)
     monkeypatch.setattr(demo, "_MLP_EPOCHS", 1)
 
 
