@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from ffstream.data.shape import DataShape
 from ffstream.field.blueprint import Blueprint
 from ffstream.ground.folder import Folder
 from ffstream.storage.manifest import write_manifest
+from tests.warm import run_python
 
 # Three layers of 24 units, three epochs, four shards: everything a large run has, in a tenth of a second.
 SMALL = {
@@ -126,10 +125,9 @@ def run_cli(*arguments):
     return result.exit_code, result.output, result.exception
 
 
-def run_process(*arguments, cwd, **options):
-    """The same through a real process, as a user starts it."""
-    command = [sys.executable, "-m", "ffstream", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **options)
+def run_process(*arguments, cwd, environment=None):
+    """The same through a process of its own."""
+    return run_python("-m", "ffstream", *arguments, cwd=cwd, environment=environment)
 
 
 def describe(config, num_features=64, num_classes=10, image_shape=None, num_samples=None):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.helpers import run_cli, run_process
+from tests.warm import run_python
 
 ROOT = Path(__file__).parent.parent
 README, GUIDE, EXTENDING = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "extending.md"
@@ -74,7 +73,7 @@ def test_shown_python_runs(document, tmp_path, monkeypatch, small_data):
     smaller = smaller.replace("layers=40, width=512", "layers=2, width=16")
     assert str(small_data) in smaller
     assert "40" not in smaller
-    done = subprocess.run([sys.executable, "-c", smaller], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_python("-c", smaller, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -85,7 +84,7 @@ def test_the_part_that_is_shown_trains(tmp_path, small_data):
     for command in shown_commands(EXTENDING):
         done = run_process(*make_smaller(command, small_data)[1:], cwd=tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_python("-c", check, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -110,10 +109,7 @@ def test_documents_are_as_short_as_they_mean_to_be():
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_example_runs(path, tmp_path):
-    environment = os.environ | {"MPLBACKEND": "Agg"}
-    done = subprocess.run(
-        [sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
-    )
+    done = run_python(path, cwd=tmp_path, environment=os.environ | {"MPLBACKEND": "Agg"})
     assert done.returncode == 0, done.stderr
     assert "%" in done.stdout
 

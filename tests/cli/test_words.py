@@ -33,6 +33,7 @@ from ffstream.studies.charts import draw_errors, draw_profile
 from ffstream.studies.memory_profile import Point, Profile, ProfileSettings
 from ffstream.training.observer import Observer, RunOutline
 from tests.helpers import run_cli, run_process
+from tests.warm import run_python
 
 NAMES = ["=1+1", "[bold]", "[red]x", "\x1b[31mred\x1b[0m", ":cat:", "a\nb", "\u202eabc", "$\\frac"]
 DIGITS = "1" * 5000
@@ -79,9 +80,7 @@ def start_without_a_home(*command, cwd):
     """A process whose user has neither a home nor an entry in the list of users."""
     code = "import pwd, sys; pwd.getpwuid = {}.__getitem__; from ffstream.cli import main; main()"
     environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}
-    return subprocess.run(
-        [sys.executable, "-c", code, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    return run_python("-c", code, *command, cwd=cwd, environment=environment)
 
 
 def test_nobody_needs_a_home(tmp_path):
@@ -371,13 +370,15 @@ def test_a_reader_that_is_gone_is_said(run):
 
 def test_an_encoding_that_lacks_a_character_does_not_matter(run, tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
-    done = run_process("inspect", run.path, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "cat:\\xe9" in done.stdout
-    done = run_process("inspect", tmp_path / "漢é", cwd=tmp_path, env=environment)
+    done = process(["inspect", run.path], env=environment, stdout=subprocess.PIPE)
+    output, error = done.communicate()
+    assert done.returncode == 0, error
+    assert "cat:\\xe9" in output
+    done = process(["inspect", tmp_path / "漢é"], env=environment)
+    _, error = done.communicate()
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "\\u6f22\\xe9" in done.stderr
+    assert error.count("\n") == 1
+    assert "\\u6f22\\xe9" in error
 
 
 # --- ends
@@ -479,6 +480,6 @@ def test_an_interrupt_before_the_command_line_is_there_is_one_line(tmp_path):
 
 def test_the_backend_that_a_notebook_hands_on_does_not_matter(run, tmp_path):
     backend = "module://matplotlib_inline.backend_inline"
-    done = run_process("plot", run.path, cwd=tmp_path, env=os.environ | {"MPLBACKEND": backend})
+    done = run_process("plot", run.path, cwd=tmp_path, environment=os.environ | {"MPLBACKEND": backend})
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "errors.png").exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 import ffstream as ff
 from ffstream import testing
 from ffstream.field.similarity import SIMILARITIES
+from tests.warm import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,9 +39,7 @@ def test_all_parts_that_come_along_pass(check, registry, without_training):
 
 def test_a_part_of_an_example_passes_in_a_new_process():
     code = "import add_goodness; from ffstream.testing import check_goodness; check_goodness('mean_cubes')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "examples", capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", code, cwd=ROOT / "examples")
     assert done.returncode == 0, done.stderr
 
 

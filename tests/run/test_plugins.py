@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -19,6 +18,7 @@ from ffstream.field.negatives import NEGATIVE_SAMPLERS
 from ffstream.ground.plugins import Untrusted
 from ffstream.ground.registry import Registry
 from tests.helpers import layer_digests
+from tests.warm import run_python
 
 PART = """
 import torch, ffstream as ff
@@ -45,9 +45,7 @@ def run_unchecked(*command, cwd, path=None, variable=None):
     own = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [own, str(path) if path else None]))
     environment |= {"FFSTREAM_PLUGINS": variable} if variable else {}
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    return run_python(*command, cwd=cwd, environment=environment)
 
 
 def ffstream(*command, cwd, path=None):
