@@ -132,6 +132,7 @@ def main() -> None:
 def _run() -> Any:
     """Run the command that the command line asks for. Returns, or raises SystemExit with, the exit code."""
     try:
+        _check_words(sys.argv[1:])
         with Interrupts():
             return app(standalone_mode=False)
     except _UsageError as error:
@@ -151,6 +152,14 @@ def _run() -> Any:
         if not _is_out_of_memory(error):
             raise
         return _report("ffstream: out of memory; free some, then do it again", 1)
+
+
+def _check_words(words: list[str]) -> None:
+    """Raise a usage error for an empty word: what a shell makes of a variable that is not set, and a path of `.`."""
+    for word in words:
+        if word == "" or (word.startswith("--") and word.endswith("=") and word.count("=") == 1):
+            what = f"option {word[:-1]}" if word else "an argument"
+            raise typer.BadParameter(f"{what} is empty, allowed a value; a variable of the shell may not be set")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import select
@@ -52,9 +53,22 @@ class _RawStream(io.RawIOBase):
         return len(memoryview(data).cast("B"))
 
 
+class _ClosedStream(io.RawIOBase):
+    """Standard output that was closed before the command was started."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, _data: Any) -> int:
+        """Raises OSError."""
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
 def guard_streams() -> None:
     """Have both streams raise OutputError for what they cannot take, and write whatever their encoding has."""
     _open_missing()
+    if sys.stdout is None:
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(_ClosedStream()), line_buffering=True)
     for name, noun in _NAMES.items():
         stream: Any = getattr(sys, name)
         buffer = getattr(stream, "buffer", None)
@@ -68,6 +82,8 @@ def guard_streams() -> None:
             line_buffering=stream.line_buffering or stream.write_through,
         )
         setattr(sys, name, guarded)
+    if sys.stderr is None:  # what is meant for it would be printed on standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - a device, for as long as the process lives
 
 
 def flush_streams() -> None:
@@ -81,6 +97,8 @@ def _explain(noun: str, error: OSError) -> OutputError:
     reason = error.strerror or type(error).__name__
     if isinstance(error, BrokenPipeError):
         return OutputError(f"{noun}: its reader has closed it ({reason}); nothing more is shown")
+    if error.errno == errno.EBADF:
+        return OutputError(f"{noun}: is closed, allowed a file, a pipe or a terminal; give it /dev/null to see nothing")
     return OutputError(f"{noun}: cannot be written ({reason}); free space there, or give it another place")
 
 

@@ -84,9 +84,10 @@ class _Stream(Protocol):
 
 
 class _Format(Protocol):
-    """Where the arrays of an open file lie."""
+    """Where the arrays of an open file lie, and the texts that its head holds beside them."""
 
     names: list[str]
+    metadata: dict[str, Any]
 
     def read_header(self, name: str) -> Header: ...
 
@@ -124,6 +125,11 @@ class ArrayFile:
     def names(self) -> list[str]:
         """Of all its arrays; that of a .npy file is called "images"."""
         return self._format.names
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The texts of the head of a .safetensors file, by name; of other files there are none."""
+        return self._format.metadata
 
     def header(self, name: str) -> Header:
         """Raises DataError, too, for an array that does not hold numbers."""
@@ -200,7 +206,8 @@ class _Safetensors:
         found = json.loads(_read_exactly(file, length).decode(), object_pairs_hook=_as_unique)
         if not isinstance(found, dict):
             raise _MisfitError("a header that is no object")
-        found.pop("__metadata__", None)
+        metadata = found.pop("__metadata__", None)
+        self.metadata = metadata if isinstance(metadata, dict) else {}
         entries = {name: _parse_entry(name, entry) for name, entry in found.items()}
         self._headers, self._starts = {}, {}
         end = 0
@@ -232,6 +239,7 @@ class _Npy:
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
         self.names = ["images"]
+        self.metadata: dict[str, Any] = {}
 
     def read_header(self, name: str) -> Header:
         """From the beginning of the file, which stands at the data then."""
@@ -253,6 +261,7 @@ class _Npz:
         members = [(info.filename.removesuffix(".npy"), info) for info in self._archive.infolist()]
         self._members = _as_unique(members)
         self.names = list(self._members)
+        self.metadata: dict[str, Any] = {}
         _check_extents(self._archive)
 
     def read_header(self, name: str) -> Header:

@@ -1,20 +1,23 @@
 """Arrays in a .safetensors or .npz file: train.images, train.labels, and those of a test and a validation split.
 
 And train.negatives (n, R, *image shape): what each training image is contrasted with, for layers that see no labels.
+The head of a .safetensors file may hold what arrays cannot say: the names of the classes, and the value of white.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ffstream.data.array_file import ArrayFile, Header
-from ffstream.data.classes import check_columns, to_classes
+from ffstream.data.classes import check_columns, to_class_names, to_classes
 from ffstream.data.dataset import Dataset, Split, check_dataset
 from ffstream.data.room import Room, tensor_bytes
 from ffstream.data.rounding import Rounding
@@ -31,6 +34,7 @@ _NAMES = {
 }
 _NAMES["train.negatives"] = ("train.negatives", "train_negatives")
 _MAX_NAMES = 20  # that an error lists
+_CLASS_NAMES, _WHITE = "ffstream.class_names", "ffstream.white"  # a JSON list of texts, and a number
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -
             if wanted
         }
         unused = sorted(set(file.names) - {wanted.name for wanted in used})
+        class_names, white = _read_metadata(file.metadata, noun)
     shapes = {split: wanted[1].shape for split, wanted in found.items() if wanted}
     num_columns = check_columns(noun, shapes, {name: split.labels for name, split in splits.items()})
     notes = [f"not read: {describe_names(unused)}"] if unused else []
@@ -80,8 +85,32 @@ def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -
         splits["test"] = splits.pop("validation")
         notes.append("the validation arrays are taken as the test split, as there is no other")
     validation = splits.get("validation")
-    class_names = None if num_columns is None else tuple(map(str, range(num_columns)))
-    return check_dataset(name, splits["train"], splits.get("test"), class_names, validation=validation, notes=notes)
+    if num_columns is not None and len(class_names or range(num_columns)) != num_columns:
+        raise DataError(f"{noun}: {_CLASS_NAMES} holds {len(class_names or ())} names, allowed {num_columns}")
+    if class_names is None and num_columns is not None:
+        class_names = tuple(map(str, range(num_columns)))
+    return check_dataset(
+        name, splits["train"], splits.get("test"), class_names, validation=validation, notes=notes, white=white
+    )
+
+
+def describe_in_metadata(dataset: Dataset) -> dict[str, str]:
+    """What arrays cannot say of a data set, for the head of a .safetensors file that `load_arrays` reads."""
+    white = {} if dataset.white is None else {_WHITE: json.dumps(dataset.white)}
+    return {_CLASS_NAMES: json.dumps(dataset.class_names)} | white
+
+
+def _read_metadata(metadata: Mapping[str, Any], noun: str) -> tuple[tuple[str, ...] | None, float | None]:
+    """The inverse. Raises DataError, beginning with `noun`."""
+    try:
+        names, white = (json.loads(metadata.get(key, "null")) for key in (_CLASS_NAMES, _WHITE))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{noun}: {_CLASS_NAMES} or {_WHITE} in its head is no JSON; mend it, or take it out"
+        ) from error
+    if white is not None and not (type(white) in (int, float) and 0 < white < math.inf):
+        raise DataError(f"{noun}: {_WHITE} in its head is {str(white)[:80]}, allowed a number above 0")
+    return None if names is None else to_class_names(names, noun), white
 
 
 def find_images(file: ArrayFile, name: str) -> str:

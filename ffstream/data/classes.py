@@ -87,6 +87,21 @@ def find_lacking(labels: Tensor, train: Tensor, class_names: Sequence[str]) -> s
     )
 
 
+def find_renamed(found: Sequence[str], trained: Sequence[str]) -> str | None:
+    """What says that the classes of a run's data have other names by now; None if nothing does.
+
+    Numbers are no names: an array of the same images has nothing else.
+    """
+    numbers = [str(number) for number in range(len(found))]
+    if list(found) in (list(trained), numbers) or list(trained) == numbers:
+        return None
+    label = next((label for label, (new, old) in enumerate(zip(found, trained, strict=True)) if new != old), 0)
+    return (
+        f"the class of label {label} is called {found[label]!r} in the data and {trained[label]!r} in the run, whose "
+        "names are shown; the images and their labels are the same"
+    )
+
+
 def find_label_feature(images: Tensor, labels: Tensor) -> str | None:
     """What says that a feature of a table, images (n, features), is the label itself; None if none is."""
     if images.dim() != 2 or len(labels) < _FEW:

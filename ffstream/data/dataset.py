@@ -68,6 +68,7 @@ class Dataset:
     validation: Split | None = None  # where the source has one of its own
     notes: tuple[str, ...] = ()  # what somebody should know of how it was read, a sentence each
     files: tuple[Path, ...] = ()  # of the training images, where each is a file of its own
+    white: float | None = None  # the value of a picture's white, where the source knows it
 
     @property
     def num_classes(self) -> int:
@@ -142,6 +143,7 @@ def check_dataset(
     validation: Split | None = None,
     notes: Sequence[str] = (),
     files: Sequence[Path] = (),
+    white: float | None = None,
 ) -> Dataset:
     """Make a Dataset from what a source read. Raises DataError when shapes, types or values do not fit."""
     parts = {"train": train, "validation": validation, "test": test}
@@ -169,7 +171,7 @@ def check_dataset(
                 "the classes of the training data"
             )
     names = class_names or tuple(str(label) for label in range(num_classes))
-    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes), tuple(files))
+    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes), tuple(files), white)
 
 
 def as_tensor(values: Any, noun: str) -> Tensor:

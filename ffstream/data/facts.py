@@ -32,7 +32,9 @@ class DataFacts:
     def of(cls, dataset: Dataset, train: Split, standardise: str) -> DataFacts:
         """Of a data set, of which `train` is what a network is trained on."""
         values = dataset.values
-        in_bytes = bool(dataset.files) or WHITE / 2 < values.largest <= WHITE
+        white = dataset.white
+        if white is None:
+            white = WHITE if WHITE / 2 < values.largest <= WHITE else dataset.scale()
         scaling = Scaling.of(train.images, dataset.scale(), standardise)
         of_classes = {} if standardise == NONE else _describe_classes(train, scaling, standardise)
         has_test_digest = dataset.test is not None and hasattr(dataset, "test_digest")
@@ -49,7 +51,7 @@ class DataFacts:
                 **of_classes,
                 "brings_negatives": dataset.train.negatives is not None,
                 "values": values.to_mapping(),
-                "white": float(WHITE) if in_bytes else dataset.scale(),
+                "white": float(white),
             }
         )
 

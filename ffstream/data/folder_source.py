@@ -16,6 +16,7 @@ from ffstream.data.picture_file import open_picture
 from ffstream.data.room import Room
 from ffstream.data.split_folders import check_class, find_layout, list_classes
 from ffstream.data.tree import describe_left_out, list_others, walk
+from ffstream.data.values import WHITE
 from ffstream.errors import DataError
 
 _MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|groundtruth|gt)(?:[ _.-]?\d+)?$")
@@ -60,6 +61,7 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
         validation=splits.get("validation"),
         notes=notes,
         files=[head.path for head in parts["train"].heads],
+        white=WHITE,
     )
 
 

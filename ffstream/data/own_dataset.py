@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -53,6 +54,9 @@ def check_own(found: Any, source: str) -> Dataset:
     if rounding is not None:
         rounding.add(0, images.flatten())
     said = [(each,) if isinstance(each, str) else tuple(map(str, each)) for each in (found.left_out, found.notes)]
+    white = found.white
+    if white is not None and not (isinstance(white, (int, float)) and 0 < white < math.inf):
+        raise DataError(f"{noun}: white is {white!r}, allowed the value of a picture's white, above 0, or None")
     return check_dataset(
         str(found.name),
         splits["train"],
@@ -60,5 +64,6 @@ def check_own(found: Any, source: str) -> Dataset:
         names,
         said[0],
         validation=splits.get("validation"),
+        white=white,
         notes=said[1] + ((lost,) if rounding is not None and (lost := rounding.describe()) is not None else ()),
     )

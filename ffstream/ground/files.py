@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ffstream.errors import StorageError
+from ffstream.errors import ConfigError, StorageError
 
 MANIFEST_BYTES = 64 << 20  # the most that a manifest or a configuration may have; ours have thousands
 
@@ -102,7 +102,12 @@ def read_up_to(file: io.FileIO, most_bytes: int) -> bytes:
 
 
 def expand_home(text: str | Path) -> Path:
-    """A path with the user's home in place of ~; the name of a user who is not there is left as it is."""
+    """A path with the user's home in place of ~; the name of a user who is not there is left as it is.
+
+    Raises ConfigError for an empty text, which pathlib takes for the current folder.
+    """
+    if text == "":
+        raise ConfigError("path '': is empty, allowed the path of a file or folder; '.' is the current folder")
     return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises RuntimeError for it
 
 

@@ -15,6 +15,7 @@ import torch
 
 from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
 from ffstream.data.augmentation import check_augmentation
+from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
 from ffstream.data.shape import DataShape
 from ffstream.device.device import resolve_device, resolve_precision
@@ -339,7 +340,11 @@ def _execute(
         sizes = environments[-1].get("memory") if environments else prepared.plan.sizes_by_free
         environment |= {"memory": sizes} if sizes is not None else {}
         if directory.exists():
-            check_same_data(directory.path, directory.read_data(), prepared.dataset)
+            facts = directory.read_data()
+            check_same_data(directory.path, facts, prepared.dataset)
+            renamed = find_renamed(prepared.dataset.class_names, facts.class_names)
+            if renamed is not None:
+                observer.on_warning(renamed)
             if directory.count_layers() < prepared.plan.config.layers and not accept_environment:
                 _check_environment(directory, environments, environment)
             if directory.count_layers() == prepared.plan.config.layers:  # none will be read, and all be called done

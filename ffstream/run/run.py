@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ffstream.data import Dataset, Split, fit_images, holds_pictures, load_dataset, split_validation
+from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
 from ffstream.device.device import resolve_device
 from ffstream.device.environment import plain_torch
@@ -123,7 +124,7 @@ class Run:
             method = "softmax" if config.labels.method == "none" else "goodness"
         if method != "softmax":
             self._check_labels_were_shown(method, "softmax, or auto")
-        splits = self._load_splits(facts, _Source(data, data_root, download), split)
+        splits, renamed = self._load_splits(facts, _Source(data, data_root, download), split)
         if split not in splits:
             raise DataError(f"data {config.data}: has no {split} split; found {', '.join(sorted(splits))}")
         layers = CommittedLayers(self.directory, config, facts, resolve_device(device))
@@ -138,7 +139,8 @@ class Run:
                 raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
             else:
                 found = evaluate_fitted(*common, labels, first_layer)
-        return replace(found, warning=facts.find_other_units(splits[split].images, f"{split} images"))
+        warnings = [renamed, facts.find_other_units(splits[split].images, f"{split} images")]
+        return replace(found, warning="; ".join(filter(None, warnings)) or None)
 
     @plain_torch()
     def predict(
@@ -217,8 +219,13 @@ class Run:
             low, high = facts.values.low, facts.values.high
         return load_images([Path(path) for path in paths], facts.image_shape, high, low)
 
-    def _load_splits(self, facts: DataFacts, source: _Source, split: str = "validation") -> dict[str, Split]:
-        """All splits, of which `split` and the training data are checked to be those of the run."""
+    def _load_splits(
+        self, facts: DataFacts, source: _Source, split: str = "validation"
+    ) -> tuple[dict[str, Split], str | None]:
+        """All splits, of which `split` and the training data are checked to be those of the run.
+
+        And what says that classes have other names by now.
+        """
         config = self.config
         skips_bad = config.bad_images == "skip"
         dataset = load_dataset(
@@ -230,7 +237,7 @@ class Run:
         check_same_data(self.path, facts, dataset)
         if split == "test":
             _check_same_test(self.path, facts, dataset)
-        return make_splits(dataset, config)
+        return make_splits(dataset, config), find_renamed(dataset.class_names, facts.class_names)
 
     def _load_validation_labels(self, facts: DataFacts, source: _Source) -> Tensor:
         if self.config.validation_fraction == 0:
@@ -238,12 +245,12 @@ class Run:
         labels = self.directory.load_validation_labels()
         if labels is not None:
             return labels
-        return self._load_splits(facts, source)["validation"].labels
+        return self._load_splits(facts, source)[0]["validation"].labels
 
     def _load_held_out(self, facts: DataFacts, source: _Source) -> Split:
         if self.config.validation_fraction == 0:
             raise self._no_validation("calibrate probabilities", "add --uncalibrated to take them as they are")
-        return self._load_splits(facts, source)["validation"]
+        return self._load_splits(facts, source)[0]["validation"]
 
     def _check_labels_were_shown(self, method: str, allowed: str) -> None:
         if self.config.labels.method == "none":

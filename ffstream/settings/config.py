@@ -269,7 +269,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """Split `section.key=value` into the dotted key and a TOML value; a bare word is a string. Raises ConfigError."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text}: found no '=', allowed section.key=value, for example objective.scale=10")
+        lacking = "no name before '='" if equals else "no '='"
+        raise ConfigError(f"--set {text}: found {lacking}, allowed section.key=value, for example objective.scale=10")
     if "\n" in value:
         raise ConfigError(f"--set {key.strip()}: found several lines, allowed section.key=value")
     try:

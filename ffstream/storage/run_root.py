@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import math
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class RunRoot:
 
     def check_is_run(self) -> None:
         """Raise RunError, or CorruptFileError, unless a run was started here."""
+        self._check_no_file()
         found = self.survey()
         if found.error is not None:
             raise found.error
@@ -99,6 +101,14 @@ class RunRoot:
             )
         if found.state is FolderState.BROKEN:
             raise RunError(f"run {self.path}: {found.problem}")
+
+    def _check_no_file(self) -> None:
+        try:
+            mode = self.path.stat().st_mode
+        except (OSError, ValueError):  # the survey says what cannot be read
+            return
+        if not stat.S_ISDIR(mode):
+            raise RunError(f"run {self.path}: is a file, allowed the folder of a run; name that folder")
 
     def create(
         self, config: Config, facts: DataFacts, environment: Mapping[str, Any], labels: Tensor | None = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data import SOURCES, Dataset, find_path, load_dataset, sources
+from ffstream.data.array_source import describe_in_metadata
 from ffstream.data.hybrids import check_plane, draw_with_others, make_hybrids
 from ffstream.device.environment import plain_torch
 from ffstream.device.memory import is_out_of_memory
@@ -75,12 +76,13 @@ def write_negatives(
         size = format_bytes(num_bytes)
         raise DataError(f"data {data}: out of memory for {size} of negatives; use a smaller --per-sample") from error
     arrays = {"train.images": dataset.train.images, "train.labels": dataset.train.labels, "train.negatives": negatives}
-    if dataset.test is not None:
-        arrays |= {"test.images": dataset.test.images, "test.labels": dataset.test.labels}
+    for name, split in (("validation", dataset.validation), ("test", dataset.test)):
+        if split is not None:
+            arrays |= {f"{name}.images": split.images, f"{name}.labels": split.labels}
     options = {"per_sample": per_sample, "blurs": blurs, "seed": seed, "draws": draws if run is not None else 0}
     with output.writing() as file:
         tensors = {name: tensor.contiguous() for name, tensor in arrays.items()}
-        save_tensors(file, tensors, metadata | {"options": json.dumps(options)})
+        save_tensors(file, tensors, metadata | describe_in_metadata(dataset) | {"options": json.dumps(options)})
     return tuple(negatives.shape)
 
 

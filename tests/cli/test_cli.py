@@ -150,6 +150,7 @@ BAD_SETTINGS = {
     "unknown sampler": (["--set", "negatives.sampler=unifrom"], r"did you mean 'uniform'"),
     "unknown key": (["--set", "objective.scal=3"], r"objective.scal: unknown setting; did you mean 'objective.scale'"),
     "no value": (["--set", "objective.scale"], r"found no '='"),
+    "no name": (["--set", "=3"], r"found no name before '='"),
     "cache tier": (["--cache", "ram"], r"cache.tier: found 'ram', allowed auto, device, disk, host"),
     "too many negatives": (["--set", "negatives.per_step=10"], r"per_step: found 10, allowed at most 9"),
     "too many cached": (["--recipe", "hinton", "--negatives-per-sample", "12"], r"per_sample: found 12, allowed 1"),

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -483,3 +484,37 @@ def test_the_backend_that_a_notebook_hands_on_does_not_matter(run, tmp_path):
     done = run_process("plot", run.path, cwd=tmp_path, environment=os.environ | {"MPLBACKEND": backend})
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "errors.png").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["inspect", ""], ["train", "--run-dir="], ["predict", "run", ""], ["plot", "a", ""]]
+)
+def test_an_empty_word_is_no_current_folder(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_process(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is empty, allowed a value" in done.stderr
+    for call in (lambda: ff.Run(""), lambda: ff.train(ff.Config(layers=1), ""), lambda: ff.load("")):
+        with pytest.raises(ff.ConfigError, match="path '': is empty"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["inspect", "evaluate", "resume", "repair", "clean"])
+def test_a_file_in_place_of_a_run_is_called_a_file(command, tmp_path):
+    (tmp_path / "net").write_text("")
+    _, _, error = run_cli(command, tmp_path / "net")
+    assert re.search("net: is a file, allowed", str(error))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks a shell")
+@pytest.mark.parametrize("command", ["recipes", "--version", "--help"])
+def test_streams_that_are_closed_from_the_start(command, tmp_path):
+    """Nobody would see what a command shows, so it fails; what is meant for standard error goes nowhere else."""
+    start = f"{shlex.quote(sys.executable)} -m ffstream"
+    done = subprocess.run(["sh", "-c", f"{start} {command} >&-"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "standard output: is closed" in done.stderr
+    done = subprocess.run(["sh", "-c", f"{start} inspect nothing 2>&-"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ffstream as ff
 from ffstream.data import load_dataset, split_validation
+from ffstream.data.classes import find_renamed
 from ffstream.infer.combination import RIDGES, fit_weights
 from ffstream.infer.evaluation import LabelSweep, count_confusion, error_rate
 from tests.helpers import InterruptAt
@@ -216,3 +219,29 @@ def test_a_run_can_be_read_while_it_is_trained_and_shows_committed_layers_alone(
     ff.train(small_config(cache__tier="disk", **settings), path, observer=Reading())
     assert {layer - num_done for layer, num_done in seen} <= {1, 2}  # a layer is committed behind the next one's start
     assert max(num_done for _, num_done in seen) == 2
+
+
+def test_classes_that_have_other_names_by_now_are_said(tmp_path):
+    """The images and labels are those of the run, so it is evaluated; the names of a run are shown."""
+    shades = np.random.default_rng(0).integers(0, 256, (2, 20, 6, 6), dtype=np.uint8)
+    for name, images in zip(("cats", "dogs"), shades, strict=True):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / "data" / name / f"{number}.png")
+    config = ff.Config(data=str(tmp_path / "data"), layers=1, width=16, epochs=1, batch=16, device="cpu")
+    run = ff.train(config, tmp_path / "run")
+    assert run.evaluate(split="train").warning is None
+    (tmp_path / "data" / "dogs").rename(tmp_path / "data" / "dons")
+    assert "label 1 is called 'dons' in the data and 'dogs' in the run" in run.evaluate(split="train").warning
+    told = []
+    observer = ff.Observer()
+    observer.on_warning = told.append
+    ff.train(run.config.override({"layers": 2}), run.path, resume=True, observer=observer)
+    assert "'dons'" in told[0]
+
+
+def test_numbers_are_no_names():
+    assert find_renamed(["0", "1"], ["cats", "dogs"]) is None
+    assert find_renamed(["cats", "dogs"], ["0", "1"]) is None
+    assert find_renamed(["cats", "dogs"], ["cats", "dogs"]) is None
+    assert "'cats' in the data and 'dogs'" in find_renamed(["cats", "dogs"], ["dogs", "cats"])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import ffstream as ff
 from ffstream.cli import app
 from ffstream.data import Scaling, load_dataset
+from ffstream.data.facts import DataFacts
 from ffstream.data.shape import DataShape
 from ffstream.field.labels import make_label_method
 from ffstream.field.normalisation import length_normalise
@@ -202,3 +205,36 @@ def test_fresh_rows_are_planned_for_on_a_machine_that_is_described(brings, writt
     config = small_config(**settings(written if brings else small_data, augmentation__restream=True))
     machine = "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
     assert ff.make_plan(config, machine=machine).device.num_bytes > 0
+
+
+def test_the_file_keeps_what_arrays_cannot_say(tmp_path):
+    """Pictures that are all dark have the white of a picture; classes their names; a validation split is still one."""
+    shades = np.random.default_rng(0).integers(0, 40, (3, 2, 20, 6, 6), dtype=np.uint8)
+    for part, of_part in zip(("train", "val", "test"), shades, strict=True):
+        for name, images in zip(("cats", "dogs"), of_part, strict=True):
+            (tmp_path / "pictures" / part / name).mkdir(parents=True)
+            for number, image in enumerate(images):
+                Image.fromarray(image).save(tmp_path / "pictures" / part / name / f"{number}.png")
+    ff.write_negatives(tmp_path / "n.safetensors", str(tmp_path / "pictures"), per_sample=2)
+    found, wanted = (load_dataset(str(tmp_path / name)) for name in ("n.safetensors", "pictures"))
+    assert (found.class_names, found.white) == (wanted.class_names, 255) == (("cats", "dogs"), 255)
+    for own, other in ((found.validation, wanted.validation), (found.test, wanted.test)):
+        assert torch.equal(own.images, other.images)
+    facts = [DataFacts.of(each, each.train, "none") for each in (found, wanted)]
+    assert facts[0].white == facts[1].white == 255
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"ffstream.class_names": "cats"}, "is no JSON"),
+        ({"ffstream.class_names": '["a", "a"]'}, "'a' twice"),
+        ({"ffstream.class_names": '["a", "b"]'}, "labels go up to 9, allowed 0 to 1"),
+        ({"ffstream.white": "-1"}, "is -1, allowed a number above 0"),
+        ({"ffstream.white": "NaN"}, "is nan, allowed a number above 0"),
+    ],
+)
+def test_a_head_that_says_what_cannot_be_is_refused(metadata, message, small_data, tmp_path):
+    save_file(load_file(small_data), tmp_path / "odd.safetensors", metadata)
+    with pytest.raises(ff.DataError, match=message):
+        load_dataset(str(tmp_path / "odd.safetensors"))
