@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 import ffstream as ff
+from ffstream.device import reservations
 from tests.helpers import layer_digests
 from tests.torture.crash import Counts
 from tests.torture.work import make_config
@@ -33,6 +34,7 @@ from tests.torture.work import make_config
 _EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "fcntl.flock"}
 _NUM_STEPS = 160  # of a writer that are put in order: opening a run takes about as many; then it runs freely
 _LIMIT_S = 60.0
+_WAIT_S = 0.1  # for another writer that is planning: one that is stopped meanwhile would be waited for in vain
 
 
 @dataclass
@@ -171,6 +173,7 @@ def _start(work: Callable[[], None]) -> _Writer:
 
     try:
         torch.set_num_threads(1)
+        setattr(reservations, "_WAIT_S", _WAIT_S)  # noqa: B010
         sys.addaudithook(step)
         work()
         end = {"done": True}
