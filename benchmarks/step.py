@@ -72,7 +72,7 @@ def make_epoch(config: ff.Config, device: torch.device) -> tuple[Callable[[], ob
     blueprint = Blueprint.of(config, DataShape(config.width, NUM_CLASSES))
     spec, sizes = blueprint.specs[1], blueprint.sizes
     trainer = LayerTrainer(blueprint.build_layer(spec), spec.index, blueprint, device)
-    num_samples, rows_a_sample = NUM_BATCHES * sizes.batch, blueprint.method.num_training_rows
+    num_samples, rows_a_sample = NUM_BATCHES * sizes.batch, blueprint.method.rows.num_training_rows
     layout = CacheLayout(num_samples, rows_a_sample, spec.in_features, config.cache.dtype, sizes.shard_samples)
     cache = MemoryCache(layout, device)
     for shard in range(layout.num_shards):

@@ -70,7 +70,7 @@ def _paper_is_kept(request, monkeypatch):
     def do_once(blueprint, **options):
         bare = dataclasses.replace(blueprint.config, data="", data_root="", seed=0)
         kind = LAYER_KINDS[blueprint.config.network.kind]
-        parts = (kind, blueprint.goodness, blueprint.objective, type(blueprint.method))
+        parts = (kind, blueprint.goodness, blueprint.objective, *map(type, vars(blueprint.method).values()))
         key = (repr((bare, blueprint.data, options)), parts)
         if key not in _papers:
             _papers[key] = do_on_paper(blueprint, **options)

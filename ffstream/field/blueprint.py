@@ -74,7 +74,7 @@ class Blueprint:
         layer = LAYER_KINDS[self.config.network.kind](spec.in_features, num_units, self.compute_dtype)
         layer.first_unit = units.start
         layer.place(spec.place, spec.image_shape, spec.num_skip_features)
-        if self.method.uses_embedding:
+        if self.method.reading.uses_embedding:
             layer.label_embedding = torch.nn.Parameter(torch.empty(self.data.num_classes, num_units))
         return layer
 
@@ -99,7 +99,7 @@ class Blueprint:
         """
         if not spec.stack_start or self.config.network.stack_features == 1:
             return None
-        num_shown = self.data.num_classes if self.method.overlays else 0
+        num_shown = self.data.num_classes if self.method.rows.overlays else 0
         num_drawn = max(spec.num_image_features - num_shown, 0)
         generator = seeding.generator(self.config.seed, spec.stack_start, 0, "hidden features")
         drawn = torch.randperm(num_drawn, generator=generator, device="cpu")

@@ -14,7 +14,7 @@ from ffstream.data import Split
 from ffstream.data.facts import DataFacts
 from ffstream.errors import CorruptFileError
 from ffstream.field.goodness import Goodness
-from ffstream.field.labels import LabelMethod
+from ffstream.field.labels import Reading
 from ffstream.infer.combination import (
     Combination,
     ProbabilityFigures,
@@ -223,20 +223,20 @@ def calibrate(layers: CommittedLayers, num_layers: int, labels: Tensor, first_la
 def stream_goodness(layers: CommittedLayers, num_layers: int, images: Tensor) -> Iterator[Tensor]:
     """Goodness of all labels in each of the first layers, (n, C) on the host, one layer on the device at a time."""
     blueprint, scaling = layers.blueprint(num_layers), layers.facts.scaling
-    method, dtype = blueprint.method, blueprint.config.cache.dtype
+    rows, dtype = blueprint.method.rows, blueprint.config.cache.dtype
     num_features, num_in_shard = blueprint.data.num_features, blueprint.sizes.shard_samples
-    layout = CacheLayout(len(images), method.num_sweep_rows, num_features, dtype, num_in_shard)
-    source = (layout, lambda part: method.sweep_rows(scaling.apply(images[part])))
+    layout = CacheLayout(len(images), rows.num_sweep_rows, num_features, dtype, num_in_shard)
+    source = (layout, lambda part: rows.sweep_rows(scaling.apply(images[part])))
     for stage in stream_committed_layers(layers.directory, blueprint, [source], layers.device, outputs=False):
-        yield _sum_tiles(stage, method, blueprint.goodness)
+        yield _sum_tiles(stage, blueprint.method.reading, blueprint.goodness)
 
 
-def _sum_tiles(stage: Stage, method: LabelMethod, goodness: Goodness) -> Tensor:
+def _sum_tiles(stage: Stage, reading: Reading, goodness: Goodness) -> Tensor:
     """Goodness of all labels of a layer, (num_samples, num_classes), a tile at a time."""
     total: Tensor | None = None
     for _, tile in stage.layer:
         num_units = stage.layer.spec.num_units
-        found = measure_goodness(stage.transfer, tile, stage.caches[0], method, goodness, num_units)
+        found = measure_goodness(stage.transfer, tile, stage.caches[0], reading, goodness, num_units)
         total = found if total is None else total.add_(found)
     assert total is not None, "a layer has a tile"
     return total

@@ -63,15 +63,15 @@ class FFNetwork(nn.Module):
 
     def goodness_by_layer(self, images: Tensor) -> list[Tensor]:
         """Goodness of every label in each layer: one (n, num_classes) a layer. Without labels, of the image: (n, 1)."""
-        rows = self._make_rows(images, self._method.sweep_rows)
+        rows = self._make_rows(images, self._method.rows.sweep_rows)
         return [
-            self._method.sweep(layer, self._goodness, preactivations, images.shape[0])
+            self._method.reading.sweep(layer, self._goodness, preactivations, images.shape[0])
             for layer, preactivations, _ in self._pass(rows)
         ]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """What each layer makes of images without a label, normalised: one (n, num_units) a layer, in its own type."""
-        rows = self._make_rows(images, self._method.neutral_rows)
+        rows = self._make_rows(images, self._method.rows.neutral_rows)
         return [
             handed_on[:, : layer.num_units].to(preactivations.dtype)
             for layer, preactivations, handed_on in self._pass(rows)

@@ -19,7 +19,7 @@ from ffstream.cache.transfer import Transfer
 from ffstream.data import Scaling, Split
 from ffstream.errors import RunError, RunLockedError, StorageError
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.labels import LabelMethod
+from ffstream.field.labels import SampleRows
 from ffstream.field.network import LayerSpec
 from ffstream.ground import seeding
 from ffstream.ground.lock import RunLock
@@ -117,7 +117,7 @@ def read_softmax(layers: CommittedLayers, images: Tensor, first_layer: int = 2) 
 def _stream(layers: CommittedLayers, num_layers: int, parts: Sequence[Split]) -> Iterator[Stage]:
     """The committed layers, each with what it makes of the label-free rows of some splits."""
     blueprint, scaling = layers.blueprint(num_layers), layers.facts.scaling
-    sources = [(_layout(blueprint, part), _neutral_rows(blueprint.method, part, scaling)) for part in parts]
+    sources = [(_layout(blueprint, part), _neutral_rows(blueprint.method.rows, part, scaling)) for part in parts]
     return stream_committed_layers(layers.directory, blueprint, sources, layers.device, outputs=True)
 
 
@@ -135,8 +135,8 @@ def _layout(blueprint: Blueprint, part: Split) -> CacheLayout:
     return CacheLayout(len(part), 1, blueprint.data.num_features, dtype, num_in_shard)
 
 
-def _neutral_rows(method: LabelMethod, part: Split, scaling: Scaling) -> RowsOf:
-    return lambda samples: method.neutral_rows(scaling.apply(part.images[samples]))
+def _neutral_rows(rows: SampleRows, part: Split, scaling: Scaling) -> RowsOf:
+    return lambda samples: rows.neutral_rows(scaling.apply(part.images[samples]))
 
 
 @torch.no_grad()

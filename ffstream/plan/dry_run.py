@@ -107,7 +107,7 @@ class _PaperWork:
         The chunk is made on the host. Of images of unknown shape the shifting is left out, and hybrids of them are.
         """
         data = self._blueprint.data
-        if data.image_shape is None and self._method.mixes_samples:
+        if data.image_shape is None and self._method.rows.mixes_samples:
             return Work(), self._small_bytes
         settings = self._config.augmentation
         layouts = cache_layouts(self._blueprint, data.num_features)
@@ -125,7 +125,7 @@ class _PaperWork:
                 ledger.start_peak()
                 before, start = ledger.live_bytes, ledger.work
                 rows = InputRows(
-                    self._method, Split(images, labels, given), Scaling(1.0), seed=0, held_out=name == "validation"
+                    self._method.rows, Split(images, labels, given), Scaling(1.0), seed=0, held_out=name == "validation"
                 )
                 rows.make(shifts, settings.max_shift)(slice(0, num_in_chunk))
                 peaks.append(
@@ -216,7 +216,7 @@ class _PaperWork:
             ledger.start_peak()
             start = ledger.work
             rows, num_samples = shards[name].chunk, shards[name].num_samples
-            self._method.sweep(layer, goodness, layer.preactivations(rows), num_samples)
+            self._method.reading.sweep(layer, goodness, layer.preactivations(rows), num_samples)
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
             return ledger.work - start
 
@@ -266,24 +266,24 @@ class _PaperWork:
 
     def _draw(self, labels: Tensor, size: int, *, has_others: bool, informed: bool) -> tuple[Tensor, Draw]:
         """A batch of so many samples of a shard, a view of their order, and what is drawn for all of them."""
-        method, num_samples = self._method, len(labels)
-        sampler = method.informed if informed else None
-        has_pool = sampler is not None and method.num_in_pool is not None
+        kind, num_samples = self._method.candidates, len(labels)
+        sampler = kind.informed if informed else None
+        has_pool = sampler is not None and kind.num_in_pool is not None
         if self._draws_on_device:  # in truth: on paper it would be slower
             generator = torch.Generator()
             batches = compute_batches(num_samples, size, generator)
-            method.draw_candidates(labels, generator)
+            kind.draw(labels, generator)
             if sampler is not None:
-                method.draw_pool(labels, generator)
-                sampler.draw_noise(num_samples, method.num_choices, generator)
+                kind.draw_pool(labels, generator)
+                sampler.draw_noise(num_samples, kind.num_choices, generator)
             del batches
             order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
         else:
             order = torch.empty(size, dtype=torch.int64, device=PAPER)
-        candidates = torch.empty(num_samples, method.num_candidates, dtype=torch.int64, device=PAPER)
-        choices = num_samples, method.num_choices
+        candidates = torch.empty(num_samples, kind.num_candidates, dtype=torch.int64, device=PAPER)
+        choices = num_samples, kind.num_choices
         noise = torch.empty(choices, device=PAPER) if sampler is not None else None
         pool = torch.empty(choices, dtype=torch.int64, device=PAPER) if has_pool else None
-        num_others = method.num_values if sampler is not None else method.num_candidates
+        num_others = kind.num_values if sampler is not None else kind.num_candidates
         others = torch.empty(num_samples, num_others, device=PAPER) if has_others else None
         return order[:size], Draw(candidates, others, noise, pool)

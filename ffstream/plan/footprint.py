@@ -63,7 +63,7 @@ class KernelBytes:
 def cache_layouts(blueprint: Blueprint, num_features: int) -> dict[str, CacheLayout]:
     """The layout of each split's cache of rows of `num_features` features."""
     method, dtype = blueprint.method, blueprint.config.cache.dtype
-    num_rows = {"train": method.num_training_rows, "validation": method.num_validation_rows}
+    num_rows = {"train": method.rows.num_training_rows, "validation": method.rows.num_validation_rows}
     num_views = {"train": blueprint.config.augmentation.views, "validation": 1}
     shard_samples = blueprint.sizes.shard_samples
     return {
@@ -113,7 +113,7 @@ def goodness_bytes(blueprint: Blueprint, layouts: Mapping[str, CacheLayout]) -> 
     """Bytes, for each split, of one number for each label of a sample stored, or for each of its rows."""
     num_labels = blueprint.data.num_classes
     return {
-        name: 4 * layout.num_stored * (num_labels if blueprint.method.shares_row else layout.num_rows)
+        name: 4 * layout.num_stored * (num_labels if blueprint.method.candidates.shares_row else layout.num_rows)
         for name, layout in layouts.items()
     }
 

@@ -278,14 +278,15 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
 
 def _step_rows(blueprint: Blueprint, layout: CacheLayout) -> set[int]:
     """The numbers of rows that occur in the products of training."""
-    method, sizes = blueprint.method, blueprint.sizes
-    rows_a_sample = 1 if method.shares_row else method.num_candidates
+    candidates, sizes = blueprint.method.candidates, blueprint.sizes
+    num_choices = candidates.num_choices
+    rows_a_sample = 1 if candidates.shares_row else candidates.num_candidates
     parts = [(size, min(sizes.num_micro_batches, size)) for size in layout.batch_sizes(sizes.batch)]
     counts = {size for count, num in parts for size in (count // num, -(-count // num))}
     found = {rows_a_sample * count for count in counts}
-    if method.informed is not None and not method.shares_row:
-        swept = [(count, samples_in_sweep(count, method.num_candidates, method.num_choices)) for count in counts]
-        found |= {method.num_choices * size for count, most in swept for size in (min(most, count), count % most)}
+    if candidates.informed is not None and not candidates.shares_row:
+        swept = [(count, samples_in_sweep(count, candidates.num_candidates, num_choices)) for count in counts]
+        found |= {num_choices * size for count, most in swept for size in (min(most, count), count % most)}
     return found - {0}
 
 

@@ -21,7 +21,7 @@ def plan_layers(
     `tier`: where shards are loaded from, None where they are not.
     """
     plans = []
-    config, specs, method = blueprint.config, blueprint.specs, blueprint.method
+    config, specs, candidates = blueprint.config, blueprint.specs, blueprint.method.candidates
     shapes = [cache_layouts(blueprint, spec.in_features) for spec in specs[: len(on_paper)]]
     for spec, layer, layouts in zip(specs, on_paper, shapes, strict=False):
         alike = [other for other in specs if min(other.place, len(on_paper) - 1) == spec.index]
@@ -45,7 +45,7 @@ def plan_layers(
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
             if tier is not None:
-                used = 1 if method.shares_row else method.num_candidates  # rows of a sample, in a step
+                used = 1 if candidates.shares_row else candidates.num_candidates  # rows of a sample, in a step
                 loaded_bytes = train.row_bytes / train.num_features * train.num_rows / used
                 hiding_units = loaded_bytes * rates.flops_per_s / (4 * rates.loaded_bytes_per_s[tier])
         plans.append(

@@ -271,7 +271,7 @@ class Runner:
         hidden = None if held_out else self._blueprint.draw_hidden(start)
         seed = self._config.seed
         return InputRows(
-            self._method, split, self._scaling, seed, held_out=held_out, layer=layer, epoch=epoch, hidden=hidden
+            self._method.rows, split, self._scaling, seed, held_out=held_out, layer=layer, epoch=epoch, hidden=hidden
         )
 
     def _take_epoch(
@@ -355,7 +355,7 @@ class Runner:
         for name in self._labels.keys() & names:
             averaged = self._blueprint.sizes.tile_units if name == TRAIN else spec.num_units  # as the trainer does
             cache = self._caches.current[name]
-            found[name] = measure_goodness(self._transfer, tile, cache, self._method, self._goodness, averaged)
+            found[name] = measure_goodness(self._transfer, tile, cache, self._method.reading, self._goodness, averaged)
             if name in so_far:
                 found[name] += so_far[name]
         return found
@@ -373,7 +373,7 @@ class Runner:
     def _make_sweep(self) -> LabelSweep:
         """Of the validation split."""
         return LabelSweep(
-            self._method.targets(self._labels[VALIDATION]), stack_layers=self._config.network.stack_layers
+            self._method.rows.targets(self._labels[VALIDATION]), stack_layers=self._config.network.stack_layers
         )
 
     def _rewind(self, num_done: int) -> None:

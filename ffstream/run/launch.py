@@ -296,7 +296,7 @@ def _prepare(
     splits = make_splits(dataset, config)
     data = shape_of(dataset, splits)
     method = make_label_method(config, data)
-    check_negatives(config.data, dataset.train, method)
+    check_negatives(config.data, dataset.train, method.rows)
     check_augmentation(config.augmentation, dataset.image_shape)
     check_classes(config.data, splits["train"], dataset.class_names)
     config = dataclasses.replace(

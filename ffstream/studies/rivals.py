@@ -59,8 +59,8 @@ class ResidentFF(Rival):
     @torch.no_grad()
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
         """A step of each layer, then the rows go on to the next."""
-        drawn = draw_for(labels, self._method, None, self._generator, self._device, informed=True)
-        rows = self._method.training_rows(_IN_BYTES.apply(images), labels, self._generator)
+        drawn = draw_for(labels, self._method.candidates, None, self._generator, self._device, informed=True)
+        rows = self._method.rows.training_rows(_IN_BYTES.apply(images), labels, self._generator)
         rows = rows.to(self._device, self._dtype)
         index = torch.arange(len(images), device=self._device)
         for number, trainer in enumerate(self._trainers):
@@ -70,12 +70,12 @@ class ResidentFF(Rival):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Goodness of every label, summed over the layers."""
-        rows = self._method.sweep_rows(_IN_BYTES.apply(images)).to(self._device, self._dtype)
+        rows = self._method.rows.sweep_rows(_IN_BYTES.apply(images)).to(self._device, self._dtype)
         total = torch.zeros(())
         for number, trainer in enumerate(self._trainers):
             layer = trainer.layer
             found = [
-                self._method.sweep(layer, self._goodness, layer.preactivations(chunk.flatten(0, 1)), len(chunk))
+                self._method.reading.sweep(layer, self._goodness, layer.preactivations(chunk.flatten(0, 1)), len(chunk))
                 for chunk in self._chunks(rows)
             ]
             total = total.to(self._device) + torch.cat(found)

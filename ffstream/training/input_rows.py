@@ -11,24 +11,24 @@ from ffstream.data import Scaling, Split
 from ffstream.data.augmentation import shift_images
 from ffstream.data.hybrids import draw_with_others
 from ffstream.errors import DataError
-from ffstream.field.labels import LabelMethod
+from ffstream.field.labels import SampleRows
 from ffstream.field.normalisation import length_normalise
 from ffstream.ground import seeding
 
-# Maps a slice of the samples to their rows, (n, rows a sample, features) float32, on the host.
+# Maps a slice of the samples to their rows, (n, rows per sample, features) float32, on the host.
 RowsOf = Callable[[slice], Tensor]
 
 
-def check_negatives(name: str, split: Split, method: LabelMethod) -> None:
+def check_negatives(name: str, split: Split, rows: SampleRows) -> None:
     """Raise DataError where data bring negatives of their own, and a layer is not trained on them, or on more."""
     if split.negatives is None:
         return
-    if not method.mixes_samples:
+    if not rows.mixes_samples:
         raise DataError(
             f"data {name}: brings negatives of its own, which layers that see labels do not read; allowed with "
             "--recipe unsupervised; leave train.negatives out, or train on the data they were made of"
         )
-    num_there, num_shown = split.negatives.shape[1], method.num_training_rows - 1
+    num_there, num_shown = split.negatives.shape[1], rows.num_training_rows - 1
     if num_there < num_shown:
         raise DataError(
             f"data {name}: brings {num_there} negatives an image, allowed {num_shown} or more, as many as are cached "
@@ -45,7 +45,7 @@ class InputRows:
 
     def __init__(
         self,
-        method: LabelMethod,
+        rows: SampleRows,
         split: Split,
         scaling: Scaling,
         seed: int,
@@ -55,15 +55,15 @@ class InputRows:
         epoch: int = 0,
         hidden: Tensor | None = None,
     ) -> None:
-        self._method, self._split, self._scaling, self._hidden = method, split, scaling, hidden
-        self._make = method.validation_rows if held_out else method.training_rows
-        self._num_rows = method.num_validation_rows if held_out else method.num_training_rows
+        self._split, self._scaling, self._hidden, self._mixes_samples = split, scaling, hidden, rows.mixes_samples
+        self._make = rows.validation_rows if held_out else rows.training_rows
+        self._num_rows = rows.num_validation_rows if held_out else rows.num_training_rows
         purpose = "held-out negatives" if held_out else "cached negatives"
         self._generator = seeding.generator(seed, layer, epoch, purpose)
         self._others = seeding.generator(seed, layer, epoch, f"{purpose}, others")
 
     def make(self, shifts: Tensor | None = None, max_shift: int = 0) -> RowsOf:
-        """Rows of one view, (n, rows a sample, features), to be asked for in order.
+        """Rows of one view, (n, rows per sample, features), to be asked for in order.
 
         Images are moved by `shifts` (num_samples,) first, where these are given, so that a label that is laid over an
         image stays in its place.
@@ -76,7 +76,7 @@ class InputRows:
             return self._scaling.apply(move(self._split.images[index], index))
 
         def drawn(part: slice) -> Tensor:
-            if not self._method.mixes_samples:
+            if not self._mixes_samples:
                 return images_of(part)
             index = draw_with_others(part, len(self._split), self._num_rows - 1, self._others)
             return images_of(index.flatten()).view(*index.shape, -1)

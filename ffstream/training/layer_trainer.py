@@ -86,7 +86,8 @@ class LayerTrainer:
         self._index = layer_index
         config = self._config = blueprint.config
         self._sizes = blueprint.sizes
-        self._method = blueprint.method
+        self._candidates, self._reading = blueprint.method.candidates, blueprint.method.reading
+        self._num_rows = blueprint.method.rows.num_training_rows
         self._device = device
         self._workspace = layer.workspace = layer.workspace or Workspace(device)
         self.optimiser = LayerOptimiser(layer, config.optimiser, self._workspace)
@@ -101,7 +102,7 @@ class LayerTrainer:
         self._threshold = threshold
 
     def _default_threshold(self, num_units: int) -> float:
-        return self._goodness.default_threshold(max(num_units // self._method.num_groups, 1))
+        return self._goodness.default_threshold(max(num_units // self._reading.num_groups, 1))
 
     def train_epoch(
         self,
@@ -188,7 +189,7 @@ class LayerTrainer:
     ) -> Iterator[MicroBatch]:
         """The samples of a block in batches, with the candidates that this epoch shows them."""
         batches = compute_batches(len(block), self._sizes.batch, generator)
-        drawn = draw_for(labels, self._method, others, generator, self._device, informed=informed)
+        drawn = draw_for(labels, self._candidates, others, generator, self._device, informed=informed)
         for index in batches:
             yield drawn.take(block, index.to(self._device))
 
@@ -251,7 +252,7 @@ class LayerTrainer:
             pull = self._peer_gradient(activities[0][0], len(part.index) / num_samples) / num_samples
         gradient, embedding_gradient = self._differentiate_goodness(activities, part, upstream, pull)
         total = None
-        if embedding_gradient is not None and self._method.adds_embedding and similarity is None:
+        if embedding_gradient is not None and self._reading.adds_embedding and similarity is None:
             total = embedding_gradient.sum(dim=0)
         if similarity is not None:
             term, by_preactivation = similarity
@@ -281,7 +282,7 @@ class LayerTrainer:
 
         `pull` (num_units,) is added for the positive.
         """
-        return self._method.differentiate(
+        return self._reading.differentiate(
             *(self.layer, self._goodness, activities, part.candidates, upstream, pull, self._workspace),
             embedding=embedding,
         )
@@ -322,37 +323,37 @@ class LayerTrainer:
 
         Where candidates share a row, the product that trains the layer also says which ones to choose.
         """
-        is_open, shares_row = part.noise is not None, self._method.shares_row
+        is_open, shares_row = part.noise is not None, self._candidates.shares_row
         if is_open and not shares_row:
             part = self._choose(part, self._sweep_rows(part))
-        rows = self._method.select(part.block, part.index, part.candidates, self._workspace)
+        rows = self._candidates.select(part.block, part.index, part.candidates, self._workspace)
         if self._config.network.dropout:
-            shared = 1 if shares_row else self._method.num_candidates
+            shared = 1 if shares_row else self._candidates.num_candidates
             drop_features_(rows, self._config.network.dropout, shared, generator, self._workspace)
         preactivations = self.layer.preactivations(rows)
         if is_open and shares_row:
-            part = self._choose(part, self._method.sweep(self.layer, self._goodness, preactivations, len(rows)))
+            part = self._choose(part, self._reading.sweep(self.layer, self._goodness, preactivations, len(rows)))
         return part, rows, preactivations
 
     def _sweep_rows(self, part: MicroBatch) -> Tensor:
         """The goodness of all rows of each sample that negatives are chosen from: (n, choices)."""
-        method, found = self._method, []
-        first = part.index.unsqueeze(1) * method.num_training_rows  # of a sample's rows
-        swept = first + (torch.arange(method.num_choices, device=self._device) if part.pool is None else part.pool)
-        for index in swept.split(samples_in_sweep(len(swept), method.num_candidates, method.num_choices)):
+        num_candidates, num_choices, found = self._candidates.num_candidates, self._candidates.num_choices, []
+        first = part.index.unsqueeze(1) * self._num_rows  # of a sample's rows
+        swept = first + (torch.arange(num_choices, device=self._device) if part.pool is None else part.pool)
+        for index in swept.split(samples_in_sweep(len(swept), num_candidates, num_choices)):
             preactivations = self.layer.preactivations(take_rows(part.block, index.flatten(), self._workspace))
-            found.append(method.sweep(self.layer, self._goodness, preactivations, len(index)))
+            found.append(self._reading.sweep(self.layer, self._goodness, preactivations, len(index)))
         return torch.cat(found)
 
     def _choose(self, part: MicroBatch, goodness: Tensor) -> MicroBatch:
         """The part with the negatives that its noise and this goodness (n, choices) of the layer choose."""
-        sampler, noise, pool, positives = self._method.informed, part.noise, part.pool, part.candidates[:, :1]
+        sampler, noise, pool, positives = self._candidates.informed, part.noise, part.pool, part.candidates[:, :1]
         assert sampler is not None, "only such a sampler has noise drawn"
         assert noise is not None
         goodness = goodness * self._weight
         if part.others is not None:
             goodness += part.others if pool is None else part.others.gather(1, pool)
-        logits, num_negatives = goodness.mul_(self._config.objective.scale), self._method.num_candidates - 1
+        logits, num_negatives = goodness.mul_(self._config.objective.scale), self._candidates.num_candidates - 1
         if pool is None:
             wrong = sampler.choose(logits.scatter_(1, positives, -torch.inf), noise, num_negatives)
         else:
@@ -363,8 +364,8 @@ class LayerTrainer:
 
     def read_goodness(self, preactivations: Tensor, candidates: Tensor) -> tuple[list[Tensor], Tensor]:
         """Each candidate's activities, and their goodness (n, 1 + K). May overwrite `preactivations`."""
-        activities = self._method.activities(self.layer, preactivations, candidates, self._workspace)
-        goodness = self._method.measure(self.layer, self._goodness, activities, candidates)
+        activities = self._reading.activities(self.layer, preactivations, candidates, self._workspace)
+        goodness = self._reading.measure(self.layer, self._goodness, activities, candidates)
         if self._weight != 1.0:
             goodness *= self._weight
         return activities, goodness

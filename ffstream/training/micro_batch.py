@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffstream.field.labels import LabelMethod
+from ffstream.field.labels import Candidates
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Draw:
 
 def draw_for(
     labels: Tensor,
-    method: LabelMethod,
+    candidates: Candidates,
     others: Tensor | None,
     generator: torch.Generator,
     device: torch.device,
@@ -62,16 +62,17 @@ def draw_for(
 ) -> Draw:
     """For samples with these labels (n,), whose goodness of the other tiles is `others` (n, values), on the host.
 
-    `informed`: there is something to tell a sampler that chooses negatives by what the layer makes of them.
+    `informed` is true once the goodness of the layer can rank negatives, from its second epoch on; an informed sampler
+    chooses by it.
     """
-    candidates, noise, pool = method.draw_candidates(labels, generator), None, None
-    if method.informed is not None and informed:
-        pool = method.draw_pool(labels, generator)
-        noise = method.informed.draw_noise(len(labels), method.num_choices, generator)
+    drawn, noise, pool = candidates.draw(labels, generator), None, None
+    if candidates.informed is not None and informed:
+        pool = candidates.draw_pool(labels, generator)
+        noise = candidates.informed.draw_noise(len(labels), candidates.num_choices, generator)
     elif others is not None:
-        others = others.gather(1, candidates)
+        others = others.gather(1, drawn)
     rest = (tensor.to(device) if tensor is not None else None for tensor in (others, noise, pool))
-    return Draw(candidates.to(device), *rest)
+    return Draw(drawn.to(device), *rest)
 
 
 def samples_in_sweep(num_samples: int, num_candidates: int, num_rows: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ffstream.cache import ActivationCache
 from ffstream.cache.transfer import Transfer
 from ffstream.field.goodness import Goodness
-from ffstream.field.labels import LabelMethod
+from ffstream.field.labels import Reading
 from ffstream.field.layers import Layer
 from ffstream.field.network import LayerSpec, hand_on
 from ffstream.field.normalisation import divide_by_length_
@@ -57,7 +57,7 @@ def measure_goodness(
     transfer: Transfer,
     tile: Layer,
     cache: ActivationCache,
-    method: LabelMethod,
+    reading: Reading,
     goodness: Goodness,
     num_units: int,
 ) -> Tensor:
@@ -70,7 +70,7 @@ def measure_goodness(
     for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
         start = cache.layout.stored_range(shard).start
         for chunk in rows.split(chunk_samples(cache.layout.num_rows)):
-            found = method.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight
+            found = reading.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight
             if not len(total):
                 total = torch.zeros(cache.layout.num_stored, found.shape[1])
             total[start : start + len(chunk)] = found

@@ -116,7 +116,7 @@ def first_rows(small_config, digits):
         config = small_config("unsupervised", seed=seed)
         train = make_splits(digits, config)["train"]
         method = make_label_method(config, DataShape(64, 10, image_shape=digits.image_shape))
-        rows_of = InputRows(method, train, Scaling(16.0), seed, held_out=held_out).make()
+        rows_of = InputRows(method.rows, train, Scaling(16.0), seed, held_out=held_out).make()
         return torch.cat([rows_of(slice(start, min(start + part_size, 100))) for start in range(0, 100, part_size)])
 
     return make
@@ -143,7 +143,7 @@ def test_row_zero_is_the_image_and_the_others_are_not(first_rows, small_config, 
 def test_a_step_shows_the_image_and_distinct_hybrids(small_config):
     config = small_config("unsupervised", negatives__per_sample=4, negatives__per_step=3)
     method = make_label_method(config, DataShape(64, 10, image_shape=(8, 8)))
-    candidates = method.draw_candidates(torch.zeros(200, dtype=torch.int64), generator())
+    candidates = method.candidates.draw(torch.zeros(200, dtype=torch.int64), generator())
     assert not candidates[:, 0].any()
     assert candidates[:, 1:].unique().tolist() == [1, 2, 3, 4]
     assert all(len(set(row)) == 4 for row in candidates.tolist())

@@ -48,9 +48,9 @@ def test_rows_have_the_promised_number_and_unit_rms(name):
     method, _ = make(name)
     images, labels, generator = draw()
     made = {
-        method.num_training_rows: method.training_rows(images, labels, generator),
-        method.num_sweep_rows: method.sweep_rows(images),
-        1: method.neutral_rows(images),
+        method.rows.num_training_rows: method.rows.training_rows(images, labels, generator),
+        method.rows.num_sweep_rows: method.rows.sweep_rows(images),
+        1: method.rows.neutral_rows(images),
     }
     for num_rows, rows in made.items():
         assert rows.shape == (NUM_SAMPLES, num_rows, NUM_FEATURES)
@@ -61,10 +61,10 @@ def test_rows_have_the_promised_number_and_unit_rms(name):
 def test_overlay_candidates_show_the_true_label_first_and_then_wrong_ones(name):
     method, _ = make(name)
     images, labels, generator = draw()
-    rows = method.training_rows(images, labels, generator)
-    candidates = method.draw_candidates(labels, generator)
+    rows = method.rows.training_rows(images, labels, generator)
+    candidates = method.candidates.draw(labels, generator)
     index = torch.tensor([5, 0, 3])
-    chosen = method.select(rows, index, candidates[index], workspace()).view(3, len(index), NUM_FEATURES)
+    chosen = method.candidates.select(rows, index, candidates[index], workspace()).view(3, len(index), NUM_FEATURES)
     shown = chosen[:, :, :NUM_CLASSES]
     assert ((shown > 0).sum(-1) == 1).all()
     shown_labels = shown.argmax(-1)
@@ -88,24 +88,24 @@ def test_negatives_are_chosen_from_a_pool_of_distinct_wrong_labels(changes, num_
     config = ff.Config().override({"labels.method": "overlay"} | changes)
     method = make_label_method(config, DataShape(12, 5))
     labels = torch.arange(400) % 5
-    pool = method.draw_pool(labels, torch.Generator().manual_seed(0))
-    assert method.num_in_pool == num_in_pool
+    pool = method.candidates.draw_pool(labels, torch.Generator().manual_seed(0))
+    assert method.candidates.num_in_pool == num_in_pool
     if num_in_pool is None:
         assert pool is None
-        assert method.num_choices == method.num_training_rows
+        assert method.candidates.num_choices == method.rows.num_training_rows
         return
-    assert method.num_choices == pool.shape[1] == num_in_pool
+    assert method.candidates.num_choices == pool.shape[1] == num_in_pool
     assert all(len(set(row)) == num_in_pool for row in pool.tolist())
-    positives = method.draw_candidates(labels, torch.Generator())[:, :1]
+    positives = method.candidates.draw(labels, torch.Generator())[:, :1]
     assert (pool != positives).all()
-    assert (pool < method.num_training_rows).all()
-    assert pool[positives.squeeze(1) == 0].unique().tolist() == list(range(1, method.num_training_rows))
+    assert (pool < method.rows.num_training_rows).all()
+    assert pool[positives.squeeze(1) == 0].unique().tolist() == list(range(1, method.rows.num_training_rows))
 
 
 def test_overlay_leaves_the_other_features_in_proportion():
     method, _ = make("overlay")
     images, _, _ = draw()
-    rest = method.sweep_rows(images)[:, :, NUM_CLASSES:]
+    rest = method.rows.sweep_rows(images)[:, :, NUM_CLASSES:]
     ratio = rest / images[:, None, NUM_CLASSES:]
     torch.testing.assert_close(ratio, ratio[:, :, :1].expand_as(ratio))
 
@@ -149,11 +149,11 @@ def test_goodness_and_gradients_are_those_of_the_definition(name, first_unit, nu
     layer.compute_dtype = torch.float64
     goodness = GOODNESSES[goodness_name]
     images, labels, generator = draw()
-    block = method.training_rows(images.double(), labels, generator)
-    candidates = method.draw_candidates(labels, generator)
-    assert candidates.shape == (NUM_SAMPLES, method.num_candidates)
-    rows = method.select(block, torch.arange(NUM_SAMPLES), candidates, workspace())
-    upstream = torch.randn(NUM_SAMPLES, method.num_candidates, generator=generator, dtype=torch.float64)
+    block = method.rows.training_rows(images.double(), labels, generator)
+    candidates = method.candidates.draw(labels, generator)
+    assert candidates.shape == (NUM_SAMPLES, method.candidates.num_candidates)
+    rows = method.candidates.select(block, torch.arange(NUM_SAMPLES), candidates, workspace())
+    upstream = torch.randn(NUM_SAMPLES, method.candidates.num_candidates, generator=generator, dtype=torch.float64)
     pull = torch.randn(num_units, generator=generator, dtype=torch.float64)
 
     leaf = layer.preactivations(rows).detach().requires_grad_()
@@ -162,19 +162,19 @@ def test_goodness_and_gradients_are_those_of_the_definition(name, first_unit, nu
 
     room = workspace()
     with torch.no_grad():
-        activities = method.activities(layer, leaf.detach().clone(), candidates, room)
+        activities = method.reading.activities(layer, leaf.detach().clone(), candidates, room)
         torch.testing.assert_close(activities[0][0].mean(0), positive_mean(name, layer, leaf, candidates))
-        torch.testing.assert_close(method.measure(layer, goodness, activities, candidates), expected)
-        gradient, embedding_gradient = method.differentiate(
+        torch.testing.assert_close(method.reading.measure(layer, goodness, activities, candidates), expected)
+        gradient, embedding_gradient = method.reading.differentiate(
             layer, goodness, activities, candidates, upstream, pull, room
         )
     torch.testing.assert_close(gradient, leaf.grad)
-    assert (embedding_gradient is None) == (layer.label_embedding is None) == (not method.uses_embedding)
+    assert (embedding_gradient is None) == (layer.label_embedding is None) == (not method.reading.uses_embedding)
     if name == "injection":
         layer.label_embedding.grad.index_add_(0, candidates[:, 0], pull.expand(NUM_SAMPLES, -1))
     if embedding_gradient is not None:
         torch.testing.assert_close(embedding_gradient, layer.label_embedding.grad)
-    if method.adds_embedding:
+    if method.reading.adds_embedding:
         torch.testing.assert_close(embedding_gradient.sum(0), gradient.sum(0))
 
 
@@ -189,7 +189,7 @@ def positive_mean(name, layer, preactivations, candidates):
 def test_sweep_equals_one_label_at_a_time(name, room):
     method, layer = make(name)
     images, _, _ = draw()
-    rows = method.sweep_rows(images)
+    rows = method.rows.sweep_rows(images)
     goodness = GOODNESSES["mean" if name == "classifier" else "mean_squares"]
     with torch.no_grad():
         preactivations = layer.preactivations(rows.flatten(0, 1))
@@ -197,14 +197,14 @@ def test_sweep_equals_one_label_at_a_time(name, room):
             every = torch.arange(NUM_CLASSES).expand(NUM_SAMPLES, -1)
             expected = spell_out(name, layer, goodness, preactivations, every)
         else:
-            shown = [rows[:, 0] if method.num_sweep_rows == 1 else rows[:, label] for label in range(NUM_CLASSES)]
-            told = layer.label_embedding if method.uses_embedding else torch.zeros(NUM_CLASSES, 1)
+            shown = [rows[:, 0] if method.rows.num_sweep_rows == 1 else rows[:, label] for label in range(NUM_CLASSES)]
+            told = layer.label_embedding if method.reading.uses_embedding else torch.zeros(NUM_CLASSES, 1)
             expected = torch.stack(
                 [goodness.value(torch.relu(layer(row) + u)) for row, u in zip(shown, told, strict=True)], dim=1
             )
         layer.workspace = workspace() if room else None
         kept = preactivations.clone()
-        torch.testing.assert_close(method.sweep(layer, goodness, preactivations, len(rows)), expected)
+        torch.testing.assert_close(method.reading.sweep(layer, goodness, preactivations, len(rows)), expected)
         assert room or torch.equal(preactivations, kept)
 
 
@@ -213,7 +213,7 @@ def test_all_labels_are_candidates_and_the_true_one_comes_first(name):
     method, _ = make(name)
     _, labels, generator = draw()
     state = generator.get_state()
-    candidates = method.draw_candidates(labels, generator)
+    candidates = method.candidates.draw(labels, generator)
     assert torch.equal(candidates[:, 0], labels)
     assert torch.equal(candidates.sort(dim=1).values, torch.arange(NUM_CLASSES).expand(NUM_SAMPLES, -1))
     assert torch.equal(generator.get_state(), state)  # nothing is drawn
@@ -221,7 +221,7 @@ def test_all_labels_are_candidates_and_the_true_one_comes_first(name):
 
 @pytest.mark.parametrize("name", READ)
 def test_few_classes_need_no_setting_of_negatives(name):
-    assert make_label_method(ff.Config().override(METHODS[name]), DataShape(3, 2)).num_candidates == 2
+    assert make_label_method(ff.Config().override(METHODS[name]), DataShape(3, 2)).candidates.num_candidates == 2
 
 
 @pytest.mark.parametrize("cuts", [[0, 30], [0, 10, 20, 30], [0, 7, 12, 30], [0, 3, 28, 30]])
@@ -238,9 +238,9 @@ def test_tiles_add_up_to_the_layer(name, cuts, goodness_name):
         tile = blueprint.build_layer(spec, slice(start, stop))
         if tile.label_embedding is not None:
             tile.label_embedding.data = layer.label_embedding.data[:, start:stop]
-        found = method.sweep(tile, goodness, z[:, start:stop].contiguous(), NUM_SAMPLES)
+        found = method.reading.sweep(tile, goodness, z[:, start:stop].contiguous(), NUM_SAMPLES)
         total += found.detach() * goodness.weight(stop - start, 30)
-    torch.testing.assert_close(total, method.sweep(layer, goodness, z, NUM_SAMPLES).detach())
+    torch.testing.assert_close(total, method.reading.sweep(layer, goodness, z, NUM_SAMPLES).detach())
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_what_does_not_fit_the_data_is_refused(settings, num_features, message):
 def test_injection_candidates_are_the_true_label_and_distinct_wrong_ones():
     method, _ = make("injection")
     _, labels, generator = draw()
-    candidates = method.draw_candidates(labels, generator)
+    candidates = method.candidates.draw(labels, generator)
     assert candidates.shape == (NUM_SAMPLES, 3)
     assert torch.equal(candidates[:, 0], labels)
     assert (candidates[:, 1:] != labels.unsqueeze(1)).all()
@@ -276,19 +276,19 @@ def test_injection_candidates_are_the_true_label_and_distinct_wrong_ones():
 def test_all_cached_overlays_stand_in_the_order_of_their_labels():
     method, _ = make("overlay")
     images, labels, generator = draw()
-    rows = method.training_rows(images, labels, generator)
-    assert torch.equal(rows, method.sweep_rows(images))
+    rows = method.rows.training_rows(images, labels, generator)
+    assert torch.equal(rows, method.rows.sweep_rows(images))
     assert torch.equal(rows[:, :, :NUM_CLASSES].argmax(-1), torch.arange(NUM_CLASSES).expand(NUM_SAMPLES, -1))
-    assert torch.equal(method.draw_candidates(labels, generator)[:, 0], labels)
+    assert torch.equal(method.candidates.draw(labels, generator)[:, 0], labels)
 
 
 def test_some_cached_overlays_hold_the_true_label_in_row_zero_only():
     method, _ = make("overlay of two")
     images, labels, generator = draw()
-    shown = method.training_rows(images, labels, generator)[:, :, :NUM_CLASSES].argmax(-1)
+    shown = method.rows.training_rows(images, labels, generator)[:, :, :NUM_CLASSES].argmax(-1)
     assert torch.equal(shown[:, 0], labels)
     assert (shown[:, 1:] != labels.unsqueeze(1)).all()
-    candidates = method.draw_candidates(labels, generator)
+    candidates = method.candidates.draw(labels, generator)
     assert not candidates[:, 0].any()
     assert ((candidates[:, 1:] >= 1) & (candidates[:, 1:] <= 2)).all()
 
@@ -296,10 +296,10 @@ def test_some_cached_overlays_hold_the_true_label_in_row_zero_only():
 def test_the_neutral_overlay_favours_no_label():
     method, _ = make("overlay")
     images, _, _ = draw()
-    shown = method.neutral_rows(images)[:, 0, :NUM_CLASSES]
+    shown = method.rows.neutral_rows(images)[:, 0, :NUM_CLASSES]
     torch.testing.assert_close(shown, shown[:, :1].expand_as(shown))
     expected = torch.cat([torch.full((NUM_SAMPLES, NUM_CLASSES), 1 / NUM_CLASSES), images[:, NUM_CLASSES:]], dim=1)
-    cosine = torch.nn.functional.cosine_similarity(method.neutral_rows(images)[:, 0], expected)
+    cosine = torch.nn.functional.cosine_similarity(method.rows.neutral_rows(images)[:, 0], expected)
     torch.testing.assert_close(cosine, torch.ones(NUM_SAMPLES))
 
 
@@ -308,9 +308,9 @@ def test_the_images_are_left_alone(name):
     method, _ = make(name)
     images, labels, generator = draw()
     kept = images.clone()
-    method.training_rows(images, labels, generator)
-    method.sweep_rows(images)
-    method.neutral_rows(images)
+    method.rows.training_rows(images, labels, generator)
+    method.rows.sweep_rows(images)
+    method.rows.neutral_rows(images)
     assert torch.equal(images, kept)
 
 
@@ -318,12 +318,12 @@ def test_the_images_are_left_alone(name):
 def test_select_takes_each_candidates_row_and_leaves_the_block_alone(name):
     method, _ = make(name)
     images, labels, generator = draw()
-    block = method.training_rows(images, labels, generator)
+    block = method.rows.training_rows(images, labels, generator)
     kept = block.clone()
     index = torch.tensor([6, 1, 1, 4])
-    candidates = method.draw_candidates(labels, generator)[index]
-    rows = method.select(block, index, candidates, workspace())
-    if method.shares_row:
+    candidates = method.candidates.draw(labels, generator)[index]
+    rows = method.candidates.select(block, index, candidates, workspace())
+    if method.candidates.shares_row:
         assert torch.equal(rows, block[index, 0])
     else:
         assert torch.equal(rows, torch.cat([block[index, column] for column in candidates.unbind(1)]))
@@ -335,23 +335,23 @@ def test_select_takes_each_candidates_row_and_leaves_the_block_alone(name):
 def test_a_step_through_a_used_workspace_equals_one_through_a_fresh_one(name):
     method, layer = make(name)
     images, labels, generator = draw()
-    block = method.training_rows(images, labels, generator)
-    candidates = method.draw_candidates(labels, generator)
+    block = method.rows.training_rows(images, labels, generator)
+    candidates = method.candidates.draw(labels, generator)
 
     def step(num_samples, room):
         index, drawn = torch.arange(num_samples), candidates[:num_samples]
         goodness = GOODNESSES["mean" if name == "classifier" else "mean_squares"]
         with torch.no_grad():
-            rows = method.select(block, index, drawn, room)
-            activities = method.activities(layer, layer.preactivations(rows), drawn, room)
-            measured = method.measure(layer, goodness, activities, drawn)
-            found = method.differentiate(layer, goodness, activities, drawn, measured, None, room)
+            rows = method.candidates.select(block, index, drawn, room)
+            activities = method.reading.activities(layer, layer.preactivations(rows), drawn, room)
+            measured = method.reading.measure(layer, goodness, activities, drawn)
+            found = method.reading.differentiate(layer, goodness, activities, drawn, measured, None, room)
             return [measured, *(part for part in found if part is not None)]
 
     used = workspace()
     step(NUM_SAMPLES, used)
     found, expected = step(3, used), step(3, workspace())
-    assert len(found) == len(expected) == 2 + method.uses_embedding
+    assert len(found) == len(expected) == 2 + method.reading.uses_embedding
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -359,7 +359,7 @@ def test_injection_without_an_embedding_is_refused_naming_the_layer():
     method, _ = make("injection")
     _, layer = make("overlay")
     with pytest.raises(ff.ConfigError, match="label embedding, found Linear without"):
-        method.sweep(layer, GOODNESSES["mean_squares"], torch.zeros(2, 7), 2)
+        method.reading.sweep(layer, GOODNESSES["mean_squares"], torch.zeros(2, 7), 2)
 
 
 def test_an_unknown_sampler_is_refused_with_the_nearest():
@@ -370,4 +370,4 @@ def test_an_unknown_sampler_is_refused_with_the_nearest():
 def test_the_limits_themselves_are_allowed():
     settings = {"labels.method": "overlay", "negatives.per_step": 4, "negatives.per_sample": 4}
     method = make_label_method(ff.Config().override(settings), DataShape(NUM_CLASSES, NUM_CLASSES))
-    assert (method.num_training_rows, method.num_sweep_rows) == (5, 5)
+    assert (method.rows.num_training_rows, method.rows.num_sweep_rows) == (5, 5)

@@ -60,7 +60,7 @@ def test_what_is_written_is_a_function_of_the_seed(written, small_data, tmp_path
 def test_layers_read_the_negatives_that_are_given(held_out, written, small_config):
     data = load_dataset(str(written))
     method = make_label_method(small_config(**settings(written)), DataShape(64, 10))
-    rows = InputRows(method, data.train, Scaling(16.0), 0, held_out=held_out).make()(slice(20, 60))
+    rows = InputRows(method.rows, data.train, Scaling(16.0), 0, held_out=held_out).make()(slice(20, 60))
     images, negatives = (tensor[20:60].float() / 16 for tensor in (data.train.images, data.train.negatives))
     every = torch.cat([images.unsqueeze(1), negatives[:, : 1 if held_out else 3]], dim=1).flatten(2)
     assert torch.equal(rows, length_normalise(every))
@@ -92,7 +92,7 @@ def test_shifts_move_negatives_as_their_image(written, small_config):
     method = make_label_method(small_config(**settings(written)), DataShape(64, 10))
     doubled = dataclasses.replace(data.train, negatives=data.train.images.unsqueeze(1).repeat(1, 3, 1, 1))
     shifts = torch.arange(300) % 9
-    rows = InputRows(method, doubled, Scaling(16.0), 0).make(shifts, 1)(slice(0, 300))
+    rows = InputRows(method.rows, doubled, Scaling(16.0), 0).make(shifts, 1)(slice(0, 300))
     assert torch.equal(rows, rows[:, :1].expand_as(rows))
 
 

@@ -37,7 +37,7 @@ def setup(config, digits):
     method, layer = blueprint.method, blueprint.build_layer(blueprint.specs[0])
     images = Scaling(16.0).apply(digits.train.images[:NUM_SAMPLES])
     labels = digits.train.labels[:NUM_SAMPLES]
-    rows = method.training_rows(images, labels, torch.Generator().manual_seed(0))
+    rows = method.rows.training_rows(images, labels, torch.Generator().manual_seed(0))
     return method, layer, rows, labels
 
 
@@ -57,13 +57,17 @@ def train_by_autograd(config, digits, num_epochs):
         for shard in compute_shard_order(cache.layout, config.seed, 0, epoch, num_epochs):
             part = cache.layout.shard_range(shard)
             batches = compute_batches(part.stop - part.start, config.batch, generator)
-            candidates = method.draw_candidates(labels[part], generator)
-            informed = method.informed is not None and epoch > 0
+            candidates = method.candidates.draw(labels[part], generator)
+            informed = method.candidates.informed is not None and epoch > 0
             if informed:
-                pool = method.draw_pool(labels[part], generator)
-                noise = -torch.empty(len(candidates), method.num_choices).exponential_(generator=generator).log()
+                pool = method.candidates.draw_pool(labels[part], generator)
+                noise = (
+                    -torch.empty(len(candidates), method.candidates.num_choices).exponential_(generator=generator).log()
+                )
                 if pool is not None:
-                    noise = torch.full((len(candidates), method.num_values), -torch.inf).scatter(1, pool, noise)
+                    noise = torch.full((len(candidates), method.candidates.num_values), -torch.inf).scatter(
+                        1, pool, noise
+                    )
             for index in batches:
                 progress = (epoch + taken / len(labels)) / config.epochs
                 factor = 1.0 if progress < 0.5 else 2 * (1 - progress)
@@ -76,7 +80,7 @@ def train_by_autograd(config, digits, num_epochs):
 
                 shown = candidates[index]  # (n, 1 + K)
                 if informed:  # by goodness and noise, the largest that are not the positive
-                    every = torch.arange(method.num_values).expand(len(index), -1)
+                    every = torch.arange(method.candidates.num_values).expand(len(index), -1)
                     h = torch.relu(preactivations(rows[part][index], every)).flatten(0, 1)
                     keys = goodness.value(h).view(len(index), -1) * config.objective.scale + noise[index]
                     order = keys.argsort(dim=1, descending=True)
@@ -157,7 +161,9 @@ def test_figures_are_those_of_the_batches(small_config, digits):
     method, layer, rows, labels = setup(config, digits)
     cache = Rows(rows)
     figures = LayerTrainer(layer, 0, describe(config), torch.device("cpu")).train_epoch(cache, cache, labels, 0)
-    goodness = method.sweep(layer, GOODNESSES["mean_squares"], layer.preactivations(rows[:, 0]).detach(), len(rows))
+    goodness = method.reading.sweep(
+        layer, GOODNESSES["mean_squares"], layer.preactivations(rows[:, 0]).detach(), len(rows)
+    )
     positive = goodness.gather(1, labels.unsqueeze(1)).mean()
     assert figures.num_samples == NUM_SAMPLES
     assert figures.goodness_positive == pytest.approx(float(positive), rel=1e-4)

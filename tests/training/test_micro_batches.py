@@ -30,13 +30,13 @@ def take_steps(config, digits, dtype):
     layer.compute_dtype = dtype
     labels = digits.train.labels[:96]
     images = Scaling(16.0).apply(digits.train.images[:96])
-    block = method.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
+    block = method.rows.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
     trainer = LayerTrainer(layer, 0, blueprint, CPU)
     figures = []
     for step in range(5):
         generator = torch.Generator().manual_seed(step)
-        others = torch.rand(len(labels), method.num_values, generator=generator)
-        drawn = draw_for(labels, method, others, generator, CPU, informed=step > 1)
+        others = torch.rand(len(labels), method.candidates.num_values, generator=generator)
+        drawn = draw_for(labels, method.candidates, others, generator, CPU, informed=step > 1)
         index = torch.randperm(len(labels), generator=generator)[:32]
         figures.append(trainer.step([drawn.take(block, index)], 32, 1.0, generator))
     return layer.state_dict(), torch.stack(figures)
@@ -120,8 +120,8 @@ def train_an_epoch(config, digits, dtype, num_samples=96):
     layer.compute_dtype = dtype
     labels = digits.train.labels[:num_samples]
     images = Scaling(16.0).apply(digits.train.images[:num_samples])
-    rows = method.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
-    layout = CacheLayout(num_samples, method.num_training_rows, 64, "fp32", config.cache.shard_samples)
+    rows = method.rows.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
+    layout = CacheLayout(num_samples, method.rows.num_training_rows, 64, "fp32", config.cache.shard_samples)
     cache = MemoryCache(layout, CPU)
     for shard in range(layout.num_shards):
         cache.store(shard, rows[layout.shard_range(shard)])

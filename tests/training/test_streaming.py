@@ -58,7 +58,7 @@ def train_resident(config):
     blueprint = describe(config, dataset.num_features, dataset.num_classes, dataset.image_shape)
     specs = blueprint.specs
     layers = [blueprint.build_layer(spec) for spec in specs]
-    rows = InputRows(blueprint.method, train, Scaling(dataset.scale()), config.seed).make()(slice(0, len(train)))
+    rows = InputRows(blueprint.method.rows, train, Scaling(dataset.scale()), config.seed).make()(slice(0, len(train)))
     rows = as_cached(rows, config.cache.dtype)
     for spec, layer in zip(specs, layers, strict=True):
         layout = CacheLayout(len(rows), rows.shape[1], rows.shape[2], config.cache.dtype, config.cache.shard_samples)
@@ -286,7 +286,7 @@ def test_cached_rows_carry_no_graph_and_no_gradient_reaches_them(small_config, d
     config = dataclasses.replace(small_config(), batch=8)
     blueprint = describe(config)
     trainer = LayerTrainer(blueprint.build_layer(blueprint.specs[0]), 0, blueprint, torch.device("cpu"))
-    rows = blueprint.method.sweep_rows(Scaling(16.0).apply(digits.train.images[:80])).requires_grad_()
+    rows = blueprint.method.rows.sweep_rows(Scaling(16.0).apply(digits.train.images[:80])).requires_grad_()
     resident = ResidentRows(rows, CacheLayout(80, 1, 64, "fp32", 80))
     trainer.train_epoch(resident, resident, digits.train.labels[:80], 0)
     assert rows.grad is None

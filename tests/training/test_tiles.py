@@ -78,13 +78,13 @@ def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, 
     layer.compute_dtype = dtype
     tiles = cut(layer, describe(config).tiles)
     images, labels = rows
-    block = method.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
+    block = method.rows.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
     trainer = LayerTrainer(layer, 0, blueprint, CPU)
     trainers = make_exact_trainers(tiles, 0, blueprint, CPU)
     before = layer.weight.detach().clone()
     for step in range(5):
         generator = torch.Generator().manual_seed(step)
-        candidates = method.draw_candidates(labels, generator)
+        candidates = method.candidates.draw(labels, generator)
         index = torch.randperm(len(labels), generator=generator)[:32]
         state = generator.get_state()
         trainer.step([MicroBatch(block, index, candidates[index])], 32, 1.0, generator)
@@ -102,7 +102,7 @@ def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, 
 def test_only_the_first_tile_is_trained_adversarially(digits):
     """On top of others a step is that without perturbation; the first tile's is not."""
     config = ff.Config(layers=1, width=40, batch=64).override({"precision": "fp32", "cache.shard_samples": 64})
-    block = describe(config).method.sweep_rows(Scaling(16.0).apply(digits.train.images[:64]))
+    block = describe(config).method.rows.sweep_rows(Scaling(16.0).apply(digits.train.images[:64]))
     index, candidates = torch.arange(64), torch.stack([torch.arange(64) % 10, (torch.arange(64) + 3) % 10], dim=1)
 
     def step(perturbation, others):
@@ -145,8 +145,8 @@ def test_a_later_tile_sees_the_goodness_of_those_before(recipe, small_config, ro
     blueprint = describe(config)
     method, second = blueprint.method, blueprint.tiles[1]
     images, labels = rows
-    block = method.training_rows(images, labels, torch.Generator())
-    candidates = method.draw_candidates(labels, torch.Generator())
+    block = method.rows.training_rows(images, labels, torch.Generator())
+    candidates = method.candidates.draw(labels, torch.Generator())
     index = torch.arange(len(labels))
     of_first = torch.rand(candidates.shape, generator=torch.Generator().manual_seed(0))
     sums = []

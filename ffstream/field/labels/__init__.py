@@ -1,23 +1,29 @@
 """How labels and a layer meet: by overlay on the input, by injection into every layer, or at its output alone."""
 
+from collections.abc import Callable
+
 from ffstream.data.shape import DataShape
 from ffstream.errors import ConfigError
-from ffstream.field.labels.base import LabelMethod, take_rows
-from ffstream.field.labels.injection import LabelInjection
-from ffstream.field.labels.overlay import LabelOverlay
-from ffstream.field.labels.read_off import LabelClassifier, LabelGroups
-from ffstream.field.labels.unlabelled import Unlabelled
+from ffstream.field.labels.candidates import Candidates, take_rows
+from ffstream.field.labels.injection import make_injection
+from ffstream.field.labels.method import LabelMethod
+from ffstream.field.labels.overlay import make_overlay
+from ffstream.field.labels.read_off import make_classifier, make_groups
+from ffstream.field.labels.reading import Reading
+from ffstream.field.labels.rows import SampleRows
+from ffstream.field.labels.unlabelled import make_unlabelled
 from ffstream.ground.registry import Registry
 from ffstream.settings.config import Config
 
-LABEL_METHODS: Registry[type[LabelMethod]] = Registry("label method", "labels.method")
-LABEL_METHODS.register("injection", LabelInjection)
-LABEL_METHODS.register("overlay", LabelOverlay)
-LABEL_METHODS.register("groups", LabelGroups)
-LABEL_METHODS.register("classifier", LabelClassifier)
-LABEL_METHODS.register("none", Unlabelled)
+# Each makes a method of a configuration and the shape of the data, or raises ConfigError or DataError.
+LABEL_METHODS: Registry[Callable[[Config, DataShape], LabelMethod]] = Registry("label method", "labels.method")
+LABEL_METHODS.register("injection", make_injection)
+LABEL_METHODS.register("overlay", make_overlay)
+LABEL_METHODS.register("groups", make_groups)
+LABEL_METHODS.register("classifier", make_classifier)
+LABEL_METHODS.register("none", make_unlabelled)
 
-__all__ = ["LABEL_METHODS", "LabelMethod", "make_label_method", "take_rows"]
+__all__ = ["LABEL_METHODS", "Candidates", "LabelMethod", "Reading", "SampleRows", "make_label_method", "take_rows"]
 
 
 def make_label_method(config: Config, data: DataShape) -> LabelMethod:
@@ -25,12 +31,11 @@ def make_label_method(config: Config, data: DataShape) -> LabelMethod:
 
     The shape of an image may be unknown where no training or validation rows are made.
     """
-    method = LABEL_METHODS[config.labels.method]
-    if config.objective.similarity != "none" and not method.shares_row:
-        free = [name for name in LABEL_METHODS if LABEL_METHODS[name].shares_row]
+    method = LABEL_METHODS[config.labels.method](config, data)
+    if config.objective.similarity != "none" and not method.candidates.shares_row:
         raise ConfigError(
             f"config objective.similarity: found {config.objective.similarity!r}, allowed none with labels.method="
-            f"{config.labels.method}; it compares samples by what a layer makes of rows that show no label, those of "
-            f"{', '.join(free)}"
+            f"{config.labels.method}; it compares samples by what a layer makes of rows that show no label, as those "
+            "of labels.method=injection do"
         )
-    return method.make(config, data)
+    return method

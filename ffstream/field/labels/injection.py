@@ -9,35 +9,29 @@ from ffstream.data.shape import DataShape
 from ffstream.device.row_sums import sum_by_label
 from ffstream.device.workspace import ACTIVITIES, Workspace
 from ffstream.field.goodness import Goodness
-from ffstream.field.labels.base import LabelFreeRows, ShownLabels, label_embedding_of, read_num_negatives
+from ffstream.field.labels.candidates import DrawnLabels
+from ffstream.field.labels.method import LabelMethod
+from ffstream.field.labels.reading import ReadingOfShown, label_embedding_of
+from ffstream.field.labels.rows import LabelFreeRows
 from ffstream.field.layers import Layer
-from ffstream.field.negatives import NEGATIVE_SAMPLERS, InformedSampler, NegativeSampler
 from ffstream.settings.config import Config
 
 
-class LabelInjection(ShownLabels, LabelFreeRows):
-    """h = relu(W x + b + U[label]) at every layer: one label-free row a sample, candidates are labels."""
+def make_injection(config: Config, data: DataShape) -> LabelMethod:
+    """h = relu(W x + b + U[label]) at every layer: one label-free row per sample, candidates are labels.
+
+    Raises ConfigError for more negatives than there are wrong labels.
+    """
+    return LabelMethod(LabelFreeRows(), DrawnLabels(data.num_classes, config), _ReadingOfInjected(data.num_classes))
+
+
+class _ReadingOfInjected(ReadingOfShown):
+    """Each candidate's vector is added to the preactivations that all share."""
 
     uses_embedding = adds_embedding = True
 
-    def __init__(self, num_classes: int, sampler: NegativeSampler, num_negatives: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
-        self._sampler = sampler
-        self.informed = sampler if isinstance(sampler, InformedSampler) else None
-        self._num_negatives = num_negatives
-        self.num_candidates = 1 + num_negatives
-        self.num_values = num_classes
-
-    @classmethod
-    def make(cls, config: Config, data: DataShape) -> LabelInjection:
-        """With the negatives of a configuration. Raises ConfigError for more of them than there are wrong labels."""
-        sampler = NEGATIVE_SAMPLERS[config.negatives.sampler]
-        return cls(data.num_classes, sampler, read_num_negatives(config, data.num_classes))
-
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Labels, the true one first: (n, 1 + K)."""
-        wrong = self._sampler(labels, self._num_classes, self._num_negatives, generator)
-        return torch.cat([labels.unsqueeze(1), wrong], dim=1)
 
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace

@@ -1,4 +1,4 @@
-"""Labels at a layer's output alone: no negatives, and one label-free pass for all of them."""
+"""Labels at a layer's output alone: every label has a goodness in one label-free pass, and no negatives are drawn."""
 
 from __future__ import annotations
 
@@ -13,26 +13,45 @@ from ffstream.data.shape import DataShape
 from ffstream.device.workspace import ACTIVITIES, Buffer, Workspace
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import GOODNESSES, Goodness, LinearGoodness
-from ffstream.field.labels.base import LabelFreeRows, label_embedding_of
+from ffstream.field.labels.candidates import AllLabels
+from ffstream.field.labels.method import LabelMethod
+from ffstream.field.labels.reading import Reading, label_embedding_of
+from ffstream.field.labels.rows import LabelFreeRows
 from ffstream.field.layers import Layer
 from ffstream.settings.config import Config
 
 _EMBEDDING_GRADIENT = Buffer("embedding gradient", "gradient")
 
 
-class ReadLabels(LabelFreeRows):
-    """Every label has a goodness of its own in one label-free pass: candidates are all labels, the true one first.
+def make_groups(config: Config, data: DataShape) -> LabelMethod:
+    """Unit u belongs to class u mod C; the goodness of a label is that of its units (CwComp, Papachristodoulou 2024).
 
-    No negatives are drawn.
+    Raises ConfigError for fewer units than classes.
     """
+    if data.num_classes > config.width:
+        raise ConfigError(
+            f"config width: found {config.width}, allowed {data.num_classes} or more with labels.method=groups, "
+            "which gives units to each class"
+        )
+    return LabelMethod(LabelFreeRows(), AllLabels(data.num_classes), _ReadingOfGroups(data.num_classes))
 
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
-        self.num_candidates = self.num_values = num_classes
 
-    def draw_candidates(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """The true label, and the others in their order from there: (n, num_classes)."""
-        return (labels.unsqueeze(1) + torch.arange(self._num_classes)) % self._num_classes
+def make_classifier(config: Config, data: DataShape) -> LabelMethod:
+    """The goodness of label c is the activities' product with M[c], learnt with the layer (Mono-Forward, Gong 2025).
+
+    A local classifier, as in Nokland and Eidnes 2019 (prediction loss). Raises ConfigError for a goodness that is no
+    sum or mean of activities.
+    """
+    if not isinstance(GOODNESSES[config.objective.goodness], LinearGoodness):
+        raise ConfigError(
+            f"config objective.goodness: found {config.objective.goodness!r}, allowed mean or sum with "
+            "labels.method=classifier, whose goodness is a product of activities and learnt weights"
+        )
+    return LabelMethod(LabelFreeRows(), AllLabels(data.num_classes), _ReadingByClassifier())
+
+
+class _ReadingOfAll(Reading):
+    """Candidates share their activities, and all labels are read off them at once."""
 
     def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
         """Goodness of every label, in the order of the candidates."""
@@ -96,8 +115,8 @@ class ReadLabels(LabelFreeRows):
         raise NotImplementedError
 
 
-class LabelGroups(ReadLabels):
-    """Unit u belongs to class u mod C; the goodness of a label is that of its units (CwComp, Papachristodoulou 2024).
+class _ReadingOfGroups(_ReadingOfAll):
+    """The goodness of a label is that of the units of its group.
 
     Groups differ by one unit at most. A mean is over num_units / C, so that tiles add up to the layer; every tile has
     its part of each group.
@@ -106,18 +125,7 @@ class LabelGroups(ReadLabels):
     uses_embedding = False
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes)
         self.num_groups = num_classes
-
-    @classmethod
-    def make(cls, config: Config, data: DataShape) -> LabelGroups:
-        """Raises ConfigError for fewer units than classes."""
-        if data.num_classes > config.width:
-            raise ConfigError(
-                f"config width: found {config.width}, allowed {data.num_classes} or more with labels.method=groups, "
-                "which gives units to each class"
-            )
-        return cls(data.num_classes)
 
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
         """The activities, and copies of them by group: of those that have one unit more, and of the others.
@@ -143,7 +151,7 @@ class LabelGroups(ReadLabels):
             goodness.value(part.flatten(0, 1)).unflatten(0, part.shape[:2]) * self._weight(layer, goodness, part)
             for part in activities[1:]
         ]
-        missing = self._num_classes - sum(part.shape[1] for part in parts)  # of a tile of fewer units than classes
+        missing = self.num_groups - sum(part.shape[1] for part in parts)  # of a tile of fewer units than classes
         if missing:
             parts.append(parts[0].new_zeros(len(parts[0]), missing))
         return torch.cat(parts, dim=1).roll(layer.first_unit, dims=1)
@@ -166,7 +174,7 @@ class LabelGroups(ReadLabels):
 
         Counted from the first unit of the tile: its group is the first.
         """
-        num_units, num_groups = int(activities.shape[1]), self._num_classes  # a tensor where torch.jit traces
+        num_units, num_groups = int(activities.shape[1]), self.num_groups  # a tensor where torch.jit traces
         least, num_larger = divmod(num_units, num_groups)
         found = []
         whole = activities[:, : least * num_groups].unflatten(1, (least, num_groups)) if least else None
@@ -180,27 +188,13 @@ class LabelGroups(ReadLabels):
 
     def _weight(self, layer: Layer, goodness: Goodness, part: Tensor) -> float:
         """By what the value of a group is multiplied: a mean is over as many units as groups have on average."""
-        return goodness.weight(part.shape[2] * self._num_classes, layer.num_units)
+        return goodness.weight(part.shape[2] * self.num_groups, layer.num_units)
 
 
-class LabelClassifier(ReadLabels):
-    """The goodness of label c is the activities' product with M[c], learnt with the layer (Mono-Forward, Gong 2025).
-
-    A local classifier, as in Nokland and Eidnes 2019 (prediction loss). M is the layer's label embedding; the goodness
-    is a sum or a mean over units of h * M[c].
-    """
+class _ReadingByClassifier(_ReadingOfAll):
+    """M is the layer's label embedding; the goodness of label c is a sum or a mean over units of h * M[c]."""
 
     uses_embedding = True
-
-    @classmethod
-    def make(cls, config: Config, data: DataShape) -> LabelClassifier:
-        """Raises ConfigError for a goodness that is no sum or mean of activities."""
-        if not isinstance(GOODNESSES[config.objective.goodness], LinearGoodness):
-            raise ConfigError(
-                f"config objective.goodness: found {config.objective.goodness!r}, allowed mean or sum with "
-                "labels.method=classifier, whose goodness is a product of activities and learnt weights"
-            )
-        return cls(data.num_classes)
 
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
         return [activities.unsqueeze(0)]
@@ -233,5 +227,5 @@ def _aligned(rows: list[Tensor], part: Tensor) -> Iterator[tuple[Tensor, Tensor]
 
 
 def _factor(layer: Layer, goodness: Goodness) -> float:
-    assert isinstance(goodness, LinearGoodness), "`make` sees to it"
+    assert isinstance(goodness, LinearGoodness), "`make_classifier` sees to it"
     return goodness.factor(layer.num_units)
