@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ffstream.cache.transfer import allocate_host
+from ffstream.device import ledger
 from ffstream.device.memory import (
     PeakMeter,
     _find_limits,
@@ -211,3 +212,28 @@ def test_memory_that_cannot_be_locked_is_taken_pageable(monkeypatch):
 )
 def test_whatever_says_that_memory_is_out_is_known_for_it(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+def test_what_was_done_on_paper_before_is_counted_as_it_was():
+    """Shapes that operators give are remembered: the second time, peak, work and results are those of the first."""
+
+    def work():
+        with ledger.Ledger() as book:
+            a = torch.empty(30, 40, device=ledger.PAPER)
+            b = torch.empty(40, 50, device=ledger.PAPER, dtype=torch.bfloat16).t().float().t()
+            c = (a @ b).square().mean(dim=1)
+            order, index = torch.sort(c)
+            parts = torch.stack([order, index.float()], dim=1).flatten().view(2, 30).t().reshape(-1)
+            whole = a.contiguous()  # which is `a` itself
+            real = torch.ones(3) * 2.0
+            kinds = [torch.full((3,), value, device=ledger.PAPER) for value in (1, 1.0, True)]
+            del c, order
+            found = [parts, index, whole, real, *kinds, torch.nn.functional.softplus(a), a.to(torch.float64)]
+            described = [(each.shape, each.stride(), each.dtype, each.device) for each in found]
+            return described, book.peak_bytes, book.live_bytes, book.work, whole is a, real.tolist()
+
+    ledger._outcomes.clear()
+    first = work()
+    assert ledger._outcomes
+    assert work() == first
+    assert first[-1] == [2.0, 2.0, 2.0]
