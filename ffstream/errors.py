@@ -112,3 +112,24 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 
 
 _LONG_LIST = 10
+
+
+def say_unknown(setting: str, noun: str, name: str, names: Iterable[str]) -> str:
+    """What an error says of a part of a name that is not registered."""
+    return (
+        f"config {setting}: unknown {noun} {name!r}; {nearest(name, names)}; one of your own is known once the module "
+        "that registers it is imported (--plugin)"
+    )
+
+
+def say_no_run(path: object) -> str:
+    """What an error says of a folder that no run lies in."""
+    return f"run {path}: no run there (no config.toml); start one with ffstream train --run-dir"
+
+
+def say_unknown_data(source: str, names: Iterable[str]) -> str:
+    """The same of a data set."""
+    return (
+        f"data {source}: neither a known data set, a folder of images by class, nor a .safetensors or .npz file; "
+        f"{nearest(source, names)}"
+    )

@@ -17,12 +17,15 @@ from typer.core import TyperGroup
 
 from ffstream import __version__
 from ffstream.cli.streams import flush_streams, guard_streams
-from ffstream.errors import FFStreamError, OutputError, printable
+from ffstream.errors import FFStreamError, OutputError, RunError, printable, say_no_run
+from ffstream.ground.files import exists, expand_home
 from ffstream.ground.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from ffstream.run.run import Run
 
 _Options = ParamSpec("_Options")
 _FILE_COLUMNS = 120
@@ -47,49 +50,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-
-# typer would call a file that may not be read a wrong option; what reads it says more.
-RunDir = Annotated[Path, typer.Argument(readable=False, metavar="RUN", help="The run directory.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-OneDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-FirstLayer = Annotated[int, typer.Option("--first-layer", help="First layer that counts, from 1; of each stack.")]
-Cache = Annotated[str | None, typer.Option("--cache", help="Cache tier: auto, device, host or disk.")]
-CacheDir = Annotated[
-    str | None,
-    typer.Option(help="Where the disk cache makes a folder of the run's own, such as a larger disk (RUN/cache)."),
-]
-Download = Annotated[bool, typer.Option("--download", help="Fetch the data of the run where they are not there.")]
-AcceptEnvironment = Annotated[
-    bool,
-    typer.Option(
-        "--accept-environment",
-        help="Go on although torch, the processor, a part of your own or whatever decides bits is another by now.",
-    ),
-]
-Budget = Annotated[str | None, typer.Option(help="Most device memory to take, such as 1GiB (most of what is free).")]
-DataRoot = Annotated[
-    str | None,
-    typer.Option("--data-root", help="Where torchvision's archives lie ($FFSTREAM_DATA or the user's cache)."),
-]
-MovedData = Annotated[
-    str | None, typer.Option("--data", help="Where the data of the run are by now, if they were moved.")
-]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--plugin",
-        metavar="MODULE",
-        help="A module that registers parts of your own; may be repeated, as in $FFSTREAM_PLUGINS.",
-    ),
-]
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force",
-        help="Replace a file that is there although this command did not write it; never an input, or a run's.",
-    ),
-]
 
 # What typer raises for options that do not parse, wherever this version of it keeps them.
 _UsageError: Any = typer.BadParameter.__mro__[2]
@@ -246,6 +206,24 @@ def import_plugins(names: list[str] | None) -> None:
     from ffstream.ground.plugins import load_plugins
 
     load_plugins(names or (), search_here=True)
+
+
+def open_run(path: Path, plugins: list[str] | None = None) -> Run:
+    """The run in a folder, with the modules that a user names imported. A folder that is not there is answered first.
+
+    Raises RunError, ConfigError.
+    """
+    check_is_there(path)
+    import_plugins(plugins)
+    from ffstream.run.run import Run
+
+    return Run(path)
+
+
+def check_is_there(path: Path) -> None:
+    """Raise RunError where a run's folder is not there, before torch is imported."""
+    if not exists(expand_home(path)):
+        raise RunError(say_no_run(path))
 
 
 def say(line: str, *, err: bool = False) -> None:

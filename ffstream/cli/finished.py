@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ffstream.cli.app import (
+from ffstream.cli.app import app, check_is_there, open_run, say, show, when_stopped
+from ffstream.cli.options import (
     AcceptEnvironment,
-    DataRoot,
+    DataRootOfRun,
     Download,
     FirstLayer,
     Force,
     Json,
+    Method,
     MovedData,
     OneDevice,
     Plugins,
     RunDir,
-    app,
-    import_plugins,
-    say,
-    show,
-    when_stopped,
+    SplitName,
 )
 from ffstream.errors import ConfigError, to_command
+from ffstream.settings.names import METHODS, SPLITS, check_word
 
 if TYPE_CHECKING:
     from ffstream.data.images import NamedImages
@@ -54,31 +53,25 @@ def _note_unfinished(run: Run) -> None:
 @when_stopped()
 def evaluate(
     run: RunDir,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="goodness (label sweep), fitted (its layers weighted), softmax (linear readout), or auto: goodness "
-            "if labels were shown."
-        ),
-    ] = "auto",
-    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    method: Method = "auto",
+    split: SplitName = "test",
     first_layer: FirstLayer = 2,
     device: OneDevice = "auto",
     data: MovedData = None,
-    data_root: DataRoot = None,
+    data_root: DataRootOfRun = None,
     download: Download = False,
     plugin: Plugins = None,
     accept_environment: AcceptEnvironment = False,
     as_json: Json = False,
 ) -> None:
     """Error of a run on a split, by depth and by class; never more than one layer is on the device."""
+    check_word("method", method, METHODS)
+    check_word("split", split, SPLITS)
+    opened = open_run(run, plugin)
     from rich.console import Console
 
     from ffstream.cli.tables import evaluation_report
-    from ffstream.run.run import Run
 
-    import_plugins(plugin)
-    opened = Run(run)
     _note_unfinished(opened)
     found = opened.evaluate(
         method,
@@ -107,13 +100,7 @@ def predict(
             readable=False, metavar="FILE...", help="Images, folders of them, or arrays (.npy, .npz, .safetensors)."
         ),
     ],
-    method: Annotated[
-        str,
-        typer.Option(
-            help="goodness (label sweep), fitted (its layers weighted as fits the validation split), softmax (the "
-            "readout that evaluate has fitted), or auto: goodness if labels were shown."
-        ),
-    ] = "auto",
+    method: Method = "auto",
     first_layer: FirstLayer = 2,
     uncalibrated: Annotated[
         bool, typer.Option("--uncalibrated", help="Probabilities as they are, for a run without a validation split.")
@@ -124,7 +111,7 @@ def predict(
     force: Force = False,
     device: OneDevice = "auto",
     data: MovedData = None,
-    data_root: DataRoot = None,
+    data_root: DataRootOfRun = None,
     download: Download = False,
     plugin: Plugins = None,
     accept_environment: AcceptEnvironment = False,
@@ -139,13 +126,12 @@ def predict(
         raise ConfigError(f"--output {output}: found {output.suffix or 'no suffix'!r}, allowed .csv or .json")
     if as_json and suffix == ".csv":
         raise ConfigError(f"--json: found with --output {output}, allowed with a .json file; leave one of them out")
+    check_word("method", method, METHODS)
+    found = open_run(run, plugin)
     from ffstream.infer.predictions import is_earlier_csv, is_earlier_json
-    from ffstream.run.run import Run
     from ffstream.storage.outputs import Output
     from ffstream.studies.offline import list_data_files
 
-    import_plugins(plugin)
-    found = Run(run)
     _note_unfinished(found)
     in_json = as_json or suffix == ".json"
     images: NamedImages | None = None
@@ -192,11 +178,10 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """What is done in a run, the figures of each layer, and whether its files are whole."""
+    found = open_run(run)
     from ffstream.cli.tables import layer_table
-    from ffstream.run.run import Run
     from ffstream.settings.sizes import Sizes
 
-    found = Run(run)
     layers, progress = found.layers, found.directory.read_progress()
     if progress and progress[0] != len(layers):  # of a layer that is finished: it goes when the run ends
         progress = None
@@ -237,10 +222,11 @@ def plot(
     force: Force = False,
 ) -> None:
     """A picture of the validation error against depth, a curve for each run; nothing is computed."""
-    from ffstream.run.run import Run
+    for path in runs:
+        check_is_there(path)
     from ffstream.studies.charts import draw_errors
 
-    curves = {str(path): Run(path).validation_errors_by_depth for path in runs}
+    curves = {str(path): open_run(path).validation_errors_by_depth for path in runs}
     try:
         draw_errors(curves, "validation error of the layers to here", output, runs, force=force)
     except ModuleNotFoundError as error:
@@ -260,10 +246,9 @@ def repair(
 
     The exit code is 1 while damage is there.
     """
+    directory = open_run(run).directory
     from ffstream.run.repair import diagnose, put_aside
-    from ffstream.run.run import Run
 
-    directory = Run(run).directory
     found, aside = put_aside(directory) if apply else (diagnose(directory), None)
     for problem in found.problems:
         say(problem)
@@ -286,11 +271,11 @@ def repair(
 @when_stopped("some of it may be removed; do it again")
 def clean(run: RunDir) -> None:
     """Remove from a run what can be made again: its caches, and what killed processes left. Layers stay."""
+    found = open_run(run)
     from ffstream.ground.units import format_bytes
     from ffstream.run.cleaning import clean_run
-    from ffstream.run.run import Run
 
-    num_bytes = clean_run(Run(run))
+    num_bytes = clean_run(found)
     say(f"run {run}: removed {num_bytes:,} bytes ({format_bytes(num_bytes)})")
 
 
@@ -304,10 +289,8 @@ def export(
     accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Write the finished layers to one safetensors file, for ffstream.load()."""
-    from ffstream.run.run import Run
 
-    import_plugins(plugin)
-    found = Run(run)
+    found = open_run(run, plugin)
     _note_unfinished(found)
     num_layers = found.export(file, force=force, accept_environment=accept_environment)
     say(f"{num_layers} layers written to {file}; in Python: ffstream.load({str(file)!r})")

@@ -10,19 +10,8 @@ from typing import Annotated
 
 import typer
 
-from ffstream.cli.app import (
-    DataRoot,
-    Device,
-    Force,
-    Json,
-    Plugins,
-    app,
-    import_plugins,
-    make_console,
-    say,
-    show,
-    when_stopped,
-)
+from ffstream.cli.app import app, check_is_there, import_plugins, make_console, say, show, when_stopped
+from ffstream.cli.options import DataRoot, Device, Force, Json, Plugins
 from ffstream.errors import ConfigError, to_command
 from ffstream.ground.units import parse_integer
 
@@ -146,6 +135,8 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """How fast this machine is at what a run does; with RUN, where its time went and what would help."""
+    if run is not None:
+        check_is_there(run)
     from ffstream.cli.tables import account_report, speeds_report
     from ffstream.device.device import resolve_device
     from ffstream.studies.doctor import examine_machine, examine_run

@@ -10,25 +10,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ffstream.cli.app import (
+from ffstream.cli.app import app, check_is_there, fail, import_plugins, make_console, say, show, stopped_by
+from ffstream.cli.options import (
+    DATA,
+    MEMORY,
+    NETWORK,
+    RENAMED,
+    RUN,
+    TRAINING,
     AcceptEnvironment,
     Budget,
+    BudgetOfRun,
     Cache,
     CacheDir,
+    CacheDirOfRun,
+    CacheOfRun,
     DataRoot,
+    DataRootOfRun,
     Device,
+    DeviceOfRun,
     Download,
     Json,
     MovedData,
     Plugins,
     RunDir,
-    app,
-    fail,
-    import_plugins,
-    make_console,
-    say,
-    show,
-    stopped_by,
+    setting_option,
 )
 from ffstream.errors import ConfigError, OutputError, to_command
 from ffstream.ground.files import exists, expand_home
@@ -42,66 +48,64 @@ if TYPE_CHECKING:
 
 @app.command()
 def train(
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, mnist, fashion-mnist, kmnist, cifar10, a folder by class, .safetensors, .npz (digits)."
-        ),
-    ] = None,
-    layers: Annotated[int | None, typer.Option(help="Number of layers (4).")] = None,
-    width: Annotated[int | None, typer.Option(help="Units a layer (512).")] = None,
-    stack_layers: Annotated[
-        int | None, typer.Option(help="Layers after which one reads the images again (4; 0: never).")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs a layer (20).")] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples a step (auto).")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate (of the recipe).")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Of `ffstream recipes` (inject; deep for over 8 layers of MNIST and the like)."),
-    ] = None,
-    negatives_per_sample: Annotated[
-        str | None, typer.Option(help="Wrong labels (overlay; all) or hybrids cached a sample.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random (0).")] = None,
+    data: Annotated[str | None, setting_option("data", "DATA", DATA)] = None,
+    data_root: DataRoot = None,
+    bad_images: Annotated[str | None, setting_option("bad_images", "WORD", DATA)] = None,
+    standardise: Annotated[str | None, setting_option("standardise", "WORD", DATA)] = None,
+    views: Annotated[int | None, setting_option("views", "N", DATA)] = None,
+    restream: Annotated[bool | None, setting_option("restream", "", DATA, flag="--restream")] = None,
+    max_shift: Annotated[int | None, setting_option("max_shift", "N", DATA)] = None,
+    layers: Annotated[int | None, setting_option("layers", "N", NETWORK)] = None,
+    width: Annotated[int | None, setting_option("width", "N", NETWORK)] = None,
+    stack_layers: Annotated[int | None, setting_option("stack_layers", "N", NETWORK)] = None,
+    recipe: Annotated[str | None, setting_option("recipe", "NAME", TRAINING)] = None,
+    epochs: Annotated[int | None, setting_option("epochs", "N", TRAINING)] = None,
+    batch: Annotated[int | None, setting_option("batch", "N", TRAINING)] = None,
+    lr: Annotated[float | None, setting_option("lr", "X", TRAINING)] = None,
+    negatives_per_sample: Annotated[str | None, setting_option("negatives_per_sample", "N", TRAINING)] = None,
+    seed: Annotated[int | None, setting_option("seed", "N", TRAINING)] = None,
     device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, bf16 or fp32 (auto).")] = None,
+    precision: Annotated[str | None, setting_option("precision", "TYPE", MEMORY)] = None,
+    budget: Budget = None,
+    host_budget: Annotated[str | None, setting_option("host_budget", "SIZE", MEMORY)] = None,
+    disk_budget: Annotated[str | None, setting_option("disk_budget", "SIZE", MEMORY)] = None,
     cache: Cache = None,
     cache_dir: CacheDir = None,
-    cache_dtype: Annotated[str | None, typer.Option(help="Of cached rows: bf16, fp16, fp32 or int8 (bf16).")] = None,
-    views: Annotated[int | None, typer.Option(help="Shifted views cached of every training image (1: none).")] = None,
-    restream: Annotated[
-        bool | None, typer.Option("--restream", help="Shift the training images anew for every epoch.")
-    ] = None,
-    max_shift: Annotated[int | None, typer.Option(help="Pixels by which a shift moves an image at most (2).")] = None,
-    data_root: DataRoot = None,
-    bad_images: Annotated[
-        str | None, typer.Option(help="Files of a folder that cannot be read: refuse or skip (refuse).")
-    ] = None,
-    standardise: Annotated[
-        str | None, typer.Option(help="Bring each to mean 0 and spread 1: none, features or channels (none).")
-    ] = None,
-    budget: Budget = None,
-    host_budget: Annotated[str | None, typer.Option(help="Most host memory for this process.")] = None,
-    disk_budget: Annotated[str | None, typer.Option(help="Most disk space for the run.")] = None,
-    config: Annotated[Path | None, typer.Option(readable=False, help="A TOML file of settings.")] = None,
-    plugin: Plugins = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
-    ] = None,
+    cache_dtype: Annotated[str | None, setting_option("cache_dtype", "TYPE", MEMORY)] = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
             readable=False,
-            help="A folder of its own, missing or empty (a new one below runs, named by data, layers, width and time).",
+            metavar="FOLDER",
+            help="A folder of the run's own, missing or empty. Default: a new one in ./runs, named by data, layers, "
+            "width and time.",
+            rich_help_panel=RUN,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with --run-dir if it is there already.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --run-dir, if there is one.", rich_help_panel=RUN),
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(readable=False, metavar="FILE", help="A TOML file of settings.", rich_help_panel=RUN),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any setting that `ffstream config` lists, such as objective.scale=5; may be repeated.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    plugin: Plugins = None,
     accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Train a network, layer by layer.
 
-    Settings: the recipe's, then --config, then --set, then the options here.
+    A setting is that of the recipe, unless the file of --config has another; --set goes before both, and the options
+    below go before all.
     """
     resolved = _resolve_settings(dict(locals()))
     from ffstream.run.launch import train as start
@@ -158,20 +162,20 @@ app.command()(plan)
 def resume(
     run: RunDir,
     layers: Annotated[int | None, typer.Option(help="Grow the network to this many layers.")] = None,
-    device: Device = None,
-    cache: Cache = None,
-    cache_dir: CacheDir = None,
-    budget: Budget = None,
+    device: DeviceOfRun = None,
+    cache: CacheOfRun = None,
+    cache_dir: CacheDirOfRun = None,
+    budget: BudgetOfRun = None,
     data: MovedData = None,
-    data_root: DataRoot = None,
+    data_root: DataRootOfRun = None,
     download: Download = False,
     plugin: Plugins = None,
     accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Go on with a run after any interruption, or grow a finished one."""
-    from ffstream.run.launch import resume as go_on
-
+    check_is_there(run)
     import_plugins(plugin)
+    from ffstream.run.launch import resume as go_on
 
     _train(
         run,
@@ -232,26 +236,12 @@ def _go_on(path: str) -> str:
 
 _NOT_SETTINGS = ("config", "plugin", "set_", "run_dir", "resume", "accept_environment")
 
-# The options of `train` that are settings of other names.
-_SETTINGS = {
-    "stack_layers": "network.stack_layers",
-    "lr": "optimiser.learning_rate",
-    "negatives_per_sample": "negatives.per_sample",
-    "cache": "cache.tier",
-    "cache_dir": "cache.folder",
-    "cache_dtype": "cache.dtype",
-    "views": "augmentation.views",
-    "restream": "augmentation.restream",
-    "max_shift": "augmentation.max_shift",
-    "budget": "memory.budget",
-    "host_budget": "memory.host_budget",
-    "disk_budget": "memory.disk_budget",
-}
-
 
 def _resolve_settings(options: dict[str, Any]) -> Config:
     """The configuration that the options of `train` ask for."""
+    from ffstream.ground.plugins import has_loaded
     from ffstream.settings.config import Config, flatten, parse_assignment, read_toml
+    from ffstream.settings.names import check_names
     from ffstream.settings.recipes import AUTO, DEFAULT
 
     if options["resume"] and options["run_dir"] is None:
@@ -265,12 +255,14 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
     import_plugins(list(names) if isinstance(names, list) else None)  # whose recipes and parts may be named
     for name, value in options.items():
         if value is not None and name not in _NOT_SETTINGS:
-            given[_SETTINGS.get(name, name)] = value
+            given[RENAMED.get(name, name)] = value
     asked = flatten(settings) | given
     saved = expand_home(options["run_dir"]) / "config.toml" if options["resume"] else None
     if asked.get("recipe", AUTO) == AUTO and saved is not None and exists(saved):
         asked["recipe"] = read_toml(saved).get("recipe", DEFAULT)
     config = Config.from_mapping(asked)
+    if not has_loaded():
+        check_names(config.to_flat())
     if config.recipe not in (asked.get("recipe"), DEFAULT):
         typer.echo(
             f"recipe {config.recipe}, as for all deep networks of images unless one is asked for; of fewer layers it "

@@ -14,7 +14,7 @@ from ffstream.data.own_dataset import check_own
 from ffstream.data.room import Room
 from ffstream.data.scaling import Scaling
 from ffstream.data.sources import SOURCES, TorchvisionSource, default_data_root
-from ffstream.errors import DataError, nearest
+from ffstream.errors import DataError, say_unknown_data
 from ffstream.ground.files import expand_home
 
 __all__ = [
@@ -75,10 +75,7 @@ def load_dataset(
         from ffstream.data.folder_source import load_folder
 
         return load_folder(path, skips_bad=skips_bad, room=room)
-    raise DataError(
-        f"data {source}: neither a known data set, a folder of images by class, nor a .safetensors or .npz file; "
-        f"{nearest(source, SOURCES)}"
-    )
+    raise DataError(say_unknown_data(source, SOURCES))
 
 
 def find_path(source: str, data_root: str) -> Path:

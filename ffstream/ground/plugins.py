@@ -46,6 +46,11 @@ def load_plugins(names: Iterable[str], *, search_here: bool = False) -> None:
                 _load(point.module, f"plugin {point.name} of an installed package", trusted)
 
 
+def has_loaded() -> bool:
+    """Whether any module of other people was imported, which may have registered parts."""
+    return bool(_loaded)
+
+
 def _load(name: str, noun: str, path: list[str]) -> None:
     if name in _loaded:
         return

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
-from ffstream.errors import ConfigError, nearest
+from ffstream.errors import ConfigError, say_unknown
 from ffstream.ground.plugins import digest_sources
 
 T = TypeVar("T")
@@ -76,10 +76,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """Raises ConfigError, naming the nearest known name, when `name` is unknown."""
         if name not in self._parts:
-            raise ConfigError(
-                f"config {self._setting}: unknown {self.noun} {name!r}; {nearest(name, self._parts)}; one of your own "
-                "is known once the module that registers it is imported (--plugin)"
-            )
+            raise ConfigError(say_unknown(self._setting, self.noun, name, self._parts))
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:

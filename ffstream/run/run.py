@@ -14,7 +14,7 @@ from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
 from ffstream.device.device import resolve_device
 from ffstream.device.environment import plain_torch
-from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError, nearest
+from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError
 from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home
 from ffstream.ground.interrupts import Interrupts
@@ -34,15 +34,12 @@ from ffstream.infer.predictions import Predictions, predict, predict_softmax
 from ffstream.infer.readout import evaluate_softmax
 from ffstream.run.cache_set import verify_cache
 from ffstream.settings.config import Config
+from ffstream.settings.names import METHODS, SPLITS, check_word
 from ffstream.storage.checkpoint import RunDirectory
 from ffstream.training.observer import LayerFigures
 
 if TYPE_CHECKING:
     from ffstream.data.images import NamedImages
-
-_METHODS = ("auto", "goodness", "fitted", "softmax")
-_PREDICTING_METHODS = ("auto", "goodness", "fitted", "softmax")
-_SPLITS = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class Run:
         Raises ConfigError, DataError, RunError, DeviceError.
         """
         self.restore_parts(accept=accept_environment)
-        _check_words(first_layer, ("method", method, _METHODS), ("split", split, _SPLITS))
+        _check_words(first_layer, ("method", method, METHODS), ("split", split, SPLITS))
         config, facts = self.config, self.directory.read_data()
         if method == "auto":
             method = "softmax" if config.labels.method == "none" else "goodness"
@@ -167,7 +164,7 @@ class Run:
         `evaluate`. Raises ConfigError, DataError, RunError, DeviceError.
         """
         self.restore_parts(accept=accept_environment)
-        _check_words(first_layer, ("method", method, _PREDICTING_METHODS))
+        _check_words(first_layer, ("method", method, METHODS))
         if method == "fitted" and not calibrated:
             raise ConfigError("method 'fitted': its weights are calibrated by themselves; leave --uncalibrated out")
         directory, config, facts = self.directory, self.config, self.directory.read_data()
@@ -310,8 +307,7 @@ class Run:
 
 def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> None:
     for noun, word, allowed in words:
-        if word not in allowed:
-            raise ConfigError(f"{noun} {word!r}: unknown; {nearest(word, allowed)}")
+        check_word(noun, word, allowed)
     if first_layer < 1:
         raise ConfigError(f"first layer {first_layer}: allowed an integer >= 1")
 

@@ -60,8 +60,15 @@ class Config:
     Raises ConfigError for a value of the wrong type or out of range.
     """
 
-    recipe: str = setting(AUTO, "The named set of settings that the others are laid over. auto: inject, or deep.")
-    data: str = setting("digits", "A known data set, a folder of images by class, or a .safetensors or .npz file.")
+    recipe: str = setting(
+        AUTO,
+        "A named set of settings (`ffstream recipes` lists them). auto: inject, or deep for 9 layers or more of mnist "
+        "and the like.",
+    )
+    data: str = setting(
+        "digits",
+        "digits, mnist, fashion-mnist, kmnist or cifar10; or a folder of images by class, a .safetensors or .npz file.",
+    )
     data_root: str = setting("", "Where archives lie. Empty: $FFSTREAM_DATA, or the user's cache folder.")
     bad_images: str = setting(
         "refuse", "What becomes of files of a folder that cannot be read.", choices=("refuse", "skip")
@@ -231,6 +238,23 @@ def _check_names(names: Any) -> tuple[str, ...]:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             raise ConfigError(f"config plugins: found {show(name)}, allowed a name of a module, my_package.my_module")
     return tuple(names)
+
+
+@dataclass(frozen=True)
+class SettingFacts:
+    """What is known of a setting before it has a value."""
+
+    default: Any  # None where the recipe has it
+    text: str
+    choices: tuple[str, ...]  # all values that it may have, where they can be listed
+
+
+def find_setting(name: str) -> SettingFacts:
+    """Facts of a setting, by its dotted name. Raises KeyError."""
+    section, _, key = name.rpartition(".")
+    fields = {item.name: item for item in dataclasses.fields(_SECTIONS[section] if section else Config)}
+    item = fields[key]
+    return SettingFacts(item.default, item.metadata["help"], tuple(item.metadata.get("choices", ())))
 
 
 def describe_settings() -> list[tuple[str, list[tuple[str, Any, str]]]]:

@@ -42,7 +42,6 @@ class LabelsConfig:
         "injection",
         "injection and overlay show a layer the true label and wrong ones; groups and classifier read the goodness of "
         "every label off one pass without labels; none shows images against hybrids of two.",
-        choices=("injection", "overlay", "groups", "classifier", "none"),
     )
     embedding_std: float = setting(
         1.0, "Standard deviation of each label's row at the start (injection and classifier).", above=0.0
@@ -101,7 +100,7 @@ class ObjectiveConfig:
 class OptimiserConfig:
     """The optimiser of a layer; its learning rate is constant at first, then falls linearly to zero."""
 
-    name: str = setting("adam", "The optimiser.", choices=("adam", "adamw", "sgd"))
+    name: str = setting("adam", "The optimiser: adam, adamw or sgd.")
     learning_rate: float = setting(2e-3, "The learning rate at the start.", above=0.0)
     weight_decay: float = setting(0.0, "The weight decay.", at_least=0.0)
     momentum: float = setting(0.9, "The momentum of sgd.", at_least=0.0, below=1.0)
@@ -149,9 +148,15 @@ class AugmentationConfig:
 class MemoryConfig:
     """What a run may take, as sizes such as 1.5GiB. auto: 80 % of what the machine has."""
 
-    budget: str = setting("auto", "Memory of the device; on a CPU, of a layer's work.", size=True)
-    host_budget: str = setting("auto", "Memory of this process, the interpreter included.", size=True)
-    disk_budget: str = setting("auto", "Disk space of the run directory.", size=True)
+    budget: str = setting(
+        "auto",
+        "Memory of the device, such as 1.5GiB; on a CPU, of a layer's work. auto: 80 % of what there is.",
+        size=True,
+    )
+    host_budget: str = setting(
+        "auto", "Memory of this process, the interpreter included. auto: 80 % of what there is.", size=True
+    )
+    disk_budget: str = setting("auto", "Disk space of the run directory. auto: 80 % of what is free.", size=True)
 
 
 @documented

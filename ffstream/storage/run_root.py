@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data.facts import DataFacts
-from ffstream.errors import CorruptFileError, RunError, RunMismatchError, StorageError
+from ffstream.errors import CorruptFileError, RunError, RunMismatchError, StorageError, say_no_run
 from ffstream.ground.files import storage_errors
 from ffstream.ground.folder import TEMPORARY, Folder
 from ffstream.ground.lock import RunLock
@@ -79,7 +79,7 @@ class RunRoot:
         if found.error is not None:
             raise found.error
         if found.state is FolderState.FREE:
-            raise RunError(f"run {self.path}: no run there (no {CONFIG}); start one with ffstream train --run-dir")
+            raise RunError(say_no_run(self.path))
         if not found.is_run:
             raise RunError(f"run {self.path}: no run there: the folder {found.problem}")
 

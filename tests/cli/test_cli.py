@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -12,7 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ffstream as ff
+from ffstream.cli import training
+from ffstream.cli.options import DATA_SETS, RENAMED
+from ffstream.data.sources import SOURCES
 from tests.helpers import InterruptAt, layer_digests, run_cli, run_process
+from tests.warm import run_python
 
 SMALL = ["--layers", "2", "--width", "32", "--epochs", "4", "--device", "cpu"]
 
@@ -129,6 +135,40 @@ def test_every_command_is_described():
     for command in ("train", "resume", "evaluate", "inspect", "export"):
         assert command in output
         assert run_cli(command, "--help")[0] == 0
+
+
+def test_help_shows_the_default_of_every_setting_and_offers_what_there_is(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    output = run_cli("train", "--help")[1]
+    flat = ff.Config().to_flat()
+    for parameter in inspect.signature(training.train).parameters:
+        name = RENAMED.get(parameter, parameter)
+        if name in flat and name not in ("augmentation.restream", "plugins", "recipe"):
+            option = f"--{parameter.replace('_', '-')} "
+            line = next(line for line in output.splitlines() if option in line)
+            assert "Default: " in line, line
+            shown = line.partition("Default: ")[2].split()[0].strip(".,")
+            assert flat[name] == "" or shown == str(flat[name]), line
+    assert {name for name in SOURCES if SOURCES.is_built_in(name)} == set(DATA_SETS)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("train --recipe de", "deep"),
+        ("train --cache ", "auto device host disk"),
+        ("plan --data mn", "mnist"),
+        ("resume run --de", "--device"),
+        ("exp", "export"),
+    ],
+)
+def test_a_shell_completes_words(words, offered, tmp_path):
+    words = f"ffstream {words}"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    environment = os.environ | asked | {"_FFSTREAM_COMPLETE": "complete_bash"}
+    code = "import sys; sys.argv[0] = 'ffstream'; from ffstream.entry import main; main()"
+    done = run_python("-c", code, cwd=tmp_path, environment=environment)
+    assert done.stdout.split() == offered.split(), done.stderr
 
 
 BAD_SETTINGS = {
