@@ -32,11 +32,16 @@ if TYPE_CHECKING:
     from ffstream.errors import StorageError as StorageError
     from ffstream.field.goodness import GOODNESSES as GOODNESSES
     from ffstream.field.goodness import Goodness as Goodness
+    from ffstream.field.labels import LABEL_METHODS as LABEL_METHODS
+    from ffstream.field.labels import LabelMethod as LabelMethod
     from ffstream.field.layers import LAYER_KINDS as LAYER_KINDS
     from ffstream.field.layers import Layer as Layer
     from ffstream.field.negatives import NEGATIVE_SAMPLERS as NEGATIVE_SAMPLERS
     from ffstream.field.objectives import OBJECTIVES as OBJECTIVES
     from ffstream.field.objectives import Objective as Objective
+    from ffstream.field.optimisers import OPTIMISERS as OPTIMISERS
+    from ffstream.field.optimisers import Optimiser as Optimiser
+    from ffstream.field.similarity import SIMILARITIES as SIMILARITIES
     from ffstream.infer.evaluation import Evaluation as Evaluation
     from ffstream.infer.model import FFNetwork as FFNetwork
     from ffstream.infer.model import load_network
@@ -73,13 +78,17 @@ _PUBLIC = {
     "FFStreamError": ("errors", "FFStreamError"),
     "GOODNESSES": ("field.goodness", "GOODNESSES"),
     "Goodness": ("field.goodness", "Goodness"),
+    "LABEL_METHODS": ("field.labels", "LABEL_METHODS"),
     "LAYER_KINDS": ("field.layers", "LAYER_KINDS"),
+    "LabelMethod": ("field.labels", "LabelMethod"),
     "Layer": ("field.layers", "Layer"),
     "LayerFigures": ("training.observer", "LayerFigures"),
     "NEGATIVE_SAMPLERS": ("field.negatives", "NEGATIVE_SAMPLERS"),
     "OBJECTIVES": ("field.objectives", "OBJECTIVES"),
+    "OPTIMISERS": ("field.optimisers", "OPTIMISERS"),
     "Objective": ("field.objectives", "Objective"),
     "Observer": ("training.observer", "Observer"),
+    "Optimiser": ("field.optimisers", "Optimiser"),
     "OutputError": ("errors", "OutputError"),
     "Plan": ("plan.plan", "Plan"),
     "Predictions": ("infer.predictions", "Predictions"),
@@ -88,6 +97,7 @@ _PUBLIC = {
     "RunLockedError": ("errors", "RunLockedError"),
     "RunMismatchError": ("errors", "RunMismatchError"),
     "RunOutline": ("training.observer", "RunOutline"),
+    "SIMILARITIES": ("field.similarity", "SIMILARITIES"),
     "SOURCES": ("data", "SOURCES"),
     "Split": ("data", "Split"),
     "StorageError": ("errors", "StorageError"),

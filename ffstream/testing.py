@@ -29,11 +29,15 @@ import torch
 from torch import Tensor
 
 from ffstream.data import SOURCES, load_dataset
+from ffstream.data.shape import DataShape
+from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError
+from ffstream.field.blueprint import Blueprint
 from ffstream.field.goodness import GOODNESSES
 from ffstream.field.layers import LAYER_KINDS, Layer
 from ffstream.field.negatives import NEGATIVE_SAMPLERS, InformedSampler
 from ffstream.field.objectives import OBJECTIVES
+from ffstream.field.optimisers import OPTIMISERS
 from ffstream.field.parts import describe_parts
 from ffstream.field.similarity import SIMILARITIES
 from ffstream.run.launch import make_plan, train
@@ -162,6 +166,77 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
     if kind.tileable:
         _check_tile(layer, kind, rows, found)
     _check_training({"network.kind": name}, settings)
+
+
+def check_optimiser(name: str, settings: Settings | None = None) -> None:
+    """Some rows at a time are updated as all at once, in place and alone; then it trains."""
+    optimiser, config = OPTIMISERS[name], _make_config({"optimiser.name": name}, settings).optimiser
+    names = optimiser.state_names
+    _claim(len(set(names)) == len(names), f"state_names are {names}, expected names that differ")
+    _claim(set(optimiser.slow_names) <= set(names), f"slow_names are {optimiser.slow_names}, expected some of {names}")
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.randn(_NUM_ROWS, _NUM_UNITS, generator=generator)
+    gradients = torch.randn(3, _NUM_ROWS, _NUM_UNITS, generator=generator)
+
+    def take_steps(parts: list[slice]) -> list[Tensor]:
+        own, state = parameter.clone(), [torch.zeros_like(parameter) for _ in names]
+        for step, gradient in enumerate(gradients):
+            for part in parts:
+                num_steps, given = torch.tensor(float(step)), gradient[part].clone()
+                optimiser.update_(own[part], given, [each[part] for each in state], num_steps, 0.01, config)
+                _claim(float(num_steps) == step, "update_ counts num_steps up, which is left as it is")
+        return [own, *state]
+
+    whole = take_steps([slice(None)])
+    _claim(all(bool(tensor.isfinite().all()) for tensor in whole), "update_ gives what is not finite")
+    _claim(not torch.equal(whole[0], parameter), "update_ leaves the parameter as it is")
+    for found, expected in zip(take_steps([slice(0, 2), slice(2, None)]), whole, strict=True):
+        _same(found, expected, "update_ of some rows depends on the rows beside them")
+    _check_training({"optimiser.name": name}, settings)
+
+
+def check_label_method(name: str, settings: Settings | None = None) -> None:
+    """Its rows, candidates and gradients are those that a sweep of all labels has; then it trains."""
+    config = _make_config({"labels.method": name}, settings)
+    blueprint = Blueprint.of(config.override({"cache.shard_samples": 512}), DataShape(64, 10, {}, (8, 8)))
+    rows, candidates, reading = blueprint.method.rows, blueprint.method.candidates, blueprint.method.reading
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(_NUM_ROWS) % 10
+    images = torch.rand(_NUM_ROWS, 64, generator=generator)
+    mixed = torch.rand(_NUM_ROWS, rows.num_training_rows, 64, generator=generator) if rows.mixes_samples else images
+    block = rows.training_rows(mixed, labels, generator)
+    for words, found, num_rows in (
+        ("training_rows", block, rows.num_training_rows),
+        ("sweep_rows", rows.sweep_rows(images), rows.num_sweep_rows),
+        ("neutral_rows", rows.neutral_rows(images), 1),
+    ):
+        expected = (_NUM_ROWS, num_rows, 64)
+        _claim(found.shape == expected, f"{words} have shape {tuple(found.shape)}, expected {expected}")
+    first, again = (candidates.draw(labels, torch.Generator().manual_seed(5)) for _ in range(2))
+    is_shaped = first.shape == (_NUM_ROWS, candidates.num_candidates) and first.dtype == torch.int64
+    _claim(is_shaped, f"draw gives {first.dtype} {tuple(first.shape)}")
+    _claim(torch.equal(first, again), "draw gives other candidates from the same generator")
+    _claim(bool(((first >= 0) & (first < candidates.num_values)).all()), "draw gives more values than num_values")
+    _check_distinct(first)
+    layer = blueprint.build_layer(blueprint.specs[0])
+    upstream = torch.randn(first.shape, generator=generator)
+    with torch.enable_grad():  # through a sweep of the training rows, of which the candidates are taken
+        every = layer.preactivations(block.flatten(0, 1)).detach().requires_grad_()
+        swept = reading.sweep(layer, blueprint.goodness, every, _NUM_ROWS)
+        expected_goodness = swept.gather(1, first)
+        (expected_gradient,) = torch.autograd.grad(expected_goodness, every, upstream)
+    room = layer.workspace = Workspace(torch.device("cpu"))
+    with torch.no_grad():
+        shown = candidates.select(block, torch.arange(_NUM_ROWS), first, room)
+        activities = reading.activities(layer, layer.preactivations(shown).clone(), first, room)
+        found = reading.measure(layer, blueprint.goodness, activities, first)
+        _same(found, expected_goodness.detach(), "measure gives another goodness than sweep")
+        gradient, _ = reading.differentiate(layer, blueprint.goodness, activities, first, upstream, None, room)
+    if not candidates.shares_row:
+        place = torch.arange(_NUM_ROWS).unsqueeze(1) * rows.num_training_rows + first
+        expected_gradient = expected_gradient[place.t().flatten()]
+    _same(gradient, expected_gradient, "differentiate gives another gradient than that of sweep")
+    _check_training({"labels.method": name}, settings)
 
 
 def check_source(name: str, settings: Settings | None = None) -> None:

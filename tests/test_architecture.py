@@ -22,9 +22,10 @@ __main__
 
 PUBLIC = """
 BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation FFNetwork
-FFStreamError GOODNESSES Goodness LAYER_KINDS Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES Objective Observer
-OutputError Plan Predictions Run RunError RunLockedError RunMismatchError RunOutline SOURCES Split StorageError
-__version__ draw_errors load load_dataset load_images make_plan register_recipe resume train write_negatives
+FFStreamError GOODNESSES Goodness LABEL_METHODS LAYER_KINDS LabelMethod Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES
+OPTIMISERS Objective Observer Optimiser OutputError Plan Predictions Run RunError RunLockedError RunMismatchError
+RunOutline SIMILARITIES SOURCES Split StorageError __version__ draw_errors load load_dataset load_images make_plan
+register_recipe resume train write_negatives
 """.split()
 
 

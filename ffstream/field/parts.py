@@ -12,6 +12,7 @@ from ffstream.field.labels import LABEL_METHODS
 from ffstream.field.layers import LAYER_KINDS
 from ffstream.field.negatives import NEGATIVE_SAMPLERS
 from ffstream.field.objectives import OBJECTIVES
+from ffstream.field.optimisers import OPTIMISERS
 from ffstream.field.similarity import SIMILARITIES
 from ffstream.ground.plugins import Untrusted, import_recorded
 from ffstream.ground.registry import Registry
@@ -24,6 +25,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "objective.goodness": GOODNESSES,
     "objective.similarity": SIMILARITIES,
     "negatives.sampler": NEGATIVE_SAMPLERS,
+    "optimiser.name": OPTIMISERS,
     "network.kind": LAYER_KINDS,
 }
 _DATA = "data"

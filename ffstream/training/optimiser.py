@@ -1,46 +1,47 @@
 """The optimiser of one layer: its state, and the update of any group of rows of a parameter.
 
 torch's optimisers want the gradient of a parameter whole. A layer has it in parts, some units at a time, and a part is
-updated as soon as it is there, so that no gradient ever exists whole. The arithmetic is torch's own, fused, in float32.
+updated as soon as it is there, so that no gradient ever exists whole. What an update computes is an `Optimiser`'s.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from ffstream.cache import DTYPES
 from ffstream.device.workspace import Buffer, Workspace
+from ffstream.field.optimisers import OPTIMISERS
 from ffstream.settings.sections import OptimiserConfig
 
-STATE_NAMES = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
-_WIDE = {key: Buffer(f"wide {key}", "gradient") for keys in STATE_NAMES.values() for key in keys}
 _ROUNDING_WORDS = Buffer("rounding words", "gradient")
-_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
-_SLOW = ("exp_avg_sq",)  # averages that move too little in a step for bfloat16 rounded to the nearest
 _WIDE_ROWS = 128  # of a parameter, whose state is in float32 at once where it is kept in bfloat16
+
+
+@functools.cache
+def _wide_buffer(key: str) -> Buffer:
+    """Where some rows of a state that is kept in bfloat16 are in float32: shared by all layers of a workspace."""
+    return Buffer(f"wide {key}", "gradient")
 
 
 class LayerOptimiser:
     """State for each parameter of a layer, of its shape, where the parameter is.
 
-    In bfloat16 Adam's second average is rounded at random, up or down by how near each is: it moves by a thousandth a
-    step, and to the nearest it would be rounded to where it was for ever.
+    In bfloat16 what moves slowly, such as Adam's second average, is rounded at random, up or down by how near each is.
     """
 
     def __init__(self, layer: nn.Module, settings: OptimiserConfig, workspace: Workspace | None = None) -> None:
-        self._settings = settings
+        self._settings, self._optimiser = settings, OPTIMISERS[settings.name]
         self._dtype = DTYPES[settings.state_dtype]
         self._parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
         self._state = {
             f"{name}.{key}": torch.zeros_like(parameter, dtype=self._dtype if self._is_narrow else None)
             for name, parameter in self._parameters.items()
-            for key in STATE_NAMES[settings.name]
+            for key in self._optimiser.state_names
         }
         first = next(iter(self._parameters.values()))
         self._num_steps = torch.zeros((), device=first.device)  # taken before the current one
@@ -64,60 +65,27 @@ class LayerOptimiser:
         """Update rows of a parameter from their gradient. Each row once a step."""
         parameter = self._parameters[name][rows]
         increment_version(parameter)  # which fused updates leave as it is, and casts of the weights go by
-        state = [self._state[f"{name}.{key}"][rows] for key in STATE_NAMES[self._settings.name]]
+        keys, slow = self._optimiser.state_names, self._optimiser.slow_names
+        state = [self._state[f"{name}.{key}"][rows] for key in keys]
         if not self._is_narrow:
             self._apply(parameter, gradient, state)
             return
-        keys = STATE_NAMES[self._settings.name]
-        noise = self._draw_noise(parameter[:_WIDE_ROWS]) if set(keys) & set(_SLOW) else None
+        noise = self._draw_noise(parameter[:_WIDE_ROWS]) if slow else None
         for part, its_gradient, *kept in zip(
             *(t.split(_WIDE_ROWS) for t in (parameter, gradient, *state)), strict=True
         ):
             wide = {
-                key: self._workspace.take(_WIDE[key], tuple(part.shape), torch.float32).copy_(narrow)
+                key: self._workspace.take(_wide_buffer(key), tuple(part.shape), torch.float32).copy_(narrow)
                 for key, narrow in zip(keys, kept, strict=True)
             }
             self._apply(part, its_gradient, list(wide.values()))
             for (key, value), narrow in zip(wide.items(), kept, strict=True):
-                if key in _SLOW and noise is not None:  # a bfloat16 is the upper half of a float32
+                if key in slow and noise is not None:  # a bfloat16 is the upper half of a float32
                     value.view(torch.int32).add_(noise[: len(value)]).bitwise_and_(-(1 << 16))
                 narrow.copy_(value)
 
     def _apply(self, parameter: Tensor, gradient: Tensor, state: list[Tensor]) -> None:
-        settings = self._settings
-        if settings.name == "sgd":
-            sgd(
-                [parameter],
-                [gradient],
-                [state[0]],
-                fused=True,
-                foreach=False,
-                weight_decay=settings.weight_decay,
-                momentum=settings.momentum,
-                lr=self._learning_rate,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-            )
-            return
-        adam(
-            [parameter],
-            [gradient],
-            [state[0]],
-            [state[1]],
-            [],
-            [self._num_steps.clone()],  # torch counts the step up, once for each part
-            fused=True,
-            foreach=False,
-            decoupled_weight_decay=settings.name == "adamw",
-            amsgrad=False,
-            beta1=_BETA1,
-            beta2=_BETA2,
-            lr=self._learning_rate,
-            weight_decay=settings.weight_decay,
-            eps=_EPSILON,
-            maximize=False,
-        )
+        self._optimiser.update_(parameter, gradient, state, self._num_steps, self._learning_rate, self._settings)
 
     def _draw_noise(self, like: Tensor) -> Tensor:
         """16 bits for each number, which, added to the lower half of a float32, carry over as often as it is near.

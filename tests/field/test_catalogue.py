@@ -9,15 +9,11 @@ import pytest
 import ffstream as ff
 from ffstream.field.catalogue import read_catalogue
 from ffstream.field.goodness import Goodness
-from ffstream.field.labels import LABEL_METHODS
-from ffstream.field.similarity import SIMILARITIES
+from ffstream.field.parts import REGISTRIES
 from ffstream.ground.registry import Registry
 from ffstream.settings.config import Config
 from ffstream.settings.recipes import DESCRIPTIONS, RECIPES
-from ffstream.settings.sections import LabelsConfig
 from tests.helpers import run_cli
-
-REGISTRIES = [LABEL_METHODS, ff.OBJECTIVES, ff.GOODNESSES, SIMILARITIES, ff.NEGATIVE_SAMPLERS, ff.LAYER_KINDS]
 
 
 class Loudest(Goodness):
@@ -43,7 +39,7 @@ def test_everything_registered_is_shown_with_a_line():
     assert code == 0
     found = json.loads(shown)
     assert set(found["recipes"]) == set(RECIPES)
-    assert [set(parts) for parts in found["parts"].values()] == [set(registry) for registry in REGISTRIES]
+    assert [set(parts) for parts in found["parts"].values()] == [set(registry) for registry in REGISTRIES.values()]
     lines = [recipe["description"] for recipe in found["recipes"].values()]
     lines += [line for parts in found["parts"].values() for line in parts.values()]
     assert all(lines)
@@ -61,7 +57,7 @@ def test_tables_name_everything():
     assert code == 0
     assert "U[label]" in shown
     words = set(shown.replace("=", " ").split())
-    for names in (RECIPES, *REGISTRIES):
+    for names in (RECIPES, *REGISTRIES.values()):
         assert words >= set(names)
 
 
@@ -71,9 +67,12 @@ def test_every_setting_of_the_catalogue_takes_what_it_shows():
             assert Config().override({setting: name}).to_flat()[setting] == name
 
 
-def test_label_methods_are_those_that_a_configuration_allows():
-    choices = LabelsConfig.__dataclass_fields__["method"].metadata["choices"]
-    assert set(choices) == set(LABEL_METHODS)
+@pytest.mark.parametrize("setting", REGISTRIES)
+def test_a_part_that_is_not_registered_is_refused_by_name_before_anything_is_planned(setting, tmp_path):
+    config = ff.Config(layers=1, device="cpu").override({setting: "nothing"})
+    with pytest.raises(ff.ConfigError, match=rf"config {setting}: unknown .* 'nothing'; .*allowed: "):
+        ff.train(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_without_a_docstring_has_an_empty_line_and_a_description_goes_first():

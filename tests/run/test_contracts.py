@@ -9,6 +9,8 @@ import torch
 
 import ffstream as ff
 from ffstream import testing
+from ffstream.field.labels import LABEL_METHODS
+from ffstream.field.optimisers import OPTIMISERS
 from ffstream.field.similarity import SIMILARITIES
 from tests.warm import run_python
 
@@ -21,6 +23,13 @@ def without_training(monkeypatch):
     monkeypatch.setattr(testing, "_check_training", lambda *_: None)
 
 
+# Settings that a part needs.
+NEEDED = {
+    "classifier": {"objective.goodness": "mean"},
+    "none": {"negatives.per_sample": 3},
+}
+
+
 @pytest.mark.parametrize(
     ("check", "registry"),
     [
@@ -29,12 +38,14 @@ def without_training(monkeypatch):
         (testing.check_negative_sampler, ff.NEGATIVE_SAMPLERS),
         (testing.check_similarity, SIMILARITIES),
         (testing.check_layer, ff.LAYER_KINDS),
+        (testing.check_optimiser, OPTIMISERS),
+        (testing.check_label_method, LABEL_METHODS),
     ],
 )
 def test_all_parts_that_come_along_pass(check, registry, without_training):
     for name in registry:
-        if name != "none" and registry.is_built_in(name):
-            check(name, {"width": 144})
+        if registry.is_built_in(name):
+            check(name, {"width": 144} | NEEDED.get(name, {}))
 
 
 def test_a_part_of_an_example_passes_in_a_new_process():
