@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ffstream.run.launch import train as train
     from ffstream.run.run import Run as Run
     from ffstream.settings.config import Config as Config
+    from ffstream.settings.limits import setting as setting
     from ffstream.settings.recipes import register_recipe as register_recipe
     from ffstream.studies.charts import draw_errors as draw_errors
     from ffstream.studies.offline import write_negatives as write_negatives
@@ -108,6 +109,7 @@ _PUBLIC = {
     "register_recipe": ("settings.recipes", "register_recipe"),
     "make_plan": ("run.launch", "make_plan"),
     "resume": ("run.launch", "resume"),
+    "setting": ("settings.limits", "setting"),
     "train": ("run.launch", "train"),
     "write_negatives": ("studies.offline", "write_negatives"),
 }

@@ -38,7 +38,7 @@ from ffstream.field.layers import LAYER_KINDS, Layer
 from ffstream.field.negatives import NEGATIVE_SAMPLERS, InformedSampler
 from ffstream.field.objectives import OBJECTIVES
 from ffstream.field.optimisers import OPTIMISERS
-from ffstream.field.parts import describe_parts
+from ffstream.field.parts import complete_parts, describe_parts
 from ffstream.field.similarity import SIMILARITIES
 from ffstream.run.launch import make_plan, train
 from ffstream.settings.config import Config
@@ -55,7 +55,7 @@ Settings = Mapping[str, Any]
 
 def check_goodness(name: str, settings: Settings | None = None) -> None:
     """Its gradient is that of its value, and its parts make its whole where it says so; then it trains."""
-    goodness = GOODNESSES[name]
+    goodness = GOODNESSES.of(_make_config({"objective.goodness": name}, settings))
     generator = torch.Generator().manual_seed(0)
     activities = torch.randn(_NUM_ROWS, _NUM_UNITS, generator=generator).relu()
     upstream = torch.randn(_NUM_ROWS, generator=generator)
@@ -78,7 +78,7 @@ def check_goodness(name: str, settings: Settings | None = None) -> None:
 
 def check_objective(name: str, settings: Settings | None = None) -> None:
     """Its gradient is that of its loss; then it trains."""
-    objective = OBJECTIVES[name]
+    objective = OBJECTIVES.of(_make_config({"objective.name": name}, settings))
     for num_negatives in (1, 3):
         logits = torch.randn(_NUM_ROWS, 1 + num_negatives, generator=torch.Generator().manual_seed(num_negatives))
         loss, gradient = objective.loss_and_gradient(logits.clone())
@@ -92,7 +92,7 @@ def check_objective(name: str, settings: Settings | None = None) -> None:
 
 def check_similarity(name: str, settings: Settings | None = None) -> None:
     """Its gradient is that of its term; then it trains."""
-    similarity = SIMILARITIES[name]
+    similarity = SIMILARITIES.of(_make_config({"objective.similarity": name}, settings))
     generator = torch.Generator().manual_seed(0)
     cosines = torch.rand(2, _NUM_ROWS, _NUM_ROWS, generator=generator) * 1.6 - 0.8
     labels = torch.randint(0, 2, (2, _NUM_ROWS), generator=generator)
@@ -110,9 +110,8 @@ def check_similarity(name: str, settings: Settings | None = None) -> None:
 
 def check_negative_sampler(name: str, settings: Settings | None = None) -> None:
     """It draws distinct wrong labels, by its generator alone; then it trains."""
-    sampler = NEGATIVE_SAMPLERS[name]
-    num_classes = 10
-    num_negatives = _make_config({"negatives.sampler": name}, settings).negatives.per_step
+    config, num_classes = _make_config({"negatives.sampler": name}, settings), 10
+    sampler, num_negatives = NEGATIVE_SAMPLERS.of(config), config.negatives.per_step
     labels = torch.arange(200) % num_classes
     first, again = (
         sampler(labels.clone(), num_classes, num_negatives, torch.Generator().manual_seed(5)) for _ in range(2)
@@ -136,8 +135,8 @@ def check_negative_sampler(name: str, settings: Settings | None = None) -> None:
 
 def check_layer(name: str, settings: Settings | None = None) -> None:
     """Its gradients are those of its preactivations, rows do not depend on others, tiles make the whole; it trains."""
-    kind = LAYER_KINDS[name]
-    width = _make_config({"network.kind": name}, settings).width
+    config = _make_config({"network.kind": name}, settings)
+    kind, width = LAYER_KINDS.of(config), config.width
     layer = _make_layer(kind, width)
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(_NUM_ROWS, layer.in_features, generator=generator)
@@ -170,7 +169,8 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
 
 def check_optimiser(name: str, settings: Settings | None = None) -> None:
     """Some rows at a time are updated as all at once, in place and alone; then it trains."""
-    optimiser, config = OPTIMISERS[name], _make_config({"optimiser.name": name}, settings).optimiser
+    whole_config = _make_config({"optimiser.name": name}, settings)
+    optimiser, config = OPTIMISERS.of(whole_config), whole_config.optimiser
     names = optimiser.state_names
     _claim(len(set(names)) == len(names), f"state_names are {names}, expected names that differ")
     _claim(set(optimiser.slow_names) <= set(names), f"slow_names are {optimiser.slow_names}, expected some of {names}")
@@ -323,7 +323,7 @@ _RESUME = "import ffstream, sys; run = ffstream.resume(sys.argv[1]); print(run.e
 
 def _make_config(own: Settings, settings: Settings | None) -> Config:
     plain: dict[str, Any] = {"layers": 3, "width": 48, "epochs": 2, "batch": 512, "device": "cpu", "precision": "fp32"}
-    return Config.from_mapping(plain | dict(own) | dict(settings or {}))
+    return complete_parts(Config.from_mapping(plain | dict(own) | dict(settings or {})))
 
 
 def _check_training(own: Settings, settings: Settings | None) -> None:

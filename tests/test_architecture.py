@@ -25,7 +25,7 @@ BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError Di
 FFStreamError GOODNESSES Goodness LABEL_METHODS LAYER_KINDS LabelMethod Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES
 OPTIMISERS Objective Observer Optimiser OutputError Plan Predictions Run RunError RunLockedError RunMismatchError
 RunOutline SIMILARITIES SOURCES Split StorageError __version__ draw_errors load load_dataset load_images make_plan
-register_recipe resume train write_negatives
+register_recipe resume setting train write_negatives
 """.split()
 
 

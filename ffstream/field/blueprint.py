@@ -15,6 +15,7 @@ from ffstream.field.labels import LabelMethod, make_label_method
 from ffstream.field.layers import LAYER_KINDS, Layer, cut_units
 from ffstream.field.network import LayerSpec, compute_layer_specs, find_untileable
 from ffstream.field.objectives import OBJECTIVES, Objective
+from ffstream.field.optimisers import OPTIMISERS, Optimiser
 from ffstream.field.similarity import SIMILARITIES, Similarity
 from ffstream.ground import seeding
 from ffstream.settings.config import Config
@@ -32,6 +33,7 @@ class Blueprint:
     goodness: Goodness
     objective: Objective
     similarity: Similarity | None
+    optimiser: Optimiser
     specs: tuple[LayerSpec, ...]
 
     @classmethod
@@ -47,9 +49,10 @@ class Blueprint:
             sizes=Sizes.of(config),
             data=data,
             method=method or make_label_method(config, data),
-            goodness=GOODNESSES[config.objective.goodness],
-            objective=OBJECTIVES[config.objective.name],
-            similarity=None if similarity == "none" else SIMILARITIES[similarity],
+            goodness=GOODNESSES.of(config),
+            objective=OBJECTIVES.of(config),
+            similarity=None if similarity == "none" else SIMILARITIES.of(config),
+            optimiser=OPTIMISERS.of(config),
             specs=tuple(compute_layer_specs(config, data.num_features, data.image_shape)),
         )
 
@@ -71,7 +74,7 @@ class Blueprint:
         """Some units of a layer, or all, whose content is undefined until it is assigned."""
         units = units or slice(0, spec.num_units)
         num_units = units.stop - units.start
-        layer = LAYER_KINDS[self.config.network.kind](spec.in_features, num_units, self.compute_dtype)
+        layer = LAYER_KINDS.of(self.config)(spec.in_features, num_units, self.compute_dtype)
         layer.first_unit = units.start
         layer.place(spec.place, spec.image_shape, spec.num_skip_features)
         if self.method.reading.uses_embedding:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ffstream.field.parts import REGISTRIES
+from ffstream.ground.registry import Registry
+from ffstream.settings.names import KINDS
 from ffstream.settings.recipes import DESCRIPTIONS, RECIPES, Setting
 
 
@@ -25,5 +27,17 @@ class Catalogue:
 def read_catalogue() -> Catalogue:
     """All that is registered by now, by users too."""
     recipes = {name: (DESCRIPTIONS.get(name, ""), dict(settings)) for name, settings in RECIPES.items()}
-    parts = {setting: {name: registry.describe(name) for name in registry} for setting, registry in REGISTRIES.items()}
+    parts = {
+        setting: {name: _describe(registry, name) for name in registry} for setting, registry in REGISTRIES.items()
+    }
     return Catalogue(recipes, parts)
+
+
+def _describe(registry: Registry[Any], name: str) -> str:
+    """The line on a part, with the settings of its own, if it has any."""
+    line, settings = registry.describe(name), registry.list_settings(name)
+    if not settings:
+        return line
+    kind = next(kind for kind, setting in KINDS.items() if setting == registry.setting)
+    own = ", ".join(f"parts.{kind}.{key} = {default}" for key, default in settings)
+    return f"{line} Settings: {own}.".strip()

@@ -61,14 +61,14 @@ def count_distinct(config: Config) -> int:
     """Of the layers of a stack: how many of them differ in shape, or in what they find in memory; the last one stands
     for all after it.
     """
-    return min(config.layers, count_in_stack(config), LAYER_KINDS[config.network.kind].num_distinct)
+    return min(config.layers, count_in_stack(config), LAYER_KINDS.of(config).num_distinct)
 
 
 def find_untileable(config: Config) -> str | None:
     """What keeps layers of this configuration from being cut into tiles, and what to do; None if nothing does."""
-    if not LAYER_KINDS[config.network.kind].tileable:
+    if not LAYER_KINDS.of(config).tileable:
         return f"layers of kind {config.network.kind!r} cannot be cut into tiles; leave tile_units out"
-    if GOODNESSES[config.objective.goodness].over_units is None:
+    if GOODNESSES.of(config).over_units is None:
         return (
             f"goodness {config.objective.goodness!r} does not say by over_units whether it is a sum or a mean over "
             "units; set that, or leave tile_units out"

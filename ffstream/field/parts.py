@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ffstream.data.sources import SOURCES
-from ffstream.errors import RunError, RunMismatchError
+from ffstream.errors import ConfigError, RunError, RunMismatchError
 from ffstream.field.goodness import GOODNESSES
 from ffstream.field.labels import LABEL_METHODS
 from ffstream.field.layers import LAYER_KINDS
@@ -17,6 +18,8 @@ from ffstream.field.similarity import SIMILARITIES
 from ffstream.ground.plugins import Untrusted, import_recorded
 from ffstream.ground.registry import Registry
 from ffstream.settings.config import Config
+from ffstream.settings.limits import check_fields
+from ffstream.settings.names import KINDS
 
 # By the setting that names one of them.
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -32,6 +35,28 @@ _DATA = "data"
 
 # Of each foreign part, by "setting=name": the module that registers it, and the digests of the sources that make it.
 Record = dict[str, dict[str, Any]]
+
+
+def complete_parts(config: Config) -> Config:
+    """A configuration with the settings of its parts' own written out, so that a run keeps those that were defaults.
+
+    Raises ConfigError for a part that is not registered, or a setting that it does not have or allow.
+    """
+    found: dict[str, Any] = {}
+    for kind, setting in KINDS.items():
+        name, given = config.part(setting)
+        prefix = f"parts.{kind}."
+        if name == "none" and setting == "objective.similarity":
+            if given:
+                raise ConfigError(
+                    f"config {prefix}{next(iter(given))}: found with objective.similarity=none; leave it out"
+                )
+            continue
+        settings = REGISTRIES[setting].make_settings(name, given, prefix)
+        if settings is not None:
+            check_fields(settings, prefix=prefix)
+            found |= {f"{prefix}{item.name}": getattr(settings, item.name) for item in dataclasses.fields(settings)}
+    return config.override(found)
 
 
 def describe_parts(config: Config) -> Record:

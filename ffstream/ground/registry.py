@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
-from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar, cast
 
-from ffstream.errors import ConfigError, say_unknown
+from ffstream.errors import ConfigError, nearest, say_unknown
 from ffstream.ground.plugins import digest_sources
 
 T = TypeVar("T")
@@ -21,14 +22,19 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, noun: str, setting: str) -> None:
-        self.noun, self._setting = noun, setting
-        self._parts: dict[str, T] = {}
+        self.noun, self.setting = noun, setting
+        self._parts: dict[str, Any] = {}
+        self._settings: dict[str, type | None] = {}
+        self._made: dict[tuple[str, Any], T] = {}  # of parts with settings of their own
         self._descriptions: dict[str, str] = {}
         self._modules: dict[str, str] = {}
         self._sources: dict[str, dict[str, str]] = {}  # of what does not come with this package, when it came
 
-    def register(self, name: str, part: T, description: str = "") -> T:
+    def register(self, name: str, part: Any, description: str = "", settings: type | None = None) -> Any:
         """Make `part` known as `name`. `description`: a line, for what has no docstring.
+
+        `settings` is a frozen dataclass of settings of the part's own, which `parts.KIND.NAME` sets: `part` is then
+        called with one of them, and gives the part.
 
         A part may take the place of an earlier version of itself, as when a cell of a notebook is run again. Raises
         ConfigError for a name that another part has.
@@ -39,6 +45,8 @@ class Registry(Generic[T]):
                 f"{self.noun} {name!r}: is registered already, by {self._modules.get(name)}; choose another name"
             )
         self._parts[name] = part
+        self._settings[name] = settings
+        self._made = {key: made for key, made in self._made.items() if key[0] != name}
         self._descriptions[name] = description
         self._modules[name] = module
         if not self.is_built_in(name):  # now, as the file may be edited while this process lives
@@ -47,7 +55,37 @@ class Registry(Generic[T]):
             }
         return part
 
-    def _is_version(self, name: str, part: T, module: str) -> bool:
+    def of(self, config: Any) -> T:
+        """The part that a configuration names, as its own settings make it. Raises ConfigError."""
+        name, given = config.part(self.setting)
+        return self._make(name, self.make_settings(name, given))
+
+    def make_settings(self, name: str, given: Mapping[str, Any], noun: str = "") -> Any:
+        """A part's own settings, checked, where it has any. Raises ConfigError for others, beginning with `noun`."""
+        self._check_known(name)
+        kind = self._settings[name]
+        if kind is None and not given:
+            return None
+        known = [item.name for item in dataclasses.fields(kind)] if kind is not None else []
+        for key in given:
+            if key not in known:
+                hint = nearest(key, known) if known else "it has none"
+                raise ConfigError(f"config {noun}{key}: unknown setting of the {self.noun} {name!r}; {hint}")
+        assert kind is not None, "what it lacks was refused"
+        return kind(**given)
+
+    def _make(self, name: str, settings: Any) -> T:
+        if settings is None:
+            return cast(T, self._parts[name])
+        if (name, settings) not in self._made:
+            self._made[name, settings] = self._parts[name](settings)
+        return self._made[name, settings]
+
+    def _check_known(self, name: str) -> None:
+        if name not in self._parts:
+            raise ConfigError(say_unknown(self.setting, self.noun, name, self._parts))
+
+    def _is_version(self, name: str, part: Any, module: str) -> bool:
         """Whether it is the part of that name once more, as a module that is run again registers it."""
         kind, older = _kind_of(part), _kind_of(self._parts[name])
         is_named = kind == older and kind[0] == module == self._modules[name] and "<" not in kind[1]
@@ -59,8 +97,13 @@ class Registry(Generic[T]):
 
     def describe(self, name: str) -> str:
         """The description of a part, else the first line of its docstring, which may be that of its class."""
-        own = inspect.getdoc(self[name]) or ""
+        own = inspect.getdoc(self._parts[name]) or ""
         return self._descriptions.get(name) or own.partition("\n")[0]
+
+    def list_settings(self, name: str) -> list[tuple[str, Any]]:
+        """Names and defaults of the settings of a part's own."""
+        kind = self._settings[name]
+        return [] if kind is None else [(item.name, item.default) for item in dataclasses.fields(kind)]
 
     def is_built_in(self, name: str) -> bool:
         """Whether a part comes with this package."""
@@ -74,10 +117,8 @@ class Registry(Generic[T]):
         return list(dict.fromkeys([self._modules.get(name, defined), defined]))
 
     def __getitem__(self, name: str) -> T:
-        """Raises ConfigError, naming the nearest known name, when `name` is unknown."""
-        if name not in self._parts:
-            raise ConfigError(say_unknown(self._setting, self.noun, name, self._parts))
-        return self._parts[name]
+        """As its defaults make it. Raises ConfigError, naming the nearest known name, when `name` is unknown."""
+        return self._make(name, self.make_settings(name, {}))
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts

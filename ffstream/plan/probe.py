@@ -244,7 +244,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
     """
     config, num_units = blueprint.config, blueprint.sizes.tile_units
     layouts = cache_layouts(blueprint, spec.in_features)
-    if num_units > _PART_UNITS and LAYER_KINDS[config.network.kind].tileable:
+    if num_units > _PART_UNITS and LAYER_KINDS.of(config).tileable:
         num_units = _PART_UNITS + num_units % _PART_UNITS
     spec = dataclasses.replace(spec, num_units=num_units)
     of_one_class = dataclasses.replace(blueprint, data=dataclasses.replace(blueprint.data, num_classes=1))

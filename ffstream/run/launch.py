@@ -24,17 +24,12 @@ from ffstream.device.memory import is_out_of_memory
 from ffstream.device.reservations import planning, reserved
 from ffstream.errors import DeviceError, RunError, RunMismatchError, StorageError, to_command
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.goodness import GOODNESSES
 from ffstream.field.labels import make_label_method
-from ffstream.field.layers import LAYER_KINDS
 from ffstream.field.network import count_distinct
-from ffstream.field.objectives import OBJECTIVES
-from ffstream.field.parts import describe_parts, restore_parts
-from ffstream.field.similarity import SIMILARITIES
+from ffstream.field.parts import complete_parts, describe_parts, restore_parts
 from ffstream.ground.files import exists, expand_home, storage_errors, take_notes
 from ffstream.ground.interrupts import Interrupts
 from ffstream.ground.plugins import Untrusted, load_plugins
-from ffstream.ground.registry import Registry
 from ffstream.plan.fitting import compute_plan
 from ffstream.plan.footprint import KernelBytes
 from ffstream.plan.machine import parse_machine
@@ -86,7 +81,7 @@ def train(
     """
     load_plugins(config.plugins)
     with Interrupts(), plain_torch():
-        config = _with_absolute_paths(config)
+        config = complete_parts(_with_absolute_paths(config))
         candidates = [expand_home(run_dir)] if run_dir is not None else default_run_dirs(config)
         with claim_folder(candidates, is_new=run_dir is None) as directory:
             if directory.exists():
@@ -120,7 +115,7 @@ def make_plan(
 def _make_plan(
     config: Config, run_dir: str | Path | None, *, resume: bool, machine: str | None, data: DataShape | None
 ) -> Plan:
-    config = _with_absolute_paths(config)
+    config = complete_parts(_with_absolute_paths(config))
     directory = RunDirectory(expand_home(run_dir) if run_dir is not None else next(default_run_dirs(config)))
     directory.check_is_free()
     if directory.exists():
@@ -270,16 +265,7 @@ def _prepare(
     on a CPU that takes a second or two. Data are fetched with `download` alone. `reservation` ends what is
     reserved for the run; without one nothing is to be run, and times are measured in place of trying steps.
     """
-    parts: tuple[tuple[Registry[Any], str], ...] = (
-        (LAYER_KINDS, config.network.kind),
-        (OBJECTIVES, config.objective.name),
-        (GOODNESSES, config.objective.goodness),
-        (SIMILARITIES, config.objective.similarity),
-    )
-    for registry, name in parts:
-        if registry is SIMILARITIES and name == "none":
-            continue
-        registry[name]  # raises ConfigError when nothing is registered under it
+    config = complete_parts(config)
     num_done = directory.count_layers()
     if config.layers < num_done:
         raise RunMismatchError(

@@ -18,6 +18,7 @@ from typing import Any
 from ffstream.errors import ConfigError, nearest
 from ffstream.ground.files import read_regular
 from ffstream.settings.limits import check_fields, documented, list_settings, setting, show
+from ffstream.settings.names import KINDS
 from ffstream.settings.recipes import AUTO, DEFAULT, RECIPES, choose_recipe
 from ffstream.settings.sections import (
     MOST_SAMPLES,
@@ -107,6 +108,7 @@ class Config:
     plugins: tuple[str, ...] = setting(
         (), "Modules that register parts of your own, such as my_package.my_module; imported before anything else."
     )
+    parts: Any = ()  # settings of parts of a user's own by dotted name, "goodness.power": given as a mapping
     network: NetworkConfig = _FROM_RECIPE
     labels: LabelsConfig = _FROM_RECIPE
     negatives: NegativesConfig = _FROM_RECIPE
@@ -119,6 +121,7 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plugins", _check_names(self.plugins))
+        object.__setattr__(self, "parts", _check_parts(self.parts))
         if self.recipe == AUTO:
             given = [name for name in _SECTIONS if getattr(self, name) is not None]
             object.__setattr__(self, "recipe", choose_recipe(self.layers, self.data, given))
@@ -140,7 +143,7 @@ class Config:
                     f'changed with Config(...).override({{"{name}.key": value}})'
                 )
             check_fields(getattr(self, name), prefix=f"{name}.")
-        check_fields(self, prefix="", skipped=(*_SECTIONS, "plugins"))
+        check_fields(self, prefix="", skipped=(*_SECTIONS, "plugins", "parts"))
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Config:
@@ -162,7 +165,7 @@ class Config:
         """A copy with dotted settings replaced, such as {"objective.scale": 10.0}. Raises ConfigError."""
         known = self.to_flat()
         for key in settings:
-            if key not in known:
+            if key not in known and not key.startswith(_PARTS):
                 raise ConfigError(f"config {key}: unknown setting; {nearest(key, known)}")
         recipe = settings.get("recipe", self.recipe)
         if isinstance(recipe, str) and recipe != self.recipe:
@@ -172,6 +175,9 @@ class Config:
                 f"config recipe: found {recipe!r}, allowed when the Config is made: Config(recipe={recipe!r})"
             )
         top = {key: value for key, value in settings.items() if "." not in key}
+        own = {key.removeprefix(_PARTS): value for key, value in settings.items() if key.startswith(_PARTS)}
+        if own:
+            top["parts"] = dict(self.parts) | own
         for name in _SECTIONS:
             part = {key.partition(".")[2]: v for key, v in settings.items() if key.startswith(f"{name}.")}
             if part:
@@ -180,7 +186,16 @@ class Config:
 
     def to_mapping(self) -> dict[str, Any]:
         """Nested plain settings, the inverse of `from_mapping`."""
-        return dataclasses.asdict(self)
+        nested = dataclasses.asdict(self)
+        own = nested.pop("parts")
+        return nested | ({"parts": dict(own)} if own else {})
+
+    def part(self, setting: str) -> tuple[str, dict[str, Any]]:
+        """The name of the part that a dotted setting names, and settings of its own by name."""
+        section, _, key = setting.partition(".")
+        kind = next(kind for kind, named in KINDS.items() if named == setting)
+        own = {name.partition(".")[2]: value for name, value in self.parts if name.startswith(f"{kind}.")}
+        return getattr(getattr(self, section), key), own
 
     def to_flat(self) -> dict[str, Any]:
         """Settings by dotted path."""
@@ -214,7 +229,8 @@ class Config:
         """Lines "key: mine, theirs" for the settings of `identity` in which the two differ."""
         mine, theirs = self.identity(), other.identity()
         mine, theirs = LATER_SETTINGS | mine, LATER_SETTINGS | theirs
-        return [f"{key}: {mine[key]!r}, {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+        names = [*mine, *(key for key in theirs if key not in mine)]
+        return [f"{key}: {mine.get(key)!r}, {theirs.get(key)!r}" for key in names if mine.get(key) != theirs.get(key)]
 
 
 _SECTIONS: dict[str, Any] = {
@@ -228,6 +244,21 @@ _SECTIONS: dict[str, Any] = {
     "memory": MemoryConfig,
     "readout": ReadoutConfig,
 }
+
+
+_PARTS = "parts."  # that names of settings of parts of a user's own begin with
+
+
+def _check_parts(settings: Any) -> tuple[tuple[str, Any], ...]:
+    """Settings of parts by name, in order, of which the kind of part alone is known here. Raises ConfigError."""
+    for name, value in dict(settings).items():
+        kind, _, key = name.partition(".")
+        if kind not in KINDS or not key.isidentifier():
+            hint = nearest(kind, KINDS) if kind not in KINDS else f"allowed: {kind}.name_of_the_setting"
+            raise ConfigError(f"config {_PARTS}{name}: unknown kind of part; {hint}")
+        if not isinstance(value, (bool, int, float, str)):
+            raise ConfigError(f"config {_PARTS}{name}: found {show(value)}, allowed a number, a text, true or false")
+    return tuple(sorted(dict(settings).items()))
 
 
 def _check_names(names: Any) -> tuple[str, ...]:
@@ -326,7 +357,13 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by dotted path. Raises ConfigError for an unknown section."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping) and name in _SECTIONS:
+        if isinstance(value, Mapping) and name == "parts":
+            for kind, own in value.items():  # TOML nests what is dotted
+                given = (
+                    {f"{kind}.{key}": entry for key, entry in own.items()} if isinstance(own, Mapping) else {kind: own}
+                )
+                flat.update({f"{_PARTS}{key}": entry for key, entry in given.items()})
+        elif isinstance(value, Mapping) and name in _SECTIONS:
             flat.update({f"{name}.{key}": entry for key, entry in value.items()})
         elif isinstance(value, Mapping):
             raise ConfigError(f"config [{name}]: unknown section; {nearest(name, _SECTIONS)}")

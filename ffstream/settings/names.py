@@ -28,6 +28,18 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+# What settings of a part's own are called by, `parts.goodness.power`: the setting that names the part, by its kind.
+KINDS = {
+    "labels": "labels.method",
+    "objective": "objective.name",
+    "goodness": "objective.goodness",
+    "similarity": "objective.similarity",
+    "sampler": "negatives.sampler",
+    "optimiser": "optimiser.name",
+    "layer": "network.kind",
+}
+
+
 def check_names(settings: Mapping[str, Any]) -> None:
     """Raise ConfigError or DataError for settings that name a part, or data, that do not come along.
 

@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 
 from ffstream.cache import DTYPES
 from ffstream.device.workspace import Buffer, Workspace
-from ffstream.field.optimisers import OPTIMISERS
+from ffstream.field.optimisers import OPTIMISERS, Optimiser
 from ffstream.settings.sections import OptimiserConfig
 
 _ROUNDING_WORDS = Buffer("rounding words", "gradient")
@@ -34,8 +34,14 @@ class LayerOptimiser:
     In bfloat16 what moves slowly, such as Adam's second average, is rounded at random, up or down by how near each is.
     """
 
-    def __init__(self, layer: nn.Module, settings: OptimiserConfig, workspace: Workspace | None = None) -> None:
-        self._settings, self._optimiser = settings, OPTIMISERS[settings.name]
+    def __init__(
+        self,
+        layer: nn.Module,
+        settings: OptimiserConfig,
+        workspace: Workspace | None = None,
+        optimiser: Optimiser | None = None,
+    ) -> None:
+        self._settings, self._optimiser = settings, optimiser or OPTIMISERS[settings.name]
         self._dtype = DTYPES[settings.state_dtype]
         self._parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
         self._state = {

@@ -49,7 +49,7 @@ def test_all_parts_that_come_along_pass(check, registry, without_training):
 
 
 def test_a_part_of_an_example_passes_in_a_new_process():
-    code = "import add_goodness; from ffstream.testing import check_goodness; check_goodness('mean_cubes')"
+    code = "import add_goodness; from ffstream.testing import check_goodness; check_goodness('mean_powers')"
     done = run_python("-c", code, cwd=ROOT / "examples")
     assert done.returncode == 0, done.stderr
 

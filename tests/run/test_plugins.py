@@ -177,6 +177,62 @@ def test_installed_packages_offer_parts(copied, tmp_path):
     assert "cubes" in done.stdout
 
 
+POWERS = """
+from dataclasses import dataclass
+import ffstream as ff
+@dataclass(frozen=True)
+class Settings:
+    power: float = ff.setting(3.0, "The power.", above=1.0)
+    is_loud: bool = ff.setting(False, "Doubled.")
+class Powers(ff.Goodness):
+    over_units = "mean"
+    def __init__(self, settings):
+        self.settings = settings
+    def value(self, activities):
+        return activities.pow(self.settings.power).mean(dim=1) * (1 + self.settings.is_loud)
+ff.GOODNESSES.register("powers", Powers, settings=Settings)
+"""
+
+
+def test_settings_of_a_part_are_kept_in_its_run_and_are_what_it_is(small_data, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "powers.py").write_text(POWERS)
+    given = ["--plugin", "powers", "--set", "objective.goodness=powers", "--data", small_data, *OPTIONS]
+    train = ["train", *given, "--set", "parts.goodness.power=2.5"]
+    done = ffstream(*train, "--run-dir", tmp_path / "run", cwd=mine)
+    assert done.returncode == 0, done.stderr
+    assert "parts.goodness.power = 3.0" in ffstream("recipes", "--plugin", "powers", "--json", cwd=mine).stdout
+    text = (tmp_path / "run" / "config.toml").read_text()
+    assert "goodness.power = 2.5" in text
+    assert "goodness.is_loud = false" in text  # a default, which may be another in a later version
+    assert ff.Run(tmp_path / "run").config.part("objective.goodness") == ("powers", {"power": 2.5, "is_loud": False})
+    for command in (["evaluate"], ["export", tmp_path / "net.safetensors"], ["resume", "--layers", "3"]):
+        done = ffstream(command[0], tmp_path / "run", *command[1:], cwd=tmp_path, path=mine)
+        assert done.returncode == 0, done.stderr
+    code = "import ffstream as ff, torch, sys; n = ff.load(sys.argv[1]); print(n(torch.ones(2, 8, 8)).tolist())"
+    found = [run("-c", code, source, cwd=tmp_path, path=mine).stdout for source in (tmp_path / "net.safetensors",)]
+    assert "[[" in found[0]
+    whole = ffstream(*train, "--layers", "3", "--run-dir", tmp_path / "whole", cwd=mine)
+    assert whole.returncode == 0, whole.stderr
+    assert layer_digests(tmp_path / "whole") == layer_digests(tmp_path / "run")
+    other = ffstream("train", *given, "--run-dir", tmp_path / "run", "--resume", cwd=mine)
+    assert other.returncode == 1
+    assert "parts.goodness.power: 3.0, 2.5" in other.stderr
+    for name, words in (
+        ("goodness.pwr=2", "unknown setting of the goodness 'powers'; did you mean 'power'?"),
+        ("goodness.power=1", "found 1, allowed a number > 1"),
+        ("goodness.power=loud", "found 'loud', allowed a number > 1"),
+        ("goodnes.power=2", "unknown kind of part; did you mean 'goodness'?"),
+        ("sampler.power=2", "unknown setting of the negative sampler 'hard'; it has none"),
+        ("similarity.power=2", "found with objective.similarity=none"),
+    ):
+        done = ffstream("plan", *given, "--set", f"parts.{name}", cwd=mine)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
 class Other(ff.Goodness):
     def value(self, activities):
         return activities.sum(dim=1)

@@ -31,7 +31,7 @@ def make_label_method(config: Config, data: DataShape) -> LabelMethod:
 
     The shape of an image may be unknown where no training or validation rows are made.
     """
-    method = LABEL_METHODS[config.labels.method](config, data)
+    method = LABEL_METHODS.of(config)(config, data)
     if config.objective.similarity != "none" and not method.candidates.shares_row:
         raise ConfigError(
             f"config objective.similarity: found {config.objective.similarity!r}, allowed none with labels.method="

@@ -68,7 +68,7 @@ class DrawnLabels(LabelCandidates):
     def __init__(self, num_classes: int, config: Config) -> None:
         """Raises ConfigError for an unknown sampler, or more negatives than there are wrong labels."""
         super().__init__(num_classes)
-        self._sampler = NEGATIVE_SAMPLERS[config.negatives.sampler]
+        self._sampler = NEGATIVE_SAMPLERS.of(config)
         self._num_negatives = read_num_negatives(config, num_classes)
         self.informed = self._sampler if isinstance(self._sampler, InformedSampler) else None
         self.num_candidates = 1 + self._num_negatives

@@ -22,7 +22,7 @@ def make_overlay(config: Config, data: DataShape) -> LabelMethod:
     With all wrong labels cached, row c of a sample carries label c; with R of them, row 0 carries the true label.
     Raises ConfigError for too few features, or too many negatives.
     """
-    num_classes, sampler = data.num_classes, NEGATIVE_SAMPLERS[config.negatives.sampler]
+    num_classes, sampler = data.num_classes, NEGATIVE_SAMPLERS.of(config)
     num_negatives, num_wrong = read_num_negatives(config, num_classes), num_classes - 1
     if num_classes > data.num_features:
         raise ConfigError(

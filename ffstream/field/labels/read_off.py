@@ -42,7 +42,7 @@ def make_classifier(config: Config, data: DataShape) -> LabelMethod:
     A local classifier, as in Nokland and Eidnes 2019 (prediction loss). Raises ConfigError for a goodness that is no
     sum or mean of activities.
     """
-    if not isinstance(GOODNESSES[config.objective.goodness], LinearGoodness):
+    if not isinstance(GOODNESSES.of(config), LinearGoodness):
         raise ConfigError(
             f"config objective.goodness: found {config.objective.goodness!r}, allowed mean or sum with "
             "labels.method=classifier, whose goodness is a product of activities and learnt weights"
