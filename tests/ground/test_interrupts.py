@@ -202,6 +202,7 @@ def test_a_run_ends_by_an_interrupt_that_foreign_code_hid(
 
 
 def test_the_command_line_says_interrupted_not_what_was_made_of_it(tmp_path):
+    (tmp_path / "run").mkdir()
     program = (
         "import os, signal, sys\n"
         "import ffstream.run.run as run\n"
