@@ -1,4 +1,4 @@
-"""Where the command starts: what has to be settled before anything else is imported."""
+"""The entry point of the command, with what has to be settled before anything else is imported."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import signal
 import sys
 from types import FrameType
 
-# A thread of OpenMP that has no work looks for some so many times before it sleeps. By default it does so for many
-# milliseconds, in which threads of other processes wait for its core: two trainings side by side on two cores took ten
-# times as long as one. With fewer the single training would be slower (docs/ablations/threads.md).
+# How often an idle OpenMP thread looks for work before it sleeps. By default it does so for many milliseconds, while
+# threads of other processes wait for its core: two trainings side by side on two cores took ten times as long as one.
+# A smaller number would slow down a single training (docs/ablations/threads.md).
 _SPIN_COUNT = "20000"
-_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # by which users say it themselves
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # with which users set this themselves
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
         os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
     try:
         os.getcwd()  # noqa: PTH109 - pathlib takes as long to import as all that is done here
-    except OSError as error:  # of which the libraries that are loaded next die, each in its own words
+    except OSError as error:  # the libraries that are loaded next would fail, each with its own message
         sys.exit(f"ffstream: the current folder cannot be used ({error.strerror}); change to another one")
     from ffstream.cli import main as run
 
@@ -30,6 +30,6 @@ def main() -> None:
 
 
 def _stop_early(number: int, _frame: FrameType | None) -> None:
-    """While modules are imported there is nothing to clean up, and a KeyboardInterrupt would be told as a traceback."""
+    """Exit at once: during imports there is nothing to clean up, and a KeyboardInterrupt would print a traceback."""
     os.write(2, b"ffstream: interrupted\n")
     os._exit(128 + number)

@@ -25,10 +25,10 @@ from collections.abc import Iterable
 
 
 class FFStreamError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(printable(text))  # names that are quoted may hold anything
+        super().__init__(printable(text))  # a name quoted in it may contain anything, such as control characters
 
 
 class ConfigError(FFStreamError):
@@ -76,7 +76,7 @@ class CorruptFileError(RunError):
 
 
 def printable(text: str) -> str:
-    """Text as one line that a terminal shows and does not obey: whatever has no shape of its own is escaped."""
+    """Text as one line that is safe in a terminal: all characters that are not printable are escaped."""
     return text if text.isprintable() else "".join(map(_printable_character, text))
 
 
@@ -85,14 +85,14 @@ def _printable_character(character: str) -> str:
 
 
 def to_command(words: str, path: object) -> str:
-    """A command with a path, as it can be pasted into a shell, where it means this path and no option or home."""
+    """An ffstream command to paste into a shell, which takes `path` for neither an option nor a home folder."""
     text = str(path)
     text = f"./{text}" if text.startswith(("-", "~")) else text
     return f"ffstream {words} {shlex.quote(text) if text.isprintable() else _quote_bytes(text)}"
 
 
 def _quote_bytes(text: str) -> str:
-    """In the quotes of shells that read escapes, for names that are no text or would be obeyed by a terminal."""
+    """Quote as $'...', in which shells read escapes: for a name with control characters or bytes that are no text."""
     plain = {character for character in text if character.isprintable() and character not in "'\\"}
     escaped = (
         character if character in plain else "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
@@ -102,7 +102,10 @@ def _quote_bytes(text: str) -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Name the nearest allowed word, or all of them when none is near: the tail of an error about an unknown name."""
+    """The end of an error about an unknown name: the nearest allowed word, if one is near, and all allowed words.
+
+    A long list of allowed words is left out if one of them is near.
+    """
     words = sorted(allowed)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if close and len(words) > _LONG_LIST:
@@ -115,7 +118,7 @@ _LONG_LIST = 10
 
 
 def say_unknown(setting: str, noun: str, name: str, names: Iterable[str]) -> str:
-    """What an error says of a part of a name that is not registered."""
+    """The message for a part whose name is not registered."""
     return (
         f"config {setting}: unknown {noun} {name!r}; {nearest(name, names)}; one of your own is known once the module "
         "that registers it is imported (--plugin)"
@@ -123,12 +126,12 @@ def say_unknown(setting: str, noun: str, name: str, names: Iterable[str]) -> str
 
 
 def say_no_run(path: object) -> str:
-    """What an error says of a folder that no run lies in."""
+    """The message for a folder that holds no run."""
     return f"run {path}: no run there (no config.toml); start one with ffstream train --run-dir"
 
 
 def say_unknown_data(source: str, names: Iterable[str]) -> str:
-    """The same of a data set."""
+    """The message for data that are neither a known data set nor readable files."""
     return (
         f"data {source}: neither a known data set, a folder of images by class, nor a .safetensors or .npz file; "
         f"{nearest(source, names)}"

@@ -1,4 +1,4 @@
-"""Checks for the tests of a part of your own: it computes what it says, and trains like the parts that come along.
+"""Checks to test a part of your own: that it computes what it should, and trains as the built-in parts do.
 
     import my_package.my_module  # which registers the goodness "mean_cubes"
     from ffstream.testing import check_goodness
@@ -7,10 +7,11 @@
         check_goodness("mean_cubes")
 
 Each check takes the name under which the part is registered, and raises AssertionError with a sentence that says what
-does not hold. Each also trains small networks on the embedded digits: as planned, with every tier of the cache, and
-interrupted and gone on with by a new process, all of which have to give the same weights; about ten seconds.
+does not hold. Each also trains small networks on the digits that come with the package: with every tier of the cache,
+in at most twice the planned memory, and with an interruption after which a new process goes on. All of these must give
+the same weights. A check takes about ten seconds.
 
-`settings` are dotted settings that the part needs, such as {"negatives.per_step": 2}.
+`settings` are the dotted settings that the part needs, such as {"negatives.per_step": 2}.
 """
 
 from __future__ import annotations
@@ -46,15 +47,15 @@ from ffstream.training.layer_trainer import EpochFigures
 from ffstream.training.observer import Observer
 
 _NUM_ROWS, _NUM_UNITS = 6, 16
-_RELATIVE, _ABSOLUTE = 1e-4, 1e-5  # of float32 beside the same in another order
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-5  # tolerances for float32 computed in another order
 _TIERS = ("device", "host", "disk")
-_STOPPED_LAYER = 2  # one layer is committed then, and this one is under way
+_STOPPED_LAYER = 2  # by then one layer is committed, and this one is under way
 
 Settings = Mapping[str, Any]
 
 
 def check_goodness(name: str, settings: Settings | None = None) -> None:
-    """Its gradient is that of its value, and its parts make its whole where it says so; then it trains."""
+    """Check that its gradient is that of its value, and that parts add up if it says so; then train with it."""
     goodness = GOODNESSES.of(_make_config({"objective.goodness": name}, settings))
     generator = torch.Generator().manual_seed(0)
     activities = torch.randn(_NUM_ROWS, _NUM_UNITS, generator=generator).relu()
@@ -77,7 +78,7 @@ def check_goodness(name: str, settings: Settings | None = None) -> None:
 
 
 def check_objective(name: str, settings: Settings | None = None) -> None:
-    """Its gradient is that of its loss; then it trains."""
+    """Check that its gradient is that of its loss; then train with it."""
     objective = OBJECTIVES.of(_make_config({"objective.name": name}, settings))
     for num_negatives in (1, 3):
         logits = torch.randn(_NUM_ROWS, 1 + num_negatives, generator=torch.Generator().manual_seed(num_negatives))
@@ -91,7 +92,7 @@ def check_objective(name: str, settings: Settings | None = None) -> None:
 
 
 def check_similarity(name: str, settings: Settings | None = None) -> None:
-    """Its gradient is that of its term; then it trains."""
+    """Check that its gradient is that of its term; then train with it."""
     similarity = SIMILARITIES.of(_make_config({"objective.similarity": name}, settings))
     generator = torch.Generator().manual_seed(0)
     cosines = torch.rand(2, _NUM_ROWS, _NUM_ROWS, generator=generator) * 1.6 - 0.8
@@ -109,7 +110,7 @@ def check_similarity(name: str, settings: Settings | None = None) -> None:
 
 
 def check_negative_sampler(name: str, settings: Settings | None = None) -> None:
-    """It draws distinct wrong labels, by its generator alone; then it trains."""
+    """Check that it draws distinct wrong labels, by its generator alone; then train with it."""
     config, num_classes = _make_config({"negatives.sampler": name}, settings), 10
     sampler, num_negatives = NEGATIVE_SAMPLERS.of(config), config.negatives.per_step
     labels = torch.arange(200) % num_classes
@@ -134,7 +135,11 @@ def check_negative_sampler(name: str, settings: Settings | None = None) -> None:
 
 
 def check_layer(name: str, settings: Settings | None = None) -> None:
-    """Its gradients are those of its preactivations, rows do not depend on others, tiles make the whole; it trains."""
+    """Check a layer kind, then train with it.
+
+    Its gradients have to be those of its preactivations, each row has to be computed independently of other rows, and
+    the tiles of a tileable kind have to make up the whole layer.
+    """
     config = _make_config({"network.kind": name}, settings)
     kind, width = LAYER_KINDS.of(config), config.width
     layer = _make_layer(kind, width)
@@ -168,7 +173,7 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
 
 
 def check_optimiser(name: str, settings: Settings | None = None) -> None:
-    """Some rows at a time are updated as all at once, in place and alone; then it trains."""
+    """Check that it updates some rows of a parameter at a time as it does all at once, in place; then train with it."""
     whole_config = _make_config({"optimiser.name": name}, settings)
     optimiser, config = OPTIMISERS.of(whole_config), whole_config.optimiser
     names = optimiser.state_names
@@ -196,7 +201,7 @@ def check_optimiser(name: str, settings: Settings | None = None) -> None:
 
 
 def check_label_method(name: str, settings: Settings | None = None) -> None:
-    """Its rows, candidates and gradients are those that a sweep of all labels has; then it trains."""
+    """Check that its rows, candidates and gradients agree with a sweep of all labels; then train with it."""
     config = _make_config({"labels.method": name}, settings)
     blueprint = Blueprint.of(config.override({"cache.shard_samples": 512}), DataShape(64, 10, {}, (8, 8)))
     rows, candidates, reading = blueprint.method.rows, blueprint.method.candidates, blueprint.method.reading
@@ -220,7 +225,7 @@ def check_label_method(name: str, settings: Settings | None = None) -> None:
     _check_distinct(first)
     layer = blueprint.build_layer(blueprint.specs[0])
     upstream = torch.randn(first.shape, generator=generator)
-    with torch.enable_grad():  # through a sweep of the training rows, of which the candidates are taken
+    with torch.enable_grad():  # through a sweep of the training rows, from which the candidates are taken
         every = layer.preactivations(block.flatten(0, 1)).detach().requires_grad_()
         swept = reading.sweep(layer, blueprint.goodness, every, _NUM_ROWS)
         expected_goodness = swept.gather(1, first)
@@ -240,7 +245,7 @@ def check_label_method(name: str, settings: Settings | None = None) -> None:
 
 
 def check_source(name: str, settings: Settings | None = None) -> None:
-    """It gives the same data each time, which can be trained on."""
+    """Check that it gives the same data each time; then train on them."""
     SOURCES[name]
     first, again = (load_dataset(name) for _ in range(2))
     _claim(torch.equal(first.train.images, again.train.images), "gives other images the second time")
@@ -269,7 +274,7 @@ def _check_hiding(layer: Layer, rows: Tensor) -> None:
 
 
 def _check_tile(layer: Layer, kind: type[Layer], rows: Tensor, whole: Tensor) -> None:
-    """Units 2 to 7 by themselves."""
+    """Check that units 2 to 6 by themselves compute what they do in the whole layer."""
     tile = kind(layer.in_features, 5)
     tile.place(0, (8, 8), 0)
     units = torch.arange(2, 7)
@@ -313,7 +318,7 @@ class _StopInLayer(Observer):
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
-        """Stop at the first epoch that ends in that layer."""
+        """Stop when the first epoch of `_STOPPED_LAYER` ends."""
         if layer == _STOPPED_LAYER:
             raise KeyboardInterrupt
 
@@ -327,7 +332,7 @@ def _make_config(own: Settings, settings: Settings | None) -> Config:
 
 
 def _check_training(own: Settings, settings: Settings | None) -> None:
-    """Train as planned, with each tier, and with an interruption after which a new process goes on."""
+    """Train with each cache tier within a budget, and with an interruption after which a new process goes on."""
     config = _make_config(own, settings)
     planned_bytes = make_plan(config).device.num_bytes
     modules = [part["module"] for part in describe_parts(config).values()]
@@ -335,7 +340,7 @@ def _check_training(own: Settings, settings: Settings | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = {}
         for tier in _TIERS:
-            bound = {"cache.tier": tier, "memory.budget": f"{2 * planned_bytes}B"}  # under which steps are tried
+            bound = {"cache.tier": tier, "memory.budget": f"{2 * planned_bytes}B"}  # with it, steps are tried
             run = train(config.override(bound), Path(folder) / tier)
             weights[tier] = _digest_weights(run.path)
             _claim(weights[tier] == weights[_TIERS[0]], f"a cache on {tier} trains other weights than on {_TIERS[0]}")

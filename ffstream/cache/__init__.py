@@ -1,4 +1,4 @@
-"""The activation cache, which each layer reads a shard at a time. Imports `storage` and below."""
+"""The activation cache, which each layer reads one shard at a time. Imports `storage` and packages below it."""
 
 from ffstream.cache.coding import decode_, encode_
 from ffstream.cache.disk import DiskCache, verify_shards

@@ -1,7 +1,7 @@
-"""Rows in eight bits: integers, and one scale for each row.
+"""Codes rows in eight bits: as integers, with one scale per row.
 
-A row (..., F) becomes F + 1 int8, the last of which says the scale in eighths of an octave, so that it fits in a byte.
-Rows of unit RMS have their largest feature between 1 and sqrt(F): well within its range.
+A row (..., F) becomes F + 1 int8. The last one is the logarithm of the scale, in eighths of an octave, so that it fits
+in a byte. Rows of unit RMS have their largest feature between 1 and sqrt(F), well within the range of the scale.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS_DTYPE = torch.bfloat16  # of rows as they are worked on: any of the integers is exact in it
+ROWS_DTYPE = torch.bfloat16  # of decoded rows; it holds each of the integers exactly
 
-_LARGEST = 126  # that the scale is chosen for; rounded as a bfloat16 it may be a little small, and 127 is still there
+_LARGEST = 126  # integer for a row's largest feature: not 127, as a scale rounded to bfloat16 may be a little small
 _STEPS_IN_OCTAVE = 8
-_CODED_ROWS = 1024  # whose scales exist at once
-_SCALE_BYTES = 12  # of a row, meanwhile
+_CODED_ROWS = 1024  # rows that are coded at once, so that few scales exist at a time
+_SCALE_BYTES = 12  # temporary memory per row
 
 
 def encode_(stored: Tensor, rows: Tensor) -> None:
@@ -34,7 +34,7 @@ def decode_(rows: Tensor, stored: Tensor) -> Tensor:
 
 
 def as_coded(rows: Tensor) -> Tensor:
-    """Rows (..., F) bfloat16 as `decode_` gives back what `encode_` has stored of them. Nothing is overwritten."""
+    """Rows (..., F) bfloat16 as they are after `encode_` and `decode_`. Nothing is overwritten."""
     largest = rows.abs().amax(dim=-1, keepdim=True).float()
     steps = ((largest / _LARGEST).log2() * _STEPS_IN_OCTAVE).ceil().clamp(-128, 127)
     scale = (steps / _STEPS_IN_OCTAVE).exp2().to(ROWS_DTYPE)
@@ -42,7 +42,7 @@ def as_coded(rows: Tensor) -> Tensor:
 
 
 def coding_bytes(num_rows: int) -> int:
-    """That either takes beside both tensors."""
+    """Temporary bytes that `encode_` or `decode_` takes, beside its two tensors."""
     return _SCALE_BYTES * min(num_rows, _CODED_ROWS)
 
 

@@ -1,4 +1,4 @@
-"""The disk tier: a file a shard, each of which can be checked by itself."""
+"""The disk tier: one file per shard, each of which can be checked by itself."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _LAYOUT: Shape = {"dtype_name": TEXT, **dict.fromkeys(_COUNTS, SIZE)}
 
 
 class DiskCache(ActivationCache):
-    """One safetensors file a shard. A shard counts by its final name, and carries its own checksum.
+    """One safetensors file per shard. A shard is complete once it has its final name, and carries its own checksum.
 
-    The cache is what is called `name` in `folder`. A stored shard can be read at once; `sync` writes it through to the
-    disk and gives it its name, unless the cache is not `durable` and ends with the process. A shard is checked against
-    its checksum every time it is read, as its file may change between two epochs. The checksum covers `identity` (what
-    the rows were computed from) and the shard's number too, so that no other file passes for it. The header also holds
-    the layout, so that `verify_shards` can do without.
+    The cache is the folder `name` in `folder`. A stored shard can be read at once. `sync` writes it through to the disk
+    and gives it its final name, unless the cache is not `durable` and ends with the process. A shard is checked against
+    its checksum every time it is read, as its file may change between two epochs. The checksum also covers `identity`
+    (what the rows were computed from) and the shard's number, so that no other file passes for it. The header also
+    holds the layout, so that `verify_shards` needs no layout of its own.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class DiskCache(ActivationCache):
         self._stored.add(shard)
 
     def sync(self, shard: int) -> None:
-        """Write the shard through to the disk and give it its name. Raises StorageError."""
+        """Write the shard through to the disk and give it its final name. Raises StorageError."""
         if not self._durable:
             return
         with storage_errors(self._path(shard)):
@@ -99,12 +99,12 @@ class DiskCache(ActivationCache):
                 self._folder.remove(name)
 
     def drop(self) -> None:
-        """Delete its files, as far as a failing disk lets them be, and its folder where nothing else is in it."""
+        """Delete the files of the cache, as far as a failing disk allows, and its folder if that is then empty."""
         self._stored.clear()
         self._folder.remove_matching(self._name, *SHARD_NAMES)
 
     def _open(self, shard: int) -> io.FileIO:
-        # In this order: `sync` renames the one to the other, on another thread.
+        # The temporary name first, as `sync` may rename it to the final one at any moment, on another thread.
         for name in (self._temporary(shard), self._final(shard)):
             with contextlib.suppress(FileNotFoundError):
                 return self._folder.open(name)
@@ -129,11 +129,11 @@ class DiskCache(ActivationCache):
         }
 
     def _checksum(self, shard: int, payload: memoryview) -> str:
-        # Not a digest as the layers have: rot must be noticed here, and a sha256 takes as long as writing the shard.
+        # Not a sha256, as for layers: it would take as long as writing the shard, and only damage must be noticed.
         return f"{zlib.crc32(payload, zlib.crc32(f'{self._identity}{shard}'.encode())):08x}"
 
     def _check_header(self, header: dict[str, Any], shard: int) -> str:
-        """Returns the checksum that the header names."""
+        """Check the type and the shape in a header. Returns the checksum in it."""
         found, expected = header["rows"], self._fields(shard)
         if {key: found.get(key) for key in expected} != expected:
             raise _corrupt(self._path(shard), f"describes {found}, needs {expected}")
@@ -143,7 +143,7 @@ class DiskCache(ActivationCache):
 def verify_shards(folder: Folder, name: str, identity: str) -> None:
     """Check every shard of a cache against its checksum. Raises CorruptFileError.
 
-    Those that go meanwhile, as the run that they belong to goes on, are not missed.
+    Shards that are deleted meanwhile, because their run goes on, are skipped.
     """
     caches: dict[str, DiskCache] = {}
     for shard in sorted(_list_shards(folder, name)):
@@ -167,13 +167,13 @@ def verify_shards(folder: Folder, name: str, identity: str) -> None:
 
 
 def _list_shards(folder: Folder, name: str) -> set[int]:
-    """Those that have their final name."""
+    """The numbers of the shards that have their final names."""
     found = (re.fullmatch(SHARD_NAMES[0], each) for each in folder.names(name))
     return {int(match[1]) for match in found if match}
 
 
 def _read_header(path: Path, file: Any) -> dict[str, Any]:
-    """That of a shard's file, read from its beginning."""
+    """The header of a shard's file, read from its beginning. Raises CorruptFileError."""
     length_bytes = file.read(8)
     length = int.from_bytes(length_bytes, "little")
     if len(length_bytes) != 8 or length > _MAX_HEADER_BYTES:

@@ -13,50 +13,50 @@ from torch import Tensor
 from ffstream.cache.coding import ROWS_DTYPE, as_coded, coding_bytes
 from ffstream.ground import seeding
 
-_MOST_BETWEEN_IMAGES = 4  # epochs from one visit of the images themselves to the next
+_MOST_BETWEEN_IMAGES = 4  # epochs, at most, from one visit of the unshifted images to the next
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-CODED = "int8"  # rows that are coded, by `coding.py`
+CODED = "int8"  # the type of rows that `coding.py` codes
 
 
 @dataclass(frozen=True)
 class CacheLayout:
     """Rows (num_samples, num_rows, num_features), cut into shards of `shard_samples` samples; the last may be short.
 
-    With several views of every sample, a shard holds one view of some samples, and those of the same samples follow one
-    another: shard s is view s % num_views of block s // num_views.
+    With several views of every sample, a shard holds one view of a block of samples, and the shards of a block follow
+    one another: shard s is view s % num_views of block s // num_views.
     """
 
     num_samples: int
-    num_rows: int  # a sample
+    num_rows: int  # per sample
     num_features: int
     dtype_name: str  # bf16, fp16, fp32, int8
     shard_samples: int
-    num_views: int = 1  # of each sample, of which an epoch visits one
+    num_views: int = 1  # per sample, of which an epoch visits one
 
     @property
     def is_coded(self) -> bool:
-        """Whether rows are stored otherwise than they are worked on."""
+        """Whether rows are stored in another type than they are used in."""
         return self.dtype_name == CODED
 
     @property
     def dtype(self) -> torch.dtype:
-        """As which rows are worked on."""
+        """The type in which rows are used."""
         return ROWS_DTYPE if self.is_coded else DTYPES[self.dtype_name]
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """As which rows are stored."""
+        """The type in which rows are stored."""
         return torch.int8 if self.is_coded else self.dtype
 
     @property
     def row_bytes(self) -> int:
-        """Of a row as it is stored."""
+        """Bytes per row as it is stored."""
         return (self.num_features + 1 if self.is_coded else self.num_features) * self.stored_dtype.itemsize
 
     @property
     def num_blocks(self) -> int:
-        """Shards that an epoch visits: one view of each."""
+        """Blocks of samples, which is also the number of shards that an epoch visits: one view of each block."""
         return -(-self.num_samples // self.shard_samples)
 
     @property
@@ -65,12 +65,12 @@ class CacheLayout:
 
     @property
     def num_stored(self) -> int:
-        """Samples, each view counted."""
+        """Samples stored, with every view counted."""
         return self.num_samples * self.num_views
 
     @property
     def epoch_bytes(self) -> int:
-        """That an epoch visits."""
+        """Bytes that an epoch visits."""
         return self.num_samples * self.num_rows * self.row_bytes
 
     @property
@@ -79,12 +79,12 @@ class CacheLayout:
 
     @property
     def shard_bytes(self) -> int:
-        """Of the largest shard."""
+        """Bytes of the largest shard."""
         return min(self.shard_samples, self.num_samples) * self.num_rows * self.row_bytes
 
     @property
     def coding_bytes(self) -> int:
-        """Of the largest shard as it is worked on, and beside it while it is coded; none where it is stored so."""
+        """Bytes of the largest shard decoded, with temporary memory for coding it; 0 if rows are not coded."""
         if not self.is_coded:
             return 0
         num_rows = min(self.shard_samples, self.num_samples) * self.num_rows
@@ -96,28 +96,28 @@ class CacheLayout:
         return slice(start, min(start + self.shard_samples, self.num_samples))
 
     def stored_range(self, shard: int) -> slice:
-        """Where the samples of a shard stand in an array of a number for each view of each sample, shard by shard."""
+        """The positions of a shard's samples in an array of one entry for each view of each sample, shard by shard."""
         samples = self.shard_range(shard)
         num_samples = samples.stop - samples.start
         start = samples.start * self.num_views + shard % self.num_views * num_samples
         return slice(start, start + num_samples)
 
     def shard_shape(self, shard: int) -> tuple[int, int, int]:
-        """(samples, rows, features) of a shard, as it is worked on."""
+        """(samples, rows, features) of a shard as it is used."""
         samples = self.shard_range(shard)
         return samples.stop - samples.start, self.num_rows, self.num_features
 
     def stored_shape(self, shard: int) -> tuple[int, int, int]:
-        """Of a shard, as it is stored."""
+        """(samples, rows, features) of a shard as it is stored: a coded row has one more, for its scale."""
         *counts, num_features = self.shard_shape(shard)
         return counts[0], counts[1], num_features + 1 if self.is_coded else num_features
 
     def shard_sizes(self) -> set[int]:
-        """The numbers of samples that shards have."""
+        """The distinct numbers of samples that shards have."""
         return {self.shard_shape(shard)[0] for shard in (0, self.num_shards - 1)}
 
     def batch_sizes(self, batch: int) -> set[int]:
-        """The numbers of samples of the batches that shards are cut into, by `compute_batches`."""
+        """The distinct sizes of the batches into which `compute_batches` cuts shards."""
         batches = {count: -(-count // batch) for count in self.shard_sizes()}
         return {size for count, num in batches.items() for size in (count // num, -(-count // num))}
 
@@ -127,7 +127,7 @@ class CacheLayout:
 
 
 def as_cached(rows: Tensor, dtype_name: str) -> Tensor:
-    """Rows (..., F) as they come back from a cache of that type; a gradient passes as if nothing was rounded."""
+    """Rows (..., F) as they come back from a cache of that type. Gradients pass through the rounding unchanged."""
     if dtype_name != CODED:
         return rows.to(DTYPES[dtype_name])
     found = rows.to(ROWS_DTYPE)
@@ -136,12 +136,12 @@ def as_cached(rows: Tensor, dtype_name: str) -> Tensor:
 
 
 def compute_shard_order(layout: CacheLayout, seed: int, layer: int, epoch: int, num_epochs: int) -> Sequence[int]:
-    """The shards in the order of this epoch: block shuffle, first half. Of several views of a block, it visits one.
+    """The shards in the order of this epoch: the first half of the block shuffle. It visits one view of each block.
 
-    Of `num_epochs`, those of a layer or of one of its tiles, the last one and every fourth before it (every second or
-    third, of so many views) visit view 0, the images themselves: a layer is used on such, and how often it meets them
-    must not be left to chance. The other epochs visit the other views of a block in an order of its own, each once
-    before any of them twice.
+    `num_epochs` is the number of epochs of a layer, or of one of its tiles. The last of them and every fourth before it
+    (every second or third, if there are only so many views) visit view 0, the unshifted images: a trained layer is used
+    on these, and how often it meets them must not be left to chance. The other epochs visit the other views, for each
+    block in a random order of its own, each view once before any view twice.
     """
     generator = seeding.generator(seed, layer, epoch, "shards")
     order = torch.randperm(layout.num_blocks, generator=generator)
@@ -157,7 +157,7 @@ def _draw_views(layout: CacheLayout, seed: int, layer: int, epoch: int, num_epoc
     if (num_epochs - 1 - place) % interval == 0:
         return torch.zeros(layout.num_blocks, dtype=torch.int64)
     num_shifted = layout.num_views - 1
-    before = place - len(range((num_epochs - 1) % interval, place, interval))  # epochs of shifted views
+    before = place - len(range((num_epochs - 1) % interval, place, interval))  # earlier epochs of shifted views
     before += repeat * (num_epochs - -(-num_epochs // interval))
     cycle, place = divmod(before, num_shifted)
     generator = seeding.generator(seed, layer, cycle, "views")
@@ -165,16 +165,16 @@ def _draw_views(layout: CacheLayout, seed: int, layer: int, epoch: int, num_epoc
 
 
 def group_shards(order: Sequence[int], most: int) -> list[Sequence[int]]:
-    """Cut an order into groups of at most `most` shards, which differ by at most one."""
+    """Cut an order into groups of at most `most` shards, whose sizes differ by at most one."""
     num_groups = -(-len(order) // most)
     starts = [group * len(order) // num_groups for group in range(num_groups + 1)]
     return [order[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
 def compute_batches(num_samples: int, batch: int, generator: torch.Generator) -> Sequence[Tensor]:
-    """A permutation of a shard's samples cut into batches of at most `batch`: block shuffle, second half.
+    """A permutation of a shard's samples, cut into batches of at most `batch`: the second half of the block shuffle.
 
-    The batches differ by at most one sample, so that none is a scrap with a noisy gradient.
+    The sizes of batches differ by at most one sample, so that no batch is a small remainder with a noisy gradient.
     """
     order = torch.randperm(num_samples, generator=generator)
     return order.tensor_split(-(-num_samples // batch))

@@ -1,6 +1,6 @@
-"""Where the shards of an activation cache live; here, the tiers in memory.
+"""Where the shards of an activation cache live: the interface of all tiers, and the tiers in memory.
 
-The caches here do as they are told, on the caller's thread; `transfer.py` decides when and on which thread.
+A cache does its work at once, on the caller's thread; `transfer.py` decides when and on which thread to call it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ffstream.cache.layout import CacheLayout
 
 
 class ActivationCache(ABC):
-    """Shards of rows as the layout says that they are stored, each stored once and read many times."""
+    """Shards of rows in the stored form of the layout. Each shard is stored once and read many times."""
 
     layout: CacheLayout
 
     @abstractmethod
     def missing(self) -> list[int]:
-        """The shards that are not stored, or are freed, in ascending order."""
+        """The shards that are not stored yet, or have been freed, in ascending order."""
 
     @abstractmethod
     def store(self, shard: int, rows: Tensor) -> None:
@@ -39,14 +39,14 @@ class ActivationCache(ABC):
         """Forget everything."""
 
     def sync(self, shard: int) -> None:  # noqa: B027 - most tiers do not outlive the process
-        """Make a stored shard outlive the process and a loss of power, where the tier can."""
+        """Make a stored shard outlive the process and a loss of power, if the tier can do so."""
 
     def allocate(self, shard: int, device: torch.device) -> Tensor | None:
-        """The shard's own memory where that lies on `device`, to be filled in place, else None: then it is stored."""
+        """The shard's own memory, to be filled in place, if it lies on `device`; None if `store` must be called."""
         return None
 
     def resident(self, shard: int, device: torch.device) -> Tensor | None:
-        """The shard itself where it already lies on `device`, else None: then it is loaded."""
+        """The shard itself if it lies on `device`; None if `load` must be called."""
         return None
 
 
@@ -59,11 +59,11 @@ class MemoryCache(ActivationCache):
         self._shards: dict[int, Tensor] = {}
 
     def missing(self) -> list[int]:
-        """The shards that are not there."""
+        """The shards that are not stored."""
         return [shard for shard in range(self.layout.num_shards) if shard not in self._shards]
 
     def allocate(self, shard: int, device: torch.device) -> Tensor | None:
-        """Memory for the shard, when `device` is this tier's."""
+        """New memory for the shard, if `device` is this tier's."""
         if device != self._device:
             return None
         rows = torch.empty(self.layout.stored_shape(shard), dtype=self.layout.stored_dtype, device=device)
@@ -79,13 +79,13 @@ class MemoryCache(ActivationCache):
         slot.copy_(self._shards[shard])
 
     def resident(self, shard: int, device: torch.device) -> Tensor | None:
-        """The shard itself, when `device` is this tier's."""
+        """The shard itself, if `device` is this tier's."""
         return self._shards[shard] if device == self._device else None
 
     def free(self, shard: int) -> None:
-        """Free the tensor."""
+        """Free the tensor of one shard."""
         self._shards.pop(shard, None)
 
     def drop(self) -> None:
-        """Free the tensors."""
+        """Free the tensors of all shards."""
         self._shards.clear()

@@ -1,18 +1,19 @@
-"""Moving shards between caches and the device while it computes. The only file that knows streams and pinned memory.
+"""Moves shards between caches and the device while it computes. The only file that uses streams and pinned memory.
 
-Two slots each way are kept and used in turn, and three threads work beside the computation, each in order:
+There are two slots in each direction, used in turn. Three threads work beside the computation, each on one task after
+another:
 
     reader     loads the next shard into a slot on the host and, on CUDA, copies it to the device on a side stream
-    writer     stores what was computed, one shard behind
-    committer  makes durable, one after another, what was stored and whatever else it is given
+    writer     stores the shards that were computed, one shard behind the computation
+    committer  makes stored shards durable, and carries out other actions that must come after them
 
 Events order the uses of a slot on CUDA:
 
-    copied     the last copy between its host and its device memory has ended: the source may be overwritten
-    consumed   the computation on its device memory has ended: a copy may overwrite it
+    copied     the last copy between the slot's host and device memory has ended: the source may be overwritten
+    consumed   the computation on the slot's device memory has ended: a copy may overwrite it
 
-Rows in 8 bits travel as they are stored; where the computation runs they are decoded into a buffer of one shard, and
-coded from another.
+Rows in 8 bits are moved in their stored form. On the device that computes, they are decoded into a buffer of one shard,
+and coded from another such buffer.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from ffstream.device.workspace import Buffer, Workspace
 from ffstream.ground.interrupts import check_interrupts
 from ffstream.ground.stopwatch import Stopwatch
 
-NUM_SLOTS = 2  # each way
-_SHARD = Buffer("shard", "slots")  # of rows as they are worked on, where they are stored in eight bits
+NUM_SLOTS = 2  # in each direction
+_SHARD = Buffer("shard", "slots")  # a shard of decoded rows, if rows are stored in eight bits
 
-# What the thread that computes waits for.
+# Nouns of the stopwatch: what the computing thread waits for.
 READING, WRITING, SYNCING = "waiting for data", "waiting to store", "waiting for the disk"
 
 
 class Transfer:
-    """The way between caches and one device. A context manager: leaving it ends its threads.
+    """Moves shards between caches and one device. A context manager: leaving it ends its threads.
 
-    At most `max_unsynced` shards are stored but not yet durable; with 1, a shard more than the cache itself.
-    `on_unpinned` is called, at most once, where a slot on the host should be pinned and the system refuses.
+    At most `max_unsynced` shards are stored but not yet durable, any number if it is None. With 1, the disk holds at
+    most one shard more than the cache. `on_unpinned` is called, at most once, if the system refuses to pin the host
+    memory of a slot.
     """
 
     def __init__(
@@ -53,13 +55,13 @@ class Transfer:
         on_unpinned: Callable[[], None] | None = None,
     ) -> None:
         self.device = device
-        self.stopwatch = Stopwatch()  # of the thread that computes: what it waits for
+        self.stopwatch = Stopwatch()  # what the computing thread waits for
         self._max_unsynced = max_unsynced
         self._on_unpinned = on_unpinned
         self._read_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._write_slots = [_Slot(device) for _ in range(NUM_SLOTS)]
         self._decoded, self._to_code = Workspace(device), Workspace(device)
-        self._writes: deque[Future[None]] = deque()  # not more than there are slots
+        self._writes: deque[Future[None]] = deque()  # at most NUM_SLOTS
         self._commits: deque[Future[None]] = deque()
         self._failed = False
         names = ("reader", "writer", "committer")  # a thread starts when it is first given work
@@ -74,14 +76,14 @@ class Transfer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for executor in (self._reader, self._writer, self._committer):
-            executor.shutdown(wait=True)  # what was handed over is carried out
+            executor.shutdown(wait=True)  # all that was submitted is still carried out
         if kind is None:
             self.finish()
 
     # --- to the device
 
     def blocks(self, cache: ActivationCache, order: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield (shard, rows on the device) in the given order. `rows` is valid until the next one is asked for."""
+        """Yield (shard, rows on the device) in the given order. `rows` is valid until the next shard is asked for."""
         if order and cache.resident(order[0], self.device) is not None:
             for shard in order:
                 check_interrupts()
@@ -110,14 +112,14 @@ class Transfer:
                 yield shard, self._decode(cache.layout, shard, rows)
                 slot.release()
         finally:
-            if pending is not None:  # left early: the slots must be free for the next one
+            if pending is not None:  # the caller stopped early: the slots must be free for the next reading
                 wait([pending])
 
     # --- from the device
 
     @contextlib.contextmanager
     def storing(self, cache: ActivationCache, shard: int, then: Callable[[], None] | None = None) -> Iterator[Tensor]:
-        """Yield memory on the device in which to compute a shard; on leaving, it is on its way into the cache.
+        """Yield memory on the device in which to compute a shard; on leaving, the shard is handed over to the cache.
 
         `then` is called, perhaps later and on another thread, once the shard is durable.
         """
@@ -152,7 +154,7 @@ class Transfer:
         self.commit(commit)
 
     def flush(self) -> None:
-        """Wait until every shard handed over can be read back, and free the slots. Raises what went wrong."""
+        """Wait until every shard handed over can be read back, and free the slots. Raises an error of a write."""
         while self._writes:
             with self.stopwatch.lap(WRITING):
                 self._writes.popleft().result()
@@ -167,7 +169,7 @@ class Transfer:
             self._on_unpinned = None
 
     def release(self) -> None:
-        """Free what is kept for reading. Nothing is being read."""
+        """Free the memory that is kept for reading. To be called only while nothing is being read."""
         for slot in self._read_slots:
             slot.free()
         self._decoded.clear()
@@ -181,7 +183,7 @@ class Transfer:
 
     @contextlib.contextmanager
     def _coding(self, layout: CacheLayout, shard: int, stored: Tensor) -> Iterator[Tensor]:
-        """Yield memory in which to compute a shard that `stored` shall hold on leaving."""
+        """Yield memory in which to compute a shard; on leaving, `stored` holds the shard in its stored form."""
         if not layout.is_coded:
             yield stored
             return
@@ -192,9 +194,9 @@ class Transfer:
     # --- durable
 
     def commit(self, action: Callable[[], None]) -> Future[None]:
-        """Carry out `action` after everything that was handed over before it, and only if all of that succeeded.
+        """Carry out `action` after every action that was handed over before it, and only if all of those succeeded.
 
-        What is returned is done when its turn is over. Raises what went wrong until now.
+        The future that is returned is done once `action` has run or was skipped. Raises the error of an earlier action.
         """
         check_interrupts()
         while self._commits and self._commits[0].done():
@@ -203,13 +205,13 @@ class Transfer:
         return self._commits[-1]
 
     def finish(self) -> None:
-        """Wait until all that was handed over is durable. Raises what went wrong."""
+        """Wait until all that was handed over is durable. Raises the error of what failed."""
         self.flush()
         while self._commits:
             self.await_commit(self._commits.popleft())
 
     def await_commit(self, commit: Future[None]) -> None:
-        """Wait for what `commit` returned. Raises what went wrong with it."""
+        """Wait for a future that `commit` returned. Raises the error of its action."""
         with self.stopwatch.lap(SYNCING):
             commit.result()
 
@@ -222,7 +224,7 @@ class Transfer:
 
 
 class _Slot:
-    """Room for one shard on the host and, when that is elsewhere, on the device."""
+    """Memory for one shard on the host and, on CUDA, on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -234,7 +236,7 @@ class _Slot:
             self._copied, self._consumed = torch.cuda.Event(), torch.cuda.Event()
 
     def reserve(self, num_bytes: int) -> None:
-        """Make room for a shard of that size; what the slot held before may be given up."""
+        """Make room for a shard of that size; what the slot held before may be lost."""
         if len(self._host_bytes) >= num_bytes:
             return
         self.free()
@@ -242,17 +244,17 @@ class _Slot:
             self._copied.synchronize()
             self._consumed.synchronize()
             self._device_bytes = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-            # What the caching allocator hands out may still be in use on the stream that computes.
+            # Memory from the caching allocator may still be in use on the computing stream.
             self._consumed.record(torch.cuda.current_stream(self._device))
         self._host_bytes = allocate_host(num_bytes, pinned=self._cuda)
 
     def free(self) -> None:
-        """Give the memory back, here and now: another thread may hold on to the slot for a moment."""
+        """Free the memory at once, although another thread may still refer to the slot for a moment."""
         self._host = self._rows = self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
 
     @property
     def is_as_wanted(self) -> bool:
-        """Whether the host's part is pinned, if copies to a device go from it."""
+        """Whether the host memory is pinned, or need not be, as there is no copy to a device."""
         return not self._cuda or self._host_bytes.is_pinned()
 
     def take(self, layout: CacheLayout, shard: int) -> Tensor:
@@ -277,12 +279,12 @@ class _Slot:
         return rows
 
     def await_copy(self) -> None:
-        """Make the stream that computes wait for the copy to the device; the host does not wait."""
+        """Make the computing stream wait for the copy to the device; the host does not wait."""
         if self._cuda:
             torch.cuda.current_stream(self._device).wait_event(self._copied)
 
     def release(self) -> None:
-        """The computation on this slot is queued: later copies into it wait for its end."""
+        """Make later copies into this slot wait for the computation on it, which is queued by now."""
         if self._cuda:
             self._consumed.record(torch.cuda.current_stream(self._device))
 
@@ -296,14 +298,14 @@ class _Slot:
                 self._copied.record(self._stream)
 
     def drain(self, cache: ActivationCache, shard: int) -> None:
-        """Store what was sent. Called on the writing thread."""
+        """Store the shard that `send` was called for. Called on the writing thread."""
         if self._cuda:
             self._copied.synchronize()
         cache.store(shard, self._host)
 
 
 def allocate_host(num_bytes: int, *, pinned: bool) -> Tensor:
-    """Bytes on the host; pinned, where the system allows it, so that copies to the device run by themselves."""
+    """Bytes on the host; with `pinned`, pinned if the system allows it, so that copies run beside the computation."""
     if pinned:
         try:
             return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)

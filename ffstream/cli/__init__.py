@@ -1,8 +1,11 @@
-"""The command line: parses, calls, renders. It imports anything; torch is imported by what it calls, not here."""
+"""The command line: parses options, calls the library, shows results.
+
+It may import any package. torch is imported only by what it calls.
+"""
 
 from ffstream.cli.app import app, main
 
-# In the order in which help lists their commands.
+# The order of these imports is the order in which help lists the commands.
 from ffstream.cli import training  # isort: skip
 from ffstream.cli import finished  # isort: skip
 from ffstream.cli import studies  # isort: skip

@@ -32,13 +32,13 @@ _FILE_COLUMNS = 120
 
 
 class _Commands(TyperGroup):
-    """Says of a command that a signal has ended what became of it, unless it has said so itself."""
+    """If a signal ends a command, says what became of it, unless the command has said so itself."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run what is asked for."""
+        """Run the command that is asked for."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:  # in typer's own hands, this would end it without a word
+        except KeyboardInterrupt as stop:  # typer itself would end the process without a message
             fail_stopped(stop, f"{ctx.invoked_subcommand} was not finished")
 
 
@@ -51,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# What typer raises for options that do not parse, wherever this version of it keeps them.
+# The base of what typer raises for options that do not parse; where it is defined depends on the version of typer.
 _UsageError: Any = typer.BadParameter.__mro__[2]
 
 
@@ -66,20 +66,20 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run the command line, and end the process.
 
-    A user's error is one line and exit code 1, 2 for options that do not parse; a signal is one line and 128 and its
-    number; a bug keeps its traceback.
+    A user's error prints one line and gives exit code 1, or 2 for options that do not parse. A signal prints one line
+    and gives 128 plus its number. A bug keeps its traceback.
     """
     guard_streams()
     signal.signal(signal.SIGTERM, _stop)
-    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):  # else whoever started this wants it ignored
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):  # else the parent process wants it ignored
         signal.signal(signal.SIGINT, _stop)
     try:
         code = _run()
     except SystemExit as end:
         code = end.code
-    except KeyboardInterrupt as stop:  # one more, while the first was told
+    except KeyboardInterrupt as stop:  # another one, while the first was reported
         code = stopped_by(stop)[1]
-    for number in (signal.SIGTERM, signal.SIGINT):  # nothing is left that a signal could harm
+    for number in (signal.SIGTERM, signal.SIGINT):  # a signal can do no more harm
         if signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_DFL)
     try:
@@ -99,7 +99,7 @@ def _run() -> Any:
         return _report_usage(error)
     except FFStreamError as error:
         return _report(f"ffstream: {error}", 1)
-    except KeyboardInterrupt as stop:  # that foreign code has made an error of, so that no command has seen it
+    except KeyboardInterrupt as stop:  # foreign code had turned it into another error, so no command saw it
         name, code = stopped_by(stop)
         if name == "SIGINT":
             return _report("ffstream: interrupted", code)
@@ -115,7 +115,7 @@ def _run() -> Any:
 
 
 def _check_words(words: list[str]) -> None:
-    """Raise a usage error for an empty word: what a shell makes of a variable that is not set, and a path of `.`."""
+    """Raise a usage error for an empty word: a shell makes one of an unset variable, and as a path it means `.`."""
     for word in words:
         if word == "" or (word.startswith("--") and word.endswith("=") and word.count("=") == 1):
             what = f"option {word[:-1]}" if word else "an argument"
@@ -131,7 +131,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _report_usage(error: Any) -> int:
-    """Say what is wrong with the options; of none at all, typer has shown the help by now, or gives it as message."""
+    """Say what is wrong with the options. Without any, typer has shown the help already, or gives it as the message."""
     message = str(error.format_message())
     if type(error).__name__ == "NoArgsIsHelpError":
         print(message, end="\n" if message else "")
@@ -148,7 +148,10 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 def when_stopped(
     left: str = "nothing was written", file: str = ""
 ) -> Callable[[Callable[_Options, None]], Callable[_Options, None]]:
-    """Give a command a line for the signal that ends it: what is left, or what became of the file of that option."""
+    """Decorate a command with a line for when a signal ends it.
+
+    The line says `left`, or whether the file of the option named `file` was written.
+    """
 
     def wrap(command: Callable[_Options, None]) -> Callable[_Options, None]:
         @functools.wraps(command)
@@ -169,7 +172,7 @@ def when_stopped(
 
 
 def _stamp(path: Any) -> tuple[int, int] | None:
-    """Which file it is that a path leads to."""
+    """What identifies the file that a path leads to, in its present state; None if there is none."""
     try:
         found = Path(path).stat()
     except (OSError, TypeError, ValueError):
@@ -178,24 +181,24 @@ def _stamp(path: Any) -> tuple[int, int] | None:
 
 
 def stopped_by(stop: KeyboardInterrupt) -> tuple[str, int]:
-    """The name of the signal that has ended a command, and the exit code that says so."""
+    """The name of the signal that ended a command, and the exit code for it."""
     number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
     return number.name, 128 + number
 
 
 def fail_stopped(stop: KeyboardInterrupt, text: str) -> NoReturn:
-    """End with one line on stderr that names the signal, and says what became of the work."""
+    """End the process with one line on stderr that names the signal and says what became of the work."""
     name, code = stopped_by(stop)
     fail(f"ffstream: stopped by {name}; {text}", code)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End with one line on stderr."""
+    """End the process with one line on stderr."""
     sys.exit(_report(message, code))
 
 
 def _report(message: str, code: int) -> int:
-    """Say one line on stderr, if it takes it. Returns the code."""
+    """Print one line on stderr, if that can be written. Returns the code."""
     with contextlib.suppress(OSError, OutputError):
         print(printable(message), file=sys.stderr)
     return code
@@ -209,9 +212,9 @@ def import_plugins(names: list[str] | None) -> None:
 
 
 def open_run(path: Path, plugins: list[str] | None = None) -> Run:
-    """The run in a folder, with the modules that a user names imported. A folder that is not there is answered first.
+    """The run in a folder, once the modules that a user names are imported.
 
-    Raises RunError, ConfigError.
+    A folder that does not exist is reported before that. Raises RunError, ConfigError.
     """
     check_is_there(path)
     import_plugins(plugins)
@@ -221,18 +224,18 @@ def open_run(path: Path, plugins: list[str] | None = None) -> Run:
 
 
 def check_is_there(path: Path) -> None:
-    """Raise RunError where a run's folder is not there, before torch is imported."""
+    """Raise RunError if a run's folder does not exist, before torch is imported."""
     if not exists(expand_home(path)):
         raise RunError(say_no_run(path))
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Print one line, whatever names stand in it."""
+    """Print one line, with whatever a terminal would obey in it escaped."""
     print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def show(parts: Iterable[Table | str]) -> None:
-    """Print tables and lines as they are."""
+    """Print tables and lines in their order."""
     from ffstream.cli.reporting import print_line, print_table
 
     console = make_console()
@@ -244,7 +247,7 @@ def show(parts: Iterable[Table | str]) -> None:
 
 
 def make_console() -> Console:
-    """The terminal, or a file whose lines may be longer than those of most terminals."""
+    """A console of the terminal's width; of 120 columns where output is no terminal and COLUMNS is not set."""
     from rich.console import Console
 
     console = Console()

@@ -1,4 +1,4 @@
-"""Commands on runs that are there: what they know, whether they are whole, and taking them elsewhere."""
+"""Commands on existing runs: evaluate and predict, inspect and plot, repair and clean, export."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 
 def _note(text: str | None) -> None:
-    """Say what somebody should know of a result, beside it."""
+    """Print a note on a result to stderr, if there is one."""
     if text is not None:
         say(f"ffstream: note: {text}", err=True)
 
 
 def _note_unfinished(run: Run) -> None:
-    """Say that what follows is of a part of the network, if it is."""
+    """If a run is not finished, say that only its finished layers are used."""
     num_layers, num_done = run.config.layers, run.num_layers_done
     if 0 < num_done < num_layers:
         _note(
@@ -64,7 +64,7 @@ def evaluate(
     accept_environment: AcceptEnvironment = False,
     as_json: Json = False,
 ) -> None:
-    """Error of a run on a split, by depth and by class; never more than one layer is on the device."""
+    """Measure the error of a run on a split, by depth and by class; only one layer is on the device at a time."""
     check_word("method", method, METHODS)
     check_word("split", split, SPLITS)
     opened = open_run(run, plugin)
@@ -117,9 +117,10 @@ def predict(
     accept_environment: AcceptEnvironment = False,
     as_json: Json = False,
 ) -> None:
-    """Label each image, with its probability (in JSON those of all classes); one layer is on the device at a time.
+    """Label images, each with the probability of its label; only one layer is on the device at a time.
 
-    Probabilities are calibrated on the run's validation split. Arrays are in the units of the training data.
+    JSON has the probabilities of all classes. Probabilities are calibrated on the run's validation split.
+    Arrays have to be in the units of the training data.
     """
     suffix = "" if output is None else output.suffix.lower()
     if output is not None and suffix not in (".csv", ".json"):
@@ -137,7 +138,7 @@ def predict(
     images: NamedImages | None = None
 
     def is_own(file: io.FileIO) -> bool:
-        names = None if images is None else images.names  # until they are read, it may be of any
+        names = None if images is None else images.names  # None, for any images, until these are read
         return is_earlier_json(file, str(run), names) if in_json else is_earlier_csv(file, names)
 
     written = None
@@ -177,13 +178,13 @@ def inspect(
     verify: Annotated[bool, typer.Option("--verify", help="Check every digest of what is committed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What is done in a run, the figures of each layer, and whether its files are whole."""
+    """Show what is done in a run and the figures of each layer; with --verify, check that its files are whole."""
     found = open_run(run)
     from ffstream.cli.tables import layer_table
     from ffstream.settings.sizes import Sizes
 
     layers, progress = found.layers, found.directory.read_progress()
-    if progress and progress[0] != len(layers):  # of a layer that is finished: it goes when the run ends
+    if progress and progress[0] != len(layers):  # of a finished layer: it is removed when the run ends
         progress = None
     if verify:
         found.verify()
@@ -221,7 +222,7 @@ def plot(
     output: Annotated[Path, typer.Option(readable=False, help="The PNG file to write.")] = Path("errors.png"),
     force: Force = False,
 ) -> None:
-    """A picture of the validation error against depth, a curve for each run; nothing is computed."""
+    """Plot the validation error of runs against depth, a curve per run; nothing is computed anew."""
     for path in runs:
         check_is_there(path)
     from ffstream.studies.charts import draw_errors
@@ -242,9 +243,10 @@ def repair(
         bool, typer.Option("--apply", help="Put aside what is damaged; otherwise it is only said.")
     ] = False,
 ) -> None:
-    """What can be kept of a damaged run: the longest prefix of layers without damage. What is put aside is not lost.
+    """Show what can be kept of a damaged run, and with --apply put the rest aside, so that the run can go on.
 
-    The exit code is 1 while damage is there.
+    All layers below the first damaged one are kept. What is put aside is not lost: it is moved to a folder in the run.
+    The exit code is 1 as long as there is damage.
     """
     directory = open_run(run).directory
     from ffstream.run.repair import diagnose, put_aside
@@ -270,7 +272,7 @@ def repair(
 @app.command()
 @when_stopped("some of it may be removed; do it again")
 def clean(run: RunDir) -> None:
-    """Remove from a run what can be made again: its caches, and what killed processes left. Layers stay."""
+    """Remove from a run what can be made again: its caches, and files that killed processes left. Layers stay."""
     found = open_run(run)
     from ffstream.ground.units import format_bytes
     from ffstream.run.cleaning import clean_run

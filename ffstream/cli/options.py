@@ -1,4 +1,4 @@
-"""The options that commands share, and those that are settings, which are told of in the words of `settings`."""
+"""The options that commands share, and those that are settings, whose help is the text that `settings` has for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ffstream.settings.recipes import RECIPES
 
 DATA, NETWORK, TRAINING, MEMORY, RUN = "Data", "Network", "Training", "Memory and device", "The run"
 
-# Options that are settings of another name.
+# Options whose setting has another name.
 RENAMED = {
     "stack_layers": "network.stack_layers",
     "lr": "optimiser.learning_rate",
@@ -29,15 +29,15 @@ RENAMED = {
     "host_budget": "memory.host_budget",
     "disk_budget": "memory.disk_budget",
 }
-# What is offered when a shell completes a word, of settings that may be something else too.
+# Words that a shell offers for settings that may have other values too.
 _WORDS = {"recipe": tuple(RECIPES), "data": DATA_SETS, "device": ("auto", "cpu", "cuda")}
 
 
 def setting_option(name: str, metavar: str, panel: str, *, flag: str = "", is_of_run: bool = False) -> Any:
-    """An option that is a setting: its help, its default, and the words that a shell completes it to.
+    """An option that is a setting, with the setting's help and default, and the words that a shell completes.
 
-    `name` as a parameter of the command is called. `flag` is the whole name of an option that takes no value. Where it
-    `is_of_run`, a run that goes on keeps what it has.
+    `name` is the name of the command's parameter. `flag` is the whole name of an option that takes no value. With
+    `is_of_run`, the default is the value that an existing run has.
     """
     found = find_setting(RENAMED.get(name, name))
     default, choices = found.default, found.choices
@@ -53,14 +53,14 @@ def setting_option(name: str, metavar: str, panel: str, *, flag: str = "", is_of
         f"--{name.replace('_', '-')}",
         metavar=metavar,
         help=f"{text} Default: {'what the run has' if is_of_run else shown}.",
-        show_default=False,  # or what `OneDevice` has would be shown twice
+        show_default=False,  # else the default of `OneDevice` would be shown twice
         rich_help_panel=panel,
         autocompletion=_complete(_WORDS.get(name, choices)),
     )
 
 
 def word_option(name: str, words: tuple[str, ...], text: str) -> Any:
-    """An option that is one of some words."""
+    """An option whose value is one of some words."""
     return typer.Option(f"--{name}", metavar="WORD", help=text, autocompletion=_complete(words))
 
 
@@ -68,7 +68,7 @@ def _complete(words: tuple[str, ...]) -> Callable[[str], list[str]] | None:
     return (lambda incomplete: [word for word in words if word.startswith(incomplete)]) if words else None
 
 
-# typer would call a file that may not be read a wrong option; what reads it says more.
+# readable=False: typer would report an unreadable file as a wrong option, while the code that reads it says more.
 RunDir = Annotated[Path, typer.Argument(readable=False, metavar="RUN", help="The run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str | None, setting_option("device", "NAME", MEMORY)]

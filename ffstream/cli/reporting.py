@@ -19,9 +19,9 @@ from ffstream.training.layer_trainer import EpochFigures
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 
 _PLAIN_INTERVAL_S = 10.0
-_LEAST_WRAPPED = 16  # columns that text is given which is wrapped
+_LEAST_WRAPPED = 16  # columns for text that may be wrapped
 _MOST_BAR, _LEAST_BAR = 28, 8  # columns of a bar
-_BESIDE_BAR = 30  # columns that the name, the counts and the time beside a bar take
+_BESIDE_BAR = 30  # columns of the name, the counts and the time beside a bar
 
 
 def make_observer(console: Console) -> Observer:
@@ -30,12 +30,12 @@ def make_observer(console: Console) -> Observer:
 
 
 def print_line(console: Console, line: str) -> None:
-    """Show one line as it is, whatever names stand in it."""
+    """Show one line as it is, without markup, and with whatever a terminal would obey escaped."""
     console.print(printable(line), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Show a table, or, where it is wider than the terminal, each of its rows with the headings beside the cells."""
+    """Show a table; if it is wider than the terminal, show each row as lines of a heading and a cell."""
     if _find_least_width(table) <= console.width:
         console.print(table, highlight=False, markup=False, emoji=False)
         return
@@ -49,13 +49,13 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def _find_least_width(table: Table) -> int:
-    """The columns that a table needs at least: rich's own measure takes every column for one that can be wrapped."""
+    """The least width that a table needs; rich's own measure assumes that every column can be wrapped."""
     widths = []
     for column in table.columns:
         texts = [_to_text(column.header), *map(_to_text, column.cells)]
         lines = [line for text in texts for line in (text.split("\n") if column.no_wrap else text.split())]
         widths.append(max([cell_len(line) for line in lines] + [0 if column.no_wrap else _LEAST_WRAPPED]))
-    return sum(widths) + 2 * len(widths) - 1  # each is padded by one, and kept apart by one
+    return sum(widths) + 2 * len(widths) - 1  # one of padding for each, one between two
 
 
 def _to_text(cell: object) -> str:
@@ -63,7 +63,7 @@ def _to_text(cell: object) -> str:
 
 
 class _Course:
-    """Where a run stands, in words, and about how long it still takes."""
+    """Describes how far a run is, and estimates how long it still takes."""
 
     def __init__(self, outline: RunOutline) -> None:
         self.outline = outline
@@ -72,11 +72,11 @@ class _Course:
 
     @property
     def noun(self) -> str:
-        """What a validation error is of."""
+        """What a validation error is called."""
         return "validation error" if self.outline.is_labelled else "validation error of hybrids"
 
     def describe(self) -> str:
-        """What there is to do, and the memory that a layer takes."""
+        """What is left to do, and the memory that a layer takes."""
         outline = self.outline
         done = f"{outline.num_done} of {outline.num_layers} layers are done, " if outline.num_done else ""
         layers = done or f"{outline.num_layers} layers, "
@@ -87,7 +87,7 @@ class _Course:
         )
 
     def name_epoch(self, epochs_taken: float) -> str:
-        """Which epoch of which tile it is that follows, or has just ended."""
+        """The epoch that is going on or has just ended, with its tile if there are several."""
         outline = self.outline
         epoch = max(math.ceil(epochs_taken), 1)
         tile, within = divmod(epoch - 1, outline.num_epochs)
@@ -95,7 +95,7 @@ class _Course:
         return f"{cut}epoch {within + 1}/{outline.num_epochs}"
 
     def name_peak(self, figures: LayerFigures) -> str:
-        """Of a GPU its peak; on a CPU there is only the process to be seen, with the interpreter and all libraries."""
+        """The peak on a GPU; on a CPU only the whole process can be seen, with the interpreter and all libraries."""
         noun = "process" if self.outline.device_type == "cpu" else "peak"
         return f"{noun} {format_bytes(figures.peak_memory_bytes)}"
 
@@ -111,25 +111,25 @@ class _Course:
 
 
 class PlainObserver(Observer):
-    """One line a layer, and one every ten seconds within it."""
+    """Prints one line per layer, and at most one every ten seconds within a layer."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._last_s = time.perf_counter()
 
     def on_start(self, outline: RunOutline) -> None:
-        """Where the run is and what is left to do."""
+        """Print where the run is and what is left to do."""
         self._course = _Course(outline)
         self._print(self._course.describe())
 
     def on_warning(self, text: str) -> None:
-        """A line."""
+        """Print the warning as a line."""
         self._print(f"warning: {text}")
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
-        """A line, unless there was one in the last ten seconds."""
+        """Print a line, unless there was one in the last ten seconds."""
         course = self._course
         eta_s = course.eta_s(layer, epoch)
         if time.perf_counter() - self._last_s >= _PLAIN_INTERVAL_S:
@@ -140,7 +140,7 @@ class PlainObserver(Observer):
             )
 
     def on_layer(self, figures: LayerFigures) -> None:
-        """A line a layer."""
+        """Print a line per layer."""
         course = self._course
         self._print(
             f"layer {figures.layer}/{course.outline.num_layers} done: loss {figures.loss:.4f}, goodness "
@@ -160,7 +160,7 @@ class PlainObserver(Observer):
 
 
 class BarObserver(Observer):
-    """One bar for the layers, one for the epochs of the layer at hand, and its figures live."""
+    """Shows one bar for the layers, one for the epochs of the current layer, and live figures of it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -179,33 +179,33 @@ class BarObserver(Observer):
         self._last_error: float | None = None
 
     def on_start(self, outline: RunOutline) -> None:
-        """Where the run is, what is left to do, and the bars."""
+        """Print where the run is and what is left to do, and start the bars."""
         self._course = _Course(outline)
         print_line(self._console, self._course.describe())
         self._progress.update(self._layers, total=outline.num_layers, completed=outline.num_done)
         self._progress.start()
 
     def on_step(self, description: str) -> None:
-        """What is going on."""
+        """Show what is going on beside a bar."""
         self._progress.update(self._epochs, note=self._fit([printable(description)]))
 
     def on_warning(self, text: str) -> None:
-        """A line above the bars."""
+        """Print the warning as a line above the bars."""
         print_line(self._console, f"warning: {text}")
 
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
-        """Live figures of the epoch."""
+        """Show live figures of the epoch."""
         self._show(layer, epoch - 1 + figures.num_samples / self._course.outline.num_samples, figures)
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
-        """Figures of the whole epoch."""
+        """Show the figures of the whole epoch."""
         self._last_error = validation_error
         self._show(layer, epoch, figures)
 
     def on_layer(self, figures: LayerFigures) -> None:
-        """One more layer, and its errors beside the bar."""
+        """Move the bar on by a layer, and show the layer's error and memory beside it."""
         noun = "error" if self._course.outline.is_labelled else "hybrids"
         notes = [f"{noun} {format_share(figures.validation_error_to_here)}", self._course.name_peak(figures)]
         self._progress.update(self._layers, completed=figures.layer, note=self._fit(notes))
@@ -235,7 +235,7 @@ class BarObserver(Observer):
         self._progress.update(self._epochs, total=total, completed=epochs_taken, note=self._fit(notes))
 
     def _fit(self, notes: Sequence[str]) -> str:
-        """As many notes, the first ones, as there is room for beside a bar."""
+        """As many of the first notes as there is room for beside a bar."""
         line = ""
         for note in notes:
             longer = f"{line}  {note}" if line else note

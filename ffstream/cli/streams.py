@@ -1,4 +1,4 @@
-"""Standard output and standard error: what they cannot take is said, once and in one line."""
+"""Standard output and standard error: a failure to write to them is reported once, in one line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _NAMES = {"stdout": "standard output", "stderr": "standard error"}
 
 
 class _RawStream(io.RawIOBase):
-    """Passes on what is written, and raises OutputError for what cannot be; from then on everything is dropped.
+    """Passes on what is written, and raises OutputError once that fails; from then on all output is dropped.
 
-    So a full disk behind a stream is told from a full disk behind a run, and nothing is left to be written, and to fail
-    again, when the interpreter ends. Only the main thread is told, since what ends other threads ends nothing else.
+    This tells a full disk behind a stream from a full disk behind a run, and leaves nothing to be written, and to fail
+    again, when the interpreter ends. The error is raised in the main thread only, as in another thread it would end
+    that thread alone.
     """
 
     def __init__(self, raw: Any, noun: str) -> None:
@@ -39,10 +40,10 @@ class _RawStream(io.RawIOBase):
         return int(self._raw.fileno())
 
     def write(self, data: Any) -> int:
-        """Write some of it, all of it once the stream has failed."""
+        """Write some of the data. Once the stream has failed, all of it counts as written."""
         if self._failure is None:
             try:
-                while (num_bytes := self._raw.write(data)) is None:  # its reader is slow, and it does not wait
+                while (num_bytes := self._raw.write(data)) is None:  # a non-blocking stream with a slow reader
                     select.select([], [self._raw], [])
                 return int(num_bytes)
             except OSError as error:
@@ -54,7 +55,7 @@ class _RawStream(io.RawIOBase):
 
 
 class _ClosedStream(io.RawIOBase):
-    """Standard output that was closed before the command was started."""
+    """Stands for a standard output that was closed before the command started."""
 
     def writable(self) -> bool:
         return True
@@ -65,7 +66,7 @@ class _ClosedStream(io.RawIOBase):
 
 
 def guard_streams() -> None:
-    """Have both streams raise OutputError for what they cannot take, and write whatever their encoding has."""
+    """Have both streams raise OutputError if they cannot be written, and escape what their encoding does not have."""
     _open_missing()
     if sys.stdout is None:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(_ClosedStream()), line_buffering=True)
@@ -82,12 +83,12 @@ def guard_streams() -> None:
             line_buffering=stream.line_buffering or stream.write_through,
         )
         setattr(sys, name, guarded)
-    if sys.stderr is None:  # what is meant for it would be printed on standard output
+    if sys.stderr is None:  # else messages for it would go to standard output
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - a device, for as long as the process lives
 
 
 def flush_streams() -> None:
-    """Write what waits in both streams. Raises OutputError."""
+    """Write what both streams have buffered. Raises OutputError."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -103,7 +104,7 @@ def _explain(noun: str, error: OSError) -> OutputError:
 
 
 def _open_missing() -> None:
-    """Give the three streams that were closed from the start nothing to write to, or the next file has their number."""
+    """Open /dev/null for standard streams that are closed: the next file that is opened would get their number."""
     with contextlib.suppress(OSError):
         for number in range(3):
             try:

@@ -1,4 +1,4 @@
-"""Commands beside a run: what can be chosen, negatives written ahead, how memory grows, where time goes."""
+"""Commands besides those on a run: what can be chosen, negatives written ahead, how memory grows, where time goes."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def profile(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure peak memory against depth, beside resident FF and backprop; goes on where it was interrupted.
+    """Measure peak memory against depth, for ffstream, resident FF and backprop; resumes if it was interrupted.
 
-    Every point is measured in a process of its own, on images of noise with 784 features.
+    Every point is measured in a process of its own, on noise images with 784 features.
     """
     from ffstream.cli.tables import format_point, profile_table
     from ffstream.studies.charts import draw_profile, open_profile_picture
@@ -55,7 +55,7 @@ def profile(
     )
     folder = output or Path("runs") / f"profile-{width}x{batch}"
     picture = folder / "profile.png"
-    open_profile_picture(picture, force=force)  # said before anything is measured
+    open_profile_picture(picture, force=force)  # refused, if at all, before anything is measured
     found = measure_profile(settings, _words(methods), _numbers("--depths", depths), folder, tell, force=force)
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
@@ -134,7 +134,7 @@ def doctor(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """How fast this machine is at what a run does; with RUN, where its time went and what would help."""
+    """Measure how fast this machine does what a run does; with RUN, show where its time went and what would help."""
     if run is not None:
         check_is_there(run)
     from ffstream.cli.tables import account_report, speeds_report
@@ -173,7 +173,7 @@ def negatives(
     force: Force = False,
     data_root: DataRoot = None,
 ) -> None:
-    """Write hybrid images ahead, in one file with the data that they are negatives of, for --recipe unsupervised."""
+    """Write hybrid images, the negatives of --recipe unsupervised, to one file with the data they are made for."""
     from ffstream.studies.offline import write_negatives
 
     shape = write_negatives(
@@ -196,7 +196,7 @@ def negatives(
 @app.command()
 @when_stopped()
 def recipes(plugin: Plugins = None, as_json: Json = False) -> None:
-    """What can be chosen: recipes, label methods, objectives, goodnesses, negative samplers, layer kinds."""
+    """List what can be chosen: recipes, label methods, objectives, goodnesses, negative samplers, layer kinds."""
     from ffstream.cli.tables import catalogue_tables
     from ffstream.field.catalogue import read_catalogue
 

@@ -1,7 +1,7 @@
 """What commands show: tables, and lines between them.
 
-Names come from files and from users: in a cell they are `_plain`, so that nothing in them is taken for markup or obeyed
-by a terminal. Lines are made harmless where they are printed.
+Names come from files and from users. In a cell they are made `_plain`, so that nothing in them is taken for markup or
+obeyed by a terminal. Lines are escaped where they are printed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _MAX_PAIRS = 15
 
 
 def make_table(headings: Sequence[str], title: str, left: Sequence[str] = (), flexible: Sequence[str] = ()) -> Table:
-    """An empty table whose cells are never cut, and wrapped only in columns that are `flexible`.
+    """An empty table whose cells are never cut, and are wrapped only in columns with a heading in `flexible`.
 
-    Columns are set to the right, but for those whose headings are `left` or `flexible`. Where it is wider than its
-    terminal, it is shown row by row.
+    Columns are aligned to the right, except those with a heading in `left` or `flexible`. A table that is wider than
+    the terminal is shown row by row (`reporting.print_table`).
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for heading in headings:
@@ -49,7 +49,7 @@ def make_table(headings: Sequence[str], title: str, left: Sequence[str] = (), fl
 
 
 def layer_table(layers: list[LayerFigures], *, is_labelled: bool = True) -> Table:
-    """One row a layer."""
+    """A table with one row per layer."""
     of = "error" if is_labelled else "hybrid\nerror"
     figures = ("layer", "loss", "goodness\npositive", "\nnegative", "separa-\ntion", f"{of}\nalone", f"{of}\nto here")
     table = make_table([*figures, "samples\n/ s", "time\n/ s"], "layers")
@@ -69,7 +69,7 @@ def layer_table(layers: list[LayerFigures], *, is_labelled: bool = True) -> Tabl
 
 
 def evaluation_report(found: Evaluation, width: int) -> Iterator[Table | str]:
-    """Errors by depth, the confusion of classes on `width` columns, and what to know of the probabilities."""
+    """Errors by depth, the confusion of classes in `width` columns, and how far probabilities can be trusted."""
     combination = found.combination
     total = sum(combination.weights) if combination is not None else 1.0
     for depth, error in enumerate(found.errors_by_depth, found.first_depth):
@@ -137,7 +137,7 @@ def _confused_pairs(found: Evaluation) -> Iterator[Table | str]:
 
 
 def _make_headings(names: list[str], room: int) -> list[str] | None:
-    """Names, their first or last words or their beginnings, whichever are all different and no longer than `room`."""
+    """Names, their first words, last words or beginnings: the first kind whose texts all differ and fit into `room`."""
     words = [name.split() or [name] for name in names]
     first, last, beginnings = [w[0] for w in words], [w[-1] for w in words], [name[: max(room, 0)] for name in names]
     for headings in (names, first, last, beginnings):
@@ -166,7 +166,7 @@ def _describe_probabilities(figures: ProbabilityFigures) -> str:
 
 
 def plan_report(plan: Plan) -> Iterator[Table | str]:
-    """The plan as two tables, by layer and by resource, and a line on how the cache goes."""
+    """The plan as two tables, by layer and by resource, and lines on the cache and the time."""
     names = [f"{layer.name}\n{layer.in_features} x {layer.num_units}" for layer in plan.layers]
     table = make_table(["", *names], "a layer on the device", left=("",))
     if any(layer.num_tiles > 1 for layer in plan.layers):
@@ -213,7 +213,7 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
 
 
 def demonstration_report(found: Demonstration) -> Iterator[Table | str]:
-    """What was shown, beside what others reach on the same images."""
+    """The figures of the demo, beside those of two other methods on the same images."""
     num_layers = len(found.errors_by_depth)
     depths = [*(depth for depth in (1, 2, 4, 8) if depth < num_layers), num_layers]
     table = make_table(("", "test error"), "", left=("",))
@@ -288,7 +288,7 @@ def _per_s(num_bytes: float) -> str:
 
 
 def profile_table(profile: Profile) -> Table:
-    """Peak memory, a row a depth and a column a method."""
+    """Peak memory, with one row per depth and one column per method."""
     methods = [method for method in METHODS if profile.curve(method)]
     title = "peak device memory in MiB, training / evaluation"
     table = make_table(["layers", *(METHODS[method].replace(", ", ",\n") for method in methods)], title)
@@ -323,7 +323,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def catalogue_tables(catalogue: Catalogue) -> list[Table]:
-    """Recipes with what they set, then for each setting what it may name."""
+    """A table of recipes with what they set, then a table for each setting with the parts that it may name."""
     columns = ("recipe", "what it is", "what it sets")
     recipes = make_table(columns, "--recipe", left=("recipe", "what it sets"), flexible=("what it is",))
     for name, (line, sets) in catalogue.recipes.items():

@@ -1,4 +1,4 @@
-"""Commands that train, or say what training would take."""
+"""Commands that train, or that show what training would take."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def train(
 ) -> None:
     """Train a network, layer by layer.
 
-    A setting is that of the recipe, unless the file of --config has another; --set goes before both, and the options
-    below go before all.
+    A setting has the value of the recipe, unless the file of --config has another.
+    --set takes precedence over both, and the options below over everything.
     """
     resolved = _resolve_settings(dict(locals()))
     from ffstream.run.launch import train as start
@@ -131,7 +131,7 @@ def plan(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Show what `train` with the same options would do and take; nothing is written."""
+    """Show what `train` with the same options would do, and what it would take; nothing is written."""
     resolved = _resolve_settings(options)
 
     from ffstream.cli.tables import plan_report
@@ -147,7 +147,7 @@ def plan(
 
 
 def _add_options_of(source: Callable[..., None], target: Callable[..., None]) -> None:
-    """Give `target`, in place of its **options, those of `source`."""
+    """Give `target` the options of `source` in place of its **options."""
     theirs, own = (inspect_module.signature(f, eval_str=True).parameters.values() for f in (source, target))
     mine = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind is not p.VAR_KEYWORD]
     vars(target)["__signature__"] = inspect_module.Signature([*theirs, *mine])
@@ -196,9 +196,9 @@ def resume(
 
 
 def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
-    """Run with a report on the terminal; say where the run is first and last, and how to go on after a stop.
+    """Train with a report on the terminal. Say at the end where the run is and, after a stop, how to go on.
 
-    Without a path, the run's folder is known from when it starts on.
+    Without a path, the run's folder is known only once the run starts.
     """
     from ffstream.cli.reporting import make_observer
 
@@ -211,7 +211,7 @@ def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
         places.append(outline.path)
         tell_start(outline)
 
-    setattr(observer, "on_start", remember)  # noqa: B010 - of this one
+    setattr(observer, "on_start", remember)  # noqa: B010 - of this instance only
     try:
         run = start(observer)
     except KeyboardInterrupt as stop:
@@ -252,7 +252,7 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
     if options["plugin"]:
         given["plugins"] = options["plugin"]
     names = given.get("plugins", settings.get("plugins", []))
-    import_plugins(list(names) if isinstance(names, list) else None)  # whose recipes and parts may be named
+    import_plugins(list(names) if isinstance(names, list) else None)  # these may register recipes and parts
     for name, value in options.items():
         if value is not None and name not in _NOT_SETTINGS:
             given[RENAMED.get(name, name)] = value

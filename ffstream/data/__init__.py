@@ -1,4 +1,4 @@
-"""Data sets by name, from folders of images and files of arrays; changes of images. Imports `device` and below."""
+"""Data sets by name, from folders and from files; augmentation and scaling. Imports `device` and below."""
 
 from pathlib import Path
 
@@ -44,10 +44,10 @@ def load_dataset(
 ) -> Dataset:
     """Load the data set that `--data` names. Raises DataError when it is unknown, absent or unreadable.
 
-    `skips_bad`: of a folder, leave out the files that cannot be read. `room_bytes`: the most memory that the data may
-    take while they are loaded (by default, what this machine has free); more raises BudgetError, before it is taken.
-    `download`: fetch or unpack a data set of torchvision where it is not there; otherwise nothing is written. What is
-    not at the path of `source` is looked for by its name in `data_root`.
+    `skips_bad` leaves out files of a folder that cannot be read or are of another size than most. `room_bytes` is the
+    most memory that the data may take while they are loaded (by default, what this machine has free); BudgetError is
+    raised before more is taken. `download` fetches or unpacks a data set of torchvision that is missing; without it,
+    nothing is written. A file or folder that is not at the path `source` is looked for by its name in `data_root`.
     """
     room = Room(room_bytes)
     if not source:
@@ -64,7 +64,7 @@ def load_dataset(
             raise DataError(
                 f"data {source}: no such file or folder; if it was moved, say by --data where it is now"
             ) from None
-    except (OSError, ValueError) as error:  # a name that no file can have, or that may not be looked for
+    except (OSError, ValueError) as error:  # an impossible file name, or no permission to look for it
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"data {source[:80]!r}: neither a known data set, nor a file to read: {reason}") from error
     if path.suffix.lower() in _ARRAYS:
@@ -79,13 +79,13 @@ def load_dataset(
 
 
 def find_path(source: str, data_root: str) -> Path:
-    """Where a file or folder of data is: at its path, or by its name in `data_root` where it is not there."""
+    """The path `source`, or, where nothing is there, the path of the same name in `data_root` if one is given."""
     path = expand_home(source)
     return path if path.exists() or not data_root else expand_home(data_root) / path.name
 
 
 def holds_pictures(source: str) -> bool:
-    """Whether `source` is a folder of images, so that its values are those of picture files; it need not be there."""
+    """Whether `source` names a folder of images, whose values are those of picture files; it need not exist."""
     return source not in SOURCES and Path(source).suffix.lower() not in _ARRAYS
 
 
@@ -99,5 +99,5 @@ def _load_named(source: str, data_root: Path | None, room: Room, *, download: bo
             )
         return part.load(data_root, room, download=download)
     dataset = check_own(part(data_root or Path()), source)
-    room.take(f"data {source}", dataset.num_bytes)  # known when it is there
+    room.take(f"data {source}", dataset.num_bytes)  # its size is known only once it is loaded
     return dataset

@@ -1,7 +1,7 @@
-"""A file of arrays, .safetensors, .npz or .npy, as one that may come from anywhere.
+"""Reads a file of arrays (.safetensors, .npz or .npy) that may come from anywhere and is not trusted.
 
-Its headers are read first, and held against the size of the file. Only the arrays that are asked for are read, part by
-part, straight into memory of our own: what is altered afterwards changes nothing. Nothing is ever unpickled.
+The headers are read first and checked against the size of the file. Only the arrays that are asked for are read, part
+by part, straight into memory of our own, so that later changes to the file have no effect. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ffstream.errors import DataError, FFStreamError
 from ffstream.ground.files import UnsuitableFileError, open_regular
 
 _CHUNK_BYTES = 1 << 18  # a multiple of every type's size
-_MAX_HEADER_BYTES = 1 << 20  # of a whole file, thousands of arrays; parsed, it takes tens of times that
-_MAX_NPY_HEADER_BYTES = 10_000  # as in numpy itself
+_MAX_HEADER_BYTES = 1 << 20  # of a whole file: thousands of arrays; the parsed header takes tens of times that
+_MAX_NPY_HEADER_BYTES = 10_000  # the limit of numpy itself
 _MAX_AXES = 32
-_MAX_SIZE = 1 << 63  # what a tensor cannot have of elements or bytes
+_MAX_SIZE = 1 << 63  # elements or bytes; a tensor has fewer
 
 _SAFETENSORS = {
     "F64": torch.float64,
@@ -56,17 +56,17 @@ _NPY_PARSERS = {
     b"\x01\x00": (2, np.lib.format.read_array_header_1_0),
     b"\x02\x00": (4, np.lib.format.read_array_header_2_0),
 }
-_ENCRYPTED = 1  # a flag of a member of an archive
+_ENCRYPTED = 1  # flag bit of a member of a zip archive
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of an array, before its data are read."""
+    """The type and shape that a file declares for an array, read before its data."""
 
-    dtype: torch.dtype | None  # None for what is no number of ours
-    type_name: str  # as the file has it
+    dtype: torch.dtype | None  # None for a type that is not supported
+    type_name: str  # as written in the file
     shape: tuple[int, ...]
-    is_fortran: bool = False  # its first axis runs fastest
+    is_fortran: bool = False  # the first axis varies fastest in the file
 
     @property
     def num_elements(self) -> int:
@@ -74,7 +74,7 @@ class Header:
 
     @property
     def nbytes(self) -> int:
-        """Of its data in the file. Only of numbers."""
+        """The bytes of its data in the file; `dtype` must not be None."""
         assert self.dtype is not None
         return self.num_elements * self.dtype.itemsize
 
@@ -84,7 +84,7 @@ class _Stream(Protocol):
 
 
 class _Format(Protocol):
-    """Where the arrays of an open file lie, and the texts that its head holds beside them."""
+    """An open file in one of the formats: the names of its arrays, its metadata, and access to each array."""
 
     names: list[str]
     metadata: dict[str, Any]
@@ -92,18 +92,18 @@ class _Format(Protocol):
     def read_header(self, name: str) -> Header: ...
 
     def opened(self, name: str) -> contextlib.AbstractContextManager[_Stream]:
-        """Its data, from their first byte on."""
+        """A stream that is positioned at the first byte of the array's data."""
         ...
 
 
 class _MisfitError(Exception):
-    """What is wrong with a file, in words."""
+    """A file is malformed; the message says how."""
 
 
 class ArrayFile:
-    """A file of arrays that is open, until `with` is left. `name` is what errors call it.
+    """A file of arrays, open until its `with` block ends. `name` is what error messages call the file.
 
-    Every method raises DataError for a file that is absent, no regular one, damaged, or altered while it is read.
+    Every method raises DataError for a file that is absent, not a regular file, damaged, or altered while it is read.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -123,16 +123,16 @@ class ArrayFile:
 
     @property
     def names(self) -> list[str]:
-        """Of all its arrays; that of a .npy file is called "images"."""
+        """The names of all arrays; the array of a .npy file is called "images"."""
         return self._format.names
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The texts of the head of a .safetensors file, by name; of other files there are none."""
+        """The metadata in the header of a .safetensors file, texts by name; empty for the other formats."""
         return self._format.metadata
 
     def header(self, name: str) -> Header:
-        """Raises DataError, too, for an array that does not hold numbers."""
+        """The header of an array. Raises DataError, too, for an array that does not hold supported numbers."""
         if name not in self._headers:
             with self._errors():
                 found = self._format.read_header(name)
@@ -142,9 +142,9 @@ class ArrayFile:
         return self._headers[name]
 
     def read(self, name: str, target: Tensor, rounding: Rounding | None = None) -> None:
-        """Read an array into `target`, contiguous and of as many elements, and bring it to its type.
+        """Read an array into `target`, contiguous and with as many elements, and convert it to the type of `target`.
 
-        `rounding` looks at what that takes off numbers of 64 bits, but for arrays that Fortran wrote.
+        `rounding` records what the conversion loses of the types in WIDE, except for arrays in Fortran order.
         """
         header = self.header(name)
         with self._errors():
@@ -167,7 +167,7 @@ class ArrayFile:
             raise DataError(f"{self._noun}: no such file") from error
         except UnsuitableFileError as error:
             raise DataError(f"{self._noun}: {error.strerror}; name a file of arrays") from error
-        except Exception as error:  # zipfile and numpy raise whatever a damaged file leads them to
+        except Exception as error:  # zipfile and numpy raise errors of many types for damaged files
             reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
             reason = "cut short" if isinstance(error, EOFError) else reason
             what = f"cannot be read as {self._suffix} ({_shorten(reason)})"
@@ -175,7 +175,7 @@ class ArrayFile:
 
 
 def _fill(stream: _Stream, header: Header, target: Tensor, rounding: Rounding | None) -> None:
-    """Read part by part, so that nothing but a part is held in the type that the file has."""
+    """Fill `target` part by part, so that only one part at a time is held in the type of the file."""
     assert header.dtype is not None
     flat = target.view(-1)
     turned = target.view(header.shape).numpy().T if header.is_fortran else None
@@ -184,7 +184,7 @@ def _fill(stream: _Stream, header: Header, target: Tensor, rounding: Rounding | 
         stop = min(start + step, header.num_elements)
         data = _read_exactly(stream, (stop - start) * header.dtype.itemsize)
         part = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        # A byte that is neither 0 nor 1 is no bool.
+        # A byte other than 0 and 1 is not a valid bool, so bytes are compared and not reinterpreted.
         values = part.ne(0) if header.dtype == torch.bool else part.view(header.dtype)
         if turned is None:
             flat[start:stop].copy_(values)
@@ -195,7 +195,7 @@ def _fill(stream: _Stream, header: Header, target: Tensor, rounding: Rounding | 
 
 
 class _Safetensors:
-    """A header in JSON, and data that its entries cover without a gap."""
+    """The .safetensors format: a header in JSON, then data that its entries cover without gaps."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
@@ -223,18 +223,18 @@ class _Safetensors:
         self.names = list(found)
 
     def read_header(self, name: str) -> Header:
-        """It was read when the file was opened."""
+        """The header of an array, which was read when the file was opened."""
         return self._headers[name]
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[io.FileIO]:
-        """The file, where the data begin."""
+        """The file, positioned where the array's data begin."""
         self._file.seek(self._starts[name])
         yield self._file
 
 
 class _Npy:
-    """One array."""
+    """The .npy format, which holds one array."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
@@ -242,19 +242,19 @@ class _Npy:
         self.metadata: dict[str, Any] = {}
 
     def read_header(self, name: str) -> Header:
-        """From the beginning of the file, which stands at the data then."""
+        """Read the header from the start of the file, and leave the file positioned at the data."""
         self._file.seek(0)
         return _read_npy_header(self._file, os.fstat(self._file.fileno()).st_size)
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[io.FileIO]:
-        """The file, where the data begin."""
+        """The file, positioned where the array's data begin."""
         self.read_header(name)
         yield self._file
 
 
 class _Npz:
-    """A zip archive whose members are arrays of numpy, each called by its name without .npy."""
+    """The .npz format: a zip archive of .npy members, each array being named as its member without .npy."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._archive = zipfile.ZipFile(_BoundedFile(file.fileno(), closefd=False))
@@ -265,13 +265,13 @@ class _Npz:
         _check_extents(self._archive)
 
     def read_header(self, name: str) -> Header:
-        """From the beginning of its member."""
+        """Read the header from the start of the array's member."""
         with self._open_member(name) as stream:
             return _read_npy_header(stream, self._members[name].file_size)
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[_Stream]:
-        """The member, where the data begin. No more comes out of it than it declares, and its checksum is checked."""
+        """The member, positioned at its data. It yields no more than its declared size, and its checksum is checked."""
         with self._open_member(name) as stream:
             _read_npy_header(stream, self._members[name].file_size)
             yield stream
@@ -280,17 +280,17 @@ class _Npz:
         info = self._members[name]
         if info.flag_bits & _ENCRYPTED:
             raise _MisfitError(f"{_shorten(name)}: is encrypted, allowed a plain member")
-        # What zipfile decompresses of other methods has no bound.
+        # With other methods, zipfile does not bound how much it decompresses at once.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise _MisfitError(f"{_shorten(name)}: compression {info.compress_type}, allowed stored or deflated")
         return self._archive.open(info)
 
 
 class _BoundedFile(io.FileIO):
-    """A file of which only so much is read at once: zipfile takes its list of members whole, however long it is."""
+    """A file that bounds each read, as zipfile reads the list of members whole, however long it is."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As much as that, or all that is left. Raises _MisfitError where it is more than a header may have."""
+        """Read `size` bytes, or all that are left. Raises _MisfitError for more bytes than a header may have."""
         wanted = _MAX_HEADER_BYTES + 1 if size is None or size < 0 else size
         data = super().read(min(wanted, _MAX_HEADER_BYTES + 1)) or b""
         if len(data) > _MAX_HEADER_BYTES:
@@ -303,7 +303,7 @@ SUFFIXES = tuple(_FORMATS)
 
 
 def _read_npy_header(stream: _Stream, num_bytes: int) -> Header:
-    """From the beginning of an array of numpy, which has `num_bytes` in all. The stream stands at the data then."""
+    """Read the header of a .npy stream of `num_bytes` in all, and leave the stream positioned at the data."""
     begin = _read_exactly(stream, len(_NPY_MAGIC) + 2)
     version = begin[len(_NPY_MAGIC) :]
     if not begin.startswith(_NPY_MAGIC) or version not in _NPY_PARSERS:
@@ -322,7 +322,7 @@ def _read_npy_header(stream: _Stream, num_bytes: int) -> Header:
 
 
 def _parse_entry(name: str, entry: Any) -> tuple[Header, int, int]:
-    """The array that an entry of a .safetensors header describes, and where its data begin and end."""
+    """The header of the array that an entry of a .safetensors header describes, and where its data begin and end."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _MisfitError(f"{_shorten(name)}: an entry without dtype, shape and data_offsets alone")
     type_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -336,7 +336,7 @@ def _parse_entry(name: str, entry: Any) -> tuple[Header, int, int]:
 
 
 def _check_shape(name: str, shape: Any, num_bytes: int) -> tuple[int, ...]:
-    """A shape that a tensor can have. Raises _MisfitError."""
+    """Return `shape` as a tuple. Raises _MisfitError for a shape that no tensor can have."""
     if len(shape) > _MAX_AXES or not all(map(_is_count, shape)):
         raise _MisfitError(f"{_shorten(name)}: shape {_shorten(repr(shape))}, allowed counts on up to {_MAX_AXES} axes")
     if num_bytes * math.prod(max(size, 1) for size in shape) >= _MAX_SIZE:
@@ -345,7 +345,7 @@ def _check_shape(name: str, shape: Any, num_bytes: int) -> tuple[int, ...]:
 
 
 def _check_extents(archive: zipfile.ZipFile) -> None:
-    """Raise _MisfitError when members lie over each other, or over the list of them: as bombs are folded."""
+    """Raise _MisfitError when members overlap each other or the list of members, as they do in zip bombs."""
     end = 0
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
         if info.header_offset < end:
@@ -356,7 +356,7 @@ def _check_extents(archive: zipfile.ZipFile) -> None:
 
 
 def _as_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping. Raises _MisfitError for a name that is given twice."""
+    """Return the pairs as a dictionary. Raises _MisfitError for a name that is given twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise _MisfitError("a name that is given twice")

@@ -1,7 +1,8 @@
-"""Arrays in a .safetensors or .npz file: train.images, train.labels, and those of a test and a validation split.
+"""Loads a .safetensors or .npz file of arrays: train.images, train.labels, and those of test and validation splits.
 
-And train.negatives (n, R, *image shape): what each training image is contrasted with, for layers that see no labels.
-The head of a .safetensors file may hold what arrays cannot say: the names of the classes, and the value of white.
+The array train.negatives (n, R, *image shape), if there is one, is what each training image is contrasted with, for
+layers that see no labels. The header of a .safetensors file may also hold the names of the classes and the value of a
+white pixel.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ffstream.data.room import Room, tensor_bytes
 from ffstream.data.rounding import Rounding
 from ffstream.errors import DataError
 
-# The same arrays under the names that people use, in any case: ours, with underscores, and those of keras.
+# The common names of each array, in upper or lower case: ours, ours with underscores, and those of Keras.
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _NAMES = {
     f"{split}.{what}": tuple(
@@ -33,13 +34,13 @@ _NAMES = {
     for what, letter in (("images", "x"), ("labels", "y"))
 }
 _NAMES["train.negatives"] = ("train.negatives", "train_negatives")
-_MAX_NAMES = 20  # that an error lists
-_CLASS_NAMES, _WHITE = "ffstream.class_names", "ffstream.white"  # a JSON list of texts, and a number
+_MAX_NAMES = 20  # names that an error lists
+_CLASS_NAMES, _WHITE = "ffstream.class_names", "ffstream.white"  # header keys: a JSON list of texts, and a number
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """An array that is used, and the type that it is brought to."""
+    """An array that is read, and the type that it is converted to."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,9 +52,10 @@ class _Wanted:
 
 
 def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -> Dataset:
-    """Read a file of arrays. Raises DataError when it is absent, unreadable or lacks an array. Never unpickles.
+    """Read a file of arrays; nothing is unpickled. Raises DataError when it is absent, unreadable or lacks an array.
 
-    What is not used is not read, and what is used is held against the room before any of it is: BudgetError.
+    Arrays that are not used are not read. Raises BudgetError, before any array is read, if those used do not fit in the
+    room.
     """
     name, room = name or str(path), room or Room()
     noun = f"data {name}"
@@ -95,13 +97,13 @@ def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -
 
 
 def describe_in_metadata(dataset: Dataset) -> dict[str, str]:
-    """What arrays cannot say of a data set, for the head of a .safetensors file that `load_arrays` reads."""
+    """The class names and the value of white, for the header of a .safetensors file that `load_arrays` reads."""
     white = {} if dataset.white is None else {_WHITE: json.dumps(dataset.white)}
     return {_CLASS_NAMES: json.dumps(dataset.class_names)} | white
 
 
 def _read_metadata(metadata: Mapping[str, Any], noun: str) -> tuple[tuple[str, ...] | None, float | None]:
-    """The inverse. Raises DataError, beginning with `noun`."""
+    """The inverse of `describe_in_metadata`; None for what is missing. `noun` begins the message of a DataError."""
     try:
         names, white = (json.loads(metadata.get(key, "null")) for key in (_CLASS_NAMES, _WHITE))
     except (TypeError, ValueError, RecursionError) as error:
@@ -114,7 +116,10 @@ def _read_metadata(metadata: Mapping[str, Any], noun: str) -> tuple[tuple[str, .
 
 
 def find_images(file: ArrayFile, name: str) -> str:
-    """Which array are the images without labels: "images", else the test images, else the only array there is."""
+    """The name of the array of unlabelled images: "images", else the test images, else the only array in the file.
+
+    Raises DataError if there is none of these.
+    """
     found = _find_alias(file, ("images", *_NAMES["test.images"]))
     if found is not None:
         return found
@@ -126,16 +131,16 @@ def find_images(file: ArrayFile, name: str) -> str:
 
 
 def find_image_type(header: Header, name: str, part: str) -> torch.dtype:
-    """The type that torch computes in which images are brought to. Raises DataError for complex numbers."""
+    """The type that images are converted to, uint8 or float32. Raises DataError for complex numbers."""
     assert header.dtype is not None
     if header.dtype.is_complex:
         raise DataError(f"data {name}: {part} are {header.dtype}, allowed real numbers")
-    # torch computes little on the other unsigned types, and half of float64 is enough
+    # torch supports few operations on the other unsigned types, and float32 is enough at half the size of float64
     return torch.uint8 if header.dtype == torch.uint8 else torch.float32
 
 
 def describe_names(names: Iterable[str]) -> str:
-    """The arrays of a file, for an error."""
+    """The names of the arrays of a file, for a message."""
     names = sorted(names)
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return f"{names[:_MAX_NAMES]}{more}"
@@ -158,13 +163,13 @@ def _find_name(file: ArrayFile, what: str) -> str | None:
 
 
 def _find_alias(file: ArrayFile, aliases: Sequence[str]) -> str | None:
-    """The array of the first alias that there is, as it is written or in another case."""
+    """The name in the file of the first alias that it has, in upper or lower case; None if it has none."""
     names = {name.lower(): name for name in sorted(file.names)}
     return next((names[alias] for alias in aliases if alias in names), None)
 
 
 def _find_split(file: ArrayFile, part: str, name: str) -> list[_Wanted]:
-    """The images and the labels of a split, or nothing."""
+    """The images and the labels of a split, or nothing if there is neither. Raises DataError where one is missing."""
     images_name, labels_name = (_find_name(file, f"{part}.{what}") for what in ("images", "labels"))
     if images_name is None or labels_name is None:
         if images_name is None and labels_name is None:

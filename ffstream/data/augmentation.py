@@ -1,7 +1,8 @@
-"""Augmentation by shifted images: which shift a training image is shown with, and the shifting.
+"""Augmentation by shifted images: draws the shifts of training images, and shifts images.
 
-Shifts are (down, right) in pixels, each from -max_shift to max_shift, numbered row by row; what comes in is zero. They
-are drawn by (seed, sample): some views of each image once (`draw_view`), or fresh ones for an epoch (`draw_fresh`).
+A shift is (down, right) in pixels, each from -max_shift to max_shift; shifts are numbered row by row. Pixels that are
+shifted in from outside are zero. A sample's shifts are drawn from the seed: fixed views of each image (`draw_view`), or
+fresh shifts for each epoch (`draw_fresh`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from ffstream.errors import ConfigError
 from ffstream.ground import seeding
 from ffstream.settings.sections import AugmentationConfig
 
-SHIFT_BYTES = 4  # a sample, of its shift's number
+SHIFT_BYTES = 4  # per sample, for the number of its shift
 
 
 def check_augmentation(settings: AugmentationConfig, image_shape: tuple[int, ...] | None) -> None:
-    """Raise ConfigError for what cannot be, alone or with images of this shape; None where that is not known."""
+    """Raise ConfigError for settings that are impossible, by themselves or for images of this shape (None: unknown)."""
     if settings.views == 1 and not settings.restream:
         return
     if settings.views > 1 and settings.restream:
@@ -49,36 +50,36 @@ def check_augmentation(settings: AugmentationConfig, image_shape: tuple[int, ...
 
 
 def count_shifts(max_shift: int) -> int:
-    """How many shifts there are, none included."""
+    """The number of distinct shifts, including the one by zero pixels."""
     return (2 * max_shift + 1) ** 2
 
 
 def draw_view(num_samples: int, view: int, max_shift: int, seed: int, layer: int = 0) -> Tensor:
-    """The shift of each sample in a view from 1 on (view 0 is the image itself): (num_samples,), numbers of shifts.
+    """Draw the shift number of each sample in `view`, 1 or more (view 0 is the image itself): (num_samples,) int32.
 
-    Those of one sample are distinct: all shifts but none stand in one shuffled order, of which a sample takes those
-    that follow a place of its own, so that each shift is as frequent as any other in every view. `layer` is the one
-    that reads them.
+    The shifts of one sample are distinct: all shifts but the one by zero are put into one shuffled order, from which a
+    sample takes consecutive ones from a random start of its own. In every view, each shift is thus equally likely.
+    `layer` is the layer that reads the views.
     """
     num_shifts = count_shifts(max_shift)
     generator = seeding.generator(seed, layer, 0, "views")
     order = torch.randperm(num_shifts - 1, generator=generator, dtype=torch.int32)
-    order += order >= num_shifts // 2  # the shift by nothing is left out
+    order += order >= num_shifts // 2  # skips the shift by zero
     place = torch.randint(num_shifts - 1, (num_samples,), generator=generator, dtype=torch.int32)
     return order.index_select(0, (place + (view - 1)) % (num_shifts - 1))
 
 
 def draw_fresh(num_samples: int, max_shift: int, seed: int, layer: int, epoch: int) -> Tensor:
-    """The shift of each sample in one epoch of one layer: (num_samples,), numbers of shifts, all as likely."""
+    """Draw the shift number of each sample in one epoch of one layer, all equally likely: (num_samples,) int32."""
     num_shifts = count_shifts(max_shift)
     generator = seeding.generator(seed, layer, epoch, "shifts")
     return torch.randint(num_shifts, (num_samples,), generator=generator, dtype=torch.int32)
 
 
 def shift_images(images: Tensor, shifts: Tensor, max_shift: int) -> Tensor:
-    """Images (n, *image_shape) moved by the shifts (n,) that are numbered, into a new tensor of the same shape.
+    """Move images (n, *image_shape) by the shifts with the numbers (n,), into a new tensor of the same shape.
 
-    A window of each padded image, all of them gathered at once.
+    Each result is a window of the padded image; all windows are gathered at once.
     """
     plane = find_plane(images.shape[1:])
     assert plane is not None, "checked before a run starts"
@@ -88,7 +89,7 @@ def shift_images(images: Tensor, shifts: Tensor, max_shift: int) -> Tensor:
     padded[:, :, max_shift : max_shift + height, max_shift : max_shift + width] = planes
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, before, top, left, after, height, width)
     shifts = shifts.long().to(images.device)
-    top = 2 * max_shift - shifts // (2 * max_shift + 1)  # further down: the window begins further up
+    top = 2 * max_shift - shifts // (2 * max_shift + 1)  # an image moves down where its window begins further up
     left = 2 * max_shift - shifts % (2 * max_shift + 1)
     taken = windows.permute(0, 2, 3, 1, 5, 6, 4)[torch.arange(num_images, device=images.device), top, left]
     return taken.reshape(images.shape)

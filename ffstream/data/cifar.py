@@ -1,4 +1,4 @@
-"""The published files of CIFAR-10, which are pickles: parsed as data, so that nothing in them can run."""
+"""Reads the published files of CIFAR-10. They are pickles, but are parsed as data, so that nothing in them can run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ffstream.data.pickled import Call, parse_pickle
 from ffstream.data.room import Room
 from ffstream.ground.files import read_regular
 
-_MAX_FILE_BYTES = 64 << 20  # twice what the largest has
+_MAX_FILE_BYTES = 64 << 20  # twice the size of the largest file
 _PIXELS = (3, 32, 32)
-# While a file is parsed: its bytes, its pixels as a string, and as bytes again.
+# A bound on the copies of a file in memory while it is parsed: its bytes, its pixels as a string, and as bytes again.
 _NUM_COPIES = 4
 
 # A file, and the MD5 of what was published under its name.
@@ -25,7 +25,7 @@ Published = tuple[Path, str]
 
 
 def read_batches(files: Sequence[Published], room: Room) -> tuple[Tensor, Tensor]:
-    """Images (n, 32, 32, 3) uint8 and labels, of batches of one size. Raises ValueError, OSError, BudgetError."""
+    """Read batches of one size: images (n, 32, 32, 3) uint8, labels (n,). Raises ValueError, OSError, BudgetError."""
     images, labels = torch.empty(0), []
     for number, (path, md5) in enumerate(files):
         room.check(f"data {path}", _NUM_COPIES * path.stat().st_size)
@@ -39,7 +39,7 @@ def read_batches(files: Sequence[Published], room: Room) -> tuple[Tensor, Tensor
 
 
 def read_published(path: Path, md5: str) -> Any:
-    """What a file holds that is the published one. Raises ValueError for any other, OSError."""
+    """Parse a file that must be the published one. Raises ValueError for any other file, and OSError."""
     content = read_regular(path, _MAX_FILE_BYTES)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
@@ -48,6 +48,6 @@ def read_published(path: Path, md5: str) -> Any:
 
 
 def _as_array(call: Call) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The array of bytes that numpy would have made: its state is a version, a shape, a type, an order, and bytes."""
+    """The array of bytes that numpy would make from `call.state`, which is (version, shape, type, order, bytes)."""
     _, shape, _, is_fortran, data = call.state
     return np.frombuffer(data.encode("latin-1"), np.uint8).reshape(shape, order="F" if is_fortran else "C")

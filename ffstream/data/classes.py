@@ -1,4 +1,4 @@
-"""Classes: numbers of them in whatever way they are written, and their names."""
+"""Class labels, from any of their common forms to class numbers, and the names of classes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ffstream.errors import DataError
 
-_BY_CHANCE = 1e-6  # the chance below which a split does not lack a class
-_FEW, _PART = 20, 4096  # samples that say nothing, and that are looked at together
+_BY_CHANCE = 1e-6  # probability of lacking a class by accident, below which it is reported
+_FEW, _PART = 20, 4096  # samples: fewer than _FEW say nothing, _PART are compared at once
 
 
 def to_classes(labels: Tensor, noun: str) -> Tensor:
-    """Numbers of classes (n,) int64 from such in any type, (n, 1), or from (n, C) with a one in place of each class.
+    """Class numbers (n,) int64 from class numbers of any type, (n,) or (n, 1), or from one-hot labels (n, C).
 
-    Raises DataError, beginning with `noun`, for several labels a sample and for targets that are no classes.
+    Raises DataError for several labels per sample and for targets that are not classes; `noun` begins its message.
     """
     labels = labels.squeeze(1) if labels.dim() == 2 and labels.shape[1] == 1 else labels
     if count_columns(labels.shape) is not None:
@@ -40,18 +40,18 @@ def to_classes(labels: Tensor, noun: str) -> Tensor:
 
 
 def count_columns(shape: Sequence[int]) -> int | None:
-    """The classes of labels of this shape that have a column for each, (n, C); None where they are numbers."""
+    """The number of classes C of one-hot labels of shape (n, C); None for labels that are class numbers."""
     return int(shape[1]) if len(shape) == 2 and shape[1] > 1 else None
 
 
 def check_columns(
     noun: str, shapes: Mapping[str, Sequence[int]], classes: Mapping[str, Tensor], num_classes: int | None = None
 ) -> int | None:
-    """The number of columns of the labels of all splits, by their shapes; None where no split has columns.
+    """Check that the one-hot labels of all splits have equally many columns, and return how many; None without any.
 
-    `classes` are what `to_classes` makes of them. Raises DataError, beginning with `noun`, where splits differ in it,
-    or it is not `num_classes`: a class that a split lacks has to have a column there all the same, as the columns
-    behind it would be those of other classes.
+    `shapes` holds the shape of the labels of each split, `classes` what `to_classes` made of them. Raises DataError
+    where the numbers of columns differ or are not `num_classes`; `noun` begins its message. A class that a split lacks
+    still needs its column there, as the columns after it would otherwise stand for other classes.
     """
     found = {part: columns for part, shape in shapes.items() if (columns := count_columns(shape)) is not None}
     if not found:
@@ -60,7 +60,7 @@ def check_columns(
     allowed, why = found[first], f"as {first} labels have"
     if num_classes is not None:
         allowed, why = num_classes, "one a class"
-    # A column of ones beside several columns is that of a split which lacks all classes but one.
+    # If other splits are one-hot, a single column of ones is too: its split lacks all classes but one.
     columns_of_one = [part for part, shape in shapes.items() if tuple(shape[1:]) == (1,)]
     found |= {part: 1 for part in columns_of_one if bool((classes[part] == 1).all())}
     for part, columns in found.items():
@@ -73,7 +73,7 @@ def check_columns(
 
 
 def find_lacking(labels: Tensor, train: Tensor, class_names: Sequence[str]) -> str | None:
-    """What says that a split lacks a class that it should have, from the labels of both; None if nothing does."""
+    """A warning if `labels` of a split lack a class that is frequent in the training labels; None otherwise."""
     counts = torch.bincount(labels, minlength=len(class_names))
     shares = torch.bincount(train, minlength=len(class_names)) / len(train)
     is_lacking = (counts == 0) & ((1 - shares) ** len(labels) < _BY_CHANCE)
@@ -88,9 +88,9 @@ def find_lacking(labels: Tensor, train: Tensor, class_names: Sequence[str]) -> s
 
 
 def find_renamed(found: Sequence[str], trained: Sequence[str]) -> str | None:
-    """What says that the classes of a run's data have other names by now; None if nothing does.
+    """A warning if the classes in the data (`found`) have other names than in the run (`trained`); None otherwise.
 
-    Numbers are no names: an array of the same images has nothing else.
+    Numbers do not count as names, as arrays of the same images may have no other names.
     """
     numbers = [str(number) for number in range(len(found))]
     if list(found) in (list(trained), numbers) or list(trained) == numbers:
@@ -103,7 +103,7 @@ def find_renamed(found: Sequence[str], trained: Sequence[str]) -> str | None:
 
 
 def find_label_feature(images: Tensor, labels: Tensor) -> str | None:
-    """What says that a feature of a table, images (n, features), is the label itself; None if none is."""
+    """A warning if a feature of a table, images (n, features), is the label itself; None otherwise."""
     if images.dim() != 2 or len(labels) < _FEW:
         return None
     is_label = torch.ones(images.shape[1], dtype=torch.bool)
@@ -116,7 +116,7 @@ def find_label_feature(images: Tensor, labels: Tensor) -> str | None:
 
 
 def to_class_names(names: Any, noun: str) -> tuple[str, ...]:
-    """Names of classes in their order, as text. Raises DataError, beginning with `noun`, for anything else."""
+    """Class names as text, in label order. Raises DataError for anything else; `noun` begins its message."""
     if isinstance(names, (str, bytes, set, frozenset, dict)) or not hasattr(names, "__iter__"):
         kind = type(names).__name__
         raise DataError(f"{noun}: class_names is a {kind}, allowed a tuple or list, in the order of the labels")

@@ -1,4 +1,4 @@
-"""What a data set is, wherever it comes from."""
+"""The data set as all sources give it, and the checks that it has to pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ffstream.errors import DataError
 from ffstream.ground import seeding
 
 _LARGEST = torch.finfo(torch.float32).max
-_ENOUGH = 10  # images of a split, of which no accident makes many training images
+_ENOUGH = 10  # images; in a smaller split, a few that are training images may be an accident
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -29,7 +29,7 @@ _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 class Split:
     """Images (n, *shape) in any number type and labels (n,) int64.
 
-    `negatives` (n, R, *shape), of the images' type, where the data bring their own: what each image is contrasted with.
+    `negatives` (n, R, *shape), of the images' type, are what each image is contrasted with, where the data bring them.
     """
 
     images: Tensor
@@ -41,18 +41,18 @@ class Split:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that are there."""
+        """The images, the labels, and the negatives where there are any."""
         return [self.images, self.labels] + ([self.negatives] if self.negatives is not None else [])
 
     def digest(self) -> str:
-        """Of the values, and of the images' type and shape."""
+        """The SHA-256 of all values, and of the images' type and shape."""
         digest = hashlib.sha256(str((self.images.dtype, self.images.shape)).encode())
         for tensor in self.tensors:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     def take(self, index: Tensor) -> Split:
-        """Copies of some samples."""
+        """Copies of the samples with the numbers `index`."""
         return Split(*(tensor[index] for tensor in self.tensors))
 
 
@@ -64,11 +64,11 @@ class Dataset:
     train: Split
     test: Split | None
     class_names: tuple[str, ...]
-    left_out: tuple[str, ...] = ()  # of each file that was, what is wrong with it
+    left_out: tuple[str, ...] = ()  # for each file that was left out, what is wrong with it
     validation: Split | None = None  # where the source has one of its own
-    notes: tuple[str, ...] = ()  # what somebody should know of how it was read, a sentence each
-    files: tuple[Path, ...] = ()  # of the training images, where each is a file of its own
-    white: float | None = None  # the value of a picture's white, where the source knows it
+    notes: tuple[str, ...] = ()  # sentences for the user on how the data were read
+    files: tuple[Path, ...] = ()  # of the training images in order, where each has its own file
+    white: float | None = None  # the value of a white pixel, where the source knows it
 
     @property
     def num_classes(self) -> int:
@@ -84,18 +84,18 @@ class Dataset:
 
     @property
     def num_bytes(self) -> int:
-        """Of all images, labels and negatives in memory."""
+        """The bytes of all images, labels and negatives in memory."""
         splits = [split for split in (self.train, self.validation, self.test) if split is not None]
         return sum(tensor.nbytes for split in splits for tensor in split.tensors)
 
     @cached_property
     def values(self) -> Values:
-        """Those of the training images."""
+        """Statistics of the values of the training images."""
         return Values.of(self.train.images, self.train.labels)
 
     @cached_property
     def warning(self) -> str | None:
-        """That not all of it was read, or that a split is in other units, and what else is to be known, if anything."""
+        """One line of all warnings, such as files left out or a split in other units; None without any."""
         said, seen = list(self.notes), digest_images(self.train.images)
         for found in (
             find_label_feature(self.train.images, self.train.labels),
@@ -118,17 +118,17 @@ class Dataset:
         return "; ".join(said) or None
 
     def digest(self) -> str:
-        """Digest of the training data, and of a validation split: a run refuses to go on with other data."""
+        """The digest of the training data and a validation split; a run refuses to go on with other data."""
         if self.validation is None:
             return self.train.digest()
         return hashlib.sha256((self.train.digest() + self.validation.digest()).encode()).hexdigest()
 
     def test_digest(self) -> str | None:
-        """Digest of the test data, None without any: an evaluation on other data is another."""
+        """The digest of the test data, None without any; a run refuses to be evaluated on other test data."""
         return self.test.digest() if self.test is not None else None
 
     def scale(self) -> float:
-        """The largest magnitude among the training images; images are divided by it."""
+        """The largest magnitude among the training images, by which images are divided; 1 where all values are 0."""
         largest = max(abs(float(self.train.images.max())), abs(float(self.train.images.min())))
         return largest or 1.0
 
@@ -175,7 +175,7 @@ def check_dataset(
 
 
 def as_tensor(values: Any, noun: str) -> Tensor:
-    """Numbers of numpy, of lists, or a tensor, as a tensor of real numbers. Raises DataError, beginning with `noun`."""
+    """Convert an array, lists or a tensor to a tensor of real numbers. `noun` begins the message of a DataError."""
     try:
         if not isinstance(values, Tensor):
             if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
@@ -194,12 +194,12 @@ def as_tensor(values: Any, noun: str) -> Tensor:
             f"{noun}: found a tensor of {found} on {values.device.type}, allowed a dense one of integers, booleans or "
             "floating numbers of 16 bits or more"
         )
-    # torch computes little on the other unsigned types.
+    # torch supports few operations on the unsigned types other than uint8.
     return cast(Tensor, values.float() if values.dtype in _UNSIGNED else values)
 
 
 def _is_short(values: Tensor) -> bool:
-    """Whether they are of one of the floating types of eight bits or fewer, with which torch computes nothing."""
+    """Whether the values are floats of 8 bits or fewer, on which torch computes nothing."""
     return values.is_floating_point() and values.element_size() < 2
 
 
@@ -235,7 +235,7 @@ def _check_split(name: str, part: str, split: Split) -> None:
 
 
 def check_classes(name: str, train: Split, class_names: tuple[str, ...]) -> None:
-    """Raise DataError when the training split has no image of a class: it would only ever be a wrong label."""
+    """Raise DataError when a class has no training image, as it would only ever be a wrong label."""
     counts = torch.bincount(train.labels, minlength=len(class_names))
     absent = [number for number, count in enumerate(counts.tolist()) if count == 0]
     if absent:
@@ -248,9 +248,10 @@ def check_classes(name: str, train: Split, class_names: tuple[str, ...]) -> None
 
 
 def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Cut the training data into what is trained on and a validation split, both in one seeded order.
+    """Divide the training data into a training and a validation split, both shuffled in one seeded order.
 
-    This order is the one permutation of the whole data that a run makes. Raises DataError when a part would be empty.
+    This is the only permutation of the whole data that a run makes. Raises DataError when either split would be empty,
+    except for validation with a fraction of 0.
     """
     train = dataset.train
     num_validation = round(len(train) * fraction)
@@ -265,9 +266,9 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Spli
 
 
 def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
-    """Bring to (n, *shape) what differs in axes of length one, is flattened, or is one image alone.
+    """Bring images to (n, *shape) that differ in axes of length 1, are flattened, or are one image alone.
 
-    Raises DataError, beginning with `noun`, for any other shape, no image, or values that are not finite.
+    Raises DataError for any other shape, no image, or values that are not finite; `noun` begins its message.
     """
     images = as_tensor(images, noun).detach().cpu()
     num_images = count_images(tuple(images.shape), shape, noun)
@@ -277,7 +278,7 @@ def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
 
 
 def count_images(found: tuple[int, ...], shape: tuple[int, ...], noun: str) -> int:
-    """How many images of `shape` an array of the shape `found` is. Raises DataError, beginning with `noun`."""
+    """The number of images of `shape` in an array of shape `found`. `noun` begins the message of a DataError."""
     for own in (found, (1, *found)):
         if own and _is_same(own[1:], shape):
             if own[0] == 0:
@@ -293,18 +294,18 @@ def count_images(found: tuple[int, ...], shape: tuple[int, ...], noun: str) -> i
 
 
 def _is_same(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether an image of shape `own` says by itself how to be brought to `shape`."""
+    """Whether an image of shape `own` can become one of `shape` by axes of length 1, by flattening or its inverse."""
     is_flat = min(len(own), len(shape)) == 1 and math.prod(own) == math.prod(shape)
     return is_flat or without_ones(own) == without_ones(shape)
 
 
 def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes that are longer than one."""
+    """The shape without its axes of length 1."""
     return tuple(size for size in shape if size != 1)
 
 
 def check_values(images: Tensor, noun: str) -> None:
-    """Raise DataError, beginning with `noun`, when an image holds a value that is not finite."""
+    """Raise DataError when an image holds a value that is not finite in float32; `noun` begins its message."""
     row = _find_not_finite(images)
     if row is not None:
         raise DataError(
@@ -314,7 +315,7 @@ def check_values(images: Tensor, noun: str) -> None:
 
 
 def _find_not_finite(images: Tensor) -> int | None:
-    """The first image that holds NaN or infinity. No copy of all of them is made."""
+    """The number of the first image with a value that is not finite in float32, or None, without copying all images."""
     if not images.is_floating_point() or images.numel() == 0:
         return None
     if all(math.isfinite(float(end)) and abs(float(end)) <= _LARGEST for end in torch.aminmax(images)):

@@ -1,4 +1,4 @@
-"""What a run knows of its data when they are not there: the content of RUN/data.json, and of an exported network."""
+"""What a run knows of its data when these are absent: the content of RUN/data.json, also part of exported networks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ffstream.data.scaling import NONE, Scaling, find_parts, parts_of
 from ffstream.data.shape import DataShape
 from ffstream.data.values import WHITE, Values, find_mixed, find_other_units, find_shifted_rows, measure_rows
 
-_MOST_VALUES = 1 << 21  # of images whose units are looked at
-_MOST_CLASSES, _FEW_IMAGES = 20, 10  # that are looked at by themselves; and fewer images of one say nothing
+_MOST_VALUES = 1 << 21  # values of images that are checked for their units
+_MOST_CLASSES, _FEW_IMAGES = 20, 10  # classes that are measured singly, and the images that each needs
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Facts of a data set by name. `content` is what a manifest holds of them, and is kept to the letter.
+    """Facts of a data set by name. `content` is what a manifest holds of them, and is kept unchanged.
 
-    Its digest identifies the run, so a run of an earlier version keeps what that version wrote.
+    The digest of the content identifies the run, so a run of an earlier version keeps what that version wrote.
     """
 
     content: Mapping[str, Any]
 
     @classmethod
     def of(cls, dataset: Dataset, train: Split, standardise: str) -> DataFacts:
-        """Of a data set, of which `train` is what a network is trained on."""
+        """Collect the facts of a data set, of which `train` is the split that a network is trained on."""
         values = dataset.values
         white = dataset.white
         if white is None:
@@ -72,12 +72,12 @@ class DataFacts:
 
     @property
     def num_features(self) -> int:
-        """Features of an image."""
+        """The number of features of an image."""
         return int(self.content["num_features"])
 
     @property
     def num_classes(self) -> int:
-        """Labels that a sample may have."""
+        """The number of labels that a sample may have."""
         return int(self.content["num_classes"])
 
     @property
@@ -97,28 +97,28 @@ class DataFacts:
 
     @cached_property
     def scaling(self) -> Scaling:
-        """How images become numbers of about one."""
+        """The scaling of images to values of about 1."""
         return Scaling.from_mapping(self.content)
 
     @property
     def values(self) -> Values:
-        """Values of the training images; of a run of an earlier version, their magnitude alone is known."""
+        """Statistics of the training images; in runs of earlier versions, only their magnitude is known."""
         found = self.content.get("values")
         return Values(1, 0.0, self.scale, 0.0, 0.0) if found is None else Values.from_mapping(found)
 
     @property
     def white(self) -> float | None:
-        """The value of a picture's white among the training images; None in runs of earlier versions."""
+        """The value of a white pixel in the training images; None in runs of earlier versions."""
         found = self.content.get("white")
         return None if found is None else float(found)
 
     def shape(self, num_samples: Mapping[str, int] | None = None) -> DataShape:
-        """What a layer and a plan have to know, with the numbers of samples of the splits where they are asked for."""
-        brings_negatives = bool(self.content.get("brings_negatives", False))  # earlier versions had none
+        """What a layer and a plan need to know; `num_samples` are the numbers of samples by split, where needed."""
+        brings_negatives = bool(self.content.get("brings_negatives", False))  # earlier versions had no negatives
         return DataShape(self.num_features, self.num_classes, num_samples or {}, self.image_shape, brings_negatives)
 
     def find_other_units(self, images: Tensor, noun: str) -> str | None:
-        """Why images (n, *image_shape) are not in the units of the training images, in a line; None if they are."""
+        """A warning in one line if images (n, *image_shape) are not in the training images' units; None otherwise."""
         oddity = find_other_units(Values.of(images), self.values)
         if oddity is None and "standardised" in self.content:
             oddity = find_mixed(images)
@@ -131,14 +131,17 @@ class DataFacts:
 
 
 def _by_part(rows: Tensor, parts: Tensor) -> Tensor:
-    """Rows (n, features) as (n * places, parts), where a part such as a channel has several places."""
+    """Rearrange rows (n, features) to (n * features per part, parts), a part being a feature or a channel."""
     order = torch.argsort(parts, stable=True)
     by_part: Tensor = rows[:, order].unflatten(1, (int(parts.max()) + 1, -1)).transpose(1, 2).flatten(0, 1)
     return by_part
 
 
 def _describe_classes(train: Split, scaling: Scaling, standardise: str) -> dict[str, Any]:
-    """How far standardised images of one class are from all: some 50 of them are no other units."""
+    """The limits within which standardised images of single classes lie.
+
+    They keep images that are all of one class from counting as images in other units.
+    """
     parts = find_parts(tuple(train.images.shape[1:]), standardise)
     num_images = max(_MOST_VALUES // len(parts) // _MOST_CLASSES, 50)
     found = []

@@ -1,4 +1,4 @@
-"""A folder of images by class: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CLASS/*.png."""
+"""Loads a folder of images by class: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CLASS/*.png."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
     """Read a folder of images, all of one size. Raises DataError naming the first file that does not fit.
 
     Images are grey when all files of all splits are, else RGB. With `skips_bad`, files that cannot be read, and those
-    of another size than most for training, are left out, and counted. What the folder holds beside such files is named
-    in the notes. Raises BudgetError when the images do not fit in the room, before any is decoded.
+    of another size than most training images, are left out and counted. Whatever else the folder holds is named in the
+    notes. Raises BudgetError when the images do not fit in the room, before memory for them is allocated.
     """
     with _listing_errors(path):
         layout = find_layout(path)
@@ -42,7 +42,7 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
     for part in parts.values():
         part.look(room, bad, skips_bad=skips_bad)
     splits, asked = dict[str, Split](), None
-    while asked != (asked := _find_mode_and_size(parts)):  # once more where it was told by files that turn out as bad
+    while asked != (asked := _find_mode_and_size(parts)):  # again if files that proved bad had decided it
         room.give_back(sum(split.images.nbytes for split in splits.values()))
         splits = {split: part.read(*asked, room, bad, skips_bad=skips_bad) for split, part in parts.items()}
     heads = [head for part in parts.values() for head in part.heads]
@@ -66,7 +66,7 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
 
 
 def _find_mode_and_size(parts: Mapping[str, _Part]) -> tuple[str, tuple[int, ...]]:
-    """What all pictures are read as: in colour if any is, and of the size that most for training have."""
+    """The mode and size that all pictures are read in: RGB if any is in colour, and the most common training size."""
     is_coloured = any(head.mode == "RGB" for part in parts.values() for head in part.heads)
     ((size, _),) = Counter(head.size for head in parts["train"].heads).most_common(1)
     return "RGB" if is_coloured else "L", size
@@ -94,7 +94,7 @@ class _Part:
     heads: list[_Head] = field(default_factory=list)
 
     def look(self, room: Room, bad: list[str], *, skips_bad: bool) -> None:
-        """Read the heads of all files. With `skips_bad`, what is wrong with one is added to `bad`."""
+        """Read the headers of all files. With `skips_bad`, errors of single files are added to `bad` and not raised."""
         for file, label in self.samples:
             try:
                 picture = open_picture(file, room)
@@ -111,7 +111,7 @@ class _Part:
             )
 
     def read(self, mode: str, size: tuple[int, ...], room: Room, bad: list[str], *, skips_bad: bool) -> Split:
-        """Decode all pictures of one size, of which the heads are kept where that succeeds."""
+        """Decode all pictures of one size. `heads` keeps those that could be decoded."""
         odd = [head for head in self.heads if head.size != size]
         if odd and not skips_bad:
             raise DataError(f"{_of_another_size(odd[0], size)}; resize all to one size, or {_LEAVE_OUT}")
@@ -137,7 +137,7 @@ class _Part:
 
 
 def _list_part(place: Path, parts: list[Path]) -> _Part:
-    """The classes of a split and their files, in the order of the names of folders and of files. Raises OSError."""
+    """The classes of a split and their files, sorted by names of folders and files. Raises DataError, OSError."""
     classes = list_classes(place)
     found = _Part(place, tuple(folder.name for folder in classes), [], list_others(place), [])
     for label, folder in enumerate(classes):
@@ -161,7 +161,7 @@ def _list_part(place: Path, parts: list[Path]) -> _Part:
 
 
 def _find_masks(pictures: list[Path]) -> list[Path]:
-    """The pictures whose names say that they show which part of another one is meant, and not a thing by themselves."""
+    """The pictures that are masks of other pictures by their names, as cat_mask.png is of cat.png."""
     stems = {(picture.parent, picture.stem.lower()) for picture in pictures}
     return [
         picture

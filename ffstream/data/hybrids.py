@@ -1,6 +1,7 @@
-"""Hybrid images: one image in some regions, another one in the rest (Hinton 2022, section 3.2). Pure.
+"""Hybrid images: one image in some regions, another one in the rest (Hinton 2022, section 3.2).
 
-They agree with images over short distances and not over long ones: telling them apart takes the shape of things.
+Hybrids resemble real images over short distances but not over long ones, so telling them apart takes the shapes of
+things. All results depend on the arguments alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ffstream.errors import DataError
 
 
 def check_plane(image_shape: Sequence[int]) -> Plane:
-    """The plane of images that hybrids are made of, 2 x 2 pixels or more. Raises DataError where there is none."""
+    """Find the plane of images for hybrids, of 2 x 2 pixels or more. Raises DataError where there is none."""
     plane = find_plane(image_shape)
     if plane is None or min(plane[1:3]) < 2:
         raise DataError(
@@ -26,10 +27,10 @@ def check_plane(image_shape: Sequence[int]) -> Plane:
 
 
 def draw_with_others(samples: slice, num_samples: int, num_others: int, generator: torch.Generator) -> Tensor:
-    """Each of `samples` and, after it, others drawn from all `num_samples`: (n, 1 + num_others) int64.
+    """The number of each of `samples`, then numbers of others drawn from all samples: (n, 1 + num_others) int64.
 
-    Never the sample itself. What is drawn does not depend on how the samples are cut into slices that follow each
-    other. Raises DataError when there is no other sample.
+    A sample is never drawn for itself. The draws do not depend on how the samples are cut into consecutive slices.
+    Raises DataError when there is no other sample.
     """
     if num_samples < 2:
         raise DataError(f"data: found {num_samples} image in a split, allowed 2 or more; a hybrid is made of two")
@@ -39,11 +40,11 @@ def draw_with_others(samples: slice, num_samples: int, num_others: int, generato
 
 
 def draw_masks(num_masks: int, plane: Plane, num_blurs: int, generator: torch.Generator) -> Tensor:
-    """Random regions, (num_masks, features) bool, the same in every channel.
+    """Draw masks of random regions, (num_masks, features) bool, the same in every channel.
 
-    Random bits, blurred `num_blurs` times by [1/4, 1/2, 1/4] in both directions and cut at 0.5. A mask that this leaves
-    without regions, as it does now and then where the plane is small, is cut at its own mean: it has both values,
-    unless its bits were all the same.
+    Random bits are blurred `num_blurs` times by [1/4, 1/2, 1/4] in both directions and thresholded at 0.5. A mask that
+    would then have one value only, as happens now and then where the plane is small, is thresholded at its own mean
+    instead. It then has both values, unless its bits were all the same.
     """
     before, height, width, after = plane
     num_words = -(-height * width // 64)
@@ -51,7 +52,7 @@ def draw_masks(num_masks: int, plane: Plane, num_blurs: int, generator: torch.Ge
     words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
     bits = (words.view(torch.uint8).unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
     image = bits.view(num_masks, -1)[:, : height * width].reshape(-1, height, width).double()
-    # Sums of multiples of 16^-num_blurs: exact up to 13 blurs, in whichever order a product adds.
+    # All sums are of multiples of 16^-num_blurs, hence exact up to 13 blurs, whatever the order of addition.
     image = _blur_matrix(height, num_blurs) @ image @ _blur_matrix(width, num_blurs)
     least, most = image.flatten(1).aminmax(dim=1)
     level = torch.where((least > 0.5) | (most <= 0.5), image.mean(dim=(1, 2)), 0.5)
@@ -66,13 +67,16 @@ def make_hybrids(
     num_blurs: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Each image times a mask plus each of its others times the rest: (n, features), (n, R, features) -> the latter."""
+    """Mix images (n, features) with each of their `others` (n, R, features) by random masks: (n, R, features).
+
+    Where a mask is True, a hybrid has the values of the image; elsewhere, those of the other image.
+    """
     masks = draw_masks(others.shape[0] * others.shape[1], plane, num_blurs, generator)
     return torch.where(masks.view(others.shape).to(images.device), images.unsqueeze(1), others)
 
 
 def _blur_matrix(size: int, num_blurs: int) -> Tensor:
-    """The blurs along one axis as one matrix, (size, size) float64; beyond its ends an axis goes on as it ends."""
+    """All blurs along one axis as one matrix, (size, size) float64; beyond its ends, an axis repeats its end value."""
     own = torch.arange(size)
     once = 0.5 * torch.eye(size, dtype=torch.float64)
     for neighbour in (own - 1, own + 1):

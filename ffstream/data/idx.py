@@ -1,4 +1,4 @@
-"""A file of images or labels in the IDX format, as MNIST and its kin are published in."""
+"""Reads a file of images or labels in the IDX format, in which MNIST and its relatives are published."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from ffstream.data.room import Room
 from ffstream.ground.files import open_regular
 
-_UINT8 = 8  # the code of the one type that is published
+_UINT8 = 8  # the format's code for bytes, the only type in the published files
 
 
 def read_idx(path: Path, num_axes: int, room: Room) -> Tensor:
-    """All of it, as uint8. Raises ValueError for another file, OSError, BudgetError."""
+    """Read a whole IDX file of bytes as uint8. Raises ValueError for any other file, OSError, BudgetError."""
     with open_regular(path) as file:
         num_bytes, head_bytes = os.fstat(file.fileno()).st_size, 4 + 4 * num_axes
         head = file.read(head_bytes)

@@ -1,4 +1,4 @@
-"""Images without labels, to be classified: from image files, folders of them, and files of arrays."""
+"""Loads images without labels, to be classified, from image files, folders of them, and files of arrays."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ffstream.data.tree import describe_left_out, walk
 from ffstream.data.values import WHITE
 from ffstream.errors import DataError
 
-_MOST_TONES = 16  # of pictures that are kept with fewer than a byte
-_NAME_BYTES = 80  # that the name of an image takes beside its letters
+_MOST_TONES = 16  # the most that white is in data of few grey levels, such as digits of 0 to 16
+_NAME_BYTES = 80  # memory per image name, beside its letters
 
 
 @dataclass(frozen=True)
 class NamedImages:
-    """Images (n, *shape), and what each is called: its file or, of an array, the file and its number in it."""
+    """Images (n, *shape) and their names: the file or, for arrays, the file and the number of the image in it."""
 
     names: list[str]
     images: Tensor
-    note: str | None = None  # on what was not read of a folder
+    note: str | None = None  # on files that were not read, and on doubtful values of black and white
 
     def __len__(self) -> int:
         return len(self.names)
@@ -37,11 +37,11 @@ class NamedImages:
 def load_images(
     paths: Sequence[str | Path], shape: tuple[int, ...], white: float, black: float = 0.0, room_bytes: int | None = None
 ) -> NamedImages:
-    """Read images of one shape from files, and from all image files in and below folders, in the order of their names.
+    """Read images of one shape from files, and from all image files in and below folders, sorted by name.
 
-    Arrays are in the units of the training data; what is white in an image file becomes `white`, and what is black
-    `black`. Colours become grey where `shape` has no channels. Raises DataError naming a file that does not fit, and
-    BudgetError when all together take more than `room_bytes` (by default, what is free), before any is read.
+    Arrays are taken to be in the units of the training data. In image files, white becomes `white` and black becomes
+    `black`; colours become grey where `shape` has no channels. Raises DataError that names a file that does not fit,
+    and BudgetError, before any image is read, when all together take more than `room_bytes` (by default, what is free).
     """
     room = Room(room_bytes)
     left_out: list[str] = []
@@ -57,7 +57,7 @@ def load_images(
         part.read(images[start : start + part.num_images], room)
         start += part.num_images
     notes = [describe_left_out(left_out)]
-    is_doubtful = black != 0 or _MOST_TONES < white < WHITE / 2  # of few tones, the largest is white
+    is_doubtful = black != 0 or _MOST_TONES < white < WHITE / 2  # with few grey levels, the largest value is white
     if is_doubtful and any(isinstance(part, _PicturePart) for part in parts):
         notes.append(
             f"black is read as {black:g} and white as {white:g}, the least and the largest training value; give arrays "
@@ -69,7 +69,7 @@ def load_images(
 
 @dataclass(frozen=True)
 class _ArrayPart:
-    """The images of a file of arrays, by its headers."""
+    """The images of a file of arrays, of which only the headers have been read."""
 
     path: Path
     array: str
@@ -123,7 +123,7 @@ class _PicturePart:
 
 
 def _plan_part(path: Path, shape: tuple[int, ...], white: float, black: float) -> _ArrayPart | _PicturePart:
-    """What a file holds, without reading more than the heads of arrays. Raises DataError."""
+    """Find out what a file holds from headers of arrays or the first bytes of a picture. Raises DataError."""
     if path.suffix.lower() in SUFFIXES:
         with ArrayFile(path, str(path)) as file:
             array = find_images(file, str(path))
@@ -141,12 +141,12 @@ def _plan_part(path: Path, shape: tuple[int, ...], white: float, black: float) -
 
 
 def _list_files(path: Path, left_out: list[str]) -> list[Path]:
-    """Of a folder its images, else the path itself."""
+    """The images in and below a folder, or the path itself if it is no folder. `left_out` gets what is not read."""
     try:
         path.stat()
     except FileNotFoundError:
         return [path]
-    except (OSError, ValueError) as error:  # such as a name that is too long to be one
+    except (OSError, ValueError) as error:  # such as a name that is too long
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"data {path}: cannot be read: {reason}; give an image, arrays or a folder") from error
     return _list_images(path, left_out) if path.is_dir() else [path]
@@ -165,7 +165,7 @@ def _list_images(folder: Path, left_out: list[str]) -> list[Path]:
 
 
 def _pixel_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(height, width) or (height, width, 3) of the pictures that are images of `shape`. Raises DataError."""
+    """The shape of pictures that fit images of `shape`: (height, width) or (height, width, 3). Raises DataError."""
     plain = without_ones(shape)
     if len(plain) == 2 or (len(plain) == 3 and plain[2] == 3):
         return plain

@@ -1,4 +1,4 @@
-"""A data set that a user's own source gives, held to the same as one that is read from a file."""
+"""Checks a data set from a user's own source by the same rules as one that is read from a file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ffstream.errors import DataError
 
 
 def _read(values: Any, noun: str) -> Tensor:
-    """Numbers that are left alone from here on: without a graph, on the host, in a type that numpy has too."""
+    """Convert values to a tensor without an autograd graph, on the host, in a type that numpy has too."""
     tensor = as_tensor(values, noun).detach().cpu()
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def check_own(found: Any, source: str) -> Dataset:
-    """The same data set with tensors in place of what else it holds. Raises DataError for what does not fit."""
+    """The same data set with tensors in place of arrays and lists. Raises DataError for anything that does not fit."""
     noun = f"data {source}"
     if not isinstance(found, Dataset):
         raise DataError(

@@ -1,4 +1,4 @@
-"""What a pickle says, read as the data that it is: nothing that it names is looked up, made or called."""
+"""Parses a pickle as plain data: nothing that it names is looked up, created or called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pickletools import genops
 from typing import Any
 
-# What protocol 2 writes for values that stand for themselves.
+# The opcodes of protocol 2 whose argument is the value itself.
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "SHORT_BINSTRING", "BINSTRING", "BINUNICODE"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -15,7 +15,7 @@ _MARK = object()
 
 @dataclass
 class Call:
-    """What a pickle would have had made by calling `name` with `arguments`, and filled with `state`."""
+    """An object that unpickling would create by calling `name` with `arguments`, and then fill with `state`."""
 
     name: Any
     arguments: Any
@@ -23,7 +23,7 @@ class Call:
 
 
 def parse_pickle(content: bytes) -> Any:
-    """A pickle of protocol 2 as plain values, and a Call in place of everything else. Raises ValueError.
+    """Parse a pickle of protocol 2 into plain values, with a Call in place of any other object. Raises ValueError.
 
     Strings of Python 2 are read as Latin-1, byte for byte.
     """

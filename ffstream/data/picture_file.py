@@ -1,7 +1,7 @@
-"""One picture file, as an array of bytes, as one that may come from anywhere.
+"""Reads one picture file, which may come from anywhere and is not trusted, as an array of bytes.
 
-A file is read once and whole, so that it cannot change while it is decoded, and decoded only as one of the formats that
-are allowed here: Pillow knows many more, and starts other programs for some.
+A file is read once and whole, so that it cannot change while it is decoded. It is decoded only as one of the formats
+that are allowed here, as Pillow knows many more and starts other programs for some of them.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ffstream.data.room import Room
 from ffstream.errors import DataError, FFStreamError
 from ffstream.ground.files import UnsuitableFileError, open_regular, read_up_to
 
-PICTURES = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".pbm", ".pnm")  # what a file of a picture ends with
+PICTURES = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".pbm", ".pnm")  # suffixes of picture files
 _OPAQUE = 255
-_PNG_BITS_AT = 24  # PNG specification, section 11.2.1: after the signature, the length, IHDR, width and height
+_PNG_BITS_AT = 24  # offset (PNG specification, section 11.2.1): after signature, length, IHDR, width and height
 _TIFF_BITS, _TIFF_SAMPLE_FORMAT = 258, 339  # BitsPerSample, SampleFormat
-_PPM_HEAD_BYTES = 1 << 12  # that may be comments
+_PPM_HEAD_BYTES = 1 << 12  # bytes that are searched for the largest value, as there may be comments
 _PPM_GAP = rb"\s+(?:#[^\n]*\n\s*)*"
-_PPM_HEAD = re.compile(rb"P[2356]" + 2 * (_PPM_GAP + rb"\d+") + _PPM_GAP + rb"(\d{1,9})")  # and the largest value
+_PPM_HEAD = re.compile(rb"P[2356]" + 2 * (_PPM_GAP + rb"\d+") + _PPM_GAP + rb"(\d{1,9})")  # group: largest value
 
 Picture = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
-# JPEG reads MPO too, in which cameras keep a preview.
+# The JPEG plugin also reads MPO, in which cameras store a preview beside the picture.
 _PLUGINS = (
     PngImagePlugin.PngImageFile,
     JpegImagePlugin.JpegImageFile,
@@ -56,7 +56,7 @@ _PLUGINS = (
     GifImagePlugin.GifImageFile,
 )
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)
-# By the orientation in a picture's EXIF data (EXIF 2.32, section 4.6.4).
+# How to turn a picture upright, by the orientation in its EXIF data (EXIF 2.32, section 4.6.4).
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -66,40 +66,40 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPPING = tuple(_TURNS[number] for number in (5, 6, 7, 8))  # which make its height its width
-# What files of these formats begin with, whatever they are called.
+_SWAPPING = tuple(_TURNS[number] for number in (5, 6, 7, 8))  # these swap height and width
+# The first bytes of files of these formats.
 _BEGINNINGS = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|RIFF.{4}WEBP|BM.{4}\0{4}|P[1-6]\s+[#\d]", re.DOTALL
 )
 _BEGINNING_BYTES = 12
-_MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3  # as Pillow has it: of 24 bits, a quarter of a GiB
-_MAX_FILE_BYTES = 512 << 20  # more than so many pixels take in any of the formats but that of numbers as text
-# What a pixel takes at once while it is decoded: as the decoder keeps it, as Pillow does, and converted.
+_MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3  # Pillow's own limit: a quarter of a GiB at 24 bits per pixel
+_MAX_FILE_BYTES = 512 << 20  # more than _MAX_PIXELS take in any of the formats, except numbers as text
+# Memory per pixel while a picture is decoded: in the decoder, in Pillow, and converted.
 _DECODING_BYTES = 28
 
 
 @dataclass(frozen=True)
 class OpenPicture:
-    """A picture of which only the head was looked at."""
+    """A picture of which only the header has been parsed."""
 
     path: Path
-    mode: str  # "L" or "RGB", which it is decoded as
+    mode: str  # "L" or "RGB", to which it is decoded
     shape: tuple[int, ...]  # (height, width), or (height, width, 3)
     image: Image.Image
     file_bytes: int
-    turn: Image.Transpose | None = None  # that brings it upright
+    turn: Image.Transpose | None = None  # the turn or flip that brings it upright
 
     def decode(self, room: Room) -> Picture:
-        """Its pixels. Raises DataError for a damaged file, BudgetError where there is no room to decode it."""
+        """Decode its pixels. Raises DataError for a damaged file, BudgetError where there is no room to decode it."""
         self.check_is_opaque(room)
         with _errors(self.path):
             image = self.image.convert(self.mode)
             return np.array(image if self.turn is None else image.transpose(self.turn), dtype=np.uint8)
 
     def check_is_opaque(self, room: Room) -> None:
-        """Raise DataError where something would be seen through it: what shows there is nowhere in the file.
+        """Raise DataError for a picture that is transparent in parts, as the file does not say what shows through.
 
-        It is decoded for that where it could be. Raises BudgetError where there is no room to decode it.
+        A picture that may be transparent is decoded for this. Raises BudgetError where there is no room to decode it.
         """
         room.check(f"data {self.path}", _DECODING_BYTES * self.shape[0] * self.shape[1] + 2 * self.file_bytes)
         with _errors(self.path):
@@ -109,24 +109,24 @@ class OpenPicture:
 
 
 def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture:
-    """A picture file as "L", (height, width), or "RGB", (height, width, 3): its own mode if none is given.
+    """Open a picture file as "L", (height, width), or "RGB", (height, width, 3); by default "L" if it is grey.
 
-    Palettes, CMYK and the like become RGB. Raises DataError for what cannot be read as one picture of 8 bits: no
-    regular file, other formats, more than 89 million pixels, more bits in the file, several frames.
+    Palettes with colours, CMYK and the like become RGB. Raises DataError for anything but one picture of 8 bits per
+    channel: no regular file, other formats, more than 89 million pixels, more bits, signed numbers, several frames.
     """
     with _errors(path):
         with open_regular(path) as file:
             num_bytes = os.fstat(file.fileno()).st_size
             if num_bytes > _MAX_FILE_BYTES:
                 raise ValueError(f"has {num_bytes:,} bytes, allowed {_MAX_FILE_BYTES:,}")
-            room.check(f"data {path}", 2 * num_bytes)  # as parts, and joined
+            room.check(f"data {path}", 2 * num_bytes)  # in parts, and then joined
             content = read_up_to(file, num_bytes)
         image = Image.open(_Content(content), formats=_FORMATS)
         width, height = image.size
         if width * height > _MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, allowed {_MAX_PIXELS:,} in all")
         num_bits = _count_bits(image, content)
-        if num_bits > 8:  # of which Pillow clips some at 255, and keeps the upper byte alone of others
+        if num_bits > 8:  # Pillow would clip some at 255, and keep only the upper byte of others
             raise ValueError(f"{num_bits} bits a channel, allowed 8; convert it to 8 bits, as shows what is meant")
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise ValueError("several frames; save the one that is meant")
@@ -141,7 +141,7 @@ def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture
 
 
 def begins_like_picture(path: Path) -> bool:
-    """Whether a file of any name holds a picture of a format that is read, by its first bytes."""
+    """Whether the first bytes of a file, whatever its name, are those of a picture in a supported format."""
     try:
         with open_regular(path) as file:
             start = read_up_to(file, _BEGINNING_BYTES)
@@ -151,29 +151,29 @@ def begins_like_picture(path: Path) -> bool:
 
 
 def _find_turn(image: Image.Image) -> Image.Transpose | None:
-    """How a picture is to be turned, which cameras leave to whoever shows it; None where it is upright, or not told."""
-    if image.format == "TIFF":  # which Pillow turns by itself
+    """How a picture must be turned or flipped, by the EXIF data of cameras; None if it is upright or unknown."""
+    if image.format == "TIFF":  # Pillow turns TIFF files by itself
         return None
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # of EXIF data that are damaged, viewers show the picture as it lies there
+    except Exception:  # viewers show a picture with damaged EXIF data unturned
         return None
 
 
 def _has_grey_palette(image: Image.Image) -> bool:
-    """Whether a picture has a palette of greys alone, as every grey GIF has."""
+    """Whether a picture has a palette that holds only greys, as every grey GIF has."""
     palette = image.getpalette("RGB") if image.mode == "P" else None
     return palette is not None and palette[0::3] == palette[1::3] == palette[2::3]
 
 
 def _is_signed(image: Image.Image) -> bool:
-    """Whether the numbers of a TIFF are not unsigned integers, as which Pillow reads all of 8 bits."""
+    """Whether a TIFF has numbers other than unsigned integers; Pillow reads all numbers of 8 bits as unsigned."""
     formats = cast(TiffImagePlugin.TiffImageFile, image).tag_v2.get(_TIFF_SAMPLE_FORMAT, 1)
     return any(each != 1 for each in (formats if isinstance(formats, tuple) else (formats,)))
 
 
 def _count_bits(image: Image.Image, content: bytes) -> int:
-    """Bits a channel in the file, whatever Pillow makes of them."""
+    """The bits per channel in the file, which may be more than Pillow keeps."""
     if image.mode.startswith(("I", "F")):
         return 16 if image.mode.startswith("I;16") else 32
     if image.format == "PNG":
@@ -195,9 +195,9 @@ def read_picture(path: Path, mode: str | None = None) -> tuple[str, Picture]:
 
 
 class _Content(io.BytesIO):
-    """A file in memory that may be read a few times over.
+    """A file in memory that may be read only a few times over.
 
-    A damaged one may point at the same bytes again and again, each time to be kept anew.
+    A damaged file may point at the same bytes again and again, and each time a decoder would keep another copy.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -205,7 +205,7 @@ class _Content(io.BytesIO):
         self._left_bytes = 8 * len(content) + (1 << 20)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Raises ValueError where it was read too often."""
+        """Read up to `size` bytes. Raises ValueError once the file has been read too often."""
         part = super().read(size)
         self._left_bytes -= len(part)
         if self._left_bytes < 0:
@@ -218,13 +218,13 @@ def _errors(path: Path) -> Iterator[None]:
     """Turn whatever is raised for a file into a DataError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities in what is not read, such as EXIF; pixels are counted here
+            warnings.simplefilter("ignore")  # about unused parts such as EXIF, or large sizes, which are limited here
             yield
     except (FFStreamError, MemoryError):
         raise
     except UnsuitableFileError as error:
         raise DataError(f"data {path}: {error.strerror}; remove it") from error
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
+    except Exception as error:  # decoders raise errors of many types for damaged files
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is damaged, or none of {', '.join(_FORMATS)}"

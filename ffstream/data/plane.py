@@ -1,4 +1,4 @@
-"""Which of an image's axes are its plane."""
+"""Finds which axes of an image are its plane, height and width."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 _MOST_CHANNELS = 4
 
-# Channels before the plane, height, width, channels after it: 1 where there are none.
+# (channels before the plane, height, width, channels after it), with 1 for channels that do not exist.
 Plane = tuple[int, int, int, int]
 
 
 def find_plane(image_shape: Sequence[int]) -> Plane | None:
-    """That of (height, width), (height, width, channels) or (channels, height, width), with up to 4 channels.
+    """Find the plane of (height, width), (height, width, channels) or (channels, height, width), up to 4 channels.
 
-    None where there is none, or it cannot be told.
+    Returns None for any other shape.
     """
     shape = tuple(image_shape)
     if len(shape) == 2:

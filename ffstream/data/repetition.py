@@ -1,4 +1,4 @@
-"""Images that occur more than once: in two splits, under two classes."""
+"""Finds images that occur more than once: in two splits, under two classes, or as copies in one split."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_PART_VALUES = 1 << 20  # of images whose digests are made at once
-_SEED = 20221227  # of the factors of digests; any will do
-_SOME = 0.1  # share of a split's images that are no accident
-_MORE = 3.0  # times as often as images repeat within the training split: tables of few values do
-_SEVERAL = 0.05  # share of training images that contradict each other, or are copies, and no oversight
-_FEW = 3  # copies, likewise
+_PART_VALUES = 1 << 20  # values of images that are digested at once
+_SEED = 20221227  # for the factors of digests; any seed will do
+_SOME = 0.1  # share of a split's images; a smaller share may be an accident
+_MORE = 3.0  # times the share of repeats within the training split, which is high in tables of few values
+_SEVERAL = 0.05  # share of training images; a smaller share of contradictions or copies may be an oversight
+_FEW = 3  # copies; fewer may be an oversight
 
 
 def digest_images(images: Tensor) -> Tensor:
-    """A number for each image (n,) int64: the same for equal images, and for others as good as never."""
+    """A digest of each image, (n,) int64: the same for equal images, and almost never for different ones."""
     num_features = images[0].numel()
     factors = torch.randint(-(1 << 62), 1 << 62, (num_features,), generator=torch.Generator().manual_seed(_SEED)) | 1
     digests = torch.empty(len(images), dtype=torch.int64)
@@ -30,7 +30,7 @@ def digest_images(images: Tensor) -> Tensor:
 
 
 def find_seen(split: Tensor, train: Tensor) -> str | None:
-    """What says that images of a split, given by their digests (n,), are training images; None if nothing does."""
+    """A warning if many images of a split, given by their digests (n,), are training images; None otherwise."""
     is_seen = torch.isin(split, train)
     share = float(is_seen.double().mean())
     if share < _SOME or share < _MORE * _share_repeated(train):
@@ -43,9 +43,10 @@ def find_seen(split: Tensor, train: Tensor) -> str | None:
 
 
 def find_contradictions(train: Tensor, labels: Tensor, files: Sequence[Path] | None) -> str | None:
-    """What says that equal images, given by their digests (n,), have different labels (n,); None if nothing does.
+    """A warning if equal images, given by their digests (n,), have different labels (n,); None otherwise.
 
-    Of `files`, which are pictures, a single one is named; of rows of an array, a share of one in twenty.
+    For pictures, whose paths are `files`, a single contradiction is enough; for rows of an array, it takes one image in
+    twenty.
     """
     order = torch.argsort(train, stable=True)
     digests, sorted_labels = train[order], labels[order]
@@ -63,7 +64,7 @@ def find_contradictions(train: Tensor, labels: Tensor, files: Sequence[Path] | N
 
 
 def find_copies(train: Tensor, files: Sequence[Path]) -> str | None:
-    """What says that pictures, given by their digests (n,), lie there several times; None if nothing does."""
+    """A warning if many pictures, given by their digests (n,), are copies of others; None otherwise."""
     order = torch.argsort(train, stable=True)
     repeats = train[order][1:] == train[order][:-1]
     num_copies = int(repeats.sum())

@@ -1,4 +1,4 @@
-"""The memory that data may take."""
+"""Accounts for the memory that data may take."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ffstream.ground.units import format_bytes
 
 
 class Room:
-    """What is left of the memory that data may take: by default, of what this machine has free."""
+    """The memory that is left for data: at first `room_bytes`, or by default what this machine has free."""
 
     def __init__(self, room_bytes: int | None = None) -> None:
         self._left_bytes = max(0, host_free_bytes() if room_bytes is None else room_bytes)
 
     def check(self, noun: str, num_bytes: int) -> None:
-        """Raise BudgetError, beginning with `noun`, when so much is not left."""
+        """Raise BudgetError when less than `num_bytes` is left; `noun` begins its message."""
         if num_bytes > self._left_bytes:
             raise BudgetError(
                 f"{noun}: needs {format_bytes(num_bytes)} of memory, allowed {format_bytes(self._left_bytes)}, what "
@@ -28,16 +28,16 @@ class Room:
             )
 
     def take(self, noun: str, num_bytes: int) -> None:
-        """From here on it is not left. Raises BudgetError as `check` does."""
+        """Take `num_bytes` off what is left. Raises BudgetError as `check` does."""
         self.check(noun, num_bytes)
         self._left_bytes -= num_bytes
 
     def give_back(self, num_bytes: int) -> None:
-        """What was taken is free again."""
+        """Add `num_bytes`, which were taken before, to what is left."""
         self._left_bytes += num_bytes
 
     def allocate(self, noun: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Take the memory of a tensor, and make it; its values are whatever lay there. Raises BudgetError."""
+        """Take the memory of a tensor and allocate the tensor, uninitialised. Raises BudgetError."""
         self.take(noun, tensor_bytes(shape, dtype))
         try:
             return torch.empty(tuple(shape), dtype=dtype)
@@ -49,7 +49,7 @@ class Room:
 
 
 def tensor_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
-    """What a tensor takes."""
+    """The bytes that a tensor of this shape and type takes."""
     num_bytes = dtype.itemsize
     for size in shape:
         num_bytes *= size

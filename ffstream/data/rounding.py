@@ -1,16 +1,16 @@
-"""What numbers of 64 bits lose where they are read as 32: differences beside a large offset, such as those of times."""
+"""Finds what wide numbers lose as 32-bit floats: small differences beside a large offset, such as those of times."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  # of which 32-bit floats hold no part
-_SHARE = 1 / 50  # of a feature's range, that rounding may take
+WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  # float32 cannot hold these exactly
+_SHARE = 1 / 50  # share of a feature's range above which a rounding error is reported
 
 
 class Rounding:
-    """The range of each feature and its largest error, from the numbers of an array as they are read in order."""
+    """The range and the largest rounding error of each feature, collected while an array is read in order."""
 
     def __init__(self, num_features: int) -> None:
         self._num_features = num_features
@@ -20,7 +20,7 @@ class Rounding:
         self._error = torch.zeros(num_features, dtype=torch.float64)
 
     def add(self, start: int, values: Tensor) -> None:
-        """Look at some values (n,), of which the first is number `start` of the array."""
+        """Take account of values (n,), the first of which is element `start` of the flattened array."""
         features = torch.arange(start, start + len(values)) % self._num_features
         wide = values.double()
         self._low.scatter_reduce_(0, features, wide, "amin")
@@ -28,7 +28,7 @@ class Rounding:
         self._error.scatter_reduce_(0, features, (wide - wide.float().double()).abs(), "amax")
 
     def describe(self) -> str | None:
-        """What says that features lose differences; None if none does."""
+        """A warning if features lose differences by rounding; None otherwise."""
         spread = self._high - self._low
         is_lost = (self._error > _SHARE * spread) & (spread > 0)
         if not bool(is_lost.any()):

@@ -1,4 +1,4 @@
-"""How images become numbers of about one: divided by the largest, or each feature or channel standardised."""
+"""Scales images to values of about 1: divides by the largest magnitude, or standardises each feature or channel."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from ffstream.data.plane import find_plane
 
 NONE, FEATURES, CHANNELS = "none", "features", "channels"
-STANDARDISE = (NONE, FEATURES, CHANNELS)  # what the setting of that name may be
-_PART_VALUES = 1 << 20  # of images that exist in double precision at once
+STANDARDISE = (NONE, FEATURES, CHANNELS)  # the allowed values of the setting `standardise`
+_PART_VALUES = 1 << 20  # values that are in memory in double precision at once
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Images are divided by `scale`; or `mean` is taken off them, and they are divided by `spread`.
+    """Divides images by `scale`; or, where `mean` and `spread` are given, subtracts `mean` and divides by `spread`.
 
-    `mean` and `spread` are float32 (features,), of the training images; a feature that never varies has a spread of
-    infinity, so that it becomes zero.
+    `mean` and `spread` are float32 (features,), computed from the training images. A feature that never varies has an
+    infinite spread, so that it becomes zero.
     """
 
     scale: float
@@ -31,12 +31,12 @@ class Scaling:
 
     @classmethod
     def of(cls, images: Tensor, scale: float, standardise: str = NONE) -> Scaling:
-        """Of training images (n, *shape), in passes over parts of them. `standardise` is one of STANDARDISE."""
+        """Compute the scaling of training images (n, *shape), part by part. `standardise` is one of STANDARDISE."""
         if standardise == NONE:
             return cls(scale)
         parts = find_parts(tuple(images.shape[1:]), standardise)
         mean = _average(images, parts, lambda values: values)
-        # Of the deviations: a difference of two large averages would lose what varies little about a large mean.
+        # From the deviations: the difference of two large averages would lose a small variance about a large mean.
         variance = _average(images, parts, lambda values: (values - mean).square_())
         spread = variance.sqrt()
         spread[spread == 0] = torch.inf
@@ -44,28 +44,31 @@ class Scaling:
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> Scaling:
-        """From the description of a run's data."""
+        """Read the scaling from the description of a run's data."""
         found = data.get("standardised")
         if found is None:
             return cls(data["scale"])
         parts = parts_of(data)
         mean, spread = (torch.tensor(found[name], dtype=torch.float32)[parts] for name in ("mean", "spread"))
-        spread[spread == 0] = torch.inf  # which JSON has no number for
+        spread[spread == 0] = torch.inf  # written as 0, as JSON has no infinity
         return cls(data["scale"], mean, spread)
 
     def to_mapping(self, standardise: str, image_shape: tuple[int, ...]) -> dict[str, Any]:
-        """For the description of a run's data: mean and spread of each feature or channel, 0 for infinity."""
+        """Entries for the description of a run's data: mean and spread of each feature or channel, 0 for infinity."""
         if self.mean is None or self.spread is None:
             return {"scale": self.scale}
         parts = find_parts(image_shape, standardise)
         num_parts = int(parts.max()) + 1
-        first = torch.argsort(parts, stable=True)[:: len(parts) // num_parts]  # feature of each, as all have as many
+        first = torch.argsort(parts, stable=True)[:: len(parts) // num_parts]  # feature of each part; sizes are equal
         mean, spread = self.mean[first], self.spread[first].masked_fill(self.spread[first] == torch.inf, 0.0)
         found = {"mean": mean.tolist(), "spread": spread.tolist()}
         return {"scale": self.scale, "standardised": found | ({} if standardise == FEATURES else {"by_plane": True})}
 
     def apply(self, images: Tensor) -> Tensor:
-        """(n, *shape) in any type to (n, features) float32; without standardising, of magnitude <= 1 in training."""
+        """Scale images (n, *shape) of any type to (n, features) float32.
+
+        Without standardising, training images then have magnitudes of at most 1.
+        """
         rows = images.flatten(1).float()
         if self.mean is None or self.spread is None:
             return rows / self.scale
@@ -73,10 +76,11 @@ class Scaling:
 
 
 def find_parts(image_shape: tuple[int, ...], standardise: str) -> Tensor:
-    """Which feature, or which channel, each feature of an image is a part of: (features,) int64, numbered from 0.
+    """The number of the part that each feature of an image belongs to, from 0: (features,) int64.
 
-    A channel is an axis of four or fewer before or behind height and width; of other images of three axes the first
-    one; all features of any other.
+    With FEATURES, each feature is a part of its own; with CHANNELS, each channel is a part. The channels are an axis of
+    four or fewer before or after height and width, or the first axis of any other image of three axes. All features of
+    any other image are one channel.
     """
     features = torch.arange(math.prod(image_shape))
     if standardise == FEATURES:
@@ -91,18 +95,19 @@ def find_parts(image_shape: tuple[int, ...], standardise: str) -> Tensor:
 
 
 def parts_of(data: Mapping[str, Any]) -> Tensor:
-    """The parts by which the description of a run's data standardises images: (features,) int64."""
+    """The part of each feature by which the description of a run's data standardises images: (features,) int64."""
     found, num_features = data["standardised"], data["num_features"]
     if found.get("by_plane"):
         return find_parts(tuple(data["image_shape"]), CHANNELS)
     in_order: Tensor = torch.arange(num_features) // (num_features // len(found["mean"]))
-    return in_order  # as earlier versions took channels too
+    return in_order  # single features, or channels as earlier versions numbered them
 
 
 def _average(images: Tensor, parts: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """The average over samples and over the features of a part of a function of double-precision values.
+    """The average of the function `of` over all samples and over the features of a part.
 
-    For each feature: (features,) float64.
+    `of` gets values (n, features) in double precision. The result, (features,) float64, has the average of its part for
+    each feature.
     """
     total = torch.zeros(images[0].numel(), dtype=torch.float64)
     for values in _parts(images):

@@ -1,4 +1,4 @@
-"""The shape of a data set: all that a layer and a plan have to know of it."""
+"""The shape of a data set: all that a layer and a plan need to know about it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class DataShape:
 
     @property
     def mixed_shape(self) -> tuple[int, ...] | None:
-        """The shape of images of which hybrids are made; None where none are made, or where it is not known."""
+        """The shape of the images that hybrids are made of; None where no hybrids are made or the shape is unknown."""
         return None if self.brings_negatives else self.image_shape
 
     @classmethod
     def of(cls, num_samples: int, num_features: int, num_classes: int, validation_fraction: float) -> DataShape:
-        """Of `num_samples` training samples, of which a fraction is kept for validation. Raises ConfigError."""
+        """Make the shape from numbers, a fraction of the samples being held out for validation. Raises ConfigError."""
         numbers = {
             "samples": (num_samples, 2, 10**12),
             "features": (num_features, 1, 10**9),

@@ -1,8 +1,8 @@
 """Data sets by name: the embedded digits, and those that torchvision downloads.
 
-torchvision fetches and unpacks; what it left there is read by readers of our own, which make no folder and write
-nothing. Nothing is unpickled: CIFAR-10 is published as pickles, but they are parsed as data, and what they name is
-neither looked up nor called (torchvision's own reader would unpickle them; it is not used).
+torchvision fetches and unpacks the files. Readers of our own then read them, which make no folders and write nothing.
+Nothing is unpickled: CIFAR-10 is published as pickles, but these are parsed as data, and the functions that they name
+are neither looked up nor called. torchvision's own reader would unpickle them, and is not used.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ def default_data_root() -> Path | None:
 
 
 def load_digits(_data_root: Path) -> Dataset:
-    """The embedded digits: 3823 and 1797 images of 8x8, values 0..16 (Alpaydin and Kaynak 1998; CC BY 4.0)."""
+    """Embedded 8x8 digits: 3823 training and 1797 test images, values 0..16 (Alpaydin and Kaynak 1998; CC BY 4.0)."""
     return load_arrays(Path(__file__).with_name("digits.safetensors"), name="digits")
 
 
 @dataclass(frozen=True)
 class TorchvisionSource:
-    """A data set that torchvision knows where to fetch."""
+    """A data set that torchvision can download."""
 
     name: str
-    class_name: str  # torchvision's
-    files: str  # that are fetched, and where they lie below the data root
-    read: Callable[[Any, Path, Room], tuple[Split, Split, Sequence[str]]]  # with the names of the classes
+    class_name: str  # in torchvision.datasets
+    files: str  # the names of the files to fetch, and their folder below the data root
+    read: Callable[[Any, Path, Room], tuple[Split, Split, Sequence[str]]]  # train, test, class names
 
     def __call__(self, data_root: Path) -> Dataset:
-        """What is there. Raises DataError, BudgetError."""
+        """Load the data set from its files, without fetching any. Raises DataError, BudgetError."""
         return self.load(data_root, Room(), download=False)
 
     def load(self, data_root: Path, room: Room, *, download: bool) -> Dataset:
-        """What is there, unpacked; with `download`, what is not is fetched and unpacked. Raises DataError, BudgetError.
+        """Load the data set from its unpacked files. Raises DataError, BudgetError.
 
-        Without it, nothing is written.
+        With `download`, missing files are first fetched and unpacked; without it, nothing is written.
         """
         import torchvision.datasets  # slow to import, and only needed here
 
@@ -90,7 +90,7 @@ class TorchvisionSource:
         return check_dataset(self.name, train, test, tuple(class_names))
 
     def _fetch(self, published: Any, data_root: Path) -> None:
-        fetching = published.__new__(published)  # made whole, it would read the data too, and unpickle them
+        fetching = published.__new__(published)  # without __init__, which would read the data too, and unpickle them
         fetching.root = str(data_root)
         try:
             data_root.mkdir(parents=True, exist_ok=True)

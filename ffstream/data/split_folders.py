@@ -1,4 +1,4 @@
-"""Which folders of a folder of pictures are its splits, and which are its classes."""
+"""Finds which folders in a folder of pictures are its splits, and which are its classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from ffstream.data.tree import list_folders, list_others, walk
 from ffstream.errors import DataError
 
-# What people call their splits, as the last word of a folder's name, or before words that say no more.
+# Common names of splits, as the last word of a folder's name once the words in _EMPTY_WORDS are taken off its end.
 _WORDS = {
     "train": ("train", "training", "trainset", "trn"),
     "validation": ("val", "valid", "validation", "validate", "valset", "dev"),
@@ -21,7 +21,7 @@ _RULE = "FOLDER/train/CLASS/*.png with test and validation beside train, or FOLD
 
 @dataclass
 class Layout:
-    """The folders that hold the folders of the classes, by split, what is not used of the folder, and other notes."""
+    """The folder of each split, which holds the folders of its classes; what is not used; and notes for the user."""
 
     places: dict[str, Path]
     left_out: list[str]
@@ -38,10 +38,10 @@ def find_split(name: str) -> str | None:
 
 
 def find_layout(path: Path) -> Layout:
-    """Find the splits of a folder: those of all names that people use, also in a folder of the split's own name.
+    """Find the splits of a folder by their common names, also one level down, as in train/train.
 
-    Without any, the folder itself is for training. One that is held out, beside the training split, is the test split,
-    whatever its name. Raises DataError where that cannot be told, OSError.
+    Without any split, the folder itself is the training split. If only one split is held out, it is the test split,
+    even where it is called validation. Raises DataError where the splits are unclear, and OSError.
     """
     folders = list_folders(path)
     by_split: dict[str, list[Path]] = {}
@@ -83,7 +83,7 @@ def find_layout(path: Path) -> Layout:
 
 
 def _enter(folder: Path, split: str, left_out: list[str]) -> Path:
-    """The folder of a split, or the one in it that is named alike and alone, as some archives have it."""
+    """The folder of a split, or the only folder in it if that is named after the same split, as in some archives."""
     within = list_folders(folder)
     while len(within) == 1 and find_split(within[0].name) == split:
         left_out += list_others(folder)
@@ -92,7 +92,7 @@ def _enter(folder: Path, split: str, left_out: list[str]) -> Path:
 
 
 def list_classes(place: Path) -> list[Path]:
-    """The folders of the classes, in the order of their names. Raises DataError where there are none, OSError."""
+    """The folders of the classes, sorted by name. Raises DataError where there are none, and OSError."""
     found = list_folders(place)
     if not found:
         raise DataError(f"data {place}: found no folder in it, needs one folder of images a class: {_RULE}")
@@ -100,7 +100,7 @@ def list_classes(place: Path) -> list[Path]:
 
 
 def check_class(place: Path, folder: Path, pictures: list[Path]) -> None:
-    """Raise DataError where a folder is no class: it holds no picture, or folders alone."""
+    """Raise DataError where a folder cannot be a class: it holds no pictures, or holds them only in its subfolders."""
     if not pictures:
         raise DataError(f"data {place}: found no image in {folder.name}, needs one folder of images a class")
     if not any(picture.parent == folder for picture in pictures):

@@ -1,4 +1,4 @@
-"""What is in and below a folder of pictures: one rule for training and for predictions."""
+"""Lists what is in and below a folder of pictures, by the same rules for training and for prediction."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from pathlib import Path
 
 from ffstream.data.picture_file import PICTURES, begins_like_picture
 
-# What systems leave in folders that people look at. Nobody misses it.
+# Files that systems and tools leave in folders. They are skipped without a note.
 _OF_THE_SYSTEM = (".ds_store", "thumbs.db", "desktop.ini", ".directory", ".gitkeep", ".gitignore")
 _FOLDERS_OF_THE_SYSTEM = ("__macosx",)
 _OF_RUNS = ("run.json", "lock.json")
 _NUM_NAMED = 2
 
-# The device and the number of a folder, whatever name leads to it.
+# The device and inode numbers of a folder, the same for every path that leads to it.
 FolderKey = tuple[int, int]
 
 
 @dataclass
 class Tree:
-    """The pictures in and below a folder, and what else is there, each with the reason why it is not read."""
+    """The pictures in and below a folder, and everything else there, each with the reason why it is not read."""
 
     pictures: list[Path] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
 
 def walk(folder: Path, others: Iterable[Path] = ()) -> Tree:
-    """Find all pictures in and below a folder, in the order of their folders and names. Raises OSError.
+    """Find all pictures in and below a folder, sorted by folder and name. Raises OSError.
 
-    A picture is whatever is no folder and has the name of one, or begins like one. What is hidden is left out. Links to
-    folders are followed, but no folder is entered twice, nor any of the `others`, which are read by themselves: links
-    that lead back end. Of the names of a folder the one without links counts.
+    A picture is any entry, except a folder, that has the suffix or the first bytes of a picture. Hidden files and
+    folders are left out, and so are runs. Links to folders are followed, but no folder is entered twice, so that links
+    that lead back do no harm. The folders `others` are not entered, as they are read by themselves. Of several paths to
+    a folder, the one without links is used.
     """
     found, entered = Tree(), {key for other in others if (key := find_key(other)) is not None}
     entered.discard(key_of(folder.stat()))
-    waiting, linked = [folder], list[Path]()  # folders
+    waiting, linked = [folder], list[Path]()  # folders that are still to be entered
     while waiting or linked:
         place = (waiting or linked).pop()
         key = key_of(place.stat())
@@ -52,7 +53,7 @@ def walk(folder: Path, others: Iterable[Path] = ()) -> Tree:
 
 
 def _sort_in(path: Path, entry: os.DirEntry[str], found: Tree, waiting: list[Path], linked: list[Path]) -> None:
-    """Put one entry of a folder where it belongs."""
+    """Add one entry of a folder to `found`, or to the folders in `waiting` or `linked`."""
     name = entry.name.lower()
     if leads_to_folder(entry):
         if is_hidden(entry.name):
@@ -72,13 +73,13 @@ def _sort_in(path: Path, entry: os.DirEntry[str], found: Tree, waiting: list[Pat
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, links to them too, in the order of their names; hidden ones are none. Raises OSError."""
+    """The folders in a folder and links to folders, sorted by name, except hidden ones and runs. Raises OSError."""
     found = (entry for entry in list_entries(folder) if leads_to_folder(entry))
     return [folder / entry.name for entry in found if not is_hidden(entry.name) and not holds_runs(folder / entry.name)]
 
 
 def list_others(folder: Path) -> list[str]:
-    """What is in a folder beside folders that are not hidden, as far as somebody may have meant it. Raises OSError."""
+    """What a folder holds beside the folders of `list_folders` and system files, with reasons. Raises OSError."""
     found, folders = Tree(), list[Path]()
     for entry in list_entries(folder):
         _sort_in(folder / entry.name, entry, found, folders, folders)
@@ -86,13 +87,13 @@ def list_others(folder: Path) -> list[str]:
 
 
 def list_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, in the order of the names. Raises OSError."""
+    """The entries of a folder, sorted by name. Raises OSError."""
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
 
 
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; a link that cannot be followed is none."""
+    """Whether an entry is a folder or a link to one; a link that cannot be followed is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -100,28 +101,28 @@ def leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether nobody is meant to see a folder of that name."""
+    """Whether a folder of this name is hidden or belongs to the system."""
     return name.startswith(".") or name.lower() in _FOLDERS_OF_THE_SYSTEM
 
 
 def holds_runs(folder: Path) -> bool:
-    """Whether a folder is a run, or holds nothing but runs, as the one that runs without a name are put into."""
+    """Whether a folder is a run, or holds only runs, as the default folder of runs does."""
     if _is_run(folder):
         return True
     try:
         entries = list_entries(folder)
-    except OSError:  # of which its reader will say more
+    except OSError:  # whoever reads the folder next reports the error
         return False
     return bool(entries) and all(leads_to_folder(entry) and _is_run(folder / entry.name) for entry in entries)
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder has the files by which a run, or one that is being started, is known."""
+    """Whether a folder has a file that marks a run, or a run that is being started."""
     return any((folder / name).is_file() for name in _OF_RUNS)
 
 
 def find_key(folder: Path) -> FolderKey | None:
-    """Which folder it is that a path leads to, None where there is none."""
+    """The key of the folder that a path leads to; None where there is none."""
     try:
         return key_of(folder.stat())
     except OSError:
@@ -129,12 +130,12 @@ def find_key(folder: Path) -> FolderKey | None:
 
 
 def key_of(status: os.stat_result) -> FolderKey:
-    """Which folder it is."""
+    """The key of the folder with this status."""
     return status.st_dev, status.st_ino
 
 
 def describe_left_out(left_out: list[str]) -> str | None:
-    """A sentence that counts and names what is not read; None where that is nothing."""
+    """A note that names the first files that are not read, and counts the rest; None if all are read."""
     if not left_out:
         return None
     more = f" and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""

@@ -1,4 +1,4 @@
-"""The values of images: by them it is told whether some are in the units of others."""
+"""Statistics of image values, by which images in other units than the training images are detected."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WHITE = 255  # of a picture, whose values are bytes
-_MOST_IMAGES = 4096  # whose mean and spread are taken, evenly spread over all
-_PART_FEATURES = 1 << 18  # of images whose squares exist at once
-ENOUGH_IMAGES = 50  # whose mean, spread and sign say something of their units
-_RATIO = 8.0  # of magnitudes in the same units, at the most
-_SPREADS = 1.0  # between means in the same units, at the most
+WHITE = 255  # the value of white in a picture, whose values are bytes
+_MOST_IMAGES = 4096  # images, at most, from which means and spreads are taken
+_PART_FEATURES = 1 << 18  # values whose squares are in memory at once
+ENOUGH_IMAGES = 50  # images; the mean, spread and sign of fewer say little about their units
+_RATIO = 8.0  # the largest ratio of magnitudes in the same units
+_SPREADS = 1.0  # the largest difference of means in the same units, in training spreads
 _SPREAD_RATIO = 3.0
-_SHIFT, _SPREAD_OF_FEATURE = 4.0, 10.0  # of a feature's mean, by its spread, and between its spreads, in other units
-_MEDIAN_SHIFT, _MEDIAN_SPREAD = 1.0, 2.5  # the same, of most features at once, where each is standardised
-_BY_CHANCE = 1e-7  # the chance below which nothing happens to a feature, of which there may be many
-_NUM_CANDIDATES = 5  # images, of whose values of a feature one is its most frequent
-_GAP, _LEAST_SHARE = 20.0, 0.02  # between images in other units, and of how many of them
-_CLASS_SPREADS, _CLASS_SPREAD_RATIO = 0.5, 1.5  # the same two of images that are all of one class
-_MOST_CLASSES, _FEW = 100, 5  # that are described, and images of which no class is
-_ROUNDING = 0.05  # of the largest value: as far below zero values may be that are meant to be none
+_SHIFT, _SPREAD_OF_FEATURE = 4.0, 10.0  # least shift of a feature's mean, in spreads, and ratio of spreads
+_MEDIAN_SHIFT, _MEDIAN_SPREAD = 1.0, 2.5  # the same for the medians over standardised features
+_BY_CHANCE = 1e-7  # probability below which an accident is ruled out, small as features may be many
+_NUM_CANDIDATES = 5  # images; the most frequent of their values of a feature is its usual value
+_GAP, _LEAST_SHARE = 20.0, 0.02  # the least ratio of magnitudes between two units, and share of the images in each
+_CLASS_SPREADS, _CLASS_SPREAD_RATIO = 0.5, 1.5  # _SPREADS and _SPREAD_RATIO for images that are all of one class
+_MOST_CLASSES, _FEW = 100, 5  # classes that are described, and the images that each needs
+_ROUNDING = 0.05  # share of the largest value; values this little below zero do not count as negative
 
 
 @dataclass(frozen=True)
 class Values:
-    """The least and the largest value of some images, and the mean and the standard deviation of many."""
+    """The least and the largest value of images, and the mean and the standard deviation of a sample of them."""
 
     num_images: int
     low: float
     high: float
     mean: float
     spread: float
-    classes: tuple[tuple[float, float], ...] = ()  # mean and spread of some classes of training images
+    classes: tuple[tuple[float, float], ...] = ()  # mean and spread of the first classes of training images
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor | None = None) -> Values:
-        """Of images (n, ...), a part at a time; of their classes too where labels (n,) are given."""
+        """Measure images (n, ...), a part at a time, and each of their classes where labels (n,) are given."""
         low, high = (float(end) for end in torch.aminmax(images))
         some = images[:: -(-len(images) // _MOST_IMAGES)]
         sums = torch.zeros(2, dtype=torch.float64)
@@ -53,12 +53,12 @@ class Values:
 
     @classmethod
     def from_mapping(cls, found: Mapping[str, Any]) -> Values:
-        """From what `to_mapping` gave."""
+        """The inverse of `to_mapping`."""
         fields = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
         return cls(**fields | {"classes": tuple((mean, spread) for mean, spread in found.get("classes", []))})
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values, for a manifest."""
+        """The fields as plain values, for a manifest."""
         found = {name: value for name, value in asdict(self).items() if name != "classes"}
         return found | ({"classes": [list(pair) for pair in self.classes]} if self.classes else {})
 
@@ -68,15 +68,16 @@ class Values:
         return max(abs(self.low), abs(self.high))
 
     def describe(self) -> str:
-        """In words."""
+        """The range and the mean in words, for a message."""
         return f"{self.low:g} to {self.high:g}, {self.mean:g} on average"
 
 
 def find_other_units(found: Values, trained: Values) -> str | None:
-    """What says that values are in other units than those of the training images; None if nothing does.
+    """A warning if the values `found` are in other units than those of the training images; None otherwise.
 
-    Of few images only the magnitude is asked, and negative values where there were none: one alone may be all black or
-    all white. Many may be of one class, and may lack the rare values that are largest.
+    For few images, only the magnitude counts, and negative values where training had none: a single image may be all
+    black or all white. For many, the mean and the spread count as well, but not a small magnitude, as the rare largest
+    values may be missing. Images like those of a single class pass.
     """
     are_other = found.largest > trained.largest * _RATIO
     are_other |= found.num_images < ENOUGH_IMAGES and found.largest * _RATIO < trained.largest
@@ -95,9 +96,9 @@ def find_other_units(found: Values, trained: Values) -> str | None:
 
 
 def find_shifted(found: Tensor, trained: Tensor) -> str | None:
-    """What says that some features of images (n, *shape) are in other units than those of the training images.
+    """A warning if some features of images (n, *shape) are in other units than in the training images; else None.
 
-    Of features that are not zero in most training images; of fewer than 50 images nothing is said.
+    Only features that are nonzero in most training images are compared. Fewer than 50 images are not judged.
     """
     if min(len(found), len(trained)) < ENOUGH_IMAGES:
         return None
@@ -107,7 +108,7 @@ def find_shifted(found: Tensor, trained: Tensor) -> str | None:
     is_told = (share > 0.5) & (spread > 0)
     is_shifted = (other_mean - mean).abs() > _SHIFT * spread
     is_shifted |= other_spread > _SPREAD_OF_FEATURE * spread
-    # A feature that is nearly always the same may well be so in all of a few images.
+    # A feature that nearly always has the same value may well be constant in a few images.
     is_narrow = (other_spread * _SPREAD_OF_FEATURE < spread) & (usual ** len(found) < _BY_CHANCE)
     is_shifted |= is_narrow
     shifted = (is_shifted & is_told).nonzero().flatten().tolist()
@@ -123,9 +124,9 @@ def find_shifted(found: Tensor, trained: Tensor) -> str | None:
 
 
 def find_mixed(images: Tensor) -> str | None:
-    """What says that some of many images (n, *shape) are in other units than the others; None if nothing does.
+    """A warning if some of the images (n, *shape) are in other units than the rest; None otherwise.
 
-    Their largest magnitudes then are of two sizes, with nothing in between.
+    The largest magnitudes of the images then form two groups with a gap between them. Fewer than 50 are not judged.
     """
     if len(images) < ENOUGH_IMAGES:
         return None
@@ -147,7 +148,7 @@ def find_mixed(images: Tensor) -> str | None:
 
 
 def measure_rows(rows: Tensor) -> tuple[float, float] | None:
-    """How far most features of standardised rows (n, features) are from 0, and their spread; None if none varies."""
+    """The medians of |mean| and spread over the features of standardised rows (n, features); None if none varies."""
     mean, spread, *_ = _describe_features(rows)
     varies = (rows != rows[0]).any(dim=0)
     if not bool(varies.any()):
@@ -156,10 +157,10 @@ def measure_rows(rows: Tensor) -> tuple[float, float] | None:
 
 
 def find_shifted_rows(rows: Tensor, classes: Mapping[str, float] | None) -> str | None:
-    """What says that standardised images, rows (n, features), are in other units than those for training.
+    """A warning if standardised images, rows (n, features), are in other units than the training images; else None.
 
-    Of fewer than 50 nothing is said. `classes` are the limits within which those of one training class are, each by
-    itself, where they are known.
+    Fewer than 50 rows are not judged. `classes` holds the limits within which the training images of any single class
+    lie, where these are known.
     """
     found = measure_rows(rows) if len(rows) >= ENOUGH_IMAGES else None
     if found is None:
@@ -175,13 +176,13 @@ def find_shifted_rows(rows: Tensor, classes: Mapping[str, float] | None) -> str 
 
 
 def _is_like(found: Values, mean: float, spread: float) -> bool:
-    """Whether images are like those of one class, of such a mean and spread."""
+    """Whether images are like those of a class with this mean and spread."""
     is_as_wide = spread / _CLASS_SPREAD_RATIO <= found.spread <= spread * _CLASS_SPREAD_RATIO
     return is_as_wide and abs(found.mean - mean) <= _CLASS_SPREADS * spread
 
 
 def _describe_classes(images: Tensor, labels: Tensor) -> tuple[tuple[float, float], ...]:
-    """The mean and the spread of the first classes, from many images with their labels (n,)."""
+    """The mean and spread of each of the first classes with enough images, from a sample of images and labels (n,)."""
     step = -(-len(images) // _MOST_IMAGES)
     some, its_labels = images[::step], labels[::step]
     sums = torch.empty(len(some), 2, dtype=torch.float64)
@@ -199,15 +200,15 @@ def _describe_classes(images: Tensor, labels: Tensor) -> tuple[tuple[float, floa
 
 
 def _describe_features(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each feature of many images: the mean, the spread, and two shares of the images.
+    """The mean, the spread and two shares of images for each feature, each (features,), from a sample of the images.
 
-    Of those in which the feature is not zero, and of those in which it has its usual value, if it has one.
+    The shares are those of images in which the feature is not zero, and in which it has its usual value, if any.
     """
     index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:_MOST_IMAGES]
     sums = torch.zeros(4, images[0].numel(), dtype=torch.float64)
     some = images[index[:_NUM_CANDIDATES]].flatten(1).double()
     usual = some.mode(dim=0).values
-    start = some[0]  # differences to it, as squares of large values lose small spreads
+    start = some[0]  # it is subtracted first, as squares of large values would lose small spreads
     for part in index.split(max(_PART_FEATURES // images[0].numel(), 1)):
         values = images[part].flatten(1).double()
         sums[2] += (values != 0).sum(dim=0)

@@ -1,1 +1,1 @@
-"""The device and its memory, and what of a machine decides bits. Imports `ground`."""
+"""The device and its memory, and what in a machine affects the bits of results. Imports `ground`."""

@@ -15,7 +15,7 @@ _NAME = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:N" to a device that is there. Raises DeviceError."""
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that exists. Raises DeviceError."""
     name = str(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,7 +32,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def device_name(device: str) -> str:
-    """The name of the GPU, or of the processor and what it multiplies bf16 with."""
+    """The name of the GPU, or of the processor and the instructions with which it multiplies bf16."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:
@@ -46,7 +46,7 @@ def device_name(device: str) -> str:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """ "auto" to "bf16" where the device has instructions that multiply it, else "fp32": nothing is timed."""
+    """Turn "auto" into "bf16" if the device has instructions that multiply it, else into "fp32". Nothing is timed."""
     if name != "auto":
         return name
     if device.type == "cuda":

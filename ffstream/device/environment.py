@@ -1,4 +1,4 @@
-"""What of a machine and its libraries decides bits, and torch as it must be while we work with it."""
+"""What in a machine and its libraries affects the bits of results, and the torch defaults that our code needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-# By which users choose what the libraries below torch compute with.
+# Variables with which users choose the instructions and precision of the libraries below torch.
 _VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "ONEDNN_MAX_CPU_ISA",
@@ -23,7 +23,7 @@ _VARIABLES = (
     "MKL_DEBUG_CPU_TYPE",
     "NVIDIA_TF32_OVERRIDE",
 )
-# Of a processor's instructions, those that products and sums are written for.
+# The instructions of processors for which products and sums have code of their own.
 _INSTRUCTIONS = [
     "avx2",
     "fma",
@@ -36,18 +36,18 @@ _INSTRUCTIONS = [
     "sve",
     "bf16",
 ]
-# The number of threads can be had, products are compared where nothing that has a name differs, and of memory it is
-# remembered which sizes a lack of it chose; they stand in the configuration.
-_NOT_COMPARED = ("threads", "arithmetic", "memory", "parts")  # parts are compared by their own file
-_PROBE = (192, 1000, 257)  # rows, features and units of a product: not multiples of what kernels work by
+# Entries that are not compared by name: the number of threads can be set anywhere; `arithmetic` is compared if no named
+# entry differs; `memory` says which sizes a lack of memory chose, and these sizes stand in the configuration.
+_NOT_COMPARED = ("threads", "arithmetic", "memory", "parts")  # parts are compared in field/parts.py
+_PROBE = (192, 1000, 257)  # rows, features and units of a test product, not all multiples of the sizes of kernels
 
 
 @contextlib.contextmanager
 def plain_torch(num_threads: int | None = None) -> Iterator[None]:
-    """torch with its own defaults, whatever the program that calls us has set: all is set back on leaving.
+    """Run a block with torch's own defaults, whatever the calling program has set; all is restored on leaving.
 
-    Types, devices, gradients and the precision of products are then those that are written in the code. `num_threads`
-    as well where it is given, as the way in which a sum is cut among threads decides its last bits.
+    Default types and devices, gradients and the precision of products are then those that our code assumes. The number
+    of threads is set too if `num_threads` is given, as the way a sum is split among threads decides its last bits.
     """
     dtype, precision, threads = (
         torch.get_default_dtype(),
@@ -63,7 +63,7 @@ def plain_torch(num_threads: int | None = None) -> Iterator[None]:
         if num_threads is not None and num_threads != threads:
             stack.callback(torch.set_num_threads, threads)
             torch.set_num_threads(num_threads)
-        if torch.get_default_device().type != "cpu":  # only then, as every call of torch goes through it
+        if torch.get_default_device().type != "cpu":  # only then, as every call of torch goes through this context
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
@@ -74,9 +74,9 @@ def plain_torch(num_threads: int | None = None) -> Iterator[None]:
 
 
 def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
-    """What decides bits here, by name, in plain values.
+    """What affects the bits of results on this machine, by name, in plain values.
 
-    `arithmetic` is a digest of what a few products and sums come to: it also tells apart what has no name.
+    `arithmetic` is a digest of the results of a few products and sums: it also reveals differences without a name.
     """
     on_gpu = device.type != "cpu"
     found: dict[str, Any] = {
@@ -93,7 +93,7 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
 
 
 def find_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Lines "what: here, there" for what decides bits and differs, but for the threads, whose number can be had."""
+    """Lines "name: found, wanted" for entries that differ, except for threads, whose number can be set anywhere."""
     names = [name for name in dict.fromkeys([*found, *wanted]) if name not in _NOT_COMPARED]
     differing = [name for name in names if found.get(name) != wanted.get(name)]
     lines = [f"{name}: {found.get(name) or 'none'}, {wanted.get(name) or 'none'}" for name in differing]
@@ -103,7 +103,7 @@ def find_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
 
 
 def has_bf16_products() -> bool:
-    """Whether the processor has instructions that multiply bf16; how fast they are just now is not asked."""
+    """Whether the processor has instructions that multiply bf16. Their speed is not measured."""
     tells = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(tell() for tell in tells if tell is not None) or (
         platform.machine().lower() in ("arm64", "aarch64") and "bf16" in _processor_flags()
@@ -127,7 +127,7 @@ def _processor_flags() -> Sequence[str]:
 
 @torch.no_grad()
 def _digest_arithmetic(device: torch.device, precision: str) -> str:
-    """Of products, sums and draws like those of a step, with as many threads as there are."""
+    """A digest of products, sums and random draws like those of a step, with the current number of threads."""
     rows, features, units = _PROBE
     generator = torch.Generator().manual_seed(0)
     left = torch.empty(rows, features).normal_(generator=generator)

@@ -1,6 +1,6 @@
-"""Counting the bytes of live tensors while code runs on the meta device, where a tensor has a shape and no memory.
+"""Counts the bytes of live tensors while code runs on the meta device, where a tensor has a shape and no memory.
 
-What the code would need is known before it is run: the same lines run on paper first.
+The memory that code needs is thus known before it runs: the same lines run on the meta device ("on paper") first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAPER = torch.device("meta")
 
 @dataclass(frozen=True)
 class Work:
-    """What operators did: arithmetic of matrix products, bytes that the others read and wrote, and their number."""
+    """What operators did: flops of matrix products, bytes that other operators moved, and the number of operators."""
 
     flops: int = 0
     moved_bytes: int = 0
@@ -45,14 +45,14 @@ class Work:
 
 
 class Ledger(TorchDispatchMode):
-    """While it is active, every storage that is made is entered, with its bytes, until it is freed.
+    """While it is active, it has an entry with the bytes of every storage that is made, until the storage is freed.
 
-    `work` sums up what was done.
+    `work` is the sum of what all operators did.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Not to be wrapped for a compiler that is not used here: its import takes a second."""
+        """False, so that torch does not wrap this class for its unused compiler, whose import takes a second."""
         return False
 
     def __init__(self) -> None:
@@ -63,18 +63,18 @@ class Ledger(TorchDispatchMode):
 
     @property
     def live_bytes(self) -> int:
-        """Of the storages that are alive now."""
+        """Bytes of the storages that are alive now."""
         self._strike_out()
         return sum(num_bytes for _, num_bytes in self._entries.values())
 
     def start_peak(self) -> None:
-        """Count the peak from here on."""
+        """Measure the peak from here on."""
         self.peak_bytes = self.live_bytes
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operator, enter what it made."""
+        """Run an operator and enter the storages that it made."""
         kwargs = kwargs or {}
         place = _find_written(func)
         if place is not None:
@@ -93,7 +93,7 @@ class Ledger(TorchDispatchMode):
         known = {tensor.untyped_storage()._cdata for tensor in _tensors((*args, *kwargs.values()))}
         found, before = func(*args, **kwargs), self.work
         self._add_work(func, args, kwargs, found)
-        # Some views are not said to be any.
+        # Some operators return views without declaring them: an argument's storage is not new.
         made = [storage for tensor in _tensors([found]) if (storage := tensor.untyped_storage())._cdata not in known]
         self._enter(func, found, made)
         if key is not None:
@@ -104,7 +104,7 @@ class Ledger(TorchDispatchMode):
         """Enter the storages that an operator has made."""
         if made:
             self._entries |= {storage._cdata: (StorageWeakRef(storage), storage.nbytes()) for storage in made}
-            # Sorting takes room for one more order while it lasts.
+            # While it runs, sorting needs memory for another copy of the indices.
             beside = found[1].nbytes if func.overloadpacket is torch.ops.aten.sort else 0
             self.peak_bytes = max(self.peak_bytes, self.live_bytes + beside)
 
@@ -112,7 +112,7 @@ class Ledger(TorchDispatchMode):
         work = self.work
         flops = moved_bytes = 0
         in_new_memory = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").rstrip("_"), None)
-        if in_new_memory in flop_registry:  # products in place are as many
+        if in_new_memory in flop_registry:  # a product in place takes as many flops
             flops = flop_registry[in_new_memory](*args, **kwargs, out_val=found)
         elif func.overloadpacket is torch.ops.aten.index_select:  # reads no more than it writes
             moved_bytes = 2 * _num_bytes([found])
@@ -127,25 +127,25 @@ class Ledger(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What an operator gives on paper, which follows from the shapes, strides and types of its arguments."""
+    """What an operator returns on paper, which follows from the shapes, strides and types of its arguments."""
 
     outputs: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
-    is_tensor: bool  # and no tuple of them
+    is_tensor: bool  # a single tensor, not a tuple of tensors
     work: Work
 
     def make(self) -> Any:
-        """The same once more, in memory of its own."""
+        """New outputs of the same shapes, strides and types."""
         made = (torch.empty_strided(size, stride, dtype=dtype, device=PAPER) for size, stride, dtype in self.outputs)
         return next(made) if self.is_tensor else tuple(made)
 
 
-# Of operators that were run on paper before: most are written in Python there, and take twenty times as long as this.
+# Outcomes of operators that ran on paper before. Most are written in Python there: a look-up is twenty times as fast.
 _outcomes: dict[Any, _Outcome] = {}
 _MOST_OUTCOMES = 10_000
 
 
 def _describe_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What decides the shapes that an operator gives, to look it up by; None where that is not known."""
+    """A key for looking up an operator's outcome: all that decides its shapes. None if there is no safe key."""
     try:
         key = (func, *map(_describe, args), *((name, _describe(value)) for name, value in kwargs.items()))
         hash(key)
@@ -163,11 +163,11 @@ def _describe(value: Any) -> Any:
         return tuple(map(_describe, value))
     if isinstance(value, torch.Generator):
         return torch.Generator
-    return type(value), value  # as 1, 1.0 and True are equal
+    return type(value), value  # with the type, as 1, 1.0 and True are equal
 
 
 def _remember(key: Any, found: Any, made: list[torch.UntypedStorage], work: Work) -> None:
-    """Keep what an operator gave, if all of it is on paper, in memory of its own, and without gaps or offset."""
+    """Keep an operator's outcome if all outputs are on paper, each with a storage of its own without gaps or offset."""
     outputs = (found,) if isinstance(found, Tensor) else found
     if not isinstance(outputs, tuple) or not all(isinstance(tensor, Tensor) for tensor in outputs):
         return
@@ -182,7 +182,7 @@ def _remember(key: Any, found: Any, made: list[torch.UntypedStorage], work: Work
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Of an operator's arguments or results: themselves, or in lists."""
+    """The tensors among an operator's arguments or results, also those in lists and tuples."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -196,15 +196,15 @@ def _num_bytes(values: Iterable[Any]) -> int:
 
 @functools.cache
 def _is_view(func: Any) -> bool:
-    """Whether what it returns is a view of an argument."""
+    """Whether an operator returns a view of an argument."""
     return any(item.alias_info is not None and not item.alias_info.is_write for item in func._schema.returns)
 
 
 @functools.cache
 def _find_written(func: Any) -> int | None:
-    """The argument that an operator writes to, if that is all it does: memory that is there, with nothing to enter.
+    """The index of the argument that an operator writes to, if that is all it does; else None.
 
-    Such operators need not run: on the meta device they are slow, and some are not there.
+    Such an operator makes no storage and need not run: on the meta device some are slow, and some do not exist.
     """
     if func.overloadpacket is torch.ops.aten._fused_sgd_:  # returns nothing
         return 0

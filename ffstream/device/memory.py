@@ -14,8 +14,8 @@ import torch
 
 from ffstream.ground.units import format_bytes
 
-# As torch's allocator says it, the system where a file cannot be mapped, and Python where there is no room for a stack.
-_NO_THREAD = "Resource temporarily unavailable"  # of pthread_create, where a process may not have one more
+# Messages of torch's allocator, of the system if a file cannot be mapped, and of Python if a thread gets no stack.
+_NO_THREAD = "Resource temporarily unavailable"  # of pthread_create, if a process may not start another thread
 _OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", _NO_THREAD)
 
 
@@ -33,30 +33,30 @@ def host_free_bytes() -> int:
 
 
 def host_installed_bytes() -> int:
-    """Bytes of host memory that there are, or that this process's cgroups allow, however many are taken."""
+    """Bytes of host memory in total, used or not, within the limits of this process's cgroups."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([total, *(limit.limit_bytes for limit in _find_limits())])
 
 
 def resident_bytes(pid: int | None = None) -> int:
-    """Bytes of host memory that this process holds now, or another one: 0 where that is not told."""
+    """Bytes of host memory that this process holds now, or process `pid`: 0 if its bytes are not known."""
     try:
         text = Path(f"/proc/{'self' if pid is None else pid}/statm").read_text()
         return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no /proc: the most it has held
+    except OSError:  # no /proc: the peak of this process instead
         return peak_memory_bytes(torch.device("cpu")) if pid is None else 0
 
 
 def unpinned_reason() -> str:
-    """What to say where the system refuses to pin memory: that it costs time, and the limit that may be the cause.
+    """The warning if the system refuses to pin memory: that it costs time, and the limit that may be the cause.
 
-    The limit is told and never enforced: many drivers pin past it, some keep to it.
+    The limit is only reported and never enforced here: many drivers pin more than it allows, some obey it.
     """
     said = (
         "host memory cannot be pinned here, so that copies between it and the device are slower and the computation "
         "waits for them"
     )
-    if sys.platform == "win32":  # which has no such limit
+    if sys.platform == "win32":  # Windows has no such limit
         return said
     import resource
 
@@ -66,7 +66,7 @@ def unpinned_reason() -> str:
 
 
 def is_in_memory(folder: Path) -> bool:
-    """Whether a folder lies in a file system that is kept in memory, so that its files are memory too."""
+    """Whether a folder lies in a file system that is kept in memory, so that its files take up memory."""
     try:
         lines = Path("/proc/mounts").read_text().splitlines()
     except OSError:
@@ -81,25 +81,25 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Highest device memory so far: allocated bytes on CUDA, the resident set of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not there on Windows, where only CUDA's figure is known
+    import resource  # missing on Windows, where only CUDA's figure is known
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 class PeakMeter:
-    """Measures the most bytes that tensors have on a device at once, from `start` on, as its allocator tells.
+    """Measures the most bytes that tensors take on a device at once, from `start` on, as its allocator reports.
 
-    On a CPU only the tensors of this thread are seen, and the account of them grows with every allocation, by hundreds
-    of bytes each: a long work is measured in laps. It is closed on leaving `with`, by an error too: an interpreter that
-    ends with an open account crashes.
+    On a CPU, torch's profiler sees the tensors of this thread only, and records hundreds of bytes for every allocation,
+    so that long work is measured in laps. The profiler is closed on leaving `with`, after an error too: an interpreter
+    that ends with an open profiler crashes.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before_bytes = 0  # on CUDA, alive at the start
-        self._blocks: dict[int, int] = {}  # on a CPU, bytes of what was made since and is alive, by address
-        self._profiler: Any = None  # while an account is open
+        self._before_bytes = 0  # on CUDA: bytes that were allocated at the start
+        self._blocks: dict[int, int] = {}  # on a CPU: bytes, by address, of what was made since and is alive
+        self._profiler: Any = None  # while it is open
 
     def __enter__(self) -> PeakMeter:
         return self
@@ -109,7 +109,7 @@ class PeakMeter:
             self._close_account()
 
     def start(self) -> None:
-        """What is allocated from here on counts."""
+        """Begin to measure: what is allocated from here on counts."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -119,7 +119,7 @@ class PeakMeter:
             self._open_account()
 
     def lap(self) -> int:
-        """The peak since the start or the last lap. Another one begins."""
+        """The peak in bytes since the start or the last lap; another lap begins."""
         peak_bytes = self.stop()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -128,18 +128,18 @@ class PeakMeter:
         return peak_bytes
 
     def stop(self) -> int:
-        """The peak since the start or the last lap."""
+        """The peak in bytes since the start or the last lap; the measurement ends."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             return int(torch.cuda.max_memory_allocated(self._device)) - self._before_bytes
         return self._follow(self._close_account())
 
     def _follow(self, changes: Iterable[tuple[int, int]]) -> int:
-        """The most bytes alive at once, through changes (address, bytes) in their order: negative bytes are freed.
+        """The most bytes alive at once, from changes (address, bytes) in order of time: negative bytes are freed.
 
-        torch reports a tensor that was made before, or on another thread, as freed with the bytes of one that it saw
-        at that address earlier. So what was not seen made is not counted as freed, and what was freed unseen is gone
-        when its address is taken again.
+        If a tensor is freed that was made before, or on another thread, torch reports the bytes of a tensor that it saw
+        at that address earlier. So freed bytes count only if their allocation was seen, and a tensor whose release was
+        not seen ends when its address is allocated again.
         """
         alive_bytes = peak_bytes = sum(self._blocks.values())
         for address, num_bytes in changes:
@@ -151,19 +151,19 @@ class PeakMeter:
         return peak_bytes
 
     def _open_account(self) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it looks for a GPU and complains on stderr
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler looks for a GPU and complains on stderr
         from torch.profiler import ProfilerActivity, profile
 
         self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._profiler.__enter__()
 
     def _close_account(self) -> list[tuple[int, int]]:
-        """All changes since it was opened, as (address, bytes), in their order."""
+        """Close the profiler. Returns all changes since it was opened, as (address, bytes), in order of time."""
         profiler, self._profiler = self._profiler, None
         profiler.__exit__(None, None, None)
         found: list[tuple[int, int, int]] = []
         events = profiler.profiler.kineto_results.experimental_event_tree()[::-1]
-        profiler.profiler.kineto_results = None  # tens of MiB, in a cycle that the collector finds late
+        profiler.profiler.kineto_results = None  # tens of MiB, in a reference cycle that is collected late
         while events:
             event = events.pop()
             events.extend(reversed(event.children))
@@ -182,7 +182,7 @@ def measure_peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the host has no memory left; there is no one type for all."""
+    """Whether an error says that the device or the host has no memory left; no single type covers all such errors."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
@@ -200,11 +200,11 @@ def _meminfo_available_bytes() -> int:
 
 @dataclass(frozen=True)
 class _Limit:
-    """What a cgroup may take, and takes."""
+    """The memory that a cgroup may take, and the memory that it takes."""
 
     limit_bytes: int
     used_bytes: int
-    file_bytes: int  # of those, pages of files, which the system takes back when memory is asked for
+    file_bytes: int  # of used_bytes: pages of files, which the system reclaims when memory is needed
 
     @property
     def room_bytes(self) -> int:
@@ -237,7 +237,7 @@ def _find_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Path
 
 
 def _read_file_bytes(path: Path, prefix: str) -> int:
-    """Pages of files that are not waiting to be written, as the statistics of a cgroup tell."""
+    """Bytes of a cgroup's pages of files that are not waiting to be written, from its statistics."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

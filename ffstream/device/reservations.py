@@ -1,7 +1,8 @@
-"""Memory that processes of one user have planned to take and have not taken yet, so that each plans with what is left.
+"""Reservations of memory that processes of one user plan to take and have not taken yet: each plans with the rest.
 
-Every process that trains leaves a file in a folder of the user's own, below the system's for temporary files. It says
-where a cache may lie, and never what is computed. Where such a folder cannot be had, each process plans for itself.
+Every process that trains leaves a file in a folder of the user's own, in the system's folder for temporary files. It
+affects where a cache may lie, but what is computed only if the usual sizes on this machine do not fit in the rest. If
+such a folder cannot be made, each process plans for itself.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from ffstream.device.memory import resident_bytes
 from ffstream.ground.processes import find_pid, is_of_dead_process, make_tag
 
 _PREFIX = "memory-"
-_WAIT_S = 20.0  # for another process that is planning; a plan takes a part of a second
-_MOST_DIGITS = 20  # of a number of bytes
+_WAIT_S = 20.0  # at most, for another process to plan; a plan takes a fraction of a second
+_MOST_DIGITS = 20  # of a number of bytes, as read from a file
 
 
 @contextlib.contextmanager
 def planning() -> Iterator[None]:
-    """While other processes of this user wait with their plans, until this one has reserved what it plans to take."""
+    """Hold a lock: other processes of this user wait with their plans until this one has reserved its memory."""
     folder = _find_folder(make=True)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
@@ -43,7 +44,7 @@ def planning() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reserved(num_bytes: int) -> Iterator[None]:
-    """This process may hold up to so many bytes of host memory, what it holds already included."""
+    """Reserve host memory for this process during the block: `num_bytes` in all, including what it holds already."""
     folder, name = _find_folder(make=True), f"{_PREFIX}{make_tag()}-{time.monotonic_ns()}"
     with contextlib.suppress(OSError):
         if folder is not None:
@@ -57,7 +58,7 @@ def reserved(num_bytes: int) -> Iterator[None]:
 
 
 def reserved_by_others() -> int:
-    """Bytes that other processes of this user have reserved and do not hold yet. What dead ones left is removed."""
+    """Bytes that other processes of this user have reserved and do not hold yet. Removes files of dead processes."""
     folder, total, own = _find_folder(make=False), 0, make_tag()
     if folder is None:
         return 0
@@ -76,7 +77,7 @@ def reserved_by_others() -> int:
 
 
 def _find_folder(*, make: bool) -> Path | None:
-    """The user's own folder; None where it is not there, or is somebody else's, or a link."""
+    """The user's own folder; None if it is missing or a link, or if somebody else owns it or may write to it."""
     if not hasattr(os, "getuid"):
         return None
     path = Path(tempfile.gettempdir()) / f"ffstream-{os.getuid()}"

@@ -1,8 +1,8 @@
-"""Sums over the rows of a step, a run of rows at a time. Pure.
+"""Sums over the rows of a step, one run of rows at a time. Pure.
 
-Elementwise operators cut rows among a CPU's cores, each core the same ones every time. A sum that is cut by columns
-would read what other cores have just written, which takes several times as long where they share no cache, and so does
-what writes there next. Runs of rows are read by the core that has them.
+Elementwise operators split rows among a CPU's cores, and each core gets the same rows every time. A sum that is split
+by columns would read what other cores have just written. That takes several times as long if the cores share no cache,
+and so does the next write there. A run of rows is read by the core that has it in its cache.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-_NUM_RUNS = 4  # the same on every machine, so that no number of cores changes a bit
+_NUM_RUNS = 4  # the same on every machine, so that the number of cores does not change a bit
 
 
 def sum_rows(rows: Tensor) -> Tensor:
-    """(n, features) -> (features,)."""
+    """The sum of all rows: (n, features) -> (features,)."""
     length = len(rows) // _NUM_RUNS
     runs = rows[: length * _NUM_RUNS].unflatten(0, (_NUM_RUNS, length))
     total: Tensor = runs.sum(dim=1).sum(dim=0)
@@ -25,11 +25,11 @@ def sum_rows(rows: Tensor) -> Tensor:
 def sum_by_label(rows: Tensor, labels: Tensor, num_labels: int) -> Tensor:
     """For each label the sum of all rows that have it: (K, n, features), (n, K) int64 -> (num_labels, features).
 
-    Added in the order of the samples, whatever the device: index_add_ has an order of its own on CUDA. A product with
+    Rows are added in the order of the samples on every device, which index_add_ does not do on CUDA. A product with
     one-hot rows takes several times as long.
     """
     num_samples, device = rows.shape[1], labels.device
-    num_runs = min(_NUM_RUNS, max(1, num_samples // num_labels))  # each of which has a sum for every label
+    num_runs = min(_NUM_RUNS, max(1, num_samples // num_labels))  # each run has a sum for every label
     run = torch.arange(num_samples, device=device) * num_runs // num_samples
     bag = (labels + run.unsqueeze(1) * num_labels).t().flatten()
     by_bag = bag.argsort(stable=True)

@@ -24,7 +24,7 @@ from ffstream.settings.sizes import Sizes
 
 @dataclass(frozen=True)
 class Blueprint:
-    """Everything that decides what a network is and how its layers learn; nothing in it says auto."""
+    """Everything that decides what a network is and how its layers learn; its sizes are numbers, never auto."""
 
     config: Config
     sizes: Sizes
@@ -38,10 +38,10 @@ class Blueprint:
 
     @classmethod
     def of(cls, config: Config, data: DataShape, method: LabelMethod | None = None) -> Blueprint:
-        """Of a configuration whose batch and shards are decided.
+        """The blueprint of a configuration whose batch and shard sizes are decided.
 
-        `method` is the label method of another blueprint that differs in sizes alone. Raises ConfigError for an unknown
-        part, ConfigError or DataError for one that does not fit the data.
+        `method` is the label method of another blueprint that differs only in sizes. Raises ConfigError for an unknown
+        part, and ConfigError or DataError for a part that does not fit the data.
         """
         similarity = config.objective.similarity
         return cls(
@@ -63,7 +63,7 @@ class Blueprint:
 
     @cached_property
     def tiles(self) -> list[slice]:
-        """The units of a layer by tiles, in the order of training. Raises ConfigError for a kind that has none."""
+        """The units of each tile of a layer, in the order of training. Raises ConfigError if layers cannot be cut."""
         tiles = cut_units(self.sizes.width, self.sizes.tile_units)
         problem = find_untileable(self.config) if len(tiles) > 1 else None
         if problem is not None:
@@ -71,7 +71,7 @@ class Blueprint:
         return tiles
 
     def make_layer(self, spec: LayerSpec, units: slice | None = None) -> Layer:
-        """Some units of a layer, or all, whose content is undefined until it is assigned."""
+        """A layer, or some of its units, whose parameters are undefined until they are assigned."""
         units = units or slice(0, spec.num_units)
         num_units = units.stop - units.start
         layer = LAYER_KINDS.of(self.config)(spec.in_features, num_units, self.compute_dtype)
@@ -82,7 +82,7 @@ class Blueprint:
         return layer
 
     def build_layer(self, spec: LayerSpec, units: slice | None = None) -> Layer:
-        """Some units of a layer, or all, as before training, on the CPU: a function of (config, seed, layer, units)."""
+        """A layer, or some of its units, as before training, on the CPU: a function of (config, seed, layer, units)."""
         units = units or slice(0, spec.num_units)
         layer = self.make_layer(spec, units)
         generator = seeding.generator(self.config.seed, spec.index, units.start, "initialise")
@@ -95,10 +95,11 @@ class Blueprint:
         return layer
 
     def draw_hidden(self, spec: LayerSpec) -> Tensor | None:
-        """Which features of an image no layer of a stack reads, (num_image_features,) bool, for one that reads images.
+        """Which features of an image no layer of the stack reads: (num_image_features,) bool.
 
-        None for the first stack, which reads all. Stacks that know different parts of an image err less alike: the
-        random subspaces of Ho (1998, section 2). A label that is laid over an image is never hidden.
+        `spec` is that of a layer that reads images. None if the stack reads all features, as the first one does. Stacks
+        that see different parts of an image make less similar errors: these are the random subspaces of Ho (1998,
+        section 2). A label that is written over an image is never hidden.
         """
         if not spec.stack_start or self.config.network.stack_features == 1:
             return None

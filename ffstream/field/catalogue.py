@@ -1,4 +1,4 @@
-"""What a configuration can name: recipes, and the parts that are registered, a line each."""
+"""What a configuration can name: recipes and registered parts, with one line on each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ffstream.settings.recipes import DESCRIPTIONS, RECIPES, Setting
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Recipes by name, with what each sets and a line on it; and for each setting, a line on all that it may name."""
+    """Recipes by name, each with a line on it and what it sets; by setting, a line on each part that it may name."""
 
     recipes: dict[str, tuple[str, dict[str, Setting]]]
     parts: dict[str, dict[str, str]]
@@ -25,7 +25,7 @@ class Catalogue:
 
 
 def read_catalogue() -> Catalogue:
-    """All that is registered by now, by users too."""
+    """The catalogue of everything that is registered so far, by users too."""
     recipes = {name: (DESCRIPTIONS.get(name, ""), dict(settings)) for name, settings in RECIPES.items()}
     parts = {
         setting: {name: _describe(registry, name) for name in registry} for setting, registry in REGISTRIES.items()
@@ -34,7 +34,7 @@ def read_catalogue() -> Catalogue:
 
 
 def _describe(registry: Registry[Any], name: str) -> str:
-    """The line on a part, with the settings of its own, if it has any."""
+    """The line on a part, followed by its own settings if it has any."""
     line, settings = registry.describe(name), registry.list_settings(name)
     if not settings:
         return line

@@ -1,8 +1,8 @@
-"""Goodness: one number a sample that says how much a layer likes it (Hinton 2022, section 2).
+"""Goodness: one number per sample, high for positive and low for negative samples (Hinton 2022, section 2).
 
-A goodness is a function of a layer's activities, shape (n, num_units), and is differentiated by them; the layer knows
-how its activities depend on its preactivations. Those here are sums or means over units, so that a layer can be cut
-into tiles of units.
+A goodness is a function of a layer's activities, shape (n, num_units), and is differentiated with respect to them; the
+layer knows how its activities depend on its preactivations. The goodnesses of this file are sums or means over units,
+so that a layer can be cut into tiles of units.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ffstream.ground.registry import Registry
 class Goodness:
     """A differentiable goodness. A subclass needs `value`; `gradient` may be overridden by a closed form.
 
-    One that says in `over_units` whether it is a "sum" or a "mean" over units allows layers to be cut into tiles. One
-    that sets `is_flat_at_zero` has a gradient of zero for every activity that is zero, so that a layer whose activation
-    is a ReLU need not look where that is closed.
+    A goodness that is a sum or a mean over units says so in `over_units`, as "sum" or "mean"; layers can then be cut
+    into tiles. A goodness whose gradient is zero for every activity that is zero sets `is_flat_at_zero`; a layer with a
+    ReLU then need not mask the gradient.
     """
 
     over_units: str | None = None
@@ -29,10 +29,10 @@ class Goodness:
         raise NotImplementedError
 
     def gradient(self, activities: Tensor, upstream: Tensor, out: Tensor | None = None) -> Tensor:
-        """Gradient with respect to the activities: (n, num_units), (n,) -> (n, num_units), or (n, 1) if all agree.
+        """Gradient with respect to the activities: (n, num_units), (n,) -> (n, num_units) or (n, 1).
 
-        `upstream` is dL/dgoodness. With `out`, which may be the activities themselves, the result is (n, num_units) and
-        lies there.
+        `upstream` is dL/dgoodness. The result is (n, 1) if the gradient is the same for all units. With `out`, which
+        may be the activities themselves, the result is (n, num_units) and is written there.
         """
         with torch.enable_grad():
             leaf = activities.detach().requires_grad_()
@@ -40,12 +40,12 @@ class Goodness:
         return gradient if out is None else out.copy_(gradient)
 
     def weight(self, num_part: int, num_units: int) -> float:
-        """By what the value of `num_part` units is multiplied to be their part in that of `num_units`."""
+        """The factor that turns the value of `num_part` units into their share of the value of `num_units`."""
         return num_part / num_units if self.over_units == "mean" else 1.0
 
     def default_threshold(self, num_units: int) -> float:
         """The threshold theta for `threshold = "auto"`: the goodness of a row of unit RMS."""
-        return float(self.value(torch.ones(1, 1).expand(1, num_units)))  # of one number: no row is made
+        return float(self.value(torch.ones(1, 1).expand(1, num_units)))  # expand allocates no row
 
 
 class SquaredGoodness(Goodness):
@@ -82,12 +82,12 @@ class LinearGoodness(Goodness):
         return activities.sum(dim=1) * self.factor(activities.shape[1])
 
     def gradient(self, activities: Tensor, upstream: Tensor, out: Tensor | None = None) -> Tensor:
-        """`upstream`, alike for all units."""
+        """`upstream` times a constant, the same for all units."""
         by_row = (upstream * self.factor(activities.shape[1])).unsqueeze(1)
         return by_row if out is None else out.copy_(by_row)
 
     def factor(self, num_units: int) -> float:
-        """By what the sum over `num_units` units is multiplied."""
+        """The factor by which the sum over `num_units` units is multiplied."""
         return 1 / num_units if self.over_units == "mean" else 1.0
 
 

@@ -1,7 +1,7 @@
 """Negative samplers: which wrong labels a sample is contrasted with.
 
 A negative sampler is a function (labels (n,), num_classes, num_negatives, generator) -> wrong labels (n, K), int64,
-distinct within a row and never the true one. One that reads goodness is an `InformedSampler`.
+distinct within a row and never the true one. A sampler that reads goodness is an `InformedSampler`.
 """
 
 from __future__ import annotations
@@ -25,42 +25,43 @@ def distinct_offsets(num_samples: int, num_wrong: int, num_drawn: int, generator
 
 
 def uniform(labels: Tensor, num_classes: int, num_negatives: int, generator: torch.Generator) -> Tensor:
-    """Every wrong label is as likely as any other (Hinton 2022, section 3.3)."""
+    """All wrong labels are equally likely (Hinton 2022, section 3.3)."""
     offsets = distinct_offsets(len(labels), num_classes - 1, num_negatives, generator)
     return (labels.unsqueeze(1) + offsets) % num_classes
 
 
 class InformedSampler:
-    """A negative sampler that is also told what a layer makes of each candidate. A subclass needs the two below.
+    """A negative sampler that reads the goodness of each candidate. A subclass needs `draw_noise` and `choose`.
 
-    In a layer's first epoch there is little to tell: then every wrong label is as likely as any other.
+    In a layer's first epoch, goodness says little. The sampler is then called like any other, and all wrong labels are
+    equally likely.
     """
 
     def __call__(self, labels: Tensor, num_classes: int, num_negatives: int, generator: torch.Generator) -> Tensor:
-        """(n,) -> (n, K)."""
+        """Draw without goodness, all wrong labels being equally likely: (n,) -> (n, K)."""
         return uniform(labels, num_classes, num_negatives, generator)
 
     def draw_noise(self, num_samples: int, num_values: int, generator: torch.Generator) -> Tensor:
-        """All that is random in what `choose` does, drawn before there is anything to tell: (n, values)."""
+        """All random numbers that `choose` uses, drawn before any goodness is known: (n, values)."""
         raise NotImplementedError
 
     def choose(self, logits: Tensor, noise: Tensor, num_negatives: int) -> Tensor:
-        """Scale * goodness of all that may be chosen (n, values), -inf for what may not, (n, values) -> which (n, K).
+        """Choose K values of each sample: (n, values), (n, values) -> their indices (n, K).
 
-        May reuse the memory of `logits`.
+        `logits` is scale * goodness, or -inf where a value may not be chosen. May reuse the memory of `logits`.
         """
         raise NotImplementedError
 
 
 class Hard(InformedSampler):
-    """Wrong labels that the layer takes for likely in this very step: by the softmax of their goodness."""
+    """Wrong labels drawn by the softmax of the goodness that the layer gives them in this step."""
 
     def draw_noise(self, num_samples: int, num_values: int, generator: torch.Generator) -> Tensor:
-        """Of the Gumbel distribution."""
+        """Noise of the Gumbel distribution: (n, values)."""
         return torch.empty(num_samples, num_values).exponential_(generator=generator).log_().neg_()
 
     def choose(self, logits: Tensor, noise: Tensor, num_negatives: int) -> Tensor:
-        """Without replacement: the largest logits with their noise (Kool, van Hoof and Welling 2019, section 2)."""
+        """Draw without replacement: the K largest noisy logits (Kool, van Hoof and Welling 2019, section 2)."""
         return logits.add_(noise).topk(num_negatives, dim=1).indices
 
 

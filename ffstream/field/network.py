@@ -1,4 +1,4 @@
-"""The network as a list of layer specifications, of which one is built at a time."""
+"""The network as a list of layer specifications, from which one layer is built at a time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class LayerSpec:
     """The shape of one layer."""
 
     index: int
-    place: int  # in its stack, from 0; a layer of place 0 reads images
-    hands_on: bool  # to a layer of its stack
+    place: int  # position in its stack, from 0; the layer at position 0 reads images
+    hands_on: bool  # whether a further layer of its stack reads its output
     in_features: int  # of a row that the layer reads
     num_units: int
     out_features: int  # of a row that the layer hands on
-    num_skip_features: int  # trailing features, of every row that is not an image itself, that are the normalised image
-    image_shape: tuple[int, ...] | None = None  # where it is known
+    num_skip_features: int  # trailing features of a row that hold the normalised image, unless the row is an image
+    image_shape: tuple[int, ...] | None = None  # None if it is not known
 
     @property
     def stack_start(self) -> int:
@@ -34,7 +34,7 @@ class LayerSpec:
 
     @property
     def num_image_features(self) -> int:
-        """Trailing features of the row that are the image, label and all."""
+        """How many trailing features of the row are the image, an overlaid label included."""
         return self.num_skip_features if self.place else self.in_features
 
 
@@ -53,13 +53,14 @@ def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence
 
 
 def count_in_stack(config: Config) -> int:
-    """Layers of a stack; of the last one, at most."""
+    """How many layers a stack has; the last stack may have fewer."""
     return config.network.stack_layers or config.layers
 
 
 def count_distinct(config: Config) -> int:
-    """Of the layers of a stack: how many of them differ in shape, or in what they find in memory; the last one stands
-    for all after it.
+    """How many layers of a stack differ in shape, or in what they find in memory.
+
+    The last of them stands for all layers after it.
     """
     return min(config.layers, count_in_stack(config), LAYER_KINDS.of(config).num_distinct)
 
@@ -79,8 +80,8 @@ def find_untileable(config: Config) -> str | None:
 def hand_on(layer: Layer, spec: LayerSpec, rows: Tensor, preactivations: Tensor) -> Tensor:
     """What the next layer reads: (n, in_features), (n, num_units) -> (n, out_features).
 
-    The normalised, label-free activities and, with an input skip, the normalised image that `rows` ends in. Where the
-    layer has a workspace, `preactivations` is overwritten.
+    These are the normalised, label-free activities and, with an input skip, the normalised image at the end of `rows`.
+    If the layer has a workspace, `preactivations` is overwritten.
     """
     if layer.workspace is None:
         activities = length_normalise(layer.activate(preactivations))

@@ -1,4 +1,4 @@
-"""Length normalisation: what a layer hands on is the direction of its activities, not their goodness."""
+"""Length normalisation: a layer hands on the direction of its activities, but not their goodness."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def length_normalise(rows: Tensor) -> Tensor:
 
 
 def length_normalise_(rows: Tensor, workspace: Workspace) -> Tensor:
-    """`length_normalise` in place, to the same bits, for rows (n, features)."""
+    """`length_normalise` in place, with bit-identical results, for rows (n, features)."""
     squares = torch.square(rows, out=workspace.take(ACTIVITIES, tuple(rows.shape), rows.dtype))
     return divide_by_length_(rows, squares.mean(dim=-1, keepdim=True))
 
 
 def divide_by_length_(rows: Tensor, mean_squares: Tensor) -> Tensor:
-    """`length_normalise` in place for rows (n, features), or some of their features, of known mean squares (n, 1).
+    """`length_normalise` in place for rows (n, features), or some of their features, given the mean squares (n, 1).
 
-    The mean squares are overwritten.
+    The mean squares are those of the whole rows, and are overwritten.
     """
     return rows.div_(mean_squares.sqrt_().add_(_EPSILON))

@@ -1,4 +1,4 @@
-"""Layer-local objectives: from the goodness of one positive and K negatives a sample to a loss a sample.
+"""Layer-local objectives: a loss per sample from the goodness of its positive and its K negatives.
 
 Every objective reads `logits` = scale * (goodness - threshold), shape (n, 1 + K), the positive in column 0.
 """
@@ -36,7 +36,7 @@ class Logistic(Objective):
         return F.softplus(-logits[:, 0]) + F.softplus(logits[:, 1:]).mean(dim=1)
 
     def loss_and_gradient(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """sigmoid(positive) - 1, and sigmoid(negative) / K."""
+        """The gradient is sigmoid(positive) - 1 and, for each negative, sigmoid(negative) / K."""
         gradient = torch.sigmoid(logits)
         gradient[:, 0].sub_(1)
         gradient[:, 1:].div_(logits.shape[1] - 1)
@@ -44,27 +44,27 @@ class Logistic(Objective):
 
 
 class Pairwise(Objective):
-    """mean_k log(1 + exp(negative_k - positive)): no threshold, only the order (SymBa, Lee and Song 2023, eq. 3)."""
+    """mean_k log(1 + exp(negative_k - positive)): the order alone, no threshold (SymBa, Lee and Song 2023, eq. 3)."""
 
     def loss(self, logits: Tensor) -> Tensor:
         """Loss of each sample: (n, 1 + K) -> (n,)."""
         return F.softplus(logits[:, 1:] - logits[:, :1]).mean(dim=1)
 
     def loss_and_gradient(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """sigmoid(negative - positive) / K for each negative, minus their sum for the positive."""
+        """The gradient is sigmoid(negative - positive) / K for each negative, and minus their sum for the positive."""
         negative = torch.sigmoid(logits[:, 1:] - logits[:, :1]).div_(logits.shape[1] - 1)
         return self.loss(logits), torch.cat([-negative.sum(dim=1, keepdim=True), negative], dim=1)
 
 
 class CrossEntropy(Objective):
-    """-log softmax over the true label and K wrong ones, which may be all, at the true label."""
+    """-log softmax at the true label, over the true label and K wrong ones, which may be all of them."""
 
     def loss(self, logits: Tensor) -> Tensor:
         """Loss of each sample: (n, 1 + K) -> (n,)."""
         return -torch.log_softmax(logits, dim=1)[:, 0]
 
     def loss_and_gradient(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """softmax minus one at the positive."""
+        """The gradient is the softmax, minus one at the positive."""
         log_probability = torch.log_softmax(logits, dim=1)
         gradient = log_probability.exp()
         gradient[:, 0].sub_(1)

@@ -1,4 +1,4 @@
-"""Optimisers: how rows of a parameter are updated from their gradient, and what is kept for them from step to step."""
+"""Optimisers: how rows of a parameter are updated from their gradient, and which state is kept between steps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
 class Optimiser(ABC):
     """Updates some rows of a parameter at a time, so that the gradient of a parameter never exists whole.
 
-    `state_names` are tensors that are kept, in the parameter's shape, zero at the start. Of these `slow_names` move too
-    little in a step for bfloat16 rounded to the nearest; where state is kept in bfloat16 they are rounded at random.
+    `state_names` are the tensors that are kept between steps, in the parameter's shape and zero at the start. Those in
+    `slow_names` change too little in a step for rounding to the nearest bfloat16; if state is kept in bfloat16, they
+    are rounded stochastically.
     """
 
     state_names: tuple[str, ...] = ()
@@ -37,7 +38,7 @@ class Optimiser(ABC):
         """Update rows of a parameter, and their state, in place.
 
         All are float32 and of one shape, and `state` is in the order of `state_names`. `num_steps`, a float32 scalar,
-        counts the steps before this one, and is left as it is.
+        counts the steps before this one, and must not be changed.
         """
 
 
@@ -45,7 +46,7 @@ class Adam(Optimiser):
     """Adam (Kingma and Ba 2015), with betas of 0.9 and 0.999."""
 
     state_names = ("exp_avg", "exp_avg_sq")
-    slow_names = ("exp_avg_sq",)  # moves by a thousandth a step: to the nearest it would stay where it is
+    slow_names = ("exp_avg_sq",)  # changes by a thousandth per step, which rounding to the nearest would lose
     is_decoupled = False
 
     def update_(
@@ -57,14 +58,14 @@ class Adam(Optimiser):
         learning_rate: float,
         settings: OptimiserConfig,
     ) -> None:
-        """By torch's fused update."""
+        """Use torch's fused update."""
         adam(
             [parameter],
             [gradient],
             [state[0]],
             [state[1]],
             [],
-            [num_steps.clone()],  # torch counts the step up, once for each part
+            [num_steps.clone()],  # a copy, as torch increments it, once for each part
             fused=True,
             foreach=False,
             decoupled_weight_decay=self.is_decoupled,
@@ -98,7 +99,7 @@ class SGD(Optimiser):
         learning_rate: float,
         settings: OptimiserConfig,
     ) -> None:
-        """By torch's fused update."""
+        """Use torch's fused update."""
         sgd(
             [parameter],
             [gradient],

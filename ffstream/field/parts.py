@@ -1,4 +1,4 @@
-"""The parts that a configuration names, of which some may be a user's own: what a run has to remember of them."""
+"""The parts that a configuration names, and what a run records of those that a user has added."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ffstream.settings.config import Config
 from ffstream.settings.limits import check_fields
 from ffstream.settings.names import KINDS
 
-# By the setting that names one of them.
+# Each registry by the setting that names one of its parts.
 REGISTRIES: dict[str, Registry[Any]] = {
     "labels.method": LABEL_METHODS,
     "objective.name": OBJECTIVES,
@@ -33,14 +33,14 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 _DATA = "data"
 
-# Of each foreign part, by "setting=name": the module that registers it, and the digests of the sources that make it.
+# By "setting=name", for each part that is not built in: the module that registers it, and the digests of its sources.
 Record = dict[str, dict[str, Any]]
 
 
 def complete_parts(config: Config) -> Config:
-    """A configuration with the settings of its parts' own written out, so that a run keeps those that were defaults.
+    """The configuration with every setting of its parts written out, so that a run also records those left at defaults.
 
-    Raises ConfigError for a part that is not registered, or a setting that it does not have or allow.
+    Raises ConfigError for a part that is not registered, or for a setting that the part does not have or allow.
     """
     found: dict[str, Any] = {}
     for kind, setting in KINDS.items():
@@ -60,7 +60,7 @@ def complete_parts(config: Config) -> Config:
 
 
 def describe_parts(config: Config) -> Record:
-    """What is to be remembered of the parts that a configuration names and that do not come with this package."""
+    """The record of all parts that a configuration names and that do not come with this package."""
     return {
         f"{setting}={name}": _describe(registry, name)
         for setting, registry, name in _list_parts(config)
@@ -69,10 +69,10 @@ def describe_parts(config: Config) -> Record:
 
 
 def restore_parts(record: Mapping[str, Any], noun: str, untrusted: Untrusted, *, accept: bool = False) -> None:
-    """Have the parts of a run, or of an exported network, registered as they were when it was trained.
+    """Import the parts of a run, or of an exported network, and check that they are as they were in training.
 
-    `noun` begins errors, and of what is `untrusted` nothing is imported. Raises RunError for a part
-    that is not there, and RunMismatchError for one whose source is another by now, unless `accept` takes it as it is.
+    Error messages begin with `noun`. Nothing that is `untrusted` is imported. Raises RunError for a part that is
+    missing, and RunMismatchError for one whose source has changed, unless `accept` is true.
     """
     for key, part in record.items():
         setting, _, name = key.partition("=")
@@ -83,11 +83,11 @@ def restore_parts(record: Mapping[str, Any], noun: str, untrusted: Untrusted, *,
         if name not in registry:
             import_recorded(part["module"], part["sources"], words, accept=accept, untrusted=untrusted)
             for other in [each for each in part["sources"] if not f"{part['module']}.".startswith(f"{each}.")]:
-                if name not in registry:  # registered by a helper, which the module that defines the part calls
+                if name not in registry:  # the module that defines the part calls a helper that registers it
                     import_recorded(other, part["sources"], words, accept=accept, untrusted=untrusted)
         if name not in registry:
             raise RunError(f"{words}, which module {part['module']} does not register any more; restore that module")
-        if setting != _DATA and not accept:  # data are known by their own digest
+        if setting != _DATA and not accept:  # data are checked by a digest of their own
             _check_source(registry, name, part, words)
 
 

@@ -1,8 +1,8 @@
-"""Similarity terms: what a layer makes of samples of one class should point one way, and of others another.
+"""Similarity terms: a layer's activities should point in one direction for each class, and differ between classes.
 
-Goodness looks at how much activity there is, and no further than its layer; the next one is handed the direction alone.
-A term on the directions, beside the layer-local objective, needs nothing from other layers either (Nokland and Eidnes
-2019, section 2; for Forward-Forward, Hierarchical Contrastive Learning). It reads the label-free output.
+Goodness measures how much activity a layer has, but the next layer receives only the direction of the activities. A
+term on the directions is added to the layer-local objective and needs nothing from other layers either (Nokland and
+Eidnes 2019, section 2; for Forward-Forward, Hierarchical Contrastive Learning). It reads the label-free output.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from ffstream.device.workspace import Buffer, Workspace
 from ffstream.field.layers import Layer
 from ffstream.ground.registry import Registry
 
-# Samples that are compared with each other: more cost more, and teach no better.
+# How many samples are compared with each other: larger groups cost more and teach no better.
 GROUP_SAMPLES = 64
 _TEMPERATURE = 0.1
 _COMPARED, _GRADIENT = Buffer("compared", "activities"), Buffer("similarity", "activities")
-_LEAST = 1e-12  # of a squared length; what is shorter has no direction
+_LEAST = 1e-12  # least squared length; shorter activities have no direction
 
 
 class Similarity(Protocol):
-    """A term on the cosines between the samples of some groups."""
+    """A term on the cosines between the samples of each group."""
 
     def __call__(self, cosines: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
-        """The term of each sample (groups, n), and the gradient of their sum by the cosines (groups, n, n).
+        """The term of each sample (groups, n), and the gradient of their sum with respect to the cosines.
 
-        Of cosines (groups, n, n), whose diagonal has no effect, and `alike`, of the same shape: 1 between two samples
-        of a class, else 0; 0 on the diagonal. Both may be overwritten.
+        The cosines and the gradient are (groups, n, n); the diagonal of the cosines has no effect. `alike` has the same
+        shape: 1 between two samples of one class, else 0, and 0 on the diagonal. Both arguments may be overwritten.
         """
         ...
 
@@ -46,9 +46,10 @@ def matching(cosines: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
 def contrastive(cosines: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
     """-mean_p log softmax_a(cos(h_i, h_a) / 0.1) at p: supervised contrast (Khosla et al. 2020, eq. 2).
 
-    a are all other samples, p those of i's class. A sample without another of its class has no term of its own.
+    Here a runs over all other samples, and p over those of i's class. A sample that is the only one of its class has no
+    term of its own.
     """
-    least = torch.finfo(cosines.dtype).min  # infinity would leave a sample that is alone without a share
+    least = torch.finfo(cosines.dtype).min  # -infinity would give NaN for the sample of a group of one
     logits = cosines.div_(_TEMPERATURE)
     logits.diagonal(dim1=1, dim2=2).fill_(least)
     log_share = torch.log_softmax(logits, dim=2)
@@ -71,10 +72,11 @@ def compare(
     labels: Tensor,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the terms of all samples, and its gradient by the preactivations (n, num_units), in the workspace.
+    """The sum of all samples' terms, and its gradient with respect to the preactivations, (n, num_units).
 
-    Samples are compared within groups of `GROUP_SAMPLES`, in their order; the last one may be smaller. The two products
-    of a group's activities run in the layer's `compute_dtype`. The preactivations are left alone.
+    The gradient lies in the workspace. Samples are compared within groups of `GROUP_SAMPLES` that follow each other;
+    the last group may be smaller. The two products of a group's activities run in the layer's `compute_dtype`. The
+    preactivations are not changed.
     """
     shape, wide, compute_dtype = tuple(preactivations.shape), preactivations.dtype, layer.compute_dtype
     activities = layer.activate_(workspace.take(_COMPARED, shape, compute_dtype).copy_(preactivations))
@@ -96,17 +98,17 @@ def compare(
 
 
 def _differentiate(term: Similarity, products: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The terms, and what each pair of activities (groups, n, n) is to be multiplied by for their gradient.
+    """The terms, and the matrix (groups, n, n) whose product with the activities is the gradient of their sum.
 
-    cos_ij = h_i h_j / (|h_i| |h_j|), the lengths being on the diagonal of the products. By h_i it is
-    h_j / (|h_i| |h_j|) - cos_ij h_i / |h_i|^2.
+    cos_ij = h_i h_j / (|h_i| |h_j|), where the squared lengths are the diagonal of the products. Its derivative with
+    respect to h_i is h_j / (|h_i| |h_j|) - cos_ij h_i / |h_i|^2.
     """
     scale = products.diagonal(dim1=1, dim2=2).clamp(min=_LEAST).rsqrt()
     cosines = products.mul_(scale.unsqueeze(1)).mul_(scale.unsqueeze(2))
     alike = labels.unsqueeze(1).eq(labels.unsqueeze(2)).to(cosines.dtype)
     alike.diagonal(dim1=1, dim2=2).zero_()
     terms, by_cosine = term(cosines.clone(), alike)
-    by_cosine = by_cosine + by_cosine.mT  # a pair is in the terms of both
+    by_cosine = by_cosine + by_cosine.mT  # the terms of both samples depend on the cosine of a pair
     along = cosines.mul_(by_cosine).sum(dim=2)
     by_cosine.diagonal(dim1=1, dim2=2).sub_(along)
     return terms, by_cosine.mul_(scale.unsqueeze(1)).mul_(scale.unsqueeze(2))

@@ -1,1 +1,1 @@
-"""Files, locks, processes, interrupts, seeds and units; nothing here knows of networks. Imports `errors` alone."""
+"""Files, locks, processes, interrupts, seeds and units. Knows nothing of networks and imports only `errors`."""

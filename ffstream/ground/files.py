@@ -1,4 +1,4 @@
-"""Files: opened as what they should be, written whole or not at all, and what a failing disk is called."""
+"""Opens only regular files, makes writes durable, and turns errors of the file system into messages for users."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ffstream.errors import ConfigError, StorageError
 
-MANIFEST_BYTES = 64 << 20  # the most that a manifest or a configuration may have; ours have thousands
+MANIFEST_BYTES = 64 << 20  # limit for a manifest or a configuration; ours have thousands of bytes
 
-# What a file system answers that has no such call: the file is as good as that system keeps any.
+# Error numbers of file systems that lack a call, such as fsync of a folder: no failure, as they cannot do better.
 _NOT_THERE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -30,15 +30,12 @@ _noted: set[str] = set()
 
 
 class UnsuitableFileError(OSError):
-    """A name leads to something else than the regular file of plausible size that was expected there."""
+    """A path does not lead to a regular file of plausible size, as was expected."""
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turn whatever the system says of a file into a StorageError that names it and says what to do.
-
-    The file that the system's error names is told, else `path`.
-    """
+    """Turn any OSError in the block into a StorageError that names `path` and says what to do."""
     try:
         yield
     except OSError as error:
@@ -46,7 +43,7 @@ def storage_errors(path: Path, doing: str = "write") -> Iterator[None]:
 
 
 def storage_error(error: OSError, path: Path, doing: str = "write") -> StorageError:
-    """What to say of an error of the system while `doing` ("write", "read" or "remove") something with `path`."""
+    """The StorageError for an OSError that came while `doing` ("write", "read" or "remove") something with `path`."""
     reason = error.strerror or str(error) or type(error).__name__
     return StorageError(
         f"cannot {doing} {path}: {reason}; free space or mend permissions there, then resume: nothing that was "
@@ -60,21 +57,21 @@ def storage_error(error: OSError, path: Path, doing: str = "write") -> StorageEr
 
 
 def describe_kind(mode: int) -> str:
-    """What a file of this mode is, for a message."""
+    """The kind of a file of this mode, in words for a message."""
     return next((words for holds, words in _KINDS if holds(mode)), "a regular file")
 
 
 def open_regular(path: str | Path, folder: int | None = None, *, follow: bool = True) -> io.FileIO:
     """Open a regular file for reading, unbuffered; `path` is relative to the descriptor `folder` if one is given.
 
-    Nothing else is opened, as the opening or reading of a FIFO or a device may block or have an effect. Raises
-    UnsuitableFileError for it, OSError as `os.open` does.
+    Nothing but a regular file is opened, as opening or reading a FIFO or a device may block or have side effects.
+    Raises UnsuitableFileError for anything else, and OSError as `os.open` does.
     """
     found = os.stat(path, dir_fd=folder, follow_symlinks=follow)
     if stat.S_ISREG(found.st_mode):
         flags = os.O_RDONLY | _flag("O_CLOEXEC") | _flag("O_NONBLOCK") | _flag("O_BINARY")
         descriptor = os.open(path, flags | (0 if follow else _flag("O_NOFOLLOW")), dir_fd=folder)
-        found = os.fstat(descriptor)  # of what was opened, should the name lead elsewhere by now
+        found = os.fstat(descriptor)  # of the open file, as the name may lead elsewhere by now
         if stat.S_ISREG(found.st_mode):
             return io.FileIO(descriptor, "rb")
         os.close(descriptor)
@@ -82,7 +79,10 @@ def open_regular(path: str | Path, folder: int | None = None, *, follow: bool = 
 
 
 def read_regular(path: str | Path, most_bytes: int = MANIFEST_BYTES, folder: int | None = None) -> bytes:
-    """All of a regular file that may have `most_bytes`. Raises UnsuitableFileError before more is read, OSError."""
+    """The content of a regular file of at most `most_bytes`.
+
+    Raises UnsuitableFileError for a larger file, without reading all of it, and OSError.
+    """
     with open_regular(path, folder) as file:
         num_bytes = os.fstat(file.fileno()).st_size
         content = b"" if num_bytes > most_bytes else read_up_to(file, most_bytes + 1)
@@ -93,7 +93,7 @@ def read_regular(path: str | Path, most_bytes: int = MANIFEST_BYTES, folder: int
 
 
 def read_up_to(file: io.FileIO, most_bytes: int) -> bytes:
-    """What is left of a file, `most_bytes` at the most."""
+    """The rest of a file from its current position, at most `most_bytes`."""
     parts = []
     while most_bytes > 0 and (part := file.read(min(most_bytes, 1 << 20))):
         parts.append(part)
@@ -102,17 +102,17 @@ def read_up_to(file: io.FileIO, most_bytes: int) -> bytes:
 
 
 def expand_home(text: str | Path) -> Path:
-    """A path with the user's home in place of ~; the name of a user who is not there is left as it is.
+    """A path with ~ replaced by the user's home; the ~name of an unknown user is left unchanged.
 
-    Raises ConfigError for an empty text, which pathlib takes for the current folder.
+    Raises ConfigError for an empty text, which pathlib would take for the current folder.
     """
     if text == "":
         raise ConfigError("path '': is empty, allowed the path of a file or folder; '.' is the current folder")
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises RuntimeError for it
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises RuntimeError for an unknown user
 
 
 def exists(path: Path) -> bool:
-    """Whether a name is taken, by a broken link too. Raises StorageError when that cannot be told."""
+    """Whether anything has this path, even a broken link. Raises StorageError when that cannot be determined."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -136,7 +136,7 @@ def sha256_file(path: Path) -> str:
 
 
 def write_all(file: io.FileIO, data: bytes | memoryview) -> None:
-    """Write all of it: an unbuffered file may take less at once."""
+    """Write all of `data`: one call of an unbuffered file's `write` may take only a part of it."""
     left = memoryview(data).cast("B")
     while len(left):
         left = left[file.write(left) :]
@@ -148,11 +148,11 @@ def sync_file(file: io.FileIO) -> None:
 
 
 def sync_folder(folder: int | Path) -> None:
-    """Make renames and removals in a folder durable, given by its descriptor or its path.
+    """Make renames and removals in a folder durable. The folder is given by its descriptor or its path.
 
-    A file system that has no such call is noted, and taken as it is.
+    A file system that cannot do so is noted for `take_notes`; it is no error.
     """
-    if os.name == "nt":  # directories cannot be opened there
+    if os.name == "nt":  # Windows cannot open folders
         return
     descriptor = folder if isinstance(folder, int) else os.open(folder, os.O_RDONLY)
     try:
@@ -170,7 +170,7 @@ def sync_folder(folder: int | Path) -> None:
 
 
 def copy_mode(file: io.FileIO, mode: int) -> None:
-    """Give a file the permissions `mode`, where the file system has any."""
+    """Give a file the permissions of `mode`, if the file system keeps permissions."""
     try:
         os.fchmod(file.fileno(), stat.S_IMODE(mode))
     except OSError as error:
@@ -180,14 +180,14 @@ def copy_mode(file: io.FileIO, mode: int) -> None:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Make a folder, and those above it, where they are missing, durably: or all that is in it goes with the power.
+    """Make a folder and its missing parents, durably: else a loss of power could take them with all their content.
 
-    Returns those that were made, the uppermost first.
+    Returns the folders that were made, the uppermost first.
     """
     made = []
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     for each in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # by another process, at the same time
+        with contextlib.suppress(FileExistsError):  # another process may make it at the same time
             each.mkdir()
             made.append(each)
         sync_folder(each.parent)
@@ -197,7 +197,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def take_notes() -> list[str]:
-    """What the file systems in use cannot do, each said once in the life of a process."""
+    """Notes about what the file systems in use cannot do; each is returned only once in the life of a process."""
     found, _notes[:] = list(_notes), []
     return found
 
@@ -209,12 +209,12 @@ def _note(text: str) -> None:
 
 
 def _flag(name: str) -> int:
-    """A flag of `os.open`, 0 where the system has none of that name."""
+    """A flag of `os.open`, or 0 if the system lacks it."""
     return int(getattr(os, name, 0))
 
 
 def suppress_each(actions: Iterator[Callable[[], object]]) -> None:
-    """Do one after another, whatever the system says of any: what cannot be removed does not keep the rest."""
+    """Run all actions in order. An OSError or StorageError in one of them does not keep the rest from running."""
     for action in actions:
         with contextlib.suppress(OSError, StorageError):
             action()

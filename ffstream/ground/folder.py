@@ -1,4 +1,4 @@
-"""Folders of ours: nothing in them is written, renamed or removed through a link that leads out of them."""
+"""Folders that belong to ffstream: nothing in them is written, renamed or removed through a symbolic link."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ffstream.ground.files import (
     write_all,
 )
 
-TEMPORARY = ".tmp-"  # what a file, or a folder of files, is called until it is whole and durable
+TEMPORARY = ".tmp-"  # begins the name of a file or a folder until it is complete and durable
 
-# Where the system can name files relative to an open folder, so that no folder on the way can be exchanged meanwhile.
+# Whether files can be named relative to an open folder, so that no folder on the way can be swapped meanwhile.
 _HAS_DESCRIPTORS = {os.open, os.mkdir, os.rename, os.rmdir, os.stat, os.unlink} <= os.supports_dir_fd
 _FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _FILE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 class Folder:
-    """One folder, and what lies below it, by names such as "layers/000/weights.safetensors".
+    """One folder and everything below it, addressed by relative names such as "layers/000/weights.safetensors".
 
-    `path` may lead through links, as its owner chose. From there on, whatever is changed is reached by opening each
-    folder on the way from the one above it, and none that is a link; without such calls, on Windows, each is looked at
-    first. What is read may lie behind links. `identity`, of whose folder it is, stands in the names of temporary files:
-    what a killed process left is known by it. `before_commit` is called before anything gets its name, and raises what
-    forbids it.
+    `path` itself may lead through links, as its owner chose. Below it, whatever is changed is reached by opening each
+    folder on the way relative to its parent, and links are refused. On Windows, which lacks such calls, each folder is
+    checked first instead. Reading may follow links. `identity` says whose folder it is: it is a part of the names of
+    temporary files, so that those that a killed process left can be recognised. `before_commit` is called before
+    anything gets its final name, and raises an error to forbid that.
     """
 
     def __init__(self, path: Path, identity: str = "", before_commit: Callable[[], None] = lambda: None) -> None:
@@ -50,7 +50,7 @@ class Folder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the folder open: what is done is done in this one, whatever takes its path meanwhile."""
+        """Keep the folder open, so that all work is done in this folder even if its path leads elsewhere by then."""
         if not _HAS_DESCRIPTORS:
             yield
             return
@@ -64,14 +64,14 @@ class Folder:
     # --- reading
 
     def names(self, name: str = "") -> list[str]:
-        """What is in a folder, sorted; nothing where it is missing. Raises StorageError when it cannot be listed."""
+        """The names in a folder, sorted; none if it is missing. Raises StorageError when it cannot be listed."""
         try:
             with self._opened("") as top:
                 if top is None:
                     return sorted(os.listdir(self.path / name))  # noqa: PTH208 - as below
                 descriptor = os.open(name or ".", _FOLDER_FLAGS, dir_fd=top)
                 try:
-                    return sorted(os.listdir(descriptor))  # noqa: PTH208 - of a descriptor
+                    return sorted(os.listdir(descriptor))  # noqa: PTH208 - pathlib cannot list a descriptor
                 finally:
                     os.close(descriptor)
         except FileNotFoundError:
@@ -80,20 +80,20 @@ class Folder:
             raise storage_error(error, self.path / name, "read") from error
 
     def find_kind(self, name: str) -> str | None:
-        """What a name leads to, itself and not what it links to: "a regular file", "a folder" ...; None for nothing.
+        """The kind of what has a name, without following a link: "a regular file", "a folder" ...; None for nothing.
 
-        Raises StorageError when that cannot be told.
+        Raises StorageError when that cannot be determined.
         """
         found = self._stat(name)
         return None if found is None else describe_kind(found.st_mode)
 
     def size(self, name: str) -> int:
-        """Bytes of what has a name, which may be a link; 0 where there is nothing. Raises StorageError."""
+        """Bytes of the file, or of the link itself, that has a name; 0 if nothing has it. Raises StorageError."""
         found = self._stat(name)
         return 0 if found is None else found.st_size
 
     def is_same(self, name: str, descriptor: int) -> bool:
-        """Whether a name leads to the file that is open. Raises StorageError."""
+        """Whether a name leads to the file that is open as `descriptor`. Raises StorageError."""
         found = self._stat(name)
         return found is not None and os.path.samestat(found, os.fstat(descriptor))
 
@@ -108,7 +108,7 @@ class Folder:
             raise storage_error(error, self.path / name, "read") from error
 
     def open(self, name: str) -> io.FileIO:
-        """Open a regular file for reading, unbuffered. Raises FileNotFoundError, else StorageError."""
+        """Open a regular file for reading, unbuffered. Raises FileNotFoundError if it is missing, else StorageError."""
         try:
             with self._opened("") as top:
                 return open_regular(name if top is not None else self.path / name, top)
@@ -118,7 +118,10 @@ class Folder:
             raise storage_error(error, self.path / name, "read") from error
 
     def read(self, name: str, most_bytes: int = MANIFEST_BYTES) -> bytes:
-        """All of a regular file that may have `most_bytes`. Raises FileNotFoundError, else StorageError."""
+        """The content of a regular file of at most `most_bytes`.
+
+        Raises FileNotFoundError if it is missing, else StorageError.
+        """
         try:
             with self._opened("") as top:
                 return read_regular(name if top is not None else self.path / name, most_bytes, top)
@@ -130,7 +133,7 @@ class Folder:
     # --- writing
 
     def make_folder(self, name: str) -> None:
-        """Make a folder, and those above it, where they are missing, durably. Raises StorageError for a link."""
+        """Make a folder and its missing parents, durably. Raises StorageError for a link."""
         parts = name.split("/")
         for number in range(1, len(parts) + 1):
             with self._reached("/".join(parts[:number])) as (above, last):
@@ -142,44 +145,44 @@ class Folder:
                 self._sync(above, "/".join(parts[: number - 1]))
 
     def create(self, name: str) -> io.FileIO:
-        """A new, empty file of that name, in place of a regular one, unbuffered. Raises StorageError for a link."""
+        """Create an empty file, unbuffered, replacing a regular file of that name. Raises StorageError for a link."""
         file = self.create_new(name)
         if file is None:
             self.remove(name)
             file = self.create_new(name)
-        if file is None:  # it is there again: somebody is at work here
+        if file is None:  # it has appeared again: another process is at work here
             raise self._refuse(name, self.find_kind(name))
         return file
 
     def create_new(self, name: str) -> io.FileIO | None:
-        """A new, empty file of that name, unbuffered; None where something has it already."""
+        """Create an empty file, unbuffered. Returns None if something has that name already."""
         with self._reached(name) as (above, last), contextlib.suppress(FileExistsError):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE_FLAGS
             return io.FileIO(os.open(last, flags, 0o666, dir_fd=above), "r+b")
         return None
 
     def append(self, name: str) -> io.FileIO:
-        """A file of that name to be added to, which is made where it is missing. Raises StorageError for a link."""
+        """Open a file for appending; it is made if it is missing. Raises StorageError for a link."""
         kind = self.find_kind(name)
         if kind not in (None, "a regular file"):
             raise self._refuse(name, kind)
         with self._reached(name) as (above, last):
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | _FILE_FLAGS
             file = io.FileIO(os.open(last, flags, 0o666, dir_fd=above), "ab+")
-        kind = describe_kind(os.fstat(file.fileno()).st_mode)  # of what was opened, should it be another by now
+        kind = describe_kind(os.fstat(file.fileno()).st_mode)  # of the open file, as the name may lead elsewhere by now
         if kind != "a regular file":
             file.close()
             raise self._refuse(name, kind)
         return file
 
     def name_temporary(self, name: str) -> str:
-        """A name beside `name`, for what shall have that name when it is whole."""
+        """A temporary name in the same folder, for what is to be renamed to `name` when it is complete."""
         above, _, _ = name.rpartition("/")
         return f"{above}{'/' if above else ''}{TEMPORARY}{self.identity}-{secrets.token_hex(4)}"
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[io.FileIO]:
-        """Yield a temporary file beside `name`; on success it gets that name, durably; on any failure it is removed."""
+        """Yield a temporary file beside `name`; on success it is durably renamed to `name`, on any failure removed."""
         temporary = self.name_temporary(name)
         file = self.create(temporary)
         with self.removed_on_error(temporary), file:
@@ -187,17 +190,17 @@ class Folder:
             self.publish(file, temporary, name)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file durably, whole or not at all, in place of what is there. Its folder is there."""
+        """Write a file durably, whole or not at all, replacing any earlier one. Its folder must exist."""
         with self.writing(name) as file:
             write_all(file, data)
 
     def publish(self, file: io.FileIO, temporary: str, name: str) -> None:
-        """Write a whole file through to the disk, then give it its name, in the same folder, durably."""
+        """Write a complete file through to the disk, then durably rename it to `name`, in the same folder."""
         sync_file(file)
         self.rename(temporary, name)
 
     def rename(self, name: str, to: str) -> None:
-        """Give what is called `name` another name in the same folder, durably, once `before_commit` allows it."""
+        """Durably rename a file or a folder within its parent folder, once `before_commit` allows it."""
         self.before_commit()
         with self._reached(name) as (above, last):
             target = to.rpartition("/")[2] if above is not None else str(self.path / to)
@@ -213,7 +216,7 @@ class Folder:
             self._sync(above, name.rpartition("/")[0])
 
     def move(self, name: str, to: str) -> None:
-        """Move a file or a folder into another folder, durably, where nothing has that name. Raises OSError."""
+        """Durably move a file or a folder to another folder, where nothing may have that name yet. Raises OSError."""
         self.before_commit()
         with self._reached(name) as (above, last), self._reached(to) as (target_above, target):
             os.rename(last, target, src_dir_fd=above, dst_dir_fd=target_above)
@@ -221,7 +224,7 @@ class Folder:
             self._sync(above, name.rpartition("/")[0])
 
     def sync(self, name: str) -> None:
-        """Write a file, or a folder, that has this name through to the disk."""
+        """Write a file or a folder through to the disk."""
         with self._reached(name) as (above, last):
             if self.find_kind(name) == "a folder":
                 with self._opened(name) as descriptor:
@@ -232,7 +235,7 @@ class Folder:
 
     @contextlib.contextmanager
     def removed_on_error(self, name: str) -> Iterator[None]:
-        """Remove a half-written file when what is done with it fails, as far as a failing disk lets it."""
+        """Remove a half-written file if the block fails. Errors of the removal itself are ignored."""
         try:
             yield
         except BaseException:
@@ -243,7 +246,7 @@ class Folder:
     # --- removing
 
     def remove(self, name: str) -> int:
-        """Remove a regular file, whose bytes are returned; 0 where there is none. What is none is refused."""
+        """Remove a regular file. Returns its bytes, 0 if it is missing. Raises StorageError for anything else."""
         try:
             with self._reached(name) as (above, last):
                 num_bytes = self.size(name)
@@ -253,9 +256,9 @@ class Folder:
             return 0
 
     def remove_matching(self, folder: str, *patterns: str) -> int:
-        """Remove the regular files of a folder whose whole names match, then the folder where nothing is left.
+        """Remove the regular files of a folder whose whole names match a pattern, then the folder if it is empty.
 
-        What fails does not keep the rest. Returns the bytes removed. Never goes through a link.
+        A file that cannot be removed does not keep the rest. Returns the bytes removed. Never follows a link.
         """
         removed = [0]
 
@@ -275,7 +278,7 @@ class Folder:
             os.rmdir(last, dir_fd=above)
 
     def _is_own_folder(self, name: str) -> bool:
-        """Whether a folder is there and is reached without a link."""
+        """Whether a folder exists and is reached without a link."""
         parts = name.split("/") if name else []
         kinds = (self.find_kind("/".join(parts[: number + 1])) for number in range(len(parts)))
         return all(kind == "a folder" for kind in kinds)
@@ -284,7 +287,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[int | None]:
-        """A descriptor of a folder below this one that is reached through no link; None where there are none."""
+        """Yield a descriptor of a folder below this one, reached without a link; None if there are no descriptors."""
         if not _HAS_DESCRIPTORS:
             for number in range(name.count("/") + 1 if name else 0):
                 self._check_folder("/".join(name.split("/")[: number + 1]))
@@ -308,7 +311,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _reached(self, name: str) -> Iterator[tuple[int | None, str]]:
-        """The folder that a name stands in, and how it is called from there."""
+        """Yield a descriptor of the folder that holds `name`, and its name there; or None and the whole path."""
         above, _, last = name.rpartition("/")
         with self._opened(above) as descriptor:
             yield descriptor, last if descriptor is not None else str(self.path / name)
@@ -330,7 +333,7 @@ class Folder:
             raise self._refuse(name, kind)
 
     def _explain_link(self, name: str, error: OSError) -> Exception:
-        """The error itself, unless it comes of a name that is not what it should be."""
+        """A StorageError if a link, or another wrong kind of file, caused the error; else the error itself."""
         if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.EISDIR, errno.ENXIO):
             return error
         parts = name.split("/")

@@ -1,4 +1,4 @@
-"""Ctrl-C: looked for where it does no harm, and whatever foreign code makes of it."""
+"""Ctrl-C: it takes effect where it does no harm, and is not lost in the code of other libraries."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _Handler = Callable[[int, FrameType | None], Any]
-_open: list[Interrupts] = []  # of the process, as its handlers are; the innermost last
+_open: list[Interrupts] = []  # for the whole process, like signal handlers; the innermost last
 
 
 class Interrupts:
-    """Ends what it is open around when a signal's handler raised there, as Python's own does with KeyboardInterrupt.
+    """A context manager that ends its block when a signal handler raised in it, as Python's does for Ctrl-C.
 
-    A handler is called between any two steps of Python, also of those that a library calls from C. Some take what it
-    raises for a failure of their own, and say something else, or go on as if it had not come; and where it comes
-    between a lock's acquisition and what releases it, the next thread waits for ever. So what a handler raised is
-    remembered. An error that leaves is taken for what became of it, and `check_interrupts` raises it again where it was
-    lost.
+    Python calls a handler between any two of its steps, even in Python code that a library calls from C. Some libraries
+    take what the handler raises for a failure of their own, and raise something else or go on as if nothing had come.
+    And if it comes between the acquisition of a lock and the code that releases it, the next thread waits for ever. So
+    the exception of a handler is remembered: it replaces an error that leaves the block, and if it was lost, it is
+    raised again by `check_interrupts` or on leaving the block.
 
-    With `defers`, for work that threads take part in, the first one is raised by `check_interrupts` alone, or on
-    leaving; the next at once, for a user who waits no longer. Handlers that do not raise are let be. Only the main
-    thread gets signals: in others nothing is done. Functions open it, not generators, which may be left open.
+    With `defers`, for work with several threads, the first interrupt is raised only by `check_interrupts` or on leaving
+    the block, the next one at once, for a user who will not wait. Handlers that do not raise have their usual effect.
+    Only the main thread gets signals, so nothing is done in other threads. It must be opened in a function and not in a
+    generator, which may never be closed.
     """
 
     def __init__(self, *, defers: bool = False) -> None:
@@ -54,7 +55,7 @@ class Interrupts:
             self.check()
 
     def check(self) -> None:
-        """Raise what a handler raised, if one did."""
+        """Raise what a handler raised in this block, if one did."""
         if self._raised is not None:
             raise self._raised
 
@@ -68,7 +69,7 @@ class Interrupts:
 
 
 def check_interrupts() -> None:
-    """Raise what a handler raised in anything that is open, if one did. Nothing in threads that get no signals."""
+    """Raise what a handler raised in any open `Interrupts`, if one did. Does nothing outside of the main thread."""
     if _is_main():
         for interrupts in _open:
             interrupts.check()

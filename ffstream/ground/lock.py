@@ -1,8 +1,8 @@
-"""One writer a folder: a lock that dies with its process, and is looked at again before anything is committed.
+"""One writer per folder: a lock that ends with its process and is checked again before anything is committed.
 
 FOLDER/lock        is locked by the operating system, which frees it when the process dies; it is never written
-FOLDER/lock.json   says who holds it, and is made where there is none: so that a second writer is found also on file
-                   systems whose locks do nothing, and where somebody has deleted the first file
+FOLDER/lock.json   says which process holds the lock, and is created only if it does not exist: so a second writer is
+                   noticed even on file systems whose locks do nothing, or if somebody has deleted FOLDER/lock
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ LOCK, HOLDER = "lock", "lock.json"
 _MAX_HOLDER_BYTES = 1 << 16
 _FORMAT = "ffstream lock"
 
-# What systems answer that cannot lock files, and what they answer for one that another process has locked.
+# Error numbers: of systems that cannot lock files, for a file that another process has locked, and of a full disk.
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NUM_TRIES = 20
-_PAUSE_S = 0.05  # for a process that has just made its file, and not yet written it
+_PAUSE_S = 0.05  # wait for a process that has created its lock.json but not yet written it
 
 _held: set[str] = set()  # tokens of the locks that this process holds
 
 
 class RunLock:
-    """Holds a folder, which is there, against all other writers. `folder` is the folder, open as long as it is held.
+    """Holds an existing folder against all other writers. The attribute `folder` is that folder, open while held.
 
-    Without `needs_room`, also on a full disk, where no other process can make the files of a lock either. Raises
-    RunLockedError when another process holds it, StorageError for files that are not a lock's.
+    Without `needs_room` it works on a full disk too, where no other process can create the files of a lock either.
+    Raises RunLockedError when another process holds the folder, StorageError if files of these names are not a lock's.
     """
 
     def __init__(self, path: Path, identity: str = "", *, noun: str = "run", needs_room: bool = True) -> None:
@@ -59,7 +59,7 @@ class RunLock:
             stack.enter_context(self.folder.held())
             is_new = self.folder.find_kind(LOCK) is None
             if is_new:
-                self._read_holder()  # before anything is made beside somebody's file of that name
+                self._read_holder()  # refuses a foreign lock.json before anything is made beside it
             with self._suppress_full():
                 self._lock_file()
             stack.callback(self._unlock_file)
@@ -76,14 +76,14 @@ class RunLock:
         self._closing.close()
 
     def check(self) -> None:
-        """Raise RunLockedError unless this is the writer still. Called before anything is committed."""
+        """Raise RunLockedError unless this process is still the writer. Called before anything is committed."""
         for _ in range(_NUM_TRIES):
             found = self._read_holder()
             if found is not None and found.get("token") == self._token:
                 return
             if found is None and not self._has_holder:
                 return
-            if found is None and self._write_holder():  # somebody deleted it, and nobody has taken its place
+            if found is None and self._write_holder():  # it had been deleted, and no other process has taken over
                 continue
             if found is not None:
                 break
@@ -93,7 +93,7 @@ class RunLock:
         )
 
     def remove(self) -> None:
-        """Delete the files of the lock, which is held: the folder shall be as it was before."""
+        """Delete the files of the held lock, so that the folder is as it was before."""
         for name in (HOLDER, LOCK):
             with contextlib.suppress(OSError, StorageError):
                 self.folder.remove(name)
@@ -110,7 +110,7 @@ class RunLock:
     # --- the operating system's lock
 
     def _lock_file(self) -> None:
-        """Lock the file of this name. One that was deleted between its opening and its locking is no lock."""
+        """Lock FOLDER/lock. Retries if it was deleted after it was opened: locking a deleted file protects nothing."""
         for _ in range(_NUM_TRIES):
             with self.folder.append(LOCK) as file:
                 descriptor = os.dup(file.fileno())
@@ -119,7 +119,7 @@ class RunLock:
             except BlockingIOError:
                 os.close(descriptor)
                 found = None
-                with contextlib.suppress(StorageError):  # whoever holds it, it is held
+                with contextlib.suppress(StorageError):  # who holds it is only for the message
                     found = self._read_holder()
                 raise self._refuse(found) from None
             except BaseException:
@@ -133,7 +133,7 @@ class RunLock:
 
     def _unlock_file(self) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)  # which frees the lock
+            os.close(self._descriptor)  # this frees the lock
             self._descriptor = None
 
     # --- who holds it
@@ -145,7 +145,7 @@ class RunLock:
             found = self._read_holder()
             if found is None:
                 continue
-            if not found and not self._is_supported:  # not yet written, perhaps
+            if not found and not self._is_supported:  # it may not have been written yet
                 time.sleep(_PAUSE_S)
                 continue
             if not self._is_left_over(found):
@@ -154,7 +154,7 @@ class RunLock:
         raise self._refuse(self._read_holder())
 
     def _write_holder(self) -> bool:
-        """Make the file that says who holds the lock. Returns whether there was none."""
+        """Create lock.json, which names this process. Returns False if the file exists already."""
         content = {
             "format": _FORMAT,
             "token": self._token,
@@ -169,9 +169,9 @@ class RunLock:
         return True
 
     def _read_holder(self) -> dict[str, Any] | None:
-        """What the file says; {} for one that is not written to its end; None where there is none.
+        """The content of lock.json; {} if it was not written to its end, None if it is missing.
 
-        Raises StorageError for a file that is nobody's lock.
+        Raises StorageError for a file of that name that ffstream did not write.
         """
         kind = self.folder.find_kind(HOLDER)
         if kind is None:
@@ -186,30 +186,33 @@ class RunLock:
             found = json.loads(data)
         except (ValueError, RecursionError):
             found = {} if _could_be_torn(data) else None
-        # Of an earlier version: process and machine alone.
+        # Earlier versions wrote only `pid` and `host`.
         if isinstance(found, dict) and (not found or found.get("format") == _FORMAT or found.keys() == {"pid", "host"}):
             return found
         raise StorageError(f"lock {self.folder.path / HOLDER}: is no file of ffstream; move it away")
 
     def _is_left_over(self, found: dict[str, Any]) -> bool:
-        """Whether whoever wrote the file is surely gone, or the operating system, which locks here, says so."""
+        """Whether the process that wrote lock.json has ended for certain.
+
+        If its number cannot tell, it has ended where the file system supports locks: this process now holds the lock.
+        """
         process = Process.from_mapping(found)
         if found.get("folder", self._name_folder()) != self._name_folder():
-            return True  # it came here in a copy of another folder
-        if process is None or process.is_running is None:  # torn, of an earlier version, or of another machine
+            return True  # it was copied here with another folder
+        if process is None or process.is_running is None:  # incomplete, of an earlier version, or of another machine
             return self._is_supported
         if process.is_running and process == Process.here():
             return found.get("token") not in _held
         return not process.is_running
 
     def _name_folder(self) -> list[int]:
-        """Tells this folder from a copy of it."""
+        """The device and the inode of the folder, which tell it from a copy."""
         found = self.folder.path.stat()
         return [found.st_dev, found.st_ino]
 
     def _step_down(self) -> None:
         _held.discard(self._token)
-        with contextlib.suppress(OSError, StorageError):  # of a failing disk, about which more has been said by now
+        with contextlib.suppress(OSError, StorageError):  # a failing disk has been reported by now
             found = self._read_holder()
             if found is not None and found.get("token") == self._token:
                 self.folder.remove(HOLDER)
@@ -217,7 +220,7 @@ class RunLock:
     def _refuse(self, found: dict[str, Any] | None) -> RunLockedError:
         remedy = "wait for it, stop it, or choose another folder"
         process = Process.from_mapping(found)
-        is_torn = found == {}  # its process did not live to write it, or is just doing so
+        is_torn = found == {}  # its process died before it wrote the file, or is writing it now
         if is_torn or (process is not None and process.is_running is None):
             remedy += f"; should it be gone for sure, delete {self.folder.path / HOLDER}"
         return RunLockedError(f"{self._noun} {self.folder.path}: in use by {_describe(found)}; {remedy}")
@@ -229,13 +232,13 @@ def _describe(found: dict[str, Any] | None) -> str:
 
 
 def _could_be_torn(data: bytes) -> bool:
-    """Whether a file is the beginning of one of ours, which its process did not live to write, or nothing at all."""
+    """Whether a file is empty or the beginning of a lock.json, as left by a process that died while it wrote one."""
     ours = json.dumps({"format": _FORMAT}).encode()[:-1]
     return data.startswith(ours) or ours.startswith(data) or data.startswith(b'{"pid": ') or not data.strip(b"\0")
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Lock a file. Returns whether the system can; raises BlockingIOError where another process has it."""
+    """Lock a file. Returns False if the system cannot; raises BlockingIOError if another process has locked it."""
     try:
         if sys.platform == "win32":
             import msvcrt

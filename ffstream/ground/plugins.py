@@ -1,7 +1,8 @@
-"""Modules of other people that register parts: found, checked and imported.
+"""Finds, checks and imports modules outside of this package that register parts.
 
-A user names a module, and it is imported. A run names a module too, but may be somebody else's: then it is imported
-only where it is found on the user's own path with the very source that the run recorded, and that source is run.
+A module that the user names is imported. A run names modules too, but the run may be somebody else's. So its modules
+are imported only if they are found on the user's own path with exactly the source that the run recorded, and exactly
+that source is executed.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from ffstream.errors import ConfigError, RunError, RunMismatchError
 VARIABLE = "FFSTREAM_PLUGINS"  # names of modules, separated by commas
 ENTRY_POINTS = "ffstream.plugins"
 _PACKAGE = __name__.partition(".")[0]
-_NO_SOURCE = "no source"  # of a folder that is a package without an __init__.py
-_loaded: set[str] = set()  # names that a user gave, and that were imported
+_NO_SOURCE = "no source"  # stands for the digest of a package without an __init__.py
+_loaded: set[str] = set()  # names of modules that `load_plugins` has imported
 
 
 def load_plugins(names: Iterable[str], *, search_here: bool = False) -> None:
-    """Import the modules that a user names, $FFSTREAM_PLUGINS names, and that installed packages offer.
+    """Import the modules in `names` and in $FFSTREAM_PLUGINS, and those that installed packages offer.
 
-    With `search_here`, those of `names` are looked for in the current folder too, after all others. The variable and
-    installed packages are not: that folder may be somebody else's. Raises ConfigError for a module that is not there,
-    or fails.
+    With `search_here`, modules in `names` are also searched for in the current folder, after all other folders. Modules
+    of the variable and of installed packages are not, because that folder may be somebody else's. Raises ConfigError
+    for a module that is missing or cannot be imported.
     """
     trusted = _trusted_path()
     for name in os.environ.get(VARIABLE, "").split(","):
@@ -47,7 +48,7 @@ def load_plugins(names: Iterable[str], *, search_here: bool = False) -> None:
 
 
 def has_loaded() -> bool:
-    """Whether any module of other people was imported, which may have registered parts."""
+    """Whether `load_plugins` has imported any module, which may have registered parts."""
     return bool(_loaded)
 
 
@@ -79,7 +80,7 @@ def _describe_failure(error: Exception) -> str:
 
 
 def digest_sources(module_name: str) -> dict[str, str]:
-    """The digest of the source of an imported module, and of the packages that it lies in, by name."""
+    """Digests of the sources of an imported module and of its parent packages, by name."""
     digests = {}
     for name in _with_parents(module_name):
         path = getattr(sys.modules.get(name), "__file__", None)
@@ -92,16 +93,16 @@ def digest_sources(module_name: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Untrusted:
-    """The folder of a run, or of a file, which may be somebody else's: no module in it is imported for it.
+    """The folder of a run, or of an exported file, which may be somebody else's: no module in it is imported for it.
 
-    Of a file's, those are trusted that lie where the user has said that modules are.
+    In the folder of a file, modules are still trusted that lie in a folder that the user named (`_named_folders`).
     """
 
     folder: Path
     is_of_file: bool = False
 
     def holds(self, place: Path) -> bool:
-        """Whether something lies in it."""
+        """Whether `place` is a path in the untrusted folder."""
         folder, place = self.folder.resolve(), place.resolve()
         if not place.is_relative_to(folder):
             return False
@@ -112,10 +113,10 @@ class Untrusted:
 def import_recorded(
     module_name: str, sources: Mapping[str, str], noun: str, *, accept: bool, untrusted: Untrusted
 ) -> None:
-    """Import a module that a run names, of which nothing is executed unless its sources are those that it recorded.
+    """Import a module that a run names. It is executed only if its sources are those that the run recorded.
 
-    `accept` takes other sources too. Raises RunError for a module that is not on the user's path or cannot be imported,
-    RunMismatchError for one with another source.
+    `noun` begins errors. `accept` allows other sources too. Raises RunError for a module that is not on the user's path
+    or cannot be imported, and RunMismatchError for one whose source has changed.
     """
     specs = _find_specs(module_name, untrusted)
     if specs is None or set(specs) != set(_with_parents(module_name)) or not set(specs) <= set(sources):
@@ -139,17 +140,17 @@ def import_recorded(
 
 
 def _with_parents(module_name: str) -> list[str]:
-    """A module and the packages that it lies in, the outermost first."""
+    """The names of a module and its parent packages, the outermost first."""
     parts = module_name.split(".")
     return [".".join(parts[: length + 1]) for length in range(len(parts))]
 
 
 def _find_specs(module_name: str, untrusted: Untrusted) -> dict[str, importlib.machinery.ModuleSpec] | None:
-    """Where a module and its packages lie, without executing anything; None where they are not on the user's path."""
+    """The specs of a module and its packages, without executing anything; None if they are not on the user's path."""
     path: Sequence[str] | None = None
     found: dict[str, importlib.machinery.ModuleSpec] = {}
     for name in _with_parents(module_name):
-        if name.partition(".")[0] in sys.stdlib_module_names:  # which registers no part
+        if name.partition(".")[0] in sys.stdlib_module_names:  # the standard library registers no parts
             return None
         spec = _find_spec(name, path)
         if spec is None or not _is_source(spec) or any(map(untrusted.holds, _list_places(spec))):
@@ -165,20 +166,20 @@ def _find_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.Mod
     if path is not None:
         try:
             return importlib.machinery.PathFinder.find_spec(name, path)
-        except KeyError:  # a folder without __init__.py in another, which Python asks for as if it were imported
+        except KeyError:  # a nested package without __init__.py, for which Python expects its parent to be imported
             folder = importlib.machinery.ModuleSpec(name, None, is_package=True)
             places = [str(Path(entry) / name.rpartition(".")[2]) for entry in path]
             folder.submodule_search_locations = [place for place in places if Path(place).is_dir()]
             return folder
     spec = importlib.machinery.PathFinder.find_spec(name, _trusted_path())
-    for finder in sys.meta_path:  # those of packages that are installed for editing
+    for finder in sys.meta_path:  # the finders of packages that are installed in editable mode
         if spec is None and finder is not importlib.machinery.PathFinder:
             spec = finder.find_spec(name, None) if hasattr(finder, "find_spec") else None
     return spec
 
 
 def _is_source(spec: importlib.machinery.ModuleSpec) -> bool:
-    """Whether it is a file of Python, or a folder that is a package without one: nothing else is checked as it runs."""
+    """Whether a module is a .py file or a package without __init__.py: of other kinds, what runs cannot be checked."""
     if spec.origin is None:
         return spec.submodule_search_locations is not None
     return isinstance(spec.loader, importlib.machinery.SourceFileLoader) and spec.origin.endswith(".py")
@@ -190,7 +191,7 @@ def _list_places(spec: importlib.machinery.ModuleSpec) -> list[Path]:
 
 
 def _named_folders() -> set[Path]:
-    """Where the user has said that modules are: in PYTHONPATH, and beside the program that was started."""
+    """The folders that the user named for modules: those in PYTHONPATH, and that of the program that was started."""
     own = {Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if main is not None and Path(main).parent.name != _PACKAGE:
@@ -199,18 +200,18 @@ def _named_folders() -> set[Path]:
 
 
 def _trusted_path() -> list[str]:
-    """Where a user's modules lie: not in the folder that a command happens to be started in, unless it is named."""
+    """`sys.path` without the current folder, in which a command may merely happen to run, unless the user named it."""
     own, here = _named_folders(), Path.cwd()
     return [entry for entry in filter(None, sys.path) if Path(entry).resolve() != here or here in own]
 
 
 def _read(spec: importlib.machinery.ModuleSpec) -> bytes | None:
-    """The source of a module; None where there is none, as of a package that is a folder alone."""
+    """The source of a module; None for a package without an __init__.py."""
     return None if spec.origin is None else Path(spec.origin).read_bytes()
 
 
 def _execute(name: str, spec: importlib.machinery.ModuleSpec, source: bytes | None) -> None:
-    """Import a module from the very bytes that were checked."""
+    """Import a module from exactly the bytes that were checked."""
     module: ModuleType = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -1,4 +1,4 @@
-"""Processes told apart: which one left a file, and whether it is still there."""
+"""Tells which process left a file, and whether that process is still running."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _TAG = re.compile(r"(\d{1,10})-(\d{1,20})-([0-9a-f]{8})")
 
 @dataclass(frozen=True)
 class Process:
-    """One process of one machine since it was started, so that a later one of the same number is another."""
+    """One process on one machine. Its start tells it from a later process of the same number."""
 
     pid: int
-    start: int  # in ticks since the machine was started; 0 where the system does not tell
-    machine: str  # its name, its last start, and the name space that numbers are of
+    start: int  # clock ticks from the start of the machine; 0 if the system does not tell
+    machine: str  # host name, identifier of its last boot, and namespace of process numbers
 
     @classmethod
     def here(cls) -> Process:
@@ -43,7 +43,7 @@ class Process:
 
     @property
     def is_running(self) -> bool | None:
-        """Whether it is still there; None of another machine, or another name space of numbers."""
+        """Whether it is still running; None for a process of another machine or of another namespace."""
         return _is_running(self.pid, self.start) if self.machine == _describe_machine() else None
 
     @property
@@ -53,19 +53,19 @@ class Process:
 
 
 def make_tag() -> str:
-    """Says in the name of a file which process made it: its number, its start and its machine."""
+    """A tag for the name of a file that says which process made it: number, start and machine of this process."""
     here = Process.here()
     return f"{here.pid}-{here.start}-{_machine_code()}"
 
 
 def is_of_dead_process(tag: str) -> bool:
-    """Whether a tag is that of a process of this machine that is gone."""
+    """Whether a tag is that of a process of this machine that has ended."""
     found = _TAG.fullmatch(tag)
     return found is not None and found[3] == _machine_code() and not _is_running(int(found[1]), int(found[2]))
 
 
 def find_pid(tag: str) -> int | None:
-    """The number of the process of a tag, if it is one of this machine that is still there."""
+    """The number of the process of a tag, if that process is still running on this machine; else None."""
     found = _TAG.fullmatch(tag)
     if found is None or found[3] != _machine_code() or not _is_running(int(found[1]), int(found[2])):
         return None
@@ -77,7 +77,7 @@ def _is_running(pid: int, start: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # it is running, but belongs to another user
         pass
     found = _start_of(pid)
     return found is None or (found >= 0 if not start else found == start)
@@ -88,8 +88,8 @@ def _start_of(pid: int) -> int | None:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return -1 if fields[0] == "Z" else int(fields[19])  # one that has ended waits to be asked for
+    fields = text.rpartition(")")[2].split()  # the name of the command, in parentheses, may contain anything
+    return -1 if fields[0] == "Z" else int(fields[19])  # a zombie has ended, and waits for its parent to collect it
 
 
 def _describe_machine() -> str:

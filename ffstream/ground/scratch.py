@@ -1,4 +1,4 @@
-"""Folders for what ends with a process, outside of any run; those that killed processes left go at the next start."""
+"""Temporary folders outside of any run. Those that killed processes left are removed when the next one is made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME = re.compile(re.escape(_PREFIX) + r"(\d+-\d+-[0-9a-f]{8})-\w+")
 
 @contextlib.contextmanager
 def make_scratch(above: Path | None = None, identity: str = "") -> Iterator[Folder]:
-    """A new folder for this process alone, in the system's folder for such or in `above`; it is gone on leaving."""
+    """Yield a new folder for this process alone, in `above` or the system's temporary folder; removed on leaving."""
     place = above if above is not None else Path(tempfile.gettempdir())
     remove_left_over(place)
     with storage_errors(place):
@@ -32,7 +32,7 @@ def make_scratch(above: Path | None = None, identity: str = "") -> Iterator[Fold
 
 
 def remove_left_over(place: Path) -> None:
-    """Remove the folders there that this user's processes left which are gone. No link is followed."""
+    """Remove the temporary folders in `place` that ended processes of this user left. No link is followed."""
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         found = [entry for entry in entries if _is_left_over(entry)]
         suppress_each(lambda entry=entry: shutil.rmtree(entry.path) for entry in found)  # type: ignore[misc]

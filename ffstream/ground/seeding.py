@@ -1,6 +1,7 @@
 """Randomness as a pure function of (seed, layer, epoch, purpose).
 
-No global generator is read or written anywhere in the package, so that resuming needs a cursor and not a rescue.
+No global generator is read or written anywhere in the package, so that resuming needs only the position of a run and
+no saved state of a generator.
 """
 
 from __future__ import annotations

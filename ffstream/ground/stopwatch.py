@@ -1,4 +1,4 @@
-"""Where the time of a run goes, by what the thread that computes was doing."""
+"""Measures where the time of a run goes, by what the computing thread was doing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Seconds by noun. A lap within another is left out of the outer one, so that all add up to what passed."""
+    """Seconds by noun. An inner lap does not count towards the outer one, so that no time is counted twice."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._open: list[str] = []  # nouns, the innermost last
-        self._since_s = 0.0  # when that one began, or went on
+        self._since_s = 0.0  # when the innermost lap began or continued
 
     @contextlib.contextmanager
     def lap(self, noun: str) -> Iterator[None]:
-        """What passes is time of `noun`."""
+        """Count the time in the block towards `noun`."""
         self._count()
         self._open.append(noun)
         try:
@@ -27,7 +27,7 @@ class Stopwatch:
             self._open.pop()
 
     def take(self) -> dict[str, float]:
-        """All until now, by noun; another account begins."""
+        """The seconds by noun since the last call, or the start; counting begins anew."""
         self._count()
         taken, self._seconds = self._seconds, {}
         return taken

@@ -10,8 +10,8 @@ _DECIMAL = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS = _BINARY | _DECIMAL
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
-_SHOWN = 40  # characters of what is none, in a message
-_MOST_DIGITS = 100  # of a number that anything is counted by; Python itself reads a few thousand and raises for more
+_SHOWN = 40  # characters of an invalid text that a message shows
+_MOST_DIGITS = 100  # of a number that is accepted; Python itself reads a few thousand and raises for more
 
 
 def parse_bytes(text: str) -> int:
@@ -27,7 +27,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_integer(text: str) -> int | None:
-    """ "-12" -> -12; None for what is no whole number in the digits 0 to 9. Raises ValueError for too many of them."""
+    """ "-12" -> -12; None for a text that is no integer in the digits 0 to 9. Raises ValueError for too many digits."""
     if _INTEGER.fullmatch(text) is None:
         return None
     if len(text.strip()) > _MOST_DIGITS:

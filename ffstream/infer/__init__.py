@@ -1,1 +1,1 @@
-"""What committed layers say of images, streamed or as one module. Imports `plan` and below."""
+"""Inference with committed layers, streamed or as one module. Imports `plan` and below."""

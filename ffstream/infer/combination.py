@@ -1,4 +1,4 @@
-"""Probabilities from goodness: p = softmax(sum_k w_k g_k / T), with w_k and T fitted on goodness that is held out.
+"""Probabilities from goodness: p = softmax(sum_k w_k g_k / T), with w_k and T fitted on held-out goodness.
 
 Goodness is given layer by layer, (n, C) each. A layer's weight is relative to the plain sum, in which each counted
 layer has 1. Everything here is a function of its arguments, computed in float64 on the host.
@@ -13,15 +13,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-NUM_BINS = 15  # of the expected calibration error
+NUM_BINS = 15  # bins of the expected calibration error
 
-# Strengths that a fit chooses from, the strongest first: with it the fit is the plain sum, to a percent or so.
+# Ridge strengths that a fit chooses from, the strongest first: with that one the fit is the plain sum within a percent
+# or so.
 RIDGES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
 _NUM_FOLDS = 5
 
 _MAX_ITERATIONS = 200
-_GRADIENT_TOLERANCE = 1e-6  # of the mean cross-entropy in nats, by weights of about 1
-_LEAST_WEIGHT = 1e-9  # of a sum that tells nothing or the contrary, by its spread: probabilities are then all alike
+_GRADIENT_TOLERANCE = 1e-6  # of the gradient of the mean cross-entropy (in nats) by weights of about 1
+# The least inverse temperature, relative to the spread of a sum. It is used where the sum says nothing about the label,
+# or the opposite of it: all probabilities are then alike.
+_LEAST_WEIGHT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,12 @@ class Combination:
 
     weights: tuple[float, ...]
     temperature: float
-    ridge: float | None = None  # that the weights were fitted with; None: they were not
+    ridge: float | None = None  # with which the weights were fitted; None if they were not fitted
 
     def logits(self, goodness_by_layer: Iterable[Tensor]) -> Tensor:
         """sum_k w_k g_k / T: (n, C) float64 from as many (n, C) as there are weights, one in memory at a time.
 
-        The label of the largest is that of the plain sum, bit for bit, where the weights are 0 and 1.
+        Where the weights are 0 and 1, the largest logit is that of the same label as in the plain sum, bit for bit.
         """
         return _weighted_sum(self.weights, goodness_by_layer).double() / self.temperature
 
@@ -45,21 +48,21 @@ class ProbabilityFigures:
     """How far probabilities can be trusted on a split."""
 
     negative_log_likelihood: float  # mean over samples, in nats
-    expected_calibration_error: float  # a share
+    expected_calibration_error: float  # in [0, 1]
 
 
 def is_counted(index: int, first_layer: int, stack_layers: int) -> bool:
-    """Whether layer `index` (from 0) has a part in the sum: it is `first_layer` (from 1) of its stack, or above.
+    """Whether layer `index` (from 0) counts in the sum: it is layer `first_layer` (from 1) of its stack, or above.
 
-    Hinton 2022, section 3.3, leaves out the first layer. Of stacks (0 layers: there is one) with fewer layers than
-    that, the last one counts.
+    Hinton 2022, section 3.3, leaves out the first layer. In stacks with fewer layers than `first_layer`, the last layer
+    counts. `stack_layers` is 0 where all layers are one stack.
     """
     place, first = (index % stack_layers, min(first_layer, stack_layers)) if stack_layers else (index, first_layer)
     return place + 1 >= first
 
 
 def plain_sum(num_layers: int, first_layer: int, temperature: float, stack_layers: int = 0) -> Combination:
-    """Weight 1 for the layers that are counted; while there are none, for the newest one."""
+    """The combination with weight 1 for each layer that counts or, while none does, for the newest layer."""
     weights = [float(is_counted(index, first_layer, stack_layers)) for index in range(num_layers)]
     if not any(weights):
         weights[-1] = 1.0
@@ -69,7 +72,7 @@ def plain_sum(num_layers: int, first_layer: int, temperature: float, stack_layer
 def fit_temperature(combination: Combination, goodness_by_layer: Iterable[Tensor], labels: Tensor) -> Combination:
     """The same weights with the temperature of maximum likelihood (Guo et al. 2017, arXiv:1706.04599, section 4.2).
 
-    So that a temperature is there even when no sample is wrong, one more sample is counted, of all labels alike.
+    One more sample is counted, spread evenly over all labels, so that there is an optimum even when no sample is wrong.
     """
     total = _weighted_sum(combination.weights, goodness_by_layer).double()
     return replace(combination, temperature=1.0 / _fit_inverse_temperature(total, labels))
@@ -82,10 +85,11 @@ def fit_weights(
     ridge: float | None = None,
     stack_layers: int = 0,
 ) -> Combination:
-    """Weights w_k >= 0 of the layers that are counted, and the temperature, by cross-entropy on `labels` (n,).
+    """Weights w_k >= 0 of the layers that count, and the temperature, by cross-entropy on `labels` (n,).
 
-    The convex problem is kept from fitting noise by `ridge * sum_k (w_k - 1)^2`, which draws it to the calibrated plain
-    sum; None: the ridge that does best in cross-validation. Weights are scaled to a mean of 1 over the counted layers.
+    The penalty `ridge * sum_k (w_k - 1)^2` keeps the convex problem from fitting noise: it draws the weights to the
+    calibrated plain sum. If `ridge` is None, cross-validation chooses it. Weights are scaled to a mean of 1 over the
+    layers that count.
     """
     plain = plain_sum(len(goodness_by_layer), first_layer, 1.0, stack_layers).weights
     counted = [index for index, weight in enumerate(plain) if weight]
@@ -99,9 +103,9 @@ def fit_weights(
 
 
 def choose_ridge(goodness: Tensor, labels: Tensor) -> float:
-    """The strongest ridge whose held-out cross-entropy, of (layers, n, C), is as good as the best.
+    """The strongest ridge whose held-out cross-entropy is as good as the best, for goodness (layers, n, C).
 
-    That is: worse by no more than one standard error of the mean difference (Breiman et al. 1984, section 3.4.3).
+    As good means worse by no more than one standard error of the mean difference (Breiman et al. 1984, section 3.4.3).
     Sample i is held out in fold i modulo 5; samples must be in random order, as those of a validation split are.
     """
     num_folds = min(_NUM_FOLDS, len(labels))
@@ -124,7 +128,8 @@ def choose_ridge(goodness: Tensor, labels: Tensor) -> float:
 def measure_probabilities(logits: Tensor, labels: Tensor) -> ProbabilityFigures:
     """Figures of softmax(logits), (n, C), for the true labels (n,).
 
-    The calibration error is that of the predicted label in 15 bins of equal width (Guo et al. 2017, section 2).
+    The expected calibration error is that of the predicted label, in 15 bins of equal width (Guo et al. 2017,
+    section 2).
     """
     log_probabilities = torch.log_softmax(logits.double(), dim=1)
     loss = torch.nn.functional.nll_loss(log_probabilities, labels)
@@ -136,7 +141,7 @@ def measure_probabilities(logits: Tensor, labels: Tensor) -> ProbabilityFigures:
 
 
 def _weighted_sum(weights: Sequence[float], goodness_by_layer: Iterable[Tensor]) -> Tensor:
-    """In the type of the goodness, the first layer first, as a plain sum is taken everywhere."""
+    """The sum in the dtype of the goodness, from the first layer on, in the order in which every plain sum is taken."""
     total: Tensor | None = None
     for weight, goodness in zip(weights, goodness_by_layer, strict=True):
         if weight != 0 or total is None:
@@ -147,17 +152,17 @@ def _weighted_sum(weights: Sequence[float], goodness_by_layer: Iterable[Tensor])
 
 
 def _fit_inverse_temperature(total: Tensor, labels: Tensor) -> float:
-    """Of a sum (n, C)."""
+    """The inverse temperature of maximum likelihood for a sum (n, C)."""
     spread = float((total - total.mean(dim=1, keepdim=True)).square().mean().sqrt())
-    scale = 1.0 / spread if spread > 0 and math.isfinite(1.0 / spread) else 1.0  # a dead network's goodness is all one
+    scale = 1.0 / spread if spread > 0 and math.isfinite(1.0 / spread) else 1.0  # a dead network: equal goodness
     return scale * max(float(_minimise((total * scale).unsqueeze(0), labels, 0.0)[0]), _LEAST_WEIGHT)
 
 
 def _minimise(goodness: Tensor, labels: Tensor, ridge: float) -> Tensor:
     """The weights (layers,) >= 0 of least cross-entropy + ridge * sum_k (w_k - 1)^2, for goodness (layers, n, C).
 
-    Each weight is a square, so that L-BFGS needs no bounds: from all ones, where no square stands still, it goes to the
-    minimum of the convex problem, which has no other.
+    Each weight is the square of a root, so that L-BFGS needs no bounds. It starts from roots of 1, as the gradient by a
+    root of 0 would be 0, and ends at the only minimum of the convex problem.
     """
     num_layers, num_samples, num_classes = goodness.shape
     features = goodness.reshape(num_layers, -1)

@@ -1,4 +1,4 @@
-"""The committed layers of a run, with what is known of how they were trained: what every way of reading out needs."""
+"""The committed layers of a run and how they were trained: what every way of reading out labels needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ffstream.storage.checkpoint import RunDirectory
 
 @dataclass(frozen=True)
 class CommittedLayers:
-    """The layers of a run directory, and the device on which they are read off, one at a time."""
+    """The layers of a run directory, and the device on which they are evaluated, one at a time."""
 
     directory: RunDirectory
     config: Config
@@ -24,12 +24,12 @@ class CommittedLayers:
     device: torch.device
 
     def blueprint(self, num_layers: int) -> Blueprint:
-        """What the first `num_layers` layers are."""
+        """The blueprint of the first `num_layers` layers."""
         whole = Blueprint.of(self.config, self.facts.shape())
         return dataclasses.replace(whole, specs=whole.specs[:num_layers])
 
     def count_usable(self, first_layer: int) -> int:
-        """How many layers are committed. Raises RunError for none, and for fewer than `first_layer` of several."""
+        """The number of committed layers. Raises RunError for none, and for several but fewer than `first_layer`."""
         num_layers = self.directory.count_layers()
         if num_layers == 0:
             raise RunError(f"run {self.directory.path}: no layer is finished yet; resume it first")

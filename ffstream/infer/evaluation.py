@@ -39,15 +39,15 @@ class Evaluation:
     split: str
     num_samples: int
     error: float
-    first_depth: int  # of errors_by_depth, from 1
+    first_depth: int  # of the first entry of errors_by_depth, from 1
     errors_by_depth: list[float]  # of the readout over the layers up to each depth
     layer_errors: list[float]  # of each layer's own goodness; empty for softmax
     class_names: list[str]
-    confusion: list[list[int]]  # samples by true class, a row each, and predicted class
-    combination: Combination | None  # behind the calibrated probabilities; None without a validation split, for softmax
-    calibrated: ProbabilityFigures | None  # None likewise
-    uncalibrated: ProbabilityFigures  # at the temperature of the training objective; of the readout's own softmax
-    warning: str | None = None  # of images that seem to be in other units than those for training
+    confusion: list[list[int]]  # numbers of samples: true classes in rows, predicted classes in columns
+    combination: Combination | None  # for calibrated probabilities; None without a validation split, or for softmax
+    calibrated: ProbabilityFigures | None  # None in the same cases
+    uncalibrated: ProbabilityFigures  # at the temperature of the training objective; for softmax, the readout's own
+    warning: str | None = None  # such as that images seem to be in other units than the training images
 
     @classmethod
     def of(
@@ -64,7 +64,7 @@ class Evaluation:
         combination: Combination | None = None,
         logits: Tensor | None = None,
     ) -> Evaluation:
-        """From the errors and the logits (n, C), of the combination where there is one."""
+        """Make an evaluation of errors and logits (n, C); `logits` are those of the combination, if there is one."""
         decisive = uncalibrated_logits if logits is None else logits
         return cls(
             method=method,
@@ -89,7 +89,7 @@ class Evaluation:
 class LabelSweep:
     """Sums goodness (n, C) over layers and counts errors. Layers below `first_layer` (from 1) of a stack are left out.
 
-    While no counted layer is there, the newest one stands in.
+    Until there is a layer that counts, the newest one stands in for the sum.
     """
 
     def __init__(self, labels: Tensor, first_layer: int = 2, stack_layers: int = 0) -> None:
@@ -97,7 +97,7 @@ class LabelSweep:
         self._first_layer, self._stack_layers = first_layer, stack_layers
         self._depth = 0
         self._total: Tensor | None = None
-        self.sum = torch.empty(0)  # that the error to here is of
+        self.sum = torch.empty(0)  # (n, C), of which the error so far is: the sum, or what stands in for it
 
     def add(self, goodness: Tensor) -> tuple[float, float]:
         """Add the next layer's goodness. Returns (error of this layer alone, error of the sum so far)."""
@@ -117,7 +117,7 @@ def error_rate(scores: Tensor, labels: Tensor) -> float:
 
 
 def count_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
-    """Samples by true class, a row each, and predicted class: C x C from (n,) and (n,)."""
+    """Numbers of samples by true class (rows) and predicted class (columns): C x C from (n,) and (n,)."""
     pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return [[int(count) for count in row] for row in pairs.view(num_classes, num_classes)]
 
@@ -162,7 +162,7 @@ def evaluate_goodness(
 def evaluate_fitted(
     layers: CommittedLayers, split_name: str, split: Split, validation_labels: Tensor, first_layer: int = 2
 ) -> Evaluation:
-    """The same with the layers weighted as fits the validation goodness best, at each depth those up to it.
+    """The same with layer weights that are fitted to the validation goodness, anew for the layers to each depth.
 
     The strength of the ridge is chosen once, with all layers.
     """
@@ -199,7 +199,7 @@ def objective_temperature(config: Config) -> float:
 
 
 def read_validation_goodness(directory: RunDirectory, num_layers: int) -> Iterator[Tensor]:
-    """What is committed with each layer, (n, C), of a run that has a validation split. Raises CorruptFileError."""
+    """The validation goodness that is committed with each layer, (n, C). Raises CorruptFileError if it is missing."""
     shape: tuple[int, ...] | None = None
     for index in range(num_layers):
         goodness = directory.load_validation_goodness(index)
@@ -232,7 +232,7 @@ def stream_goodness(layers: CommittedLayers, num_layers: int, images: Tensor) ->
 
 
 def _sum_tiles(stage: Stage, reading: Reading, goodness: Goodness) -> Tensor:
-    """Goodness of all labels of a layer, (num_samples, num_classes), a tile at a time."""
+    """A layer's goodness of all labels, (num_samples, num_classes), summed over its tiles, one at a time."""
     total: Tensor | None = None
     for _, tile in stage.layer:
         num_units = stage.layer.spec.num_units

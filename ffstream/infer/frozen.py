@@ -24,7 +24,7 @@ from ffstream.training.propagation import FrozenLayer, propagate, write_rows
 
 @dataclass(frozen=True)
 class Stage:
-    """One committed layer, with a cache for each source of what it reads, or of what it hands on."""
+    """One committed layer and, for each source, a cache of the rows that it reads, or of those that it hands on."""
 
     layer: FrozenLayer
     caches: list[ActivationCache]
@@ -39,12 +39,12 @@ def stream_committed_layers(
     *,
     outputs: bool,
 ) -> Iterator[Stage]:
-    """Yield each committed layer with the caches of what it reads or, with `outputs`, of what it hands on.
+    """Yield each layer of a blueprint with caches of the rows that it reads or, with `outputs`, of those it hands on.
 
     All layers of the blueprint are committed.
 
-    A stage is valid until the next one is asked for: its caches are moved through the layer, a shard at a time. They
-    lie in a temporary folder outside the run when memory does not hold them, so that a run may be read-only.
+    A stage is valid until the next one is asked for: its caches are then moved through a layer, a shard at a time.
+    Caches that memory does not hold lie in a temporary folder outside the run, so that a run may be read-only.
     """
     config, specs = blueprint.config, blueprint.specs
     layouts = [layout for layout, _ in sources]
@@ -89,7 +89,7 @@ def stream_committed_layers(
 def load_committed(
     directory: RunDirectory, blueprint: Blueprint, spec: LayerSpec, device: torch.device, workspace: Workspace
 ) -> FrozenLayer:
-    """A committed layer, checked: on the device if it is of one tile, else each tile when its turn comes."""
+    """A committed layer, its digest checked. A single tile is loaded to the device now, several each in its turn."""
     tiles = blueprint.tiles
     if len(tiles) == 1:
         layer = blueprint.make_layer(spec, tiles[0])

@@ -34,13 +34,13 @@ from ffstream.storage.manifest import DATA, PARTS, find_misfit
 from ffstream.storage.outputs import Output, read_metadata
 from ffstream.storage.tensor_file import order_entries, payload_of, read_tensors, save_tensors
 
-_FORMAT, _OLDER_FORMAT = "ffstream-2", "ffstream-1"  # the older one has no digest
-_DIGEST = "sha256"  # in the metadata: of everything else in the file
-_READOUT = "readout."  # in the names of a readout's tensors, the number of its layer behind it
+_FORMAT, _OLDER_FORMAT = "ffstream-2", "ffstream-1"  # the older format has no digest
+_DIGEST = "sha256"  # the key in the metadata of the digest of everything else in the file
+_READOUT = "readout."  # begins the names of a readout's tensors; the number of its layer follows
 
 
 class FFNetwork(nn.Module):
-    """All layers of a run, resident, for inference.
+    """All layers of a run in memory at once, for inference.
 
     `forward` maps images (n, *image_shape), in the units of the training data, to the goodness of every label summed
     over all but the first layer of each stack, (n, num_classes). `class_names` names the columns. Layers that were
@@ -58,11 +58,14 @@ class FFNetwork(nn.Module):
         blueprint = Blueprint.of(config, facts.shape())
         self._specs, self._method, self._goodness = blueprint.specs, blueprint.method, blueprint.goodness
         whole = [blueprint.make_layer(spec) for spec in self._specs]
-        self.layers = nn.ModuleList(whole)  # of memory that is not touched until there is content to be assigned
-        self.readout = nn.ModuleDict()  # by layer, counted from 0
+        self.layers = nn.ModuleList(whole)  # in memory that is not touched until weights are assigned
+        self.readout = nn.ModuleDict()  # by the number of the layer, from 0
 
     def goodness_by_layer(self, images: Tensor) -> list[Tensor]:
-        """Goodness of every label in each layer: one (n, num_classes) a layer. Without labels, of the image: (n, 1)."""
+        """Goodness of every label in each layer: one (n, num_classes) per layer.
+
+        Layers that were trained without labels give the goodness of the image, (n, 1).
+        """
         rows = self._make_rows(images, self._method.rows.sweep_rows)
         return [
             self._method.reading.sweep(layer, self._goodness, preactivations, images.shape[0])
@@ -70,7 +73,7 @@ class FFNetwork(nn.Module):
         ]
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """What each layer makes of images without a label, normalised: one (n, num_units) a layer, in its own type."""
+        """The normalised activities of each layer on images without a label: (n, num_units) per layer, in its dtype."""
         rows = self._make_rows(images, self._method.rows.neutral_rows)
         return [
             handed_on[:, : layer.num_units].to(preactivations.dtype)
@@ -87,7 +90,7 @@ class FFNetwork(nn.Module):
                 self.readout[index] = readout
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, *image_shape) -> (n, num_classes). Raises RunError where there is neither label nor readout."""
+        """(n, *image_shape) -> (n, num_classes). Raises RunError for unlabelled layers without a readout."""
         if self.config.labels.method == "none":
             if not len(self.readout):
                 raise RunError(
@@ -101,7 +104,7 @@ class FFNetwork(nn.Module):
         return torch.stack(list(itertools.compress(by_layer, plain.weights))).sum(dim=0)
 
     def _make_rows(self, images: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """Rounded to the cache's type, as they were for training."""
+        """The rows that `make` makes of images, rounded to the dtype of the cache, as for training."""
         images = as_tensor(images, "images")
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, this network reads (n, *{self.image_shape})")
@@ -109,7 +112,7 @@ class FFNetwork(nn.Module):
         return as_cached(rows, self.config.cache.dtype)
 
     def _pass(self, rows: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:
-        """Each layer, its preactivations, and what it hands on."""
+        """Yield each layer, its preactivations, and the rows that it hands on."""
         images = rows
         for spec, module in zip(self._specs, self.layers, strict=True):
             layer = cast(Layer, module)
@@ -120,7 +123,7 @@ class FFNetwork(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """The label of each image: (n, *image_shape) -> (n,) int64. Raises DataError for one that has none."""
+        """The label of each image: (n, *image_shape) -> (n,) int64. Raises DataError if scores are not finite."""
         scores = self.forward(images)
         check_finite_rows(scores)
         return scores.argmax(dim=1)
@@ -141,16 +144,16 @@ def check_finite_rows(scores: Tensor) -> None:
 def load_network(path: str | Path, *, accept_environment: bool = False) -> FFNetwork:
     """Load a run directory (its finished layers) or a file written by `export_network`, on the CPU.
 
-    Parts that do not come with this package are imported where their sources are what they were; others are refused,
-    unless `accept_environment` takes them as they are.
+    A part that does not come with this package is imported if its source is the one that was recorded; otherwise it is
+    refused, unless `accept_environment` accepts its source of today.
 
-    What is loaded is what was checked, and stays as it is when its files change. Raises RunError when there is nothing
-    to load, CorruptFileError when a file is truncated or altered.
+    The network has the very bytes that were checked, and does not change when its files do. Raises RunError when there
+    is nothing to load, CorruptFileError when a file is truncated or altered.
     """
     path = expand_home(path)
     try:
         is_folder = path.is_dir()
-    except (OSError, ValueError) as error:  # of a name that no file can have, or that may not be looked for
+    except (OSError, ValueError) as error:  # a name that no file can have, or a folder that denies access
         raise _unreadable(path, error) from error
     load_plugins(())
     with plain_torch():
@@ -165,8 +168,8 @@ def export_network(
 ) -> int:
     """Write the finished layers of a run to one safetensors file that `load_network` reads. Returns their number.
 
-    In place of a file that is there if it was exported from the same run, or with `force`. Raises ConfigError for a
-    name that stands for another format, OutputError, StorageError.
+    A file of that name is replaced if it was exported from the same run, or with `force`. Raises ConfigError for a name
+    that does not end in .safetensors, OutputError, StorageError.
     """
     suffix = Path(path).suffix
     if suffix.lower() != ".safetensors":
@@ -286,7 +289,7 @@ def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _find_content_misfit(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with an exported file, whoever gave it its digest; None if nothing is."""
+    """What is wrong with an exported file even though its digest is right; None if nothing is."""
     try:
         config, data = json.loads(metadata["config"]), json.loads(metadata["data"])
         parts = json.loads(metadata.get("parts", "{}"))
@@ -316,7 +319,7 @@ def _find_content_misfit(metadata: Mapping[str, str], tensors: Mapping[str, Tens
 
 
 def _compute_digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Of everything in a file that holds both, in which tensors are in the order that they are given in."""
+    """The sha256 of everything in a file: its metadata, and the names, shapes and bytes of its tensors."""
     ordered, entries = order_entries(tensors)
     found = hashlib.sha256(json.dumps([dict(metadata), entries], sort_keys=True).encode())
     for tensor in ordered:

@@ -1,4 +1,4 @@
-"""What a run says of images whose labels are not known, streamed: a label and the probabilities of all."""
+"""Predictions of a run for images whose labels are not known, streamed: a label, and probabilities of all labels."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from ffstream.infer.model import check_finite_rows
 from ffstream.infer.readout import read_softmax
 
 _COLUMNS = ["image", "label", "probability"]
-_MOST_BYTES = 1 << 30  # of a file of predictions that is read again
-# What a spreadsheet takes for a formula, unless it is a number.
+_MOST_BYTES = 1 << 30  # the largest file of predictions that is read back
+# A text that a spreadsheet takes for a formula, unless it is a number.
 _FORMULA = re.compile(r"[\s]*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _PLAIN_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities (n, C) float64 on the host, of classes that are named; each row adds up to one."""
+    """Probabilities of the named classes, (n, C) float64 on the host; each row adds up to one."""
 
     class_names: tuple[str, ...]
     probabilities: Tensor
     method: str  # goodness, fitted or softmax
-    combination: Combination  # of the layers' goodness, or of their logits, behind the probabilities
+    combination: Combination  # of the layers' goodness, or their logits, that gives the probabilities
     is_calibrated: bool
-    warning: str | None = None  # of images that seem to be in other units than those for training
+    warning: str | None = None  # such as that images seem to be in other units than the training images
 
     @property
     def labels(self) -> Tensor:
@@ -67,7 +67,7 @@ class Predictions:
         }
 
     def to_csv(self, images: Sequence[str]) -> str:
-        """A line an image: its name in `images`, the label, and the probability of that label.
+        """One line per image: its name in `images`, the label, and the probability of that label.
 
         Names are made harmless for terminals and spreadsheets, as `to_cell` does.
         """
@@ -83,13 +83,13 @@ class Predictions:
 
 
 def to_cell(text: str) -> str:
-    """Text as a cell that is shown as it is: one that would be a formula has an apostrophe in front."""
+    """Text as a cell of a spreadsheet that is shown as text: an apostrophe precedes what would be a formula."""
     is_formula = _FORMULA.match(text) is not None and _PLAIN_NUMBER.fullmatch(text) is None
     return ("'" if is_formula else "") + printable(text)
 
 
 def is_earlier_csv(file: io.FileIO, images: Sequence[str] | None = None) -> bool:
-    """Whether an open file is what `to_csv` wrote for the same images, or for any if none are given. Raises OSError."""
+    """Whether `to_csv` wrote an open file, for these images or, if none are given, for any. Raises OSError."""
     try:
         text = read_up_to(file, _MOST_BYTES).decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""))
@@ -115,7 +115,7 @@ def predict(
 ) -> Predictions:
     """Probabilities of all labels for images (n, *image_shape), by as many committed layers as there are weights.
 
-    Raises DataError for an image that leads to none.
+    Raises DataError for an image whose probabilities are not finite.
     """
     num_layers = len(combination.weights)
     goodness = stream_goodness(layers, num_layers, images)
@@ -125,7 +125,7 @@ def predict(
 
 
 def predict_softmax(layers: CommittedLayers, images: Tensor, held_out: Split | None, first_layer: int) -> Predictions:
-    """The same by the softmax readout, calibrated on images that are `held_out` where they are given."""
+    """The same by the softmax readout of the layers, calibrated on the `held_out` split if one is given."""
     logits = read_softmax(layers, images, first_layer)
     temperature = 1.0
     if held_out is not None:

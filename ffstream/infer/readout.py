@@ -1,7 +1,8 @@
 """The softmax readout: a linear classifier on the normalised, label-free activities of all but the first layer.
 
-Streamed: the weights of layer k are fitted on its cached activities with the logits of the layers below held fixed, so
-that no more than one layer's activities are read at a time. Nothing flows into the layers (Hinton 2022, section 3.3).
+It is streamed: the weights of layer k are fitted on its cached activities with the logits of the layers below held
+fixed, so that no more than one layer's activities are read at a time. The layers learn nothing from it (Hinton 2022,
+section 3.3).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from ffstream.storage.checkpoint import RunDirectory
 from ffstream.training.input_rows import RowsOf
 from ffstream.training.layer_trainer import learning_rate_factor
 
-# Decay "auto": what is right for so many units. Fewer have less to learn by heart with (docs/ablations/unlabelled.md).
+# Weight decay "auto": the value for so many units. Fewer units memorise less and get less of it
+# (docs/ablations/unlabelled.md).
 _AUTO_DECAY, _AUTO_UNITS = 3.0, 2000
 
 
@@ -81,7 +83,7 @@ def evaluate_softmax(
 
 
 def _save(directory: RunDirectory, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
-    """Keep a readout in its run, unless that may not be written, or is being trained: it is fitted again next time."""
+    """Save a readout in its run. If the run is read-only or is being trained, the readout is fitted again next time."""
     with (
         contextlib.suppress(StorageError, RunLockedError),
         RunLock(directory.path, directory.read_identity() or "") as lock,
@@ -115,14 +117,14 @@ def read_softmax(layers: CommittedLayers, images: Tensor, first_layer: int = 2) 
 
 
 def _stream(layers: CommittedLayers, num_layers: int, parts: Sequence[Split]) -> Iterator[Stage]:
-    """The committed layers, each with what it makes of the label-free rows of some splits."""
+    """The committed layers, each with caches of what it hands on for the label-free rows of every split in `parts`."""
     blueprint, scaling = layers.blueprint(num_layers), layers.facts.scaling
     sources = [(_layout(blueprint, part), _neutral_rows(blueprint.method.rows, part, scaling)) for part in parts]
     return stream_committed_layers(layers.directory, blueprint, sources, layers.device, outputs=True)
 
 
 def _identity(layers: CommittedLayers, num_layers: int, first_layer: int) -> dict[str, Any]:
-    """What a fitted readout depends on."""
+    """All that a fitted readout depends on."""
     return {
         "readout": layers.config.to_mapping()["readout"],
         "first_layer": first_layer,
@@ -143,7 +145,7 @@ def _neutral_rows(rows: SampleRows, part: Split, scaling: Scaling) -> RowsOf:
 def _fit(
     transfer: Transfer, cache: ActivationCache, spec: LayerSpec, labels: Tensor, logits: Tensor, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """Weights (C, num_units) and biases (C,) of one layer, by cross-entropy on top of `logits` (n, C) from below."""
+    """Weights (C, num_units) and biases (C,) of one layer, by cross-entropy, added to `logits` (n, C) from below."""
     settings, device = config.readout, transfer.device
     weight = torch.zeros(logits.shape[1], spec.num_units, device=device)
     bias = torch.zeros(logits.shape[1], device=device)

@@ -1,1 +1,1 @@
-"""What a run takes of memory, disk and time, and how it is made to fit. Imports `training` and below."""
+"""How much memory, disk space and time a run takes, and how it is made to fit. Imports `training` and below."""

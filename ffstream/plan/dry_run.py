@@ -1,6 +1,6 @@
-"""The work of a layer, done once on paper before any of it exists: what it takes, and how much it is. Pure.
+"""Runs a layer's work on paper, before the layer exists, to find the memory it takes and the operations it does. Pure.
 
-No formula repeats what the code takes: the code itself runs, on tensors that have a shape and no memory.
+No formula has to repeat what the code does: the code itself runs, on tensors that have a shape but no memory.
 """
 
 from __future__ import annotations
@@ -32,29 +32,30 @@ from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import Draw, MicroBatch
 from ffstream.training.propagation import FrozenLayer, chunk_samples, hand_on_by_tiles, hand_on_whole
 
-_DRAWN_NUMBERS = 4  # a sample, while the shifts of a view are drawn
-_NUM_PARTS = 3  # of a batch: the first makes the buffers, the next finds them there and the one before still held
+_DRAWN_NUMBERS = 4  # numbers per sample that exist while the shifts of a view are drawn
+_NUM_PARTS = 3  # parts of a batch that run: the first makes the buffers, later ones overlap with the one before
 
-# Figures of an epoch and the like. An accelerator's allocator also rounds each of some twenty tensors up to 512 bytes.
+# For small tensors, such as the figures of an epoch. An accelerator's allocator also rounds each of some twenty tensors
+# up to 512 bytes.
 _SMALL_BYTES = {"cpu": 1024, "accelerator": 16 << 10}
 
-_TERMS = ("rows", "activities", "gradient")  # of a footprint, that buffers of the workspace are counted to
+_TERMS = ("rows", "activities", "gradient")  # terms of a footprint that count buffers of the workspace
 
 
 def do_on_paper(
     blueprint: Blueprint, *, draws_on_device: bool, kernels: Sequence[KernelBytes] = ()
 ) -> list[PaperLayer]:
-    """What the first layers take, as many as differ, with the cache on the device.
+    """What each of the first layers takes, up to the last one that differs, with the cache on the device.
 
-    `draws_on_device`: the device is the host, so that orders and candidates are drawn in its memory. `kernels`: what
-    `probe` measured for each layer.
+    With `draws_on_device` the device is the host, so that orders and candidates are drawn in its memory. `kernels` is
+    what `probe` measured for each layer.
     """
     config = blueprint.config
     specs = blueprint.specs[: count_distinct(config)]
     work = _PaperWork(blueprint, draws_on_device)
     layers: list[PaperLayer] = []
     write, writing = Work(), 0
-    if config.augmentation.restream or has_stacks(config):  # while a run has trained already
+    if config.augmentation.restream or has_stacks(config):  # images are written again after training has begun
         write, writing = work.on_input()
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
         terms, done = work.on_layer(spec, cache_layouts(blueprint, spec.in_features), beside)
@@ -66,7 +67,7 @@ def do_on_paper(
 
 @dataclass(frozen=True)
 class _PaperTile:
-    """What one tile takes while it trains: bytes of what stays through a step, the most bytes at once, and work."""
+    """What one tile takes while it trains: bytes that stay through a step, the most bytes at once, and its work."""
 
     weights: int
     optimiser: int
@@ -80,7 +81,10 @@ class _PaperTile:
 
 
 class _Shard:
-    """The first shard of a split, its first chunk, and where that is written; not in the ledger, as they are slots."""
+    """The first shard of a split, its first chunk, and room for the chunk's output.
+
+    These are not in the ledger, as the footprint counts them as slots.
+    """
 
     def __init__(self, layout: CacheLayout, out_features: int) -> None:
         self.block = torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
@@ -90,7 +94,7 @@ class _Shard:
 
 
 class _PaperWork:
-    """What the runner does with a layer, on paper: two epochs of two shards, the first step and chunk of each."""
+    """Does on paper what the runner does with a layer: a few steps in two epochs, and one chunk of each split."""
 
     def __init__(self, blueprint: Blueprint, draws_on_device: bool) -> None:
         self._blueprint = blueprint
@@ -102,9 +106,10 @@ class _PaperWork:
 
     @torch.no_grad()
     def on_input(self) -> tuple[Work, int]:
-        """What is done to write a chunk of training images, and the bytes alive on the device while any are written.
+        """The work of writing a chunk of training images, and the most bytes on the device while images are written.
 
-        The chunk is made on the host. Of images of unknown shape the shifting is left out, and hybrids of them are.
+        Chunks are made on the host. If the shape of an image is unknown, shifts are left out; where rows are hybrids,
+        all of the work is.
         """
         data = self._blueprint.data
         if data.image_shape is None and self._method.rows.mixes_samples:
@@ -141,14 +146,14 @@ class _PaperWork:
     def on_layer(
         self, spec: LayerSpec, layouts: dict[str, CacheLayout], kernels: KernelBytes
     ) -> tuple[dict[str, int], dict[str, Work]]:
-        """The terms of a footprint but for slots; what is done in a step, in measuring and in handing on."""
+        """The terms of a footprint without the slots, and the work of a step, of measuring and of handing on."""
         tiles = self._blueprint.tiles
         shards = {name: _Shard(layout, spec.out_features) for name, layout in layouts.items()}
         kept = goodness_bytes(self._blueprint, layouts) if self._draws_on_device else {}
         with self._ledger as ledger:
             trained = [
                 self._train_tile(spec, units, shards, layouts["train"], kernels, kept.get("train", 0))
-                for units in tiles[:2]  # further ones are no larger than the second
+                for units in tiles[:2]  # later tiles are no larger than the second
             ]
             done = trained[0].done
             done["step"] = (done["step"] + trained[-1].done["step"] * (len(tiles) - 1)) // len(tiles)
@@ -156,12 +161,12 @@ class _PaperWork:
             layer = self._build(spec, tiles[0])
             weights = ledger.live_bytes
             ledger.start_peak()
-            for _ in range(2 if spec.hands_on else 0):  # a second chunk finds all buffers there
+            for _ in range(2 if spec.hands_on else 0):  # the second chunk reuses all buffers
                 start = ledger.work
                 self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards)
                 done["hand_on"] = (ledger.work - start) * len(tiles)
             handing_on = ledger.peak_bytes + kernels.in_passes
-        if len(tiles) > 1:  # the next comes while the last goes; and a length is summed for every row of a shard
+        if len(tiles) > 1:  # each tile is loaded while the one before is freed; lengths are summed for all rows
             handing_on += weights * (tiles[1].stop - tiles[1].start) // tiles[0].stop + max(
                 4 * len(shard.block) * shard.block.shape[1] for shard in shards.values()
             )
@@ -190,10 +195,10 @@ class _PaperWork:
         kernels: KernelBytes,
         kept: int,
     ) -> _PaperTile:
-        """What one tile takes until it is measured at its end.
+        """What one tile takes from its start until it is measured at its end.
 
-        `layout`: of the training cache. `kept`: bytes of goodness of the training samples, where the device has it: of
-        the tiles so far, which that of one more is added to when the optimiser is gone.
+        `layout` is that of the training cache. `kept` is the bytes of the training samples' goodness, if the device
+        holds it: the sum over earlier tiles throughout, and this tile's own once the optimiser is freed.
         """
         num_blocks = min(self._sizes.num_shards_in_batch, layout.num_blocks)
         largest = max(layout.batch_sizes(self._sizes.batch))
@@ -208,7 +213,7 @@ class _PaperWork:
         weights = ledger.live_bytes - before
         trainer = LayerTrainer(layer, spec.index, self._blueprint, PAPER, units)
         optimiser = ledger.live_bytes - before - weights
-        peaks = []  # of moments that do not meet
+        peaks = []  # of phases that do not overlap
         done = {"step": Work(), "sweep": Work(), "measure": Work(), "hand_on": Work()}
         totals = torch.zeros(4, device=PAPER)
 
@@ -220,7 +225,7 @@ class _PaperWork:
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
             return ledger.work - start
 
-        for epoch, num_steps in enumerate((2, 1)[:num_epochs]):  # a second step, and epoch, finds all buffers there
+        for epoch, num_steps in enumerate((2, 1)[:num_epochs]):  # the second step, and epoch, reuse all buffers
             informed = has_others or epoch > 0
             for _ in range(num_steps):
                 ledger.start_peak()
@@ -235,7 +240,7 @@ class _PaperWork:
             if "validation" in shards:
                 done["sweep"] = measure("validation")
         buffers = {term: self._workspace.num_bytes(term) for term in _TERMS}
-        if units.stop < spec.num_units:  # for the next tile, and without the optimiser
+        if units.stop < spec.num_units:  # the next tile builds on it; the optimiser is freed by then
             done["measure"] = measure("train")
             peaks[-1] -= optimiser
         return _PaperTile(weights, optimiser, buffers, max(peaks), done)
@@ -243,7 +248,7 @@ class _PaperWork:
     def _step(
         self, trainer: LayerTrainer, batch: MicroBatch, num_blocks: int, generator: torch.Generator
     ) -> tuple[Tensor, Work]:
-        """A step, its figures, and the work of the parts that it left out: three of them are like any number."""
+        """Take a step. Returns its figures, and the work of the parts left out: three parts stand for any number."""
         num_samples, parts = num_blocks * len(batch.index), batch.cut(self._sizes.num_micro_batches)
         num_left_out = num_blocks * len(parts) - _NUM_PARTS
         if num_left_out <= 0:
@@ -259,17 +264,17 @@ class _PaperWork:
         return figures, (before[-1] - before[-2]) * num_left_out
 
     def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard]) -> None:
-        """The first chunk of every split."""
+        """Hand on the first chunk of every split."""
         hand_on_chunks = hand_on_by_tiles if self._sizes.num_tiles > 1 else hand_on_whole
         for shard in shards.values():
             hand_on_chunks(layer, [(shard.chunk, shard.written)])
 
     def _draw(self, labels: Tensor, size: int, *, has_others: bool, informed: bool) -> tuple[Tensor, Draw]:
-        """A batch of so many samples of a shard, a view of their order, and what is drawn for all of them."""
+        """The index of a batch of `size` samples, a view of a shard's order, and what is drawn for the shard."""
         kind, num_samples = self._method.candidates, len(labels)
         sampler = kind.informed if informed else None
         has_pool = sampler is not None and kind.num_in_pool is not None
-        if self._draws_on_device:  # in truth: on paper it would be slower
+        if self._draws_on_device:  # with real tensors: on paper it would be slower
             generator = torch.Generator()
             batches = compute_batches(num_samples, size, generator)
             kind.draw(labels, generator)

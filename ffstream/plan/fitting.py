@@ -26,19 +26,19 @@ from ffstream.plan.plan import LayerPlan, Need, Plan, Resources
 from ffstream.plan.workload import plan_layers
 from ffstream.settings.config import Config
 
-_SHARD_SAMPLES = 4096  # where the budget has room for it
-_SMALLEST_BATCH = 8  # that is suggested
-_GOOD_SHARD = 4  # batches: fewer are always the same samples, or nearly
+_SHARD_SAMPLES = 4096  # samples per shard, if the budget has room for it
+_SMALLEST_BATCH = 8  # the smallest one that is suggested
+_GOOD_SHARD = 4  # batches per shard; with fewer, each batch always holds nearly the same samples
 _SMALLEST_MICRO_BATCH = 32
-_SMALLEST_SHARD = 128  # each is a read, and a file, of its own
-_GOOD_TILE = 256  # units with which matrix products are about as fast as they get
-_TILE_STEP = 32  # units of a tile are a multiple of it, which matrix products are fastest with
-_SLACK_DIVISOR = 8  # the host's allocator keeps up to an eighth more than is alive, as was measured
-_MOST_WEIGHTS = 10**16  # of a layer
+_SMALLEST_SHARD = 128  # samples; each shard is a separate read, and a separate file
+_GOOD_TILE = 256  # units from which on matrix products are about as fast as they get
+_TILE_STEP = 32  # the units of a tile are a multiple of it, as matrix products are fastest then
+_SLACK_DIVISOR = 8  # the host's allocator was measured to keep up to an eighth more than is alive
+_MOST_WEIGHTS = 10**16  # in one layer
 _MIB = 1 << 20
-_SIZES = ("cache.shard_samples", "micro_batch", "network.tile_units")  # which decide bits
+_SIZES = ("cache.shard_samples", "micro_batch", "network.tile_units")  # which affect the trained bits
 
-# Asked for a configuration that fits without: what the matrix products of its first layers take beside their operands.
+# Measures what the matrix products of the first layers take beside their operands; called once all else fits.
 KernelProbe = Callable[[Blueprint], Sequence[KernelBytes]]
 
 
@@ -55,15 +55,16 @@ def compute_plan(
     """The plan with the fewest tiles, the fastest tier and the largest shards (up to 4096 samples) that fit.
 
     `data_bytes` is what the data set takes on the host, `num_done` the number of finished layers. `measure_kernels` is
-    asked for a plan that fits without them. Sizes that decide bits are those that fit into `resources.installed`, where
-    it is told and they fit into what is free as well: the same ones whenever a run is started. Raises BudgetError,
-    naming what does not fit and what would; unless it must not fit, then the plan that comes nearest is returned.
+    called for a plan that fits with kernels left out. Sizes that affect the trained bits are chosen by
+    `resources.installed`, if it is given and they fit into what is free as well, so that they are the same whenever a
+    run is started. If nothing fits, raises BudgetError, which names what does not fit and what would; without
+    `must_fit`, the plan that comes nearest is returned instead.
     """
     planner = _Planner(make_label_method(config, data), data, data_bytes, resources, num_done, measure_kernels)
     plan = planner.decide(config)
     if plan.fits or not must_fit:
         return plan
-    if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly what would do
+    if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly which budget would do
         plan = planner.draft(plan.config, plan.tier, kernels=measure_kernels(planner.blueprint(plan.config)))
     raise BudgetError(_explain(plan, planner.smaller_batch(plan)))
 
@@ -86,10 +87,10 @@ def _tiers(requested: str, device_type: str) -> list[str]:
 
 
 def _ways(config: Config, data: DataShape) -> list[Config]:
-    """Sizes of shards and of micro-batches, the best first; as they are where they are given.
+    """Configurations with sizes of shards and micro-batches to try, the best first; sizes that are given are kept.
 
-    Large shards are shuffled well. A micro-batch learns what its batch does, but takes room for summing gradients; then
-    a batch may be of several shards, which are staged one after another.
+    Large shards are shuffled well. Micro-batches learn what the whole batch would, but need room to sum gradients; with
+    them, a batch may consist of several shards, which are staged one after another.
     """
     assert isinstance(config.batch, int), "the batch is decided before shards and parts of it are"
     sizes, parts = [config.cache.shard_samples], [config.micro_batch]
@@ -113,7 +114,7 @@ def _ways(config: Config, data: DataShape) -> list[Config]:
 
 
 def _check_uncut(config: Config, batch: int) -> None:
-    """A similarity compares groups of samples, which parts of a batch would tear apart."""
+    """Raise ConfigError for micro-batches: a similarity compares groups of samples, which they would split."""
     if isinstance(config.micro_batch, int) and config.micro_batch < batch:
         raise ConfigError(
             f"config micro_batch: found {config.micro_batch}, allowed {batch} (batch) or more with "
@@ -143,11 +144,11 @@ class _Planner:
     kernels: dict[Config, Sequence[KernelBytes]] = field(default_factory=dict)
 
     def blueprint(self, config: Config) -> Blueprint:
-        """What is trained, in some sizes."""
+        """The blueprint of what is trained, in the sizes of a configuration."""
         return Blueprint.of(config, self.data, self.method)
 
     def decide(self, config: Config) -> Plan:
-        """Sizes by what is installed, the tier of the cache by what is free; or both by what is free."""
+        """The plan with sizes by what is installed and the tier by what is free; failing that, both by what is free."""
         installed = self.resources.installed
         if installed is None:
             return self.choose_sizes(config)
@@ -157,7 +158,7 @@ class _Planner:
             fitting = self.choose(config.override(wanted), plan.sizes.tile_units)
             if fitting.fits:
                 return fitting
-        elif self.resources.is_within(installed):  # where nothing fits either
+        elif self.resources.is_within(installed):  # no more is free than installed, so nothing fits
             return self.draft(plan.config, plan.tier, kernels=())
         plan = self.choose_sizes(config)
         found = plan.config.to_flat()
@@ -172,10 +173,11 @@ class _Planner:
         return plan
 
     def choose(self, config: Config, tile_units: int) -> Plan:
-        """The fastest tier that has room and the best way that fits there, else the plan that comes nearest."""
+        """The plan in the fastest tier with room and the best of `_ways` there, else the one that comes nearest."""
         ways = _ways(_with_tiles(config, tile_units), self.data)
         at_once = [way for way in ways if way.micro_batch == ways[0].micro_batch]
-        frugal = [way for way in ways[1:] if way in (at_once[-1], ways[-1])]  # which is smaller, gradients decide
+        # Either of these may be the smaller one: cutting a batch saves rows, but needs room to sum gradients.
+        frugal = [way for way in ways[1:] if way in (at_once[-1], ways[-1])]
         nearest = None
         for tier in self._tiers(config):
             plan = self.draft(ways[0], tier)
@@ -190,17 +192,17 @@ class _Planner:
         return nearest
 
     def choose_with_tiles(self, config: Config) -> Plan:
-        """As `choose`, with the largest tiles that fit: by bisection, then with kernels measured.
+        """As `choose`, with the largest tiles that fit: found by bisection, then made smaller if kernels need room.
 
-        In the best way that leaves tiles of `_GOOD_TILE` units.
+        It takes the best of `_ways` in which tiles of `_GOOD_TILE` units could fit, or the last one.
         """
         ways = _ways(config, self.data)
         sized = ways[-1]
-        if self._could_fit(ways[0], _GOOD_TILE) or self._could_fit(sized, _GOOD_TILE):  # else none of them will
+        if self._could_fit(ways[0], _GOOD_TILE) or self._could_fit(sized, _GOOD_TILE):  # else no other way does
             sized = next((way for way in ways if self._could_fit(way, _GOOD_TILE)), sized)
         if not self._could_fit(sized, _TILE_STEP):
             return self.choose(sized, _TILE_STEP)
-        fits, most = 1, -(-config.width // _TILE_STEP)  # in steps of units
+        fits, most = 1, -(-config.width // _TILE_STEP)  # in multiples of _TILE_STEP units
         while most - fits > 1:
             middle = (fits + most) // 2
             fits, most = (middle, most) if self._could_fit(sized, middle * _TILE_STEP) else (fits, middle)
@@ -211,7 +213,7 @@ class _Planner:
         return plan
 
     def _could_fit(self, config: Config, tile_units: int) -> bool:
-        """Whether such tiles fit in some tier, kernels left out."""
+        """Whether tiles of `tile_units` units fit in some tier, with kernels left out."""
         config = _with_tiles(config, tile_units)
         return any(self.draft(config, tier, kernels=()).fits for tier in self._tiers(config))
 
@@ -219,7 +221,7 @@ class _Planner:
         return _tiers(config.cache.tier, self.resources.device_type)
 
     def draft(self, config: Config, tier: str, *, kernels: Sequence[KernelBytes] | None = None) -> Plan:
-        """The plan for a tier, whether it fits or not. If it fits without kernels, they are measured, unless given."""
+        """The plan for a tier, whether it fits or not. Unless `kernels` is given, it is measured if the rest fits."""
         if kernels is not None:
             return self._draft(config, tier, kernels)
         plan = self._draft(config, tier, ())
@@ -241,7 +243,7 @@ class _Planner:
             for spec in blueprint.specs[:2]
             for layout in cache_layouts(blueprint, spec.in_features).values()
         ]
-        cache_bytes = max(layer.cache_bytes for layer in layers) + max(shards)  # an input becomes its output by shards
+        cache_bytes = max(layer.cache_bytes for layer in layers) + max(shards)  # output replaces input shard by shard
         largest = max(layers, key=lambda layer: layer.footprint.peak)
         device = _need(
             f"the device ({_describe(largest)})",
@@ -250,7 +252,7 @@ class _Planner:
         )
         disk, max_unsynced = self._disk(layers, cache_bytes if tier == "disk" else 0)
         kept = goodness_bytes(blueprint, cache_layouts(blueprint, self.data.num_features)) if not on_cpu else {}
-        copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # so far, of this tile, of all layers
+        copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # of tiles so far, this tile, all layers
         goodness = sum(copies[name] * size for name, size in kept.items())
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
         host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness)
@@ -267,7 +269,7 @@ class _Planner:
         )
 
     def _on_paper(self, blueprint: Blueprint, kernels: tuple[KernelBytes, ...]) -> list[PaperLayer]:
-        """Once for all tiers: it takes a part of a second."""
+        """The layers on paper, computed once for all tiers, as it takes a fraction of a second."""
         key = (blueprint.config, kernels)
         if key not in self.papers:
             on_cpu = self.resources.device_type == "cpu"
@@ -275,7 +277,10 @@ class _Planner:
         return self.papers[key]
 
     def _disk(self, layers: list[LayerPlan], cache_bytes: int) -> tuple[Need, int | None]:
-        """Twice the cache where there is room: what was read is freed once what was made of it is durable."""
+        """The need for disk space, and how many shards may wait to be durable (None: any number).
+
+        Where there is room the cache counts twice, as a shard that was read is freed only once its output is durable.
+        """
         kept = sum(layer.weight_bytes * sum(number > self.num_done for number in layer.numbers) for layer in layers)
         progress = 2 * max(layer.footprint.weights + layer.footprint.optimiser for layer in layers)
         progress += max(layer.weight_bytes if layer.num_tiles > 1 else 0 for layer in layers)  # finished tiles
@@ -287,7 +292,7 @@ class _Planner:
 
     def _host(self, footprint: Footprint, cache_bytes: int, by_sample: int) -> Need:
         work = footprint.peak
-        if self.resources.device_type != "cpu":  # pinned slots; what a layer is made in, and saved from
+        if self.resources.device_type != "cpu":  # pinned slots, and a layer's state as it is made and saved
             work = 2 * footprint.slots + footprint.weights + footprint.optimiser
         terms = {
             "interpreter": self.resources.host_used_bytes,
@@ -300,7 +305,7 @@ class _Planner:
         return _need("host memory", self.resources.host_bytes, terms | {"allocator": slack})
 
     def smaller_batch(self, plan: Plan) -> int | None:
-        """The largest smaller batch with which the plan would fit, by halves, or None."""
+        """The largest batch with which the plan would fit, this one halved once or more; None if there is none."""
         batch = plan.sizes.batch
         batches = [size for size in _halves(batch, _SMALLEST_BATCH) if size < batch]
         configs = [
@@ -314,7 +319,7 @@ class _Planner:
 
 
 def _with_tiles(config: Config, tile_units: int) -> Config:
-    """With tiles of about so many units; as it is where their size is given."""
+    """The configuration with tiles of `tile_units` units; unchanged if it gives their size."""
     if isinstance(config.network.tile_units, int):
         return config
     return config.override({"network.tile_units": min(tile_units, config.width)})
@@ -339,7 +344,7 @@ def _check_countable(specs: Sequence[LayerSpec]) -> None:
 
 
 def _device_terms(footprint: Footprint) -> dict[str, int]:
-    """What the peak is made of, by the term's name."""
+    """The bytes that add up to the peak, by the name of their term."""
     terms = {name: value for name, value in dataclasses.asdict(footprint).items() if name != "handing_on"}
     if footprint.handing_on > footprint.training:
         terms = {"weights": footprint.weights, "handing on": footprint.handing_on - footprint.weights}
@@ -355,7 +360,7 @@ _BUDGETS = {"device": "--budget", "host": "--host-budget", "disk": "--disk-budge
 
 
 def _explain(plan: Plan, smaller_batch: int | None) -> str:
-    """One line on the first resource that has no room, from the most frugal plan there is."""
+    """One line on the first resource that has too little room, for a plan that comes nearest."""
     name = next(name for name in ("device", "host", "disk") if getattr(plan, name).excess_bytes)
     need: Need = getattr(plan, name)
     terms = sorted(need.terms.items(), key=lambda item: -item[1])

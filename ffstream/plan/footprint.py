@@ -1,4 +1,4 @@
-"""How many bytes a layer needs on the device, with the slots that shards pass through. Pure."""
+"""How many bytes a layer needs on the device, including the slots that shards pass through. Pure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ffstream.settings.config import Config
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one layer, or of its largest tile, on the device while it trains, and the most while it hands on."""
+    """Bytes of one layer, or its largest tile, on the device: by term while it trains, in all while it hands on."""
 
     weights: int  # parameters and buffers, float32
     optimiser: int  # the optimiser's state
     slots: int  # shards on their way between the cache and the device
-    rows: int  # what a step multiplies by the weights, and its mask
+    rows: int  # rows that a step multiplies by the weights, and their mask
     activities: int  # preactivations and activities of all candidates
-    gradient: int  # of some units at a time, and before it their weights, cast for a product; and what updates them
-    others: int  # by sample (order, candidates, goodness), kernels' own, and what other moments than a step take more
-    handing_on: int  # all that is alive while the output is written: the weights (of two tiles), and twice the slots
+    gradient: int  # gradients of some units at a time, weights cast for products, and buffers of the update
+    others: int  # numbers by sample (order, candidates, goodness), kernels' own memory, and what other phases add
+    handing_on: int  # all bytes alive while the output is written: weights (of two tiles), slots to read and write
 
     @property
     def training(self) -> int:
@@ -40,21 +40,21 @@ class Footprint:
 
 @dataclass(frozen=True)
 class PaperLayer:
-    """What the work of a layer, or of its largest tile, takes: bytes, and what is done at a time."""
+    """What the work of a layer, or of its largest tile, takes: its bytes, and the work of each kind of action."""
 
     footprint: Footprint
     step: Work
-    sweep: Work  # of a chunk of the validation split
-    measure: Work  # of a chunk of the training split, where further tiles build on it
-    hand_on: Work  # of a chunk of each split, by all tiles
+    sweep: Work  # for a chunk of the validation split
+    measure: Work  # for a chunk of the training split, if later tiles build on it
+    hand_on: Work  # for a chunk of each split, by all tiles
     handing_on: int  # bytes alive on the device meanwhile
-    write: Work  # of a chunk of images, where they are written while a run has trained already
+    write: Work  # for a chunk of images, if they are written again after training has begun
     writing: int  # bytes alive on the device meanwhile
 
 
 @dataclass(frozen=True)
 class KernelBytes:
-    """What the matrix products of a layer take on the device beside their operands; nothing where it is not known."""
+    """Bytes that a layer's matrix products take on the device beside their operands; 0 where they are not known."""
 
     in_steps: int = 0
     in_passes: int = 0
@@ -73,9 +73,9 @@ def cache_layouts(blueprint: Blueprint, num_features: int) -> dict[str, CacheLay
 
 
 def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: bool) -> list[PaperLayer]:
-    """The same layers with what shards pass through where the cache does not lie on the device, or is coded.
+    """The same layers with slots, the memory that shards pass through.
 
-    `staged`: it does not lie there.
+    Slots are needed if the cache is not on the device, which `staged` says, or if it is coded.
     """
     config = blueprint.config
     found: list[PaperLayer] = []
@@ -92,12 +92,12 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
         handing_on = layer.handing_on + slots + write_slots
         layouts = cache_layouts(blueprint, blueprint.data.num_features)
         of_images = {name: _bytes_to_write(layout, staged=staged) for name, layout in layouts.items()}
-        if has_stacks(config):  # the slots for reading are released before
+        if has_stacks(config):  # the slots for reading are released first
             handing_on = max(handing_on, layer.writing + max(of_images.values()))
         if config.augmentation.restream:
             were_read = (
                 spec.place > 0 or config.epochs * blueprint.sizes.num_tiles > 1
-            )  # before the last input was written
+            )  # before the last input was written, so that slots for reading exist
             handing_on = max(handing_on, layer.writing + of_images["train"] + (slots if were_read else 0))
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)
         found.append(dataclasses.replace(layer, footprint=footprint))
@@ -105,12 +105,12 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
 
 
 def has_stacks(config: Config) -> bool:
-    """Whether images are read again by a later layer."""
+    """Whether a later layer reads the images again."""
     return count_in_stack(config) < config.layers
 
 
 def goodness_bytes(blueprint: Blueprint, layouts: Mapping[str, CacheLayout]) -> dict[str, int]:
-    """Bytes, for each split, of one number for each label of a sample stored, or for each of its rows."""
+    """Bytes of each split's goodness: a float32 per label of a stored sample or, if candidates are rows, per row."""
     num_labels = blueprint.data.num_classes
     return {
         name: 4 * layout.num_stored * (num_labels if blueprint.method.candidates.shares_row else layout.num_rows)

@@ -1,4 +1,4 @@
-"""A machine described in one line, for plans past the one at hand."""
+"""A machine described in one line of text, for plans for machines other than this one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ _EXAMPLE = "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
 _FLOPS = re.compile(r"\s*([\d.]+)\s*([GTP])FLOP/s\s*", re.IGNORECASE)
 _PREFIXES = {"G": 1e9, "T": 1e12, "P": 1e15}
 
-# A card that is not told apart moves a byte for every hundred operations of its matrix products, and the host starts
-# an operator in seven microseconds, as was measured on the machine this was written on.
+# A device whose memory speed is not given is assumed to move one byte per hundred operations of its matrix products,
+# and the host to start an operator in seven microseconds, as was measured on the machine this was written on.
 _FLOPS_A_BYTE = 100
 _OPERATOR_S = 7e-6
 
 
 def parse_machine(text: str) -> Resources:
-    """ "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s" to what a run may take there, and how fast it is.
+    """What a run may take on a machine described by a text, and how fast that machine is.
 
-    A third figure of the device, such as 400GB/s, is the speed of its memory. Raises ConfigError.
+    The text is such as "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s". A third figure of the device,
+    such as 400GB/s, is the speed of its memory. Raises ConfigError.
     """
     parts: dict[str, list[str]] = {}
     for part in text.split(";"):

@@ -1,4 +1,4 @@
-"""The plan of a run: what it takes of which resource, layer by layer, and about how long. Made by `fitting`."""
+"""The plan of a run: how much of each resource it takes, layer by layer, and about how long. `fitting` makes it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ffstream.plan.footprint import Footprint
 from ffstream.settings.config import Config
 from ffstream.settings.sizes import Sizes
 
-INTERPRETER_BYTES = 600 << 20  # torch and torchvision, as they lie in memory
-_MOST_RUNS = 2  # of consecutive layers, that a name lists
+INTERPRETER_BYTES = 600 << 20  # of the process once torch and torchvision are imported
+_MOST_RUNS = 2  # ranges of consecutive layers that a name lists
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a machine is. `probe.measure_rates` finds it for this one."""
+    """How fast a machine is. `probe.measure_rates` measures this machine."""
 
     flops_per_s: float  # of matrix products, in the precision of the run
-    moved_bytes_per_s: float  # that other operators read and write on the device
-    operator_s: float  # of starting an operator
+    moved_bytes_per_s: float  # bytes that all other operators read and write on the device
+    operator_s: float  # seconds to start an operator
     loaded_bytes_per_s: Mapping[str, float]  # from a tier of the cache to the device: host, disk
 
     def seconds(self, work: Work) -> dict[str, float]:
-        """What work takes, by what it is spent on."""
+        """Seconds that some work takes, by what they are spent on."""
         return {
             "products": work.flops / self.flops_per_s,
             "memory": work.moved_bytes / self.moved_bytes_per_s,
@@ -36,7 +36,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run may take, in bytes. `memory.survey_resources` finds it for this machine."""
+    """What a run may take, in bytes. `probe.survey_resources` finds it for this machine."""
 
     device_type: str  # cpu, cuda
     device_bytes: int
@@ -44,13 +44,13 @@ class Resources:
     host_used_bytes: int  # by the interpreter and its libraries
     disk_bytes: int
     disk_is_memory: bool = False  # the run directory lies in a file system that is kept in memory
-    rates: Rates | None = None  # no times are planned without
-    unpinned: str | None = None  # what to say where the system refuses to pin host memory for the device
-    # What a run may take of what the machine has, whatever is taken of it now: sizes that decide bits follow from it.
+    rates: Rates | None = None  # None: no times are planned
+    unpinned: str | None = None  # the warning, if the system refuses to pin host memory for the device
+    # The same by what the machine has, whatever is in use now. Sizes that affect the trained bits are chosen by it.
     installed: Resources | None = None
 
     def is_within(self, other: Resources) -> bool:
-        """Whether nothing may be taken of which `other` allows less."""
+        """Whether `other` allows at least as much of every resource."""
         return (
             self.device_bytes <= other.device_bytes
             and self.host_bytes - self.host_used_bytes <= other.host_bytes - other.host_used_bytes
@@ -60,21 +60,21 @@ class Resources:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Layers that are alike."""
+    """The plan of layers that are alike."""
 
     numbers: list[int]  # from 1
     in_features: int
     num_units: int
     num_tiles: int
     footprint: Footprint
-    cache_bytes: int  # of what one of them reads
-    # Of one of them, or their mean where inputs are written anew for every epoch, by passes of which deeper ones take
-    # more.
-    read_bytes: int  # from caches, over its training
-    written_bytes: int  # to the next one's cache, and to those of such passes
-    seconds: dict[str, float] | None  # by what it is spent on; "loading" goes on beside the rest
-    # From so many units on, loading a row takes less time than its products: s F / 4 B, with s bytes an element, F
-    # FLOP/s and B bytes/s. None where no rates are known, or nothing is loaded.
+    cache_bytes: int  # of the cache that one of these layers reads
+    # For one of these layers or, if inputs are written anew for every epoch, their mean: the input of a deeper layer
+    # takes more passes.
+    read_bytes: int  # from caches, over the layer's training
+    written_bytes: int  # to the next layer's cache, and to the caches of those passes
+    seconds: dict[str, float] | None  # by what it is spent on; "loading" overlaps with the rest
+    # The number of units from which on loading a row takes less time than its products: s F / 4 B, with s bytes per
+    # element, F FLOP/s and B bytes/s. None if no rates are known or nothing is loaded.
     hiding_units: float | None
 
     @property
@@ -89,12 +89,12 @@ class LayerPlan:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the parameters of one of them, all tiles counted as the largest."""
+        """Bytes of the parameters of one of these layers, with every tile counted as the largest."""
         return self.footprint.weights * self.num_tiles
 
     @property
     def total_s(self) -> float | None:
-        """Seconds for one of them; None where no rates are known."""
+        """Seconds for one of these layers; None if no rates are known."""
         if self.seconds is None:
             return None
         rest = sum(seconds for name, seconds in self.seconds.items() if name != "loading")
@@ -102,7 +102,7 @@ class LayerPlan:
 
     @property
     def bottleneck(self) -> str | None:
-        """What takes the most time: loading where it does not hide behind the rest."""
+        """What takes the most time; loading only if it does not hide behind the rest."""
         if self.seconds is None:
             return None
         hidden = self.seconds["loading"] < (self.total_s or 0.0)
@@ -111,7 +111,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Need:
-    """The most bytes of one resource at once, what they are made of, and how many may be taken."""
+    """The most bytes of one resource at once, the terms that add up to them, and the bytes that may be taken."""
 
     noun: str
     num_bytes: int
@@ -120,15 +120,15 @@ class Need:
 
     @property
     def excess_bytes(self) -> int:
-        """By how much it is more than may be taken."""
+        """By how many bytes the need exceeds what may be taken."""
         return max(self.num_bytes - self.allowed_bytes, 0)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run goes, and what it takes."""
+    """How a run is carried out, and what it takes."""
 
-    config: Config  # shards and tiles resolved
+    config: Config  # with the sizes of shards and tiles filled in
     sizes: Sizes  # those of the configuration
     tier: str  # of the cache: device, host, disk
     max_unsynced: int | None  # shards that may wait to be durable; None: any number
@@ -136,13 +136,13 @@ class Plan:
     device: Need
     host: Need
     disk: Need
-    warning: str | None = None  # the run would not go as well as it could
-    # Settings of these sizes were chosen by what is free now: by what is installed they would be, or there is none.
+    warning: str | None = None  # why the run would not go as well as it could
+    # Sizes that were chosen by what is free now and differ from those by what is installed, as text; None if none do.
     sizes_by_free: str | None = None
 
     @property
     def fits(self) -> bool:
-        """Whether all that it takes may be taken."""
+        """Whether the run takes no more of any resource than it may."""
         return not any(need.excess_bytes for need in (self.device, self.host, self.disk))
 
     @property

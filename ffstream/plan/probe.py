@@ -1,4 +1,4 @@
-"""What only the machine can tell: short measurements before a run."""
+"""Short measurements of the machine before a run, for what cannot be computed."""
 
 from __future__ import annotations
 
@@ -42,25 +42,26 @@ from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import samples_in_sweep
 from ffstream.training.propagation import chunk_samples
 
-_PART_UNITS = 1024  # a layer works by so many units at a time, or a divisor of them, and a remainder
+_PART_UNITS = 1024  # a layer works on so many units at a time, or on a divisor of this number, and on a remainder
 
 
-# Of what is installed, and of what is free, the share that a run takes unless it is told: the rest is for the allocator
-# and for other programs.
+# The share of what is installed, and of what is free, that a run takes unless it is given a budget: the rest is for the
+# allocator and for other programs.
 _SHARE = 0.8
 
 _NUM_REPEATS = 16
-_ENOUGH_S = 1.0  # of repeating one measurement
+_ENOUGH_S = 1.0  # after which a measurement is not repeated any more
 _NUM_EPOCHS, _NUM_STEPS = 8, 4
-_LEAST_SHARE = 0.1  # of a step's time beside its products, for memory and for starting operators each
+_LEAST_SHARE = 0.1  # least share assumed: of a step for all but products; of that for memory, and for operators
 _TRANSFER_BYTES = 16 << 20
 
 
 def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path, held_bytes: int = 0) -> Resources:
-    """What a run in `folder` may take here: what it is told, else most of what is free; and of what is installed.
+    """What a run in `folder` may take on this machine: the budgets it is given, else most of what is free.
 
-    `held_bytes` are on the disk already, in files that the run will replace. Raises BudgetError for a budget that is
-    larger than the machine, or smaller than the interpreter.
+    Its `installed` is the same by what the machine has. `held_bytes` are on the disk already, in files that the run
+    will replace. Raises BudgetError for a budget that is larger than the machine, or that the interpreter
+    already uses up.
     """
     used, host_total = resident_bytes(), host_installed_bytes()
     free = max(host_free_bytes() - reserved_by_others(), 0)
@@ -86,7 +87,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
         device_bytes=_budget("device", settings.budget, most_device, total),
         host_bytes=most_host,
         host_used_bytes=INTERPRETER_BYTES,
-        disk_bytes=disk,  # which is the same for all sizes
+        disk_bytes=disk,  # by what is free: all sizes need the same
         disk_is_memory=is_in_memory(place),
     )
     return Resources(
@@ -102,7 +103,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
 
 
 def _find_unpinned(device: torch.device) -> str | None:
-    """What to say where memory that copies to the device should go from cannot be pinned."""
+    """The warning if the system refuses to pin host memory, from which copies to the device start; else None."""
     if device.type == "cpu" or allocate_host(_TRANSFER_BYTES, pinned=True).is_pinned():
         return None
     return unpinned_reason()
@@ -120,15 +121,15 @@ def _budget(noun: str, text: str, default_bytes: int, most_bytes: int) -> int:
 
 
 def measure_rates(config: Config, device: torch.device, folder: Path) -> Rates:
-    """How fast this machine is at a run's work, from its products and the steps of small and of large layers.
+    """Measure how fast this machine does a run's work, by matrix products and by steps of small and large layers.
 
-    Neither memory nor the start of an operator is as fast in a step as alone: both are taken from steps.
+    Memory and the start of an operator are slower within a step than by themselves, so both are derived from steps.
     """
     flops_per_s = _measure_products(config, device)
     small_s, small = _measure_step(config, 256, 128, device)
     small_rest_s = _rest_s(small_s, small, flops_per_s)
     found = []
-    for width in (1000, 2000):  # of which the first may fit in caches, and be faster: their mean is used
+    for width in (1000, 2000):  # the first may be faster, as it may fit in a processor's caches: the mean is used
         large_s, large = _measure_step(config, width, 512, device)
         large_rest_s = _rest_s(large_s, large, flops_per_s)
         # Two equations: rest = moved_bytes / moved_bytes_per_s + num_operators * operator_s.
@@ -147,7 +148,7 @@ def measure_rates(config: Config, device: torch.device, folder: Path) -> Rates:
 
 
 def _rest_s(step_s: float, work: Work, flops_per_s: float) -> float:
-    """Of a step beside its products; where the machine was disturbed while these were measured, a small share of it."""
+    """Seconds of a step without its products; at least a small share, as these may have been measured too slow."""
     return max(step_s - work.flops / flops_per_s, _LEAST_SHARE * step_s)
 
 
@@ -171,13 +172,13 @@ def _measure_products(config: Config, device: torch.device) -> float:
 
 @torch.no_grad()
 def _measure_step(config: Config, width: int, batch: int, device: torch.device) -> tuple[float, Work]:
-    """Seconds and work of one step of a layer that is as wide as its input, as an epoch takes it."""
+    """Seconds and work of one step, within an epoch, of a layer that is as wide as its input."""
     num_classes, num_samples = 1 + max(config.negatives.per_step, 9), _NUM_STEPS * batch
     if config.labels.method == "overlay":
-        config = config.override({"negatives.per_sample": "all"})  # as there are other classes
+        config = config.override({"negatives.per_sample": "all"})  # as the number of classes is another here
     config = config.override({"width": width, "batch": batch, "epochs": 1})
     config = config.override({"network.tile_units": "auto", "micro_batch": "auto"})  # a whole layer, a batch at once
-    config = config.override({"network.kind": "linear"})  # others do not have every shape
+    config = config.override({"network.kind": "linear"})  # other kinds do not allow every shape
     config = config.override({"augmentation.views": 1, "augmentation.restream": False})
     config = config.override({"cache.shard_samples": num_samples, "layers": 1})
     blueprint = Blueprint.of(config, DataShape(width, num_classes, {"train": num_samples}))
@@ -196,7 +197,7 @@ def _measure_step(config: Config, width: int, batch: int, device: torch.device) 
 
 
 def measure_link(device: torch.device, *, back: bool = False) -> float:
-    """Bytes a second from the host's memory to the device, or back: pinned memory, unless the system refuses it."""
+    """Bytes per second from host memory to the device, or `back`; host memory is pinned unless the system refuses."""
     if device.type == "cpu":
         return float("inf")
     on_host = allocate_host(_TRANSFER_BYTES, pinned=True)
@@ -206,12 +207,12 @@ def measure_link(device: torch.device, *, back: bool = False) -> float:
 
 
 def find_place(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or the nearest one above it that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _measure_disk(folder: Path) -> float:
-    """Bytes a second from a file that was just written: what the system's own cache gives, as for a cache that fits."""
+    """Bytes per second read from a file just written: from the system's page cache, as shards are if they fit there."""
     place = find_place(folder)
     with tempfile.TemporaryFile(dir=place, buffering=0) as file:
         file.write(bytes(_TRANSFER_BYTES))
@@ -225,7 +226,7 @@ def _measure_disk(folder: Path) -> float:
 
 
 def best_s(work: Callable[[], object], device: torch.device, num_repeats: int = _NUM_REPEATS) -> float:
-    """Seconds of the fastest of some calls, about a second of them at most."""
+    """Seconds of the fastest of several calls of `work`, which are ended after about a second."""
     times: list[float] = []
     while len(times) < num_repeats and not (len(times) > 1 and sum(times) > _ENOUGH_S):
         start_s = time.perf_counter()
@@ -233,14 +234,14 @@ def best_s(work: Callable[[], object], device: torch.device, num_repeats: int = 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start_s)
-    return min(times)  # whatever disturbs only slows
+    return min(times)  # disturbances only slow a call down
 
 
 @torch.no_grad()
 def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device) -> KernelBytes:
-    """What the matrix products of this layer take on the device beside their operands.
+    """Measure what the matrix products of this layer take on the device beside their operands.
 
-    The libraries below torch pack operands, or keep a workspace, as they see fit: no formula tells.
+    The libraries below torch may pack operands or keep a workspace: no formula tells how large these are.
     """
     config, num_units = blueprint.config, blueprint.sizes.tile_units
     layouts = cache_layouts(blueprint, spec.in_features)
@@ -256,7 +257,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
         rows = torch.zeros(most, spec.in_features, device=where)
         gradient = torch.zeros(most, spec.num_units, device=where)
         layer.workspace = Workspace(where)
-        for num_rows in (most, *row_counts):  # the most first, which makes all buffers
+        for num_rows in (most, *row_counts):  # the most rows first, which makes all buffers
             layer.preactivations(rows[:num_rows])
             if training and config.objective.perturbation:
                 for _ in layer.input_gradients(rows[:num_rows], gradient[:num_rows]):
@@ -277,7 +278,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
 
 
 def _step_rows(blueprint: Blueprint, layout: CacheLayout) -> set[int]:
-    """The numbers of rows that occur in the products of training."""
+    """The numbers of rows that occur in the matrix products of training."""
     candidates, sizes = blueprint.method.candidates, blueprint.sizes
     num_choices = candidates.num_choices
     rows_a_sample = 1 if candidates.shares_row else candidates.num_candidates
@@ -291,7 +292,7 @@ def _step_rows(blueprint: Blueprint, layout: CacheLayout) -> set[int]:
 
 
 def _pass_rows(layout: CacheLayout) -> set[int]:
-    """The numbers of rows that occur in the products of a pass."""
+    """The numbers of rows that occur in the matrix products of a pass."""
     chunk = chunk_samples(layout.num_rows)
     sizes = layout.shard_sizes()
     counts = {min(chunk, samples) for samples in sizes} | {samples % chunk for samples in sizes}

@@ -1,4 +1,4 @@
-"""Steps that are tried before a run, so that what does not fit is refused and not met halfway."""
+"""Tries steps before a run, so that a run that does not fit is refused at the start and does not fail halfway."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ffstream.plan.footprint import cache_layouts
 from ffstream.plan.plan import Plan
 from ffstream.training.layer_trainer import LayerTrainer
 
-_NUM_STEPS = 2  # the second finds all buffers there
+_NUM_STEPS = 2  # the second reuses all buffers
 
 
 def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
-    """Take steps of each layer shape of a plan, as they will be taken. Nothing is read and nothing is written.
+    """Take steps of each layer shape of a plan as the run will take them, on zeros. Nothing is read or written.
 
     `blueprint` is that of the plan.
 
-    Raises BudgetError when they take more than the plan may: a layer kind can do on a device what it does not do on
-    paper, and another program can take the memory that was free.
+    Raises BudgetError when the steps take more than the plan may: a layer kind may allocate on a device what it does
+    not on paper, and another program may have taken memory that was free.
     """
     allowed_bytes = plan.device.allowed_bytes - plan.device.terms.get("cache", 0)
     staged = plan.tier == "disk" or (plan.tier == "host" and device.type != "cpu")
-    for spec, planned in zip(blueprint.specs, plan.layers, strict=False):  # of as many as differ
+    for spec, planned in zip(blueprint.specs, plan.layers, strict=False):  # only those that differ in shape
         layout = cache_layouts(blueprint, spec.in_features)["train"]
         cache = _BlankCache(layout, None if staged else device)
         taken = f"more than {format_bytes(allowed_bytes)}"
@@ -53,7 +53,7 @@ def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
 
 
 def _measure_steps(blueprint: Blueprint, spec: LayerSpec, cache: ActivationCache, device: torch.device) -> int:
-    """Peak bytes of the first steps of a layer, or of its first tile."""
+    """Peak bytes of the first steps of a layer, or of the layer's first tile."""
     labels = torch.zeros(cache.layout.num_samples, dtype=torch.int64)
     units, informed = blueprint.tiles[0], blueprint.config.epochs > 1
 
@@ -69,7 +69,7 @@ def _measure_steps(blueprint: Blueprint, spec: LayerSpec, cache: ActivationCache
 
 
 class _BlankCache(ActivationCache):
-    """Zeros in place of rows: a shard of them on a device, or none until they are loaded."""
+    """A cache of zeros: with a device, one shard of them lies there; else they are made when a shard is loaded."""
 
     def __init__(self, layout: CacheLayout, device: torch.device | None) -> None:
         self.layout = layout
@@ -77,15 +77,15 @@ class _BlankCache(ActivationCache):
         self._block = torch.zeros(shape, dtype=dtype, device=device) if device is not None else None
 
     def missing(self) -> list[int]:
-        """None."""
+        """No shard is missing."""
         return []
 
     def store(self, shard: int, rows: Tensor) -> None:
-        """Not asked for."""
+        """Never called, as no layer hands on."""
         raise NotImplementedError
 
     def load(self, shard: int, slot: Tensor) -> None:
-        """Zeros."""
+        """Fill the slot with zeros."""
         slot.zero_()
 
     def free(self, shard: int) -> None:
@@ -95,5 +95,5 @@ class _BlankCache(ActivationCache):
         """Nothing is kept."""
 
     def resident(self, shard: int, device: torch.device) -> Tensor | None:
-        """The zeros, where they lie on a device."""
+        """The zeros, if they lie on a device; else None."""
         return self._block[: self.layout.shard_shape(shard)[0]] if self._block is not None else None

@@ -1,4 +1,4 @@
-"""What training a layer comes to: arithmetic, bytes read and written, and the time at given rates. Pure."""
+"""How much work it is to train a layer: arithmetic, bytes read and written, and the time at given rates. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from ffstream.training.propagation import chunk_samples
 def plan_layers(
     blueprint: Blueprint, on_paper: list[PaperLayer], rates: Rates | None, tier: str | None
 ) -> list[LayerPlan]:
-    """The first layers of a stack one by one, and all that are like the last of them together.
+    """Plans of the first layers of a stack, each with the layers that are like it.
 
-    `tier`: where shards are loaded from, None where they are not.
+    The last of `on_paper` stands for all later layers of a stack. `tier` is the one that shards are loaded from, None
+    if they are not loaded.
     """
     plans = []
     config, specs, candidates = blueprint.config, blueprint.specs, blueprint.method.candidates
@@ -45,7 +46,7 @@ def plan_layers(
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
             if tier is not None:
-                used = 1 if candidates.shares_row else candidates.num_candidates  # rows of a sample, in a step
+                used = 1 if candidates.shares_row else candidates.num_candidates  # rows per sample in a step
                 loaded_bytes = train.row_bytes / train.num_features * train.num_rows / used
                 hiding_units = loaded_bytes * rates.flops_per_s / (4 * rates.loaded_bytes_per_s[tier])
         plans.append(
@@ -66,15 +67,15 @@ def plan_layers(
 
 
 def _num_measured(blueprint: Blueprint, train: CacheLayout) -> int:
-    """Samples whose goodness is measured while a layer trains, for the next tile to build on: all views of them."""
+    """How many samples, counting every view, are measured while a layer trains, for later tiles to build on."""
     config, num_tiles = blueprint.config, blueprint.sizes.num_tiles
-    if config.augmentation.restream:  # all tiles so far, before every epoch
+    if config.augmentation.restream:  # all tiles so far, anew before every epoch
         return config.epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples
     return (num_tiles - 1) * train.num_stored
 
 
 def _all_work(blueprint: Blueprint, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
-    """Of training one layer, measuring it after every epoch and handing its output on; all tiles as the largest."""
+    """The work of training a layer, measuring it after every epoch and handing on; all tiles count as the largest."""
     config, sizes = blueprint.config, blueprint.sizes
     train, num_epochs = layouts["train"], config.epochs * sizes.num_tiles
     work = layer.step * (num_epochs * -(-train.num_samples // sizes.batch))
@@ -89,15 +90,16 @@ def _all_work(blueprint: Blueprint, layer: PaperLayer, layouts: Mapping[str, Cac
 def _fresh_input(
     on_paper: list[PaperLayer], shapes: list[dict[str, CacheLayout]], places: Sequence[int]
 ) -> tuple[Work, int, int]:
-    """Of writing a layer's input anew once: work, bytes read and bytes written, means of layers of these places.
+    """Work, bytes read and bytes written to write a layer's input anew once, as means over several layers.
 
-    The images are written, then each layer below reads what the one below it wrote.
+    `places` are their positions in a stack. The images are written first; then each layer below reads what the one
+    below it wrote.
     """
     images, num_layers = shapes[0]["train"], len(places)
     work = on_paper[0].write * (num_layers * -(-images.num_samples // chunk_samples(images.num_rows)))
     read, written = 0, num_layers * images.num_bytes
     for kind, (layer, layouts) in enumerate(zip(on_paper, shapes, strict=True)):
-        # The pairs of a layer and one below it that is of this kind; the last kind are all further ones.
+        # Pairs of a layer and one below it that is of this kind; the last kind stands for all later layers.
         num_passes = sum(max(k - kind, 0) if kind + 1 == len(shapes) else k > kind for k in places)
         work += layer.hand_on * (num_passes * _num_chunks(layouts, layouts["train"].num_samples))
         read += num_passes * layouts["train"].num_bytes
@@ -111,6 +113,6 @@ def _lasting(config: Config, layouts: Mapping[str, CacheLayout]) -> list[str]:
 
 
 def _num_chunks(layouts: Mapping[str, CacheLayout], num_samples: int) -> int:
-    """Times that a chunk of each split is handed on, for so many samples of any of them."""
+    """How often a chunk of each split is handed on until `num_samples` samples of all splits are."""
     first_chunks = sum(min(chunk_samples(layout.num_rows), layout.num_samples) for layout in layouts.values())
     return -(-num_samples // first_chunks)

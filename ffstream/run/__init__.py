@@ -1,1 +1,1 @@
-"""Starting a run, going on with it, executing its schedule, repairing it. Imports `infer` and below."""
+"""Starting and resuming a run, executing its schedule, and repairing it. Imports `infer` and below."""

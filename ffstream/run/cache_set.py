@@ -1,4 +1,4 @@
-"""The caches that the layer at hand reads, one a split, and the tier that all caches of a run share."""
+"""The caches that the current layer reads, one per split, and the tier that all caches of a run share."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TRAIN, VALIDATION = "train", "validation"
 
 
 class CacheSet:
-    """Makes, opens and drops the caches of a run. `current` maps each split to what the layer at hand reads.
+    """Makes, opens and drops the caches of a run. `current` maps each split to the current layer's input.
 
-    `lasting` names the splits whose caches move through the layers; the others' are written anew for every epoch.
+    `lasting` names the splits whose caches move through the layers; any other cache is written anew for every epoch.
     `data_digest` is that of the training data.
     """
 
@@ -32,12 +32,12 @@ class CacheSet:
         device: torch.device,
     ) -> None:
         self.current: dict[str, ActivationCache] = {}
-        self.fresh = ""  # for which layer and epoch what does not last is written
+        self.fresh = ""  # the layer and epoch for which caches that do not last are written
         self._directory = directory
         self.tier = tier
         config = blueprint.config
         self._layouts = [cache_layouts(blueprint, spec.in_features) for spec in blueprint.specs]
-        # What is written for one epoch only neither moves on to the next layer nor outlives the process.
+        # A cache that is written for one epoch only neither moves on to the next layer nor outlives the process.
         self.lasting = [
             name for name in blueprint.data.num_samples if name != TRAIN or not config.augmentation.restream
         ]
@@ -46,7 +46,7 @@ class CacheSet:
         self._folder, self._prefix = directory.open_cache(config.cache.folder, make=tier == "disk")
 
     def make(self, index: int, name: str) -> ActivationCache:
-        """A cache for what layer `index` reads of a split, with the shards that an earlier process left there."""
+        """The cache that layer `index` reads of a split, with the shards that an earlier process left in it."""
         layout = self._layouts[index][name]
         if self.tier == "disk":
             lasts, identity = name in self.lasting, _identify(self._config, self._data_digest, index, name)
@@ -55,11 +55,11 @@ class CacheSet:
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
 
     def open_committed(self, num_done: int, stack_start: int) -> list[int]:
-        """Make the newest useful caches on disk current, delete the others, and say which layer reads them.
+        """Make the newest useful caches on disk current, delete all others, and return the layer that reads them.
 
-        The layers from `stack_start` on are those that the layer to be trained next may depend on.
-
-        A cache is useful when each of its shards is there, or has moved on to the next layer's cache already.
+        The caches of the layers from `stack_start` on are considered, on which the layer to be trained next may depend.
+        A cache is useful when each of its shards exists, or has already moved on to the next layer's cache, which is
+        then kept too. The list that is returned is empty if no cache is useful.
         """
         useful: list[int] = []
         is_read = self.tier == "disk" and num_done < len(self._layouts)
@@ -80,7 +80,7 @@ class CacheSet:
         return not missing or (index < num_done and missing.isdisjoint(self.make(index + 1, name).missing()))
 
     def drop_all(self) -> None:
-        """No layer will read any more."""
+        """Drop all caches, when no layer will read them any more."""
         for cache in self.current.values():
             cache.drop()
         self.current = {}
@@ -95,5 +95,5 @@ def verify_cache(folder: Folder, name: str, config: Config, data_digest: str) ->
 
 
 def _identify(config: Config, data_digest: str, index: int, name: str) -> str:
-    """What the rows that layer `index` reads of a split are, and what they were put through."""
+    """What decides the rows that layer `index` reads of a split: settings, training data, layer and split."""
     return f"{config.fingerprint()} {data_digest} {index} {name}"

@@ -1,4 +1,4 @@
-"""Taking a folder for a run: made, locked, and left as it was found unless a run was started in it."""
+"""Claiming a folder for a run: it is made, locked, and left as it was unless a run was started in it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _NUM_TRIES = 5
 
 @contextlib.contextmanager
 def claim_folder(candidates: Iterable[Path], *, is_new: bool) -> Iterator[RunDirectory]:
-    """Lock a folder in which a run is, or may be started, and let nobody else decide anything there meanwhile.
+    """Lock a folder in which a run exists or may be started, so that no other process starts or trains one meanwhile.
 
-    It is the first of the candidates; if it `is_new`, the first that this process can make itself, so that two
-    processes never have one. What the folder is is asked under its lock, for another process may have started a run
-    there just before. Raises RunError for a folder that is somebody's, RunLockedError, StorageError.
+    It is the first of the candidates; if it `is_new`, the first one that this process can make itself, so that two
+    processes never share a folder. The folder is checked again under its lock, because another process may just have
+    started a run there. Raises RunError for a folder with somebody else's files, RunLockedError, StorageError.
     """
     with contextlib.ExitStack() as stack:
         for number in range(_NUM_TRIES):
             path, made = _make(candidates, is_new=is_new)
             stack.callback(_remove_empty, made)
-            RunDirectory(path).check_is_free()  # first without the lock, whose files have no place in a foreign folder
+            RunDirectory(path).check_is_free()  # before locking, as lock files must not be put into a foreign folder
             try:
                 lock = stack.enter_context(RunLock(path))
                 break
@@ -42,7 +42,7 @@ def claim_folder(candidates: Iterable[Path], *, is_new: bool) -> Iterator[RunDir
 
 
 def _remove_unused(directory: RunDirectory, lock: RunLock) -> None:
-    """Remove the lock's files again where no run was started."""
+    """Remove the lock's files again if no run was started."""
     with contextlib.suppress(FFStreamError):
         found = directory.survey()
         if found.state is FolderState.FREE and not found.identity:
@@ -50,7 +50,7 @@ def _remove_unused(directory: RunDirectory, lock: RunLock) -> None:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove the folders again that were made for a run, unless there is one now."""
+    """Remove the folders that were made for a run, unless something is in them now."""
     for folder in reversed(folders):
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -58,7 +58,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _make(candidates: Iterable[Path], *, is_new: bool) -> tuple[Path, list[Path]]:
-    """A folder that is there now, and those that were made for it."""
+    """The folder that was chosen, which exists now, and the folders that were made for it."""
     for path in candidates:
         if path.exists() and not path.is_dir():
             raise RunError(
@@ -68,7 +68,7 @@ def _make(candidates: Iterable[Path], *, is_new: bool) -> tuple[Path, list[Path]
             made = make_folder(path.parent if is_new else path)
             if not is_new:
                 return path, made
-            with contextlib.suppress(FileExistsError):  # another process has this name
+            with contextlib.suppress(FileExistsError):  # another process has taken this name
                 path.mkdir()
                 sync_folder(path.parent)
                 return path, [*made, path]

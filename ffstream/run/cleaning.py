@@ -1,4 +1,4 @@
-"""Removing from a run what can be made again: its caches, and what processes that are gone have left."""
+"""Removing from a run what is not needed: caches, which can be made again, and files that dead processes left."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from ffstream.storage.checkpoint import RunDirectory
 
 
 def clean_run(run: Run) -> int:
-    """Remove caches and temporary files of a run that is not being trained. Returns their bytes.
+    """Remove caches and temporary files of a run that is not being trained. Returns the bytes removed.
 
-    What was committed stays, the layer in training too: a resume makes the caches again, with the same bits. Files that
-    are not the run's are not touched. Raises RunLockedError, RunError, CorruptFileError, StorageError.
+    All that was committed stays, including the progress of the layer in training: a resume makes the caches again, with
+    the same bits. Files that are not the run's are not touched. Raises RunLockedError, RunError, CorruptFileError,
+    StorageError.
     """
     cache_dir = run.config.cache.folder
     with storage_errors(run.path, "remove"), RunLock(run.path, needs_room=False) as lock:
@@ -22,6 +23,6 @@ def clean_run(run: Run) -> int:
         with directory.cache_locked(cache_dir):
             num_bytes = directory.remove_temporaries() + directory.drop_caches(cache_dir)
         progress = directory.read_progress()
-        if progress is not None and progress[0] < directory.count_layers():  # of a layer that is committed
+        if progress is not None and progress[0] < directory.count_layers():  # the layer is committed already
             num_bytes += directory.drop_progress()
     return num_bytes

@@ -1,4 +1,4 @@
-"""Executes a schedule: one layer on the device, its input in the cache, everything finished on disk."""
+"""Executes a schedule, with one layer on the device, its input in the cache and all finished layers on disk."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, write_rows
 
-# What the rest of an action's time goes to; that of training to reading goodness off and making layers.
+# Under which name the time of an action is counted that no lap within it counts. In training, that time goes to
+# measuring goodness and making layers.
 _NOUNS = {Action.WRITE_INPUT: "writing images", Action.TRAIN: "measuring", Action.PROPAGATE: "handing on"}
 
-_LEAST_S = 1e-9  # that anything takes, where the clock stands still
+_LEAST_S = 1e-9  # lower limit of a measured time, should the clock show none
 
 _Goodness = dict[str, Tensor]  # by split: (samples, labels or candidates), on the host
 
 
 class Runner:
-    """One process's work on one run, whose lock it holds and which is planned."""
+    """Carries out the plan of one run, whose lock this process holds."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Runner:
         self._directory, self._plan = directory, plan
         self._config = config = plan.config
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
-        self._splits = {name: splits[name] for name in names}  # until no cache is written of them any more
+        self._splits = {name: splits[name] for name in names}  # until no more caches are written from them
         self._num_in_stack = count_in_stack(config)
         self._labels = {name: splits[name].labels for name in names}
         self._scaling = facts.scaling
@@ -74,11 +75,11 @@ class Runner:
         self._caches = CacheSet(directory, blueprint, facts.digest, plan.tier, device)
         self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
         self._stopwatch = self._transfer.stopwatch
-        self._workspace = Workspace(device)  # one for all layers: what one leaves the next one takes
+        self._workspace = Workspace(device)  # shared by all layers, so that each reuses the buffers of the last
         self._tiles = blueprint.tiles
-        self._resident: FrozenLayer | None = None  # at most one layer
-        self._written: Future[None] | None = None  # the last file, until it is committed
-        self._epochs_taken: dict[int, int] = {}  # of the layer whose progress an earlier process left
+        self._resident: FrozenLayer | None = None  # the layer that is kept on the device
+        self._written: Future[None] | None = None  # the last file written, until it is committed
+        self._epochs_taken: dict[int, int] = {}  # by layer, if an earlier process left its progress
         self._sweep = LabelSweep(torch.empty(0))
 
     def run(self) -> None:
@@ -96,7 +97,7 @@ class Runner:
         with (
             contextlib.closing(self._metrics),
             self._transfer,
-        ):  # on leaving, by an error too, what was handed over to it is committed
+        ):  # on leaving, even by an error, it commits what was handed to it
             steps = remaining_steps(len(self._specs), self._num_in_stack, num_done, cached_inputs)
             num_writes = sum(step.action is Action.WRITE_INPUT for step in steps)
             for step in steps:
@@ -131,9 +132,11 @@ class Runner:
     # --- the three actions
 
     def _write_input(self, spec: LayerSpec) -> None:
-        """Overlay, scale and views are decided here; no later cache of a stack reads the data set.
+        """Write the input caches of a stack from the data set.
 
-        What the last stack read is gone first. Held-out rows are the same for every stack, whose goodness is summed.
+        Overlay, scale and views are decided here: later caches of these splits in the stack do not read the data set.
+        The caches of the previous stack are removed first. Held-out rows are the same for every stack, because the
+        goodness of all stacks is summed.
         """
         self._resident = None
         self._workspace.clear()
@@ -150,7 +153,7 @@ class Runner:
                 write_rows(self._transfer, caches[name], rows.make(shifts, max_shift), view)
 
     def _train(self, spec: LayerSpec) -> None:
-        """Train, measure, commit, tile by tile. An earlier process's epochs are taken from its progress."""
+        """Train, measure and commit a layer, tile by tile. Epochs of an earlier process come from its progress."""
         self._resident = None
         start_s = time.perf_counter()
         start_epoch = self._epochs_taken.pop(spec.index, 0)
@@ -168,7 +171,7 @@ class Runner:
             if number < last:
                 self._commit(partial(self._directory.write_tile, spec.index, number, start_epoch, layer))
                 so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
-                del layer  # before the next one is made
+                del layer  # so that its memory is free before the next one is made
         samples_per_s = num_samples / max(training_s, _LEAST_S) / len(self._tiles)
         self._commit_layer(spec, layer, epochs[-1], goodness, samples_per_s, time.perf_counter() - start_s)
         if TRAIN not in self._caches.lasting:
@@ -183,7 +186,7 @@ class Runner:
         samples_per_s: float,
         elapsed_s: float,
     ) -> None:
-        """Commit a layer whose last tile, or all of it, is `layer`."""
+        """Commit a layer. `layer` is its last tile, or the whole layer if it has only one."""
         error, error_to_here = self._sweep.add(goodness) if goodness is not None else (None, None)
         summary = LayerFigures(
             layer=spec.index + 1,
@@ -199,7 +202,7 @@ class Runner:
             cache_tier=self._caches.tier,
         )
         self._metrics.append({"kind": "layer"} | summary.to_mapping() | {"seconds": self._stopwatch.take()})
-        self._transfer.finish()  # what the layer depends on
+        self._transfer.finish()  # what the layer depends on must be durable first
         self._commit(
             lambda seal: self._directory.write_layer(
                 spec.index, layer, goodness, summary.to_mapping(), seal, len(self._tiles)
@@ -212,16 +215,16 @@ class Runner:
     def _train_tile(
         self, spec: LayerSpec, number: int, start_epoch: int, so_far: _Goodness
     ) -> tuple[Layer, list[EpochFigures], Tensor | None]:
-        """A tile with all its epochs taken, the figures of those taken here, and the validation goodness at the end.
+        """Train a tile. Returns it, the figures of the epochs taken here, and the validation goodness at the end.
 
-        Epochs count through the tiles of a layer.
+        The epochs of a layer are counted through its tiles.
         """
         trainer: LayerTrainer | None = None
         taken, fresh = [], TRAIN not in self._caches.lasting
         for epoch in range(start_epoch, (number + 1) * self._config.epochs):
             beside = so_far
             if fresh:
-                trainer = None  # off the device: the layers below take its place
+                trainer = None  # frees the device for the layers below
                 with self._stopwatch.lap("writing images"):
                     self._write_fresh_input(spec, epoch)
                 beside = so_far | self._measure_tiles(spec, number)
@@ -229,12 +232,12 @@ class Runner:
                 trainer = self._make_trainer(spec, number, epoch)
             figures, goodness = self._take_epoch(spec, trainer, epoch, beside)
             taken.append(figures)
-            del beside  # before it is measured anew
+            del beside  # so that its memory is free before it is measured again
         assert trainer is not None, "a tile that has taken all its epochs is finished"
         return trainer.layer, taken, goodness
 
     def _make_trainer(self, spec: LayerSpec, number: int, epoch: int) -> LayerTrainer:
-        """Of a tile as it is before an epoch: at first as it was built, then as the progress holds it."""
+        """The trainer of a tile before an epoch: newly built before the first one, else loaded from the progress."""
         units = self._tiles[number]
         layer = self._blueprint.build_layer(spec, units)
         layer.workspace = self._workspace
@@ -244,13 +247,13 @@ class Runner:
         return trainer
 
     def _write_fresh_input(self, spec: LayerSpec, epoch: int) -> None:
-        """In place of what the layer read in the last epoch: images with fresh shifts, put through the layers below.
+        """Replace what the layer read in the last epoch by images with fresh shifts, put through the layers below.
 
-        The epochs of a layer are counted through its tiles. Nothing depends on what is there of the last epoch's, or of
-        an earlier process's: shifts and wrong labels are functions of (seed, layer, epoch).
+        The epochs of a layer are counted through its tiles. The rows do not depend on those of the last epoch or of an
+        earlier process: shifts and wrong labels are functions of (seed, layer, epoch).
         """
         self._observer.on_step(f"writing shifted images for epoch {epoch + 1} of layer {spec.index + 1}")
-        self._transfer.finish()  # the progress, from which the layer comes back
+        self._transfer.finish()  # so that the progress, from which the layer is loaded again, is durable
         if TRAIN in self._caches.current:
             self._caches.current.pop(TRAIN).drop()
         self._workspace.clear()
@@ -265,7 +268,7 @@ class Runner:
         self._caches.current[TRAIN] = cache
 
     def _make_rows(self, name: str, spec: LayerSpec, epoch: int = 0) -> InputRows:
-        """What the stack of a layer reads of a split; of held-out images every stack is shown the same."""
+        """The rows of a split that the stack of a layer reads. Every stack reads the same rows of held-out images."""
         split, held_out = self._splits[name], name == VALIDATION
         start, layer = self._specs[spec.stack_start], 0 if held_out else spec.index
         hidden = None if held_out else self._blueprint.draw_hidden(start)
@@ -277,7 +280,7 @@ class Runner:
     def _take_epoch(
         self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness
     ) -> tuple[EpochFigures, Tensor | None]:
-        """Train, measure, save."""
+        """Train for one epoch, measure, and save the progress."""
         number, num_epochs = spec.index + 1, self._config.epochs * len(self._tiles)
 
         def on_tick(figures: EpochFigures) -> None:
@@ -291,7 +294,7 @@ class Runner:
         error = self._make_sweep().add(goodness)[0] if goodness is not None else None
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
         self._metrics.append(record | dataclasses.asdict(figures))
-        if (epoch + 1) % self._config.epochs:  # after the last one the tile, or the layer, is committed
+        if (epoch + 1) % self._config.epochs:  # after the last one, the tile or the layer is committed
             self._commit(
                 partial(self._directory.write_progress, spec.index, epoch + 1, trainer.layer, trainer.optimiser)
             )
@@ -299,18 +302,18 @@ class Runner:
         return figures, goodness
 
     def _propagate(self, spec: LayerSpec) -> None:
-        """Move the caches through the layer: what the next layer reads takes the place of what this one read."""
+        """Move the caches through the layer: the input of the next layer replaces the input of this one."""
         layer = self._take_layer(spec)
-        self._workspace.clear()  # of a step's buffers: slots for what is written take their place
+        self._workspace.clear()  # frees the buffers of training steps, to make room for the slots of written shards
         for name, source in list(self._caches.current.items()):
             self._caches.current[name] = self._move(name, source, layer)
 
     # --- what they share
 
     def _commit(self, write: Callable[[MetricsSeal], Callable[[], None]]) -> None:
-        """Write a file down, and commit it after the lines of the metrics that tell of it are durable.
+        """Write a file, and commit it after the lines of the metrics that describe it are durable.
 
-        One file at a time waits for that, or a disk slower than the epochs would hold more than was planned.
+        Only one file at a time waits for that: with a disk slower than the epochs, more would pile up than was planned.
         """
         if self._written is not None:
             self._transfer.await_commit(self._written)
@@ -320,14 +323,14 @@ class Runner:
         self._written = self._transfer.commit(action)
 
     def _move(self, name: str, source: ActivationCache, layer: FrozenLayer) -> ActivationCache:
-        """The cache of what a layer hands on, in place of what it reads."""
+        """Make the cache of what a layer hands on, which replaces the cache that it reads."""
         target = self._caches.make(layer.spec.index + 1, name)
         propagate(self._transfer, layer, source, target, move=True)
         self._transfer.commit(source.drop)
         return target
 
     def _take_layer(self, spec: LayerSpec) -> FrozenLayer:
-        """The layer on the device if it is this one, else the committed one."""
+        """The layer that is kept on the device if it is this one, else the committed one, loaded."""
         if self._resident is None or self._resident.spec != spec:
             self._resident = None
             self._transfer.finish()
@@ -335,7 +338,7 @@ class Runner:
         return self._resident
 
     def _load_tile(self, spec: LayerSpec, number: int) -> Layer:
-        """A tile that an earlier process finished."""
+        """Load a finished tile of the layer being trained."""
         with PAPER:
             tile = self._blueprint.make_layer(spec, self._tiles[number])
         self._directory.load_tile(spec.index, number, tile)
@@ -343,14 +346,14 @@ class Runner:
         return tile
 
     def _measure_tiles(self, spec: LayerSpec, num_tiles: int) -> _Goodness:
-        """The goodness of the first tiles on the training samples, as they are in this epoch."""
+        """The goodness of the first tiles on the training samples of this epoch."""
         found: _Goodness = {}
         for number in range(num_tiles):
             found = self._add_tile(spec, self._load_tile(spec, number), found, [TRAIN])
         return found
 
     def _add_tile(self, spec: LayerSpec, tile: Layer, so_far: _Goodness, names: Iterable[str]) -> _Goodness:
-        """The goodness of the tiles so far and of one more, on the splits that are named and there."""
+        """The goodness of the tiles so far and of one more, on those of the named splits that exist."""
         found: _Goodness = {}
         for name in self._labels.keys() & names:
             averaged = self._blueprint.sizes.tile_units if name == TRAIN else spec.num_units  # as the trainer does
@@ -361,7 +364,7 @@ class Runner:
         return found
 
     def _replay_sweep(self, num_done: int) -> None:
-        """Sum the goodness of the committed layers."""
+        """Sum the validation goodness of the committed layers."""
         if VALIDATION not in self._labels:
             return
         self._sweep = self._make_sweep()
@@ -371,7 +374,7 @@ class Runner:
             self._sweep.add(goodness)
 
     def _make_sweep(self) -> LabelSweep:
-        """Of the validation split."""
+        """An empty sweep over the validation split."""
         return LabelSweep(
             self._method.rows.targets(self._labels[VALIDATION]), stack_layers=self._config.network.stack_layers
         )
@@ -385,7 +388,7 @@ class Runner:
                 f"are committed; restore them from a copy, or put it aside with "
                 + to_command("repair --apply", self._directory.path)
             )
-        if progress is not None and progress[0] < num_done:  # killed between the layer's commit and its clean-up
+        if progress is not None and progress[0] < num_done:  # a process was killed before cleaning up
             self._directory.drop_progress()
             progress = None
         self._directory.check_metrics()

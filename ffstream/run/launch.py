@@ -1,4 +1,4 @@
-"""Starting a run and going on with one: resolves the configuration, takes the lock, refuses what does not fit."""
+"""Starting and resuming a run: resolves the configuration, takes the lock and refuses what does not fit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from ffstream.training.input_rows import check_negatives
 from ffstream.training.observer import Observer
 from ffstream.training.visibility import find_hidden, find_overlaid
 
-# Settings whose "auto" is filled in when a run starts, or that a resumed run keeps.
+# Settings that a resumed run takes from its saved configuration where they are "auto".
 _RESOLVED = (
     "batch",
     "micro_batch",
@@ -59,7 +59,7 @@ _RESOLVED = (
     "memory.disk_budget",
 )
 
-_MOST_LETTERS = 80  # of the name of the data in that of a run
+_MOST_LETTERS = 80  # of the data's name, in the default name of a run
 _MIN_BATCH, _MAX_BATCH = 64, 512
 _UPDATES_AN_EPOCH = 64  # aimed at by batch = "auto"
 
@@ -74,10 +74,10 @@ def train(
 ) -> Run:
     """Train a network layer by layer into `run_dir` (runs/<data>-<layers>x<width>-<time> by default).
 
-    The folder is missing or empty, or holds a run. With `resume`, a run that is there already is gone on with, provided
-    that it has this configuration; more layers than it has are added. With `accept_environment`, also where something
-    that decides bits differs from what it was trained with. Raises an FFStreamError; nothing that was committed is
-    lost. An interrupt ends it between two shards of a cache, the next one at once.
+    The folder is missing or empty, or holds a run. With `resume`, an existing run is resumed, provided that it has this
+    configuration; layers are added if it has fewer than are asked for. With `accept_environment`, it is resumed even
+    where something that decides bits differs from what it was trained with. Raises an FFStreamError; nothing that was
+    committed is lost. An interrupt ends training between two shards of a cache, a second one at once.
     """
     load_plugins(config.plugins)
     with Interrupts(), plain_torch():
@@ -101,11 +101,11 @@ def make_plan(
     machine: str | None = None,
     data: DataShape | None = None,
 ) -> Plan:
-    """What `train` with the same arguments would do and take. Nothing is written.
+    """The plan of what `train` with the same arguments would do and need. Nothing is written.
 
-    On this machine, or on the `machine` that is described (see `machine.parse_machine`), and for the data of the
-    configuration or any of the given shape; what was described need not be there, and need not fit. Raises an
-    FFStreamError where `train` would, a BudgetError where the run does not fit on this machine.
+    It is made for this machine, or for a described `machine` (see `machine.parse_machine`), and for the data of the
+    configuration, or for any `data` of a given shape. A described machine or data need not exist, and the run then need
+    not fit. Raises an FFStreamError where `train` would, a BudgetError where the run does not fit on this machine.
     """
     load_plugins(config.plugins)
     with plain_torch():
@@ -130,7 +130,7 @@ def _make_plan(
         dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
         data, data_bytes = shape_of(dataset, make_splits(dataset, config)), dataset.num_bytes
     else:
-        data_bytes = data.num_features * sum(data.num_samples.values())  # a byte a feature
+        data_bytes = data.num_features * sum(data.num_samples.values())  # one byte per feature
     check_augmentation(config.augmentation, data.image_shape)
     if machine is not None:
         resources = parse_machine(machine)
@@ -160,18 +160,17 @@ def resume(
     download: bool = False,
     observer: Observer | None = None,
 ) -> Run:
-    """Go on with a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError.
+    """Resume a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError.
 
-    Where torch, the processor or anything else that decides bits is another than before, it is refused, unless
-    `accept_environment` says to go on all the same; the run then remembers that. Data that are not there are fetched
-    with `download` alone; `data` and `data_root` say where they are by now, which the run remembers if they are the
-    same.
+    If torch, the processor or anything else that decides bits has changed, the run is refused, unless
+    `accept_environment` is true; the run then records the change. Missing data are fetched only with `download`. `data`
+    and `data_root` say where the data are now; the run remembers that if they are the same data.
     """
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
     given |= {"data": data, "data_root": _absolute(data_root), "cache.folder": _absolute(cache_dir)}
     with Interrupts(), plain_torch():
         load_plugins(())
-        path = Run(Path(run_dir)).path  # which says what is wrong where there is none
+        path = Run(Path(run_dir)).path  # raises a RunError if there is no run
         with claim_folder([path], is_new=False) as directory:
             saved = directory.read_config()
             config = saved.override({key: value for key, value in given.items() if value is not None})
@@ -182,7 +181,7 @@ def resume(
 
 
 def default_run_dirs(config: Config) -> Iterator[Path]:
-    """runs/<data>-<layers>x<width>-<time>, and -2, -3 ... behind it, but for those that are there."""
+    """Yield runs/<data>-<layers>x<width>-<time>, then the same with -2, -3 ... appended; existing paths are skipped."""
     data = Path(config.data).stem[:_MOST_LETTERS] or "data"
     name = f"{data}-{config.layers}x{config.width}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -198,7 +197,7 @@ def _already_there(directory: RunDirectory) -> RunError:
 
 
 def resolve_batch(batch: int | str, num_samples: int) -> int:
-    """ "auto" to the power of two that gives about 64 updates an epoch, within 64 and 512."""
+    """Resolve "auto" to the power of two that gives about 64 updates per epoch, between 64 and 512."""
     if not isinstance(batch, str):
         return batch
     wanted = max(num_samples // _UPDATES_AN_EPOCH, 1)
@@ -206,10 +205,10 @@ def resolve_batch(batch: int | str, num_samples: int) -> int:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """So that a run can be resumed from another folder."""
+    """Make paths absolute, so that a run can be resumed from another folder."""
     path = expand_home(config.data)
     data = config.data
-    with contextlib.suppress(OSError):  # a name that no file can have; loading it says so
+    with contextlib.suppress(OSError):  # a name that no file can have; loading the data reports it
         if config.data not in SOURCES and path.exists():
             data = str(path.absolute())
     config = config.override({"cache.folder": _absolute(config.cache.folder) or ""})
@@ -221,7 +220,7 @@ def _absolute(folder: str | None) -> str | None:
 
 
 def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
-    """The asked configuration with "auto" filled in from the saved one. Raises RunMismatchError when they differ."""
+    """The requested configuration with "auto" filled in from the saved one. Raises RunMismatchError if they differ."""
     wanted, found = asked.to_flat(), saved.to_flat()
     asked = asked.override({name: found[name] for name in _RESOLVED if wanted[name] == "auto"})
     asked = asked.override({} if asked.cache.folder else {"cache.folder": saved.cache.folder})
@@ -235,7 +234,7 @@ def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
 
 
 def shape_of(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
-    """What a plan has to know of a data set and its splits."""
+    """The shape of a data set and its splits, as a plan needs it."""
     num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
     brings_negatives = dataset.train.negatives is not None
     return DataShape(dataset.num_features, dataset.num_classes, num_samples, dataset.image_shape, brings_negatives)
@@ -243,7 +242,7 @@ def shape_of(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a run starts from: everything that can be refused has been refused, and nothing is written."""
+    """What a run starts from. All checks that can refuse the run have passed, and nothing has been written yet."""
 
     plan: Plan
     dataset: Dataset
@@ -259,11 +258,11 @@ def _prepare(
     reservation: contextlib.ExitStack | None = None,
     download: bool = False,
 ) -> _Prepared:
-    """Resolve and plan. Raises an FFStreamError for what cannot be run here.
+    """Resolve the configuration and make the plan. Raises an FFStreamError for a run that is not possible here.
 
-    With `measure`, and on CUDA, what the matrix products take beside their operands is measured, and steps are tried;
-    on a CPU that takes a second or two. Data are fetched with `download` alone. `reservation` ends what is
-    reserved for the run; without one nothing is to be run, and times are measured in place of trying steps.
+    With `measure`, and always on CUDA, the memory that matrix products take beside their operands is measured, and
+    steps are tried; on a CPU that takes a second or two. Data are fetched only with `download`. Closing `reservation`
+    releases the memory reserved for the run; without it no run follows, and times are measured instead of trying steps.
     """
     config = complete_parts(config)
     num_done = directory.count_layers()
@@ -275,7 +274,7 @@ def _prepare(
     device = resolve_device(config.device)
     place = directory.cache_base(config.cache.folder)
     resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
-    # The splits are copies: of what may be taken, the data themselves may be half.
+    # The splits are copies, so the data themselves may take half of the memory that is left.
     room_bytes = (resources.host_bytes - resources.host_used_bytes) // 2
     skips_bad = config.bad_images == "skip"
     dataset = load_dataset(config.data, config.data_root, skips_bad=skips_bad, room_bytes=room_bytes, download=download)
@@ -300,7 +299,7 @@ def _prepare(
         return [measure_kernels(sized, spec, device) for spec in sized.specs[: count_distinct(sized.config)]]
 
     with planning() if reservation is not None else contextlib.nullcontext():
-        if reservation is not None:  # with what others have reserved while the data were read
+        if reservation is not None:  # other processes may have reserved memory while the data were read
             resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
         plan = compute_plan(config, data, dataset.num_bytes, resources, num_done, kernels)
         if reservation is not None:
@@ -313,7 +312,7 @@ def _prepare(
 def _execute(
     directory: RunDirectory, config: Config, observer: Observer, *, accept_environment: bool, download: bool
 ) -> Run:
-    """Everything that can be refused is refused before anything is written."""
+    """Start or resume a run and train it. All checks that can refuse it come before anything is written."""
     environments = directory.read_environments()
     restore_parts(directory.read_parts(), f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
     num_threads = environments[-1].get("threads") if environments and not accept_environment else None
@@ -333,7 +332,7 @@ def _execute(
                 observer.on_warning(renamed)
             if directory.count_layers() < prepared.plan.config.layers and not accept_environment:
                 _check_environment(directory, environments, environment)
-            if directory.count_layers() == prepared.plan.config.layers:  # none will be read, and all be called done
+            if directory.count_layers() == prepared.plan.config.layers:  # nothing to train: no layer would be read
                 for index in range(directory.count_layers()):
                     directory.verify_layer(index)
         if prepared.plan.tier == "disk":
@@ -346,7 +345,7 @@ def _execute(
             )
         if prepared.dataset.warning is not None:
             observer.on_warning(prepared.dataset.warning)
-        # An error is told as storage's wherever it comes, in removing what is old too; an interrupt waits its turn.
+        # From here on, removing old files included, an OSError becomes a StorageError, and an interrupt is deferred.
         with Interrupts(defers=True), storage_errors(directory.path):
             _write_start(directory, prepared, environments, environment, observer)
             config, splits, device = prepared.plan.config, prepared.splits, prepared.device
@@ -354,7 +353,7 @@ def _execute(
             try:
                 with directory.cache_locked(config.cache.folder, make=True) if on_disk else contextlib.nullcontext():
                     runner = Runner(directory, prepared.plan, directory.read_data(), splits, device, observer)
-                    del prepared, splits  # the runner lets the images go when the first cache is there
+                    del prepared, splits  # the runner frees the images once no more caches are written from them
                     try:
                         runner.run()
                     finally:
@@ -363,13 +362,13 @@ def _execute(
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).partition("\n")[0] or type(error).__name__  # Python's own has nothing to say
+                reason = str(error).partition("\n")[0] or type(error).__name__  # a MemoryError may have no message
                 raise DeviceError(
                     f"device {device}: out of memory ({reason}); free some, lower --batch or --width, or use "
                     f"--cache disk; what is committed is kept, go on with " + to_command("resume", directory.path)
                 ) from error
             finally:
-                with contextlib.suppress(StorageError):  # of a failing disk, about which more has been said by now
+                with contextlib.suppress(StorageError):  # from a failing disk, which has been reported by now
                     directory.remove_temporaries()
                 for note in take_notes():
                     observer.on_warning(note)
@@ -377,7 +376,7 @@ def _execute(
 
 
 def _open_again(directory: RunDirectory) -> Run:
-    """The run that was trained. Raises RunError where its folder has another name by now."""
+    """Open the run that was trained. Raises RunError if its folder was moved meanwhile."""
     if RunDirectory(directory.path).read_identity() == directory.read_identity():
         return Run(directory.path)
     raise RunError(
@@ -393,7 +392,7 @@ def _write_start(
     environment: Mapping[str, Any],
     observer: Observer,
 ) -> None:
-    """Start the run, or bring what is there in line with what is asked."""
+    """Start the run, or bring an existing one in line with the requested configuration."""
     config, path = prepared.plan.config, directory.path
     state = directory.survey().state
     if state is FolderState.FREE:
@@ -401,7 +400,7 @@ def _write_start(
         labels = None if validation is None else validation.labels
         facts = DataFacts.of(prepared.dataset, prepared.splits["train"], config.standardise)
         directory.create(config, facts, environment, labels)
-        whole = prepared.dataset.train  # so that an image has the number that it has in its file
+        whole = prepared.dataset.train  # not the split, so that images are numbered as in their file
         hidden = find_hidden(whole.images, whole.labels, facts.scaling, config.standardise)
         overlaid = None
         if config.labels.method == "overlay":
@@ -422,7 +421,7 @@ def _write_start(
     directory.folder.identity = directory.read_identity() or ""
     directory.remove_temporaries()
     saved = directory.read_config()
-    if saved.cache.folder != config.cache.folder:  # what lies in the old one is made again
+    if saved.cache.folder != config.cache.folder:  # the caches in the old folder are made again in the new one
         with directory.cache_locked(saved.cache.folder):
             directory.drop_caches(saved.cache.folder)
     if saved != config:
@@ -436,9 +435,9 @@ def _write_start(
 def _check_environment(
     directory: RunDirectory, environments: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
 ) -> None:
-    """Raise RunMismatchError where the run would end with other bits than where it was trained so far."""
+    """Raise RunMismatchError where the run would get other bits here than where it was trained so far."""
     remedy = "go on there, or, if other bits do no harm, here with --accept-environment (the run remembers it)"
-    if directory.marker is None:  # older runs: what is not known is assumed
+    if directory.marker is None:  # a run of an earlier version: its environment is assumed to be this one
         return
     if not environments:
         raise RunMismatchError(

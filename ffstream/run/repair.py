@@ -1,4 +1,4 @@
-"""What of a damaged run can be kept, and putting the rest aside, so that the run goes on from there."""
+"""Finding what can be kept of a damaged run, and putting the rest aside, so that the run can be resumed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ class Diagnosis:
 
     num_committed: int  # layers
     num_valid: int  # the longest prefix of them without damage
-    problems: list[str]  # a line each, also of what a resume mends by itself
-    damaged: list[Path]  # files and folders of the run
+    problems: list[str]  # a line each, including problems that a resume mends by itself
+    damaged: list[Path]  # files and folders of the run, to be put aside
 
 
 def diagnose(directory: RunDirectory) -> Diagnosis:
-    """Check everything that a run has committed. Raises CorruptFileError, RunError for what no layers make up for.
+    """Check everything that a run has committed.
 
-    What cannot be read is neither missing nor damaged: a StorageError says so, and nothing is put aside for it.
+    Raises CorruptFileError or RunError for damage that putting layers aside does not mend. A file that cannot be read
+    counts as neither missing nor damaged: it raises StorageError, and nothing is put aside.
     """
     run = Run(directory.path)
-    config = run.config  # it and what else lies at the top are the run itself: restored from a copy, or nothing is
+    config = run.config  # without the files at the top level there is no run: they must be restored from a copy
     directory.read_environments()
     directory.load_validation_labels()
     indices = directory.list_layers()
@@ -49,7 +50,7 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
     caches = directory.list_caches(config.cache.folder)
     where, _ = directory.open_cache(config.cache.folder)
     places = {name: where.path / name for name in caches}
-    if damaged:  # all that is there for a time only was made through those layers
+    if damaged:  # progress and caches were made with those layers
         damaged += [path for path in (directory.path / "progress", *places.values()) if exists(path)]
     else:
         checks: dict[Path, Callable[[], object]] = {
@@ -60,27 +61,27 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
         }
         for place, check in checks.items():
             problem = _problem(check) if exists(place) else None
-            if problem is not None and problem not in problems:  # the metrics are sealed by the progress
+            if problem is not None and problem not in problems:  # checking metrics may repeat a problem of the progress
                 problems.append(problem)
                 damaged.append(place)
-        if directory.metrics_path not in damaged:  # lines that nothing sealed: no reason to lose the others
+        if directory.metrics_path not in damaged:  # unsealed lines are no reason to put aside the sealed ones
             problem = _problem(partial(directory.check_metrics_end, config.layers))
             problems += [problem] if problem is not None else []
     return Diagnosis(len(indices), num_valid, problems, damaged)
 
 
 def put_aside(directory: RunDirectory) -> tuple[Diagnosis, Path | None]:
-    """Move what is damaged into a folder of its own in the run; the folder is None if nothing was moved.
+    """Move what is damaged into a new folder in the run. Returns the diagnosis, and that folder if anything was moved.
 
-    What is damaged is looked for under the run's lock: what was so before may have been trained again by then. A cache
-    that lies elsewhere is removed: it is made again. Raises RunLockedError while the run is being trained,
-    StorageError, and what `diagnose` does.
+    The diagnosis is made under the run's lock, because what was damaged before may have been trained again by then. A
+    damaged cache outside the run is removed, with all other caches there: they are made again. Raises RunLockedError
+    while the run is being trained, StorageError, and the errors of `diagnose`.
     """
     with storage_errors(directory.path), RunLock(directory.path) as lock:
         locked = RunDirectory(directory.path, lock)
         diagnosis = diagnose(locked)
         inside = [path for path in diagnosis.damaged if _is_inside(path, directory)]
-        # The layers above first, so that at no time one is missing.
+        # The uppermost layers first, so that no layer is ever missing below another.
         names = [path.relative_to(directory.path).as_posix() for path in reversed(inside)]
         aside = locked.put_aside(names) if names else None
         if len(inside) < len(diagnosis.damaged):
@@ -91,7 +92,7 @@ def put_aside(directory: RunDirectory) -> tuple[Diagnosis, Path | None]:
 
 
 def _is_inside(path: Path, directory: RunDirectory) -> bool:
-    """Whether a path lies below the run without a link between them."""
+    """Whether a path lies in the run, with no link on the way to it."""
     try:
         name = path.relative_to(directory.path).as_posix()
     except ValueError:
@@ -102,7 +103,7 @@ def _is_inside(path: Path, directory: RunDirectory) -> bool:
 
 
 def _problem(check: Callable[[], object]) -> str | None:
-    """What a check says in its error."""
+    """The message of the error that a check raises; None if it raises none."""
     try:
         check()
     except (CorruptFileError, RunError) as error:

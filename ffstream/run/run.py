@@ -1,4 +1,4 @@
-"""A run as its user sees it: a directory, what is done in it, and what can be asked of it."""
+"""A run as its user sees it: a directory that can be evaluated, used for predictions, exported and verified."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the data of a run are by now; what is empty is as when it was started."""
+    """Where the data of a run are now; an empty field means that the run's own setting is used."""
 
     data: str
     data_root: str
-    download: bool  # what is not there
+    download: bool  # whether to fetch missing data
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def validation_errors_by_depth(self) -> list[float]:
-        """Of the goodness summed to each depth, as it was measured in training. Raises RunError where there is none."""
+        """Validation errors, from training, of the goodness summed to each depth. Raises RunError if there are none."""
         found = [figures.validation_error_to_here for figures in self.layers]
         errors = [error for error in found if error is not None]
         if not errors:
@@ -107,12 +107,12 @@ class Run:
         """Error on a split, streamed: never more than one layer is on the device.
 
         `method` is "goodness" (argmax over labels of the goodness summed over layers `first_layer` and above, from 1),
-        "fitted" (of their sum with weights that are fitted on the validation split) or "softmax" (a linear readout of
-        the same layers, fitted on the training split the first time); "auto" is goodness, but softmax for layers that
-        were trained without labels and have no goodness of one. `data` and `data_root` say where the run's data are by
-        now, if they were moved; they are checked. Nothing is fetched unless `download` says so. A part of a user's own
-        whose source has changed since the run was trained is refused, unless `accept_environment` takes it as it is.
-        Raises ConfigError, DataError, RunError, DeviceError.
+        "fitted" (the same with weights that are fitted on the validation split) or "softmax" (a linear readout of the
+        same layers, fitted on the training split the first time). "auto" is goodness, or softmax for layers that were
+        trained without labels and therefore have no goodness of a label. `data` and `data_root` say where the run's
+        data are now, if they were moved; they are checked. Nothing is fetched without `download`. A user's own part
+        whose source has changed since the run was trained is refused, unless `accept_environment` accepts it. Raises
+        ConfigError, DataError, RunError, DeviceError.
         """
         self.restore_parts(accept=accept_environment)
         _check_words(first_layer, ("method", method, METHODS), ("split", split, SPLITS))
@@ -156,12 +156,12 @@ class Run:
         """Labels and their probabilities for images (n, *image_shape), in the units of the training data, streamed.
 
         `method` is "goodness" (the sum over layers `first_layer` and above, from 1, at the temperature that fits the
-        validation split best), "fitted" (with weights that are fitted on it too) or "softmax" (the readout that an
-        evaluation has fitted); "auto" is goodness, but softmax for layers that were trained without labels. Not
-        `calibrated`: at the temperature of the training objective, or 1. The data set is read to calibrate the softmax,
-        whose logits on the validation split are not kept, and for runs that were started before they kept the labels
-        of theirs; `data` and `data_root` say where it is by now, if it was moved. `accept_environment` is as in
-        `evaluate`. Raises ConfigError, DataError, RunError, DeviceError.
+        validation split best), "fitted" (with weights that are fitted on that split too) or "softmax" (the readout that
+        an evaluation has fitted). "auto" is goodness, or softmax for layers that were trained without labels. Without
+        `calibrated`, the temperature is that of the training objective, or 1 for softmax. The data set is read only to
+        calibrate the softmax, whose logits on the validation split are not kept, or if the run is from before
+        validation labels were kept. `data` and `data_root` say where it is now, if it was moved. `accept_environment`
+        is as in `evaluate`. Raises ConfigError, DataError, RunError, DeviceError.
         """
         self.restore_parts(accept=accept_environment)
         _check_words(first_layer, ("method", method, METHODS))
@@ -197,9 +197,9 @@ class Run:
     def load_images(self, paths: str | Path | Sequence[str | Path]) -> NamedImages:
         """Images for `predict`: image files, folders of them, and .npy, .npz and .safetensors files of arrays.
 
-        What is white in an image file is as large as the largest training value, or 255 where that is how the training
-        data are kept. What is black is 0, or the least training value where that is less. Raises DataError naming the
-        first file that does not fit.
+        White in an image file becomes the largest training value, or 255 where the training data are kept on that
+        scale. Black becomes 0, or the least training value where that is less. Raises DataError naming the first file
+        that does not fit.
         """
         from ffstream.data.images import load_images
 
@@ -208,7 +208,7 @@ class Run:
 
         facts = self.directory.read_data()
         high = facts.white
-        if high is None:  # the run is older than this fact
+        if high is None:  # a run of an earlier version, which did not record it
             in_bytes = holds_pictures(self.config.data) or WHITE / 2 < facts.scale <= WHITE
             high = WHITE if in_bytes else facts.scale
         low = 0.0
@@ -219,9 +219,9 @@ class Run:
     def _load_splits(
         self, facts: DataFacts, source: _Source, split: str = "validation"
     ) -> tuple[dict[str, Split], str | None]:
-        """All splits, of which `split` and the training data are checked to be those of the run.
+        """All splits, and a note if classes have been renamed, else None.
 
-        And what says that classes have other names by now.
+        Raises RunMismatchError unless the training data and, if `split` is "test", the test data are those of the run.
         """
         config = self.config
         skips_bad = config.bad_images == "skip"
@@ -270,14 +270,14 @@ class Run:
     def export(self, path: str | Path, *, force: bool = False, accept_environment: bool = False) -> int:
         """Write the finished layers to one safetensors file. Returns their number.
 
-        It takes the place of a file that was exported from this run, of another with `force`. Raises OutputError.
+        It replaces a file that was exported from this run, and any other file only with `force`. Raises OutputError.
         """
         return export_network(self.directory, path, force=force, accept_environment=accept_environment)
 
     def restore_parts(self, *, accept: bool = False) -> None:
-        """Have the parts registered that the run was trained with. Raises RunError for one that is not there.
+        """Register the parts that the run was trained with. Raises RunError for a part that is missing.
 
-        Raises RunMismatchError for one that is another by now, unless `accept` takes it as it is.
+        Raises RunMismatchError for a part whose source has changed, unless `accept` accepts it.
         """
         load_plugins(())
         restore_parts(self.directory.read_parts(), f"run {self.path}", Untrusted(self.path), accept=accept)
@@ -313,10 +313,10 @@ def _check_words(first_layer: int, *words: tuple[str, str, tuple[str, ...]]) -> 
 
 
 def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:
-    """The train split, and validation and test where there are any.
+    """The train split, and the validation and test splits if there are any.
 
-    A validation split of the data's own takes the place of one that is cut off the training data, but where none is
-    asked for (validation_fraction 0).
+    A validation split that comes with the data is used instead of one that is cut off the training data. With
+    validation_fraction 0, there is no validation split.
     """
     own = dataset.validation if config.validation_fraction else None
     train, cut = split_validation(dataset, config.validation_fraction if own is None else 0.0, config.seed)
@@ -329,7 +329,7 @@ def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:
 
 
 def check_same_data(run_dir: Path, facts: DataFacts, dataset: Dataset) -> None:
-    """Raise RunMismatchError when the training data are not those the run was started with."""
+    """Raise RunMismatchError when the training data are not those that the run was started with."""
     digest = dataset.digest()
     found = (dataset.image_shape, dataset.num_classes, dataset.scale())
     if digest == facts.digest and (facts.image_shape, facts.num_classes, facts.scale) != found:
@@ -346,7 +346,7 @@ def check_same_data(run_dir: Path, facts: DataFacts, dataset: Dataset) -> None:
 def _check_same_test(run_dir: Path, facts: DataFacts, dataset: Dataset) -> None:
     """Raise RunMismatchError when the test data are not those that were there when the run was started.
 
-    In older runs, and where there were none, nothing is known of them.
+    Nothing is checked in runs of earlier versions, or where there are no test data.
     """
     wanted, found = facts.test_digest, dataset.test_digest()
     if wanted is not None and found is not None and found != wanted:

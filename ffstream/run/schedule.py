@@ -1,4 +1,4 @@
-"""The plan of a run as data: which step follows which. Executed by `executor.py`."""
+"""The schedule of a run as data: the sequence of its steps, which `executor.py` executes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Action(Enum):
 
     WRITE_INPUT = "write input"  # write the cache that layer k reads, from the data set
     TRAIN = "train"  # train layer k on its input cache, measure it on the validation split, commit its weights
-    PROPAGATE = "propagate"  # write the cache that layer k + 1 reads in place of the one that layer k read
+    PROPAGATE = "propagate"  # write the cache that layer k + 1 reads, which replaces the one that layer k read
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def remaining_steps(
 ) -> tuple[Step, ...]:
     """The steps that are missing when layers 0..num_done-1 are committed. The first layer of a stack reads images.
 
-    `cached_inputs` holds each k for which the cache that layer k reads is committed. Caches that are gone are written
-    again through the committed layers of a stack, from the nearest one that is left or from the data set.
+    `cached_inputs` holds each k for which the cache that layer k reads is committed. Missing caches are written again
+    through the committed layers of the stack, from the nearest cache that is left or from the data set.
     """
     if num_done >= num_layers:
         return ()

@@ -1,1 +1,1 @@
-"""What a user can set, and what each setting may be. Imports `ground`."""
+"""What a user can set, and the values that each setting may have. Imports `ground`."""

@@ -41,11 +41,11 @@ else:
 # A section left out is filled in by the recipe when the Config is made; typed Any so that the field keeps its own type.
 _FROM_RECIPE: Any = None
 
-# Settings that may change between two sessions of one run without changing what a layer learns. The data are known by
-# their digest and not by where they lie.
+# Settings that may change between two sessions of one run without changing what a layer learns. The data are identified
+# by their digest and not by their path.
 _FREE_SETTINGS = ("layers", "device", "data", "data_root", "bad_images", "plugins", "cache.tier", "cache.folder")
-# Settings that were added later, and what every run before did: it is left out where a run is identified, so that
-# older runs stay what they are.
+# Settings that were added later, each with the value that describes what all runs did before. A setting of this value
+# is left out of a run's identity, so that the identities of older runs do not change.
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": ()}
 _FREE_SECTIONS = ("memory", "readout")
 
@@ -108,7 +108,7 @@ class Config:
     plugins: tuple[str, ...] = setting(
         (), "Modules that register parts of your own, such as my_package.my_module; imported before anything else."
     )
-    parts: Any = ()  # settings of parts of a user's own by dotted name, "goodness.power": given as a mapping
+    parts: Any = ()  # settings of registered parts by dotted name, such as "goodness.power"; given as a mapping
     network: NetworkConfig = _FROM_RECIPE
     labels: LabelsConfig = _FROM_RECIPE
     negatives: NegativesConfig = _FROM_RECIPE
@@ -128,7 +128,7 @@ class Config:
         if not isinstance(self.recipe, str):
             raise ConfigError(f"config recipe: found {self.recipe!r}, allowed {', '.join(sorted(RECIPES))}")
         is_complete = self.batch is not None and all(getattr(self, name) is not None for name in _SECTIONS)
-        if self.recipe not in RECIPES and not is_complete:  # nothing is taken from it where everything is given
+        if self.recipe not in RECIPES and not is_complete:  # if everything is given, no recipe is needed
             raise ConfigError(f"config recipe: unknown recipe {self.recipe!r}; {nearest(self.recipe, RECIPES)}")
         recipe = RECIPES.get(self.recipe, {})
         if self.batch is None:
@@ -191,7 +191,7 @@ class Config:
         return nested | ({"parts": dict(own)} if own else {})
 
     def part(self, setting: str) -> tuple[str, dict[str, Any]]:
-        """The name of the part that a dotted setting names, and settings of its own by name."""
+        """The name of the part that a dotted setting selects, and the part's own settings by name."""
         section, _, key = setting.partition(".")
         kind = next(kind for kind, named in KINDS.items() if named == setting)
         own = {name.partition(".")[2]: value for name, value in self.parts if name.startswith(f"{kind}.")}
@@ -246,11 +246,14 @@ _SECTIONS: dict[str, Any] = {
 }
 
 
-_PARTS = "parts."  # that names of settings of parts of a user's own begin with
+_PARTS = "parts."  # begins the dotted names of registered parts' own settings
 
 
 def _check_parts(settings: Any) -> tuple[tuple[str, Any], ...]:
-    """Settings of parts by name, in order, of which the kind of part alone is known here. Raises ConfigError."""
+    """Settings of parts, sorted by name. Raises ConfigError for an unknown kind of part, or a value of a wrong type.
+
+    Which settings a part has is not known here.
+    """
     for name, value in dict(settings).items():
         kind, _, key = name.partition(".")
         if kind not in KINDS or not key.isidentifier():
@@ -273,15 +276,15 @@ def _check_names(names: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SettingFacts:
-    """What is known of a setting before it has a value."""
+    """Facts about a setting that hold before it has a value."""
 
-    default: Any  # None where the recipe has it
+    default: Any  # None if the recipe decides it
     text: str
     choices: tuple[str, ...]  # all values that it may have, where they can be listed
 
 
 def find_setting(name: str) -> SettingFacts:
-    """Facts of a setting, by its dotted name. Raises KeyError."""
+    """Facts about a setting, by its dotted name. Raises KeyError for an unknown name."""
     section, _, key = name.rpartition(".")
     fields = {item.name: item for item in dataclasses.fields(_SECTIONS[section] if section else Config)}
     item = fields[key]
@@ -289,7 +292,7 @@ def find_setting(name: str) -> SettingFacts:
 
 
 def describe_settings() -> list[tuple[str, list[tuple[str, Any, str]]]]:
-    """By section, "" for the settings outside of any: dotted name, default and help of each setting."""
+    """Dotted name, default and help of each setting, by section; the section is "" for settings outside of any."""
     found = [("", list_settings(Config))]
     for section, kind in _SECTIONS.items():
         found.append((section, [(f"{section}.{name}", default, text) for name, default, text in list_settings(kind)]))
@@ -297,10 +300,10 @@ def describe_settings() -> list[tuple[str, list[tuple[str, Any, str]]]]:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Nested settings of a TOML file. Raises ConfigError when it is absent, no regular file, or does not parse."""
+    """Nested settings of a TOML file. Raises ConfigError when it is absent, not a regular file, or does not parse."""
     try:
         data = read_regular(path)
-    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"config file {path}: cannot be read ({reason})") from error
     return parse_toml(data, f"config file {path}")
@@ -342,23 +345,23 @@ _MANY_DIGITS = "found a number with thousands of digits, allowed what 64 bits ho
 
 
 def _load_toml(text: str) -> dict[str, Any]:
-    """Raises TOMLDecodeError, RecursionError, and a plain ValueError for numbers that Python neither reads nor says."""
+    """Parse TOML. Raises TOMLDecodeError, RecursionError, and a plain ValueError for integers of too many digits."""
     found = tomllib.loads(text)
-    repr(found)  # a number of base 16 may have any length, until it is said in base 10
+    repr(found)  # Python reads any hexadecimal number, but raises ValueError for writing a long one in decimal
     return found
 
 
 def _toml_value(value: Any) -> str:
-    """JSON is TOML for our types, but for characters that JSON writes as surrogates and DEL, which TOML escapes."""
+    """A value as TOML: JSON, which is TOML for our types if it writes no surrogates and escapes DEL."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings by dotted path. Raises ConfigError for an unknown section."""
+    """Turn nested settings into settings by dotted path. Raises ConfigError for an unknown section."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and name == "parts":
-            for kind, own in value.items():  # TOML nests what is dotted
+            for kind, own in value.items():  # TOML nests dotted names
                 given = (
                     {f"{kind}.{key}": entry for key, entry in own.items()} if isinstance(own, Mapping) else {kind: own}
                 )

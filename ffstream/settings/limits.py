@@ -1,4 +1,4 @@
-"""What a setting may be: rules that are written beside its default, and the check of them."""
+"""Rules for the values of settings, which are written beside their defaults, and the check of these rules."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, TypeVar, get_type_hints
 from ffstream.errors import ConfigError, nearest
 from ffstream.ground.units import parse_bytes
 
-# Magnitudes allowed: what 64 bits hold. Comparing with them refuses nan and infinity as well.
+# The largest magnitudes allowed: what 64 bits hold. Comparing with them refuses nan and infinity as well.
 _LARGEST_INTEGER, _LARGEST_NUMBER = 2**63 - 1, sys.float_info.max
-_MOST_LETTERS = 120  # of a value, in an error
+_MOST_LETTERS = 120  # characters of a value that an error shows
 
 
 _Section = TypeVar("_Section", bound=type)
 
 
 def setting(default: Any, text: str, **rules: Any) -> Any:
-    """A dataclass field with a line of help, whose value is checked.
+    """A dataclass field with a line of help, whose value `check_fields` checks against rules.
 
-    Rules: at_least, above, at_most, below, choices, word (one that is allowed besides), size (of memory).
+    Rules: at_least, above, at_most, below, choices, word (a text that is always allowed), size (a text such as 8GB).
     """
     return field(default=default, metadata={"help": text, **rules})
 
@@ -41,7 +41,7 @@ def list_settings(section: type) -> list[tuple[str, Any, str]]:
 
 
 def check_fields(section: Any, prefix: str, skipped: Container[str] = ()) -> None:
-    """Raise ConfigError for the first field of a dataclass that breaks its type or its rules; numbers become floats."""
+    """Raise ConfigError for the first field that breaks its type or rules. Integers in float fields become floats."""
     hints = get_type_hints(type(section))
     for item in dataclasses.fields(section):
         if item.name in skipped:
@@ -54,17 +54,17 @@ def check_fields(section: Any, prefix: str, skipped: Container[str] = ()) -> Non
         if isinstance(value, int) and not isinstance(value, bool) and "float" in str(hints[item.name]):
             object.__setattr__(section, item.name, float(value))  # so that 1 and 1.0 have one fingerprint
         elif isinstance(value, float):
-            object.__setattr__(section, item.name, value + 0.0)  # and -0.0 that of 0.0
+            object.__setattr__(section, item.name, value + 0.0)  # -0.0 becomes 0.0, for the same reason
 
 
 def show(value: Any) -> str:
-    """A value in a line that is not too long, whatever it is."""
+    """Any value as one line of limited length, for an error."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
-    """What would have been allowed, or "" when the value is."""
+    """Which values are allowed, in words; "" if this value is."""
     word = rules.get("word")
     if word is not None and value == word:
         return ""

@@ -1,4 +1,4 @@
-"""The names of what comes along, so that a wrong one is answered before torch is imported; and words of functions."""
+"""Names of built-in parts and data sets, and words that functions accept: to refuse wrong ones without torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ffstream.errors import ConfigError, DataError, nearest, say_unknown, say_un
 from ffstream.ground.files import exists, expand_home
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "kmnist", "cifar10")
-METHODS = ("auto", "goodness", "fitted", "softmax")  # of reading out
+METHODS = ("auto", "goodness", "fitted", "softmax")  # of reading out a prediction
 SPLITS = ("test", "validation", "train")
 
-# By the setting that names one of them: what the parts are called, and their names.
+# For each setting that selects a part: the noun for these parts, and the names of the built-in ones.
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "labels.method": ("label method", ("injection", "overlay", "groups", "classifier", "none")),
     "objective.name": ("objective", ("cross_entropy", "logistic", "pairwise")),
@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-# What settings of a part's own are called by, `parts.goodness.power`: the setting that names the part, by its kind.
+# For each kind of part, as it stands in `parts.goodness.power`: the setting that selects the part.
 KINDS = {
     "labels": "labels.method",
     "objective": "objective.name",
@@ -41,15 +41,15 @@ KINDS = {
 
 
 def check_names(settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError or DataError for settings that name a part, or data, that do not come along.
+    """Raise ConfigError for a part, or DataError for a data set, that is not built in; data may also be a path.
 
-    Only where no module of a user's own is imported: it may register others.
+    To be called only if no module of the user's own is imported, as it may register more names.
     """
     for setting, (noun, names) in PARTS.items():
         if settings[setting] not in names:
             raise ConfigError(say_unknown(setting, noun, settings[setting], names))
     data = settings["data"]
-    is_lone = data.replace("-", "").isalnum()  # and no path
+    is_lone = data.replace("-", "").isalnum()  # a plain word, without the slashes and dots of a path
     roots = [Path(), expand_home(settings["data_root"])] if settings["data_root"] else [Path()]
     if is_lone and data not in DATA_SETS and not any(exists(root / data) for root in roots):
         raise DataError(say_unknown_data(data, DATA_SETS))

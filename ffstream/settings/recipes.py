@@ -13,11 +13,11 @@ from ffstream.errors import ConfigError
 Setting = str | int | float | bool
 
 RECIPES: dict[str, Mapping[str, Setting]] = {}
-DESCRIPTIONS: dict[str, str] = {}  # of some recipes, a line each
+DESCRIPTIONS: dict[str, str] = {}  # by recipe: a line for `ffstream recipes`, or ""
 
 AUTO, DEFAULT, DEEP = "auto", "inject", "deep"
-_MANY_LAYERS = 9  # more than two stacks
-_IMAGE_SETS = ("mnist", "fashion-mnist", "kmnist", "cifar10")  # of so many pixels that a shift by two changes little
+_MANY_LAYERS = 9  # more than two stacks of four layers have
+_IMAGE_SETS = ("mnist", "fashion-mnist", "kmnist", "cifar10")  # of enough pixels: a shift by two changes little
 _LEARNING = ("labels", "negatives", "objective", "augmentation")
 
 
@@ -27,8 +27,8 @@ _REGISTERED_BY: dict[str, str] = {}  # modules, by recipe
 def register_recipe(name: str, settings: Mapping[str, Setting], description: str = "") -> None:
     """Make `--recipe name` known. `settings` maps dotted settings such as "objective.scale" to values.
 
-    `description`: a line for `ffstream recipes`. A module that is run again may change its own. Raises ConfigError for
-    a name that another recipe has.
+    `description` is one line for `ffstream recipes`. A module that is run again may change its own recipes. Raises
+    ConfigError for a name that another module has registered with other settings.
     """
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
     if name in RECIPES and RECIPES[name] != settings and _REGISTERED_BY.get(name) != module:
@@ -39,24 +39,26 @@ def register_recipe(name: str, settings: Mapping[str, Setting], description: str
 
 
 def choose_recipe(num_layers: object, data: object, asked: Iterable[str]) -> str:
-    """The recipe of a configuration that names none: for deep networks the one that gains most with depth.
+    """The recipe of a configuration that names none: for deep networks, the recipe that gains most with depth.
 
-    It takes images, and decides all of what a layer learns. So it is chosen for data sets of images alone, and only
-    where none of the settings that are given (`asked`, dotted names or names of sections) says how to learn.
+    That recipe (`deep`) needs images, and decides everything that a layer learns. So it is chosen only for data sets of
+    images, and only if none of the settings that are given (`asked`, dotted names or names of sections) says how to
+    learn.
     """
     is_open = not {name.partition(".")[0] for name in asked} & set(_LEARNING)
     is_deep = type(num_layers) is int and num_layers >= _MANY_LAYERS and data in _IMAGE_SETS
     return DEEP if is_open and is_deep else DEFAULT
 
 
-# One cached row a sample. These are the defaults themselves.
+# One cached row per sample. This recipe is the defaults.
 register_recipe(
     "inject",
     {},
     "h = relu(W x + b + U[label]) at every layer, cross-entropy over the goodness of the true and a hard wrong label.",
 )
-# Section 3.3: a threshold equal to the width. Negatives are drawn by how likely they are taken to be, as his released
-# program does; its peer normalisation (0.03) is left out, as it made hard negatives worse (README).
+# Hinton 2022, section 3.3: the threshold equals the width. A wrong label is drawn with the likelihood that the layer
+# gives it, as Hinton's released program does. The program's peer normalisation (0.03) is left out, as it raised the
+# error with hard negatives (docs/ablations/recipes.md).
 register_recipe(
     "hinton",
     {
@@ -83,7 +85,7 @@ register_recipe(
     },
     "Units in a group for each class, cross-entropy over the groups' goodness, no negatives (CwComp, DeeperForward).",
 )
-# The paper's goodness is the sum; of the mean, the scale does not depend on the width.
+# The Mono-Forward paper takes the sum as goodness. With the mean, the scale does not depend on the width.
 register_recipe(
     "mono",
     {
@@ -94,7 +96,7 @@ register_recipe(
     },
     "A linear classifier learnt with each layer, cross-entropy over all labels, no negatives (Mono-Forward).",
 )
-# For images: stacks that read their own views and pixels. Of the menu the recipe that gains most with depth (README).
+# For images: each stack reads its own views and pixels. Of all recipes this one gains most with depth (README).
 register_recipe(
     "deep",
     {
@@ -108,9 +110,9 @@ register_recipe(
     },
     "For images and many layers: mono in stacks of four, each with views and a share of the pixels of its own.",
 )
-# Hinton 2022, section 3.2: no labels; images against hybrids of two, with the objective of `hinton` and the optimiser
-# of his program, whose rate of 0.01 on an average of gradients (0.9/0.1) is 0.001 on their sum. Several hybrids are
-# cached a sample, as deep layers learn a single one by heart.
+# Hinton 2022, section 3.2: no labels; images against hybrids of two. The objective is that of `hinton`, the optimiser
+# that of Hinton's program, whose rate of 0.01 on an average of gradients (0.9/0.1) is 0.001 on their sum. Several
+# hybrids are cached per sample, as deep layers learn a single one by heart.
 register_recipe(
     "unsupervised",
     {

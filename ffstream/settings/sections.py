@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from ffstream.settings.limits import documented, setting
 
-MOST_SAMPLES = 10_000_000  # of a batch, or a shard; their labels are there while a run is planned
+MOST_SAMPLES = 10_000_000  # of a batch or a shard; planning a run allocates labels for them
 
 
 @documented
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The shape of the layers, and what surrounds them."""
+    """The kind and the shape of the layers, and what each of them reads."""
 
     kind: str = setting("linear", "The kind of the layers: linear (dense), or local (windows of the image).")
     input_skip: bool = setting(False, "Every layer also reads the normalised image, beside the layer below.")
@@ -36,7 +36,7 @@ class NetworkConfig:
 @documented
 @dataclass(frozen=True)
 class LabelsConfig:
-    """How a layer meets the labels."""
+    """How a layer learns from the labels."""
 
     method: str = setting(
         "injection",
@@ -146,7 +146,7 @@ class AugmentationConfig:
 @documented
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What a run may take, as sizes such as 1.5GiB. auto: 80 % of what the machine has."""
+    """The memory and disk space that a run may take, as sizes such as 1.5GiB. auto: 80 % of what the machine has."""
 
     budget: str = setting(
         "auto",

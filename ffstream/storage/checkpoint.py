@@ -1,18 +1,18 @@
-"""What a run directory holds, and the one protocol by which it is committed.
+"""The contents of a run directory, and the protocol by which all of them are committed.
 
-RUN/run.json                           what makes it a run: its identity, its settings, the digest of its data
+RUN/run.json                           the marker of a run: its identity, its settings, the digest of its data
 RUN/config.toml                        the resolved configuration
 RUN/data.json                          what the network must know of its data: classes, shape, scale, digests
-RUN/environment.json                   what decided bits where it was trained; a line more when that was changed
-RUN/validation.safetensors             labels of the validation split, in the order of its goodness
+RUN/environment.json                   what decides bits, with an entry for each environment it was trained in
+RUN/validation.safetensors             labels of the validation split, in the same order as the goodness
 RUN/layers/000/weights.safetensors     parameters of layer 0
-RUN/layers/000/validation.safetensors  its goodness of all labels on the validation split
-RUN/layers/000/manifest.json           digests and figures; the folder gets its name when all of it is whole
-RUN/progress/                          the layer being trained, once an epoch; its finished tiles
+RUN/layers/000/validation.safetensors  its goodness for all labels on the validation split
+RUN/layers/000/manifest.json           digests and figures; the folder gets its name once all of it is complete
+RUN/progress/                          the layer being trained, saved every epoch, and its finished tiles
 RUN/cache/ffstream-IDENTITY/           activation caches of the disk tier; cache may be a link to a larger disk
-RUN/readout/                           the softmax readout, once it was asked for
-RUN/metrics.jsonl                      a line an epoch and a line a layer
-RUN/damaged-1/                         what a repair, or a resume, has put aside
+RUN/readout/                           the softmax readout, once one was fitted
+RUN/metrics.jsonl                      one line per epoch and one per layer
+RUN/damaged-1/                         what a repair or a resume has put aside
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ from ffstream.storage.tensor_file import (
     write_tensors,
 )
 
-_TILE = "-tile-"  # in the name of a file of the progress: one that stays until the layer is finished
+_TILE = "-tile-"  # in the name of a progress file that is kept until the layer is finished
 _WEIGHTS, _VALIDATION = "weights.safetensors", "validation.safetensors"
 _NUMBER = re.compile(r"[0-9]{3,18}")
 _REPAIR = "restore it from a copy, or put it aside with ffstream repair --apply"
 
 
 class OptimiserState(Protocol):
-    """An optimiser, of which only its state is known here."""
+    """The part of an optimiser that is needed here: its state."""
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that `load_state` needs, by name."""
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from the tensors that `state` returned."""
 
 
 class RunDirectory(RunRoot):
-    """Reads and writes one run directory. Nothing is unpickled, ever, and what is checked is what is used."""
+    """Reads and writes one run directory. Nothing is ever unpickled, and the checked bytes are those used."""
 
     # --- layers
 
     def count_layers(self) -> int:
-        """How many layers are committed. Raises CorruptFileError when one below another is missing, StorageError."""
+        """The number of committed layers. Raises CorruptFileError when one below another is missing, StorageError."""
         found = self.list_layers()
         for expected, index in enumerate(found):
             if index != expected:
@@ -78,12 +78,12 @@ class RunDirectory(RunRoot):
         return len(found)
 
     def list_layers(self) -> list[int]:
-        """The indices of all folders of layers that have a manifest."""
+        """The indices of all layer folders that have a manifest."""
         names = [name for name in self.folder.names("layers") if _NUMBER.fullmatch(name) and name == f"{int(name):03d}"]
         return [int(name) for name in names if self.folder.find_kind(f"layers/{name}/{MANIFEST}") is not None]
 
     def layer_folder(self, index: int) -> Path:
-        """Where layer `index`, counted from 0, lives."""
+        """The folder of layer `index`, counted from 0."""
         return self.path / _layer(index)
 
     def write_layer(
@@ -95,11 +95,11 @@ class RunDirectory(RunRoot):
         metrics: MetricsSeal,
         num_tiles: int = 1,
     ) -> Callable[[], None]:
-        """Write down a finished layer and its validation goodness (n, C). The action that is returned commits it.
+        """Write a finished layer and its validation goodness (n, C). The returned function commits it.
 
-        Its folder is made under a temporary name, and gets its own when all of it is durable; where something has that
-        name, nothing is overwritten. `metrics` seals the lines that tell of it. Of several tiles, `layer` is the last;
-        those before are in the progress, and are joined with it.
+        Its folder is made under a temporary name and renamed once all of it is durable; it never overwrites something
+        that already has its name. `metrics` seals the lines that describe it. If the layer has several tiles, `layer`
+        is the last one; the earlier tiles are in the progress, and are joined with it.
         """
         staged = self.folder.name_temporary(_layer(index))
         with storage_errors(self.path / staged):
@@ -130,7 +130,7 @@ class RunDirectory(RunRoot):
         return commit
 
     def _stage_weights(self, index: int, staged: str, layer: Layer, num_tiles: int) -> Callable[[], str]:
-        """Write parameters. The action that is returned joins them with those of the tiles before."""
+        """Write parameters. The returned function joins them with those of earlier tiles and returns the digest."""
         name = f"{staged}/{_WEIGHTS}"
         if num_tiles == 1:
             digest = stage_tensors(self.folder, name, _host_state(layer))
@@ -148,7 +148,7 @@ class RunDirectory(RunRoot):
         return join
 
     def read_layer_manifest(self, index: int) -> dict[str, Any]:
-        """The manifest of a committed layer, checked to belong where it stands. Raises CorruptFileError."""
+        """The manifest of a committed layer, checked to belong to this layer of this run. Raises CorruptFileError."""
         manifest = self._read_numbered_manifest(index)
         if manifest["digest_below"] != self._digest_below(index):
             raise CorruptFileError(
@@ -159,11 +159,11 @@ class RunDirectory(RunRoot):
         return manifest
 
     def read_weight_digests(self, num_layers: int) -> list[str]:
-        """Of the first layers' parameters."""
+        """The digests of the parameters of the first `num_layers` layers."""
         return [str(self.read_layer_manifest(index)["digests"]["weights"]) for index in range(num_layers)]
 
     def _digest_below(self, index: int) -> str:
-        """Of the weights of the layer that layer `index` was trained on."""
+        """The digest of the weights of the layer below layer `index`; empty for the first layer."""
         return str(self._read_numbered_manifest(index - 1)["digests"]["weights"]) if index else ""
 
     def _read_numbered_manifest(self, index: int) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class RunDirectory(RunRoot):
         fill_tensors(self.folder, f"{_layer(index)}/{_WEIGHTS}", digest, layer.state_dict())
 
     def digest_tiles(self, index: int, layer: Layer, tiles: list[slice]) -> list[str]:
-        """Check a committed layer's parameters, and tell a digest for each tile, of which `layer` is one.
+        """Check a committed layer's parameters, and return a digest for each tile. `layer` is any one of the tiles.
 
         Raises CorruptFileError.
         """
@@ -191,12 +191,12 @@ class RunDirectory(RunRoot):
         return digest_tiles(self.folder, f"{_layer(index)}/{_WEIGHTS}", digest, _unit_axes(layer), tiles)
 
     def load_units(self, index: int, units: slice, layer: Layer, digest: str) -> None:
-        """Give `layer`, which has as many units, some of a committed layer's; `digest` is of this tile."""
+        """Fill `layer`, a tile, with the slice `units` of a committed layer; `digest` is that of the tile."""
         name = f"{_layer(index)}/{_WEIGHTS}"
         _assign_state(layer, load_slices(self.folder, name, _unit_axes(layer), units, digest), self.path / name)
 
     def load_validation_goodness(self, index: int) -> Tensor | None:
-        """Goodness of all labels of one layer on the validation split, (n, C), or None without such a split."""
+        """One layer's goodness for all labels on the validation split, (n, C), or None without such a split."""
         digest = self.read_layer_manifest(index)["digests"].get("validation")
         if digest is None:
             return None
@@ -212,10 +212,10 @@ class RunDirectory(RunRoot):
     def write_progress(
         self, index: int, num_epochs: int, layer: Layer, optimiser: OptimiserState, metrics: MetricsSeal
     ) -> Callable[[], None]:
-        """Write down the layer being trained, or its tile, after `num_epochs` epochs; it may change once this returns.
+        """Write the layer being trained, or its tile, after `num_epochs` epochs; it may change once this returns.
 
-        `metrics` seals the lines that tell of them. The action that is returned makes it durable. The progress before
-        is kept until then.
+        `metrics` seals the lines that describe those epochs. The returned function makes the new progress durable; the
+        previous progress is kept until then.
         """
         tensors = {f"layer.{key}": value for key, value in _host_state(layer).items()}
         tensors |= {f"optimiser.{key}": value.cpu() for key, value in optimiser.state().items()}
@@ -225,13 +225,13 @@ class RunDirectory(RunRoot):
     def write_tile(
         self, index: int, tile: int, num_epochs: int, layer: Layer, metrics: MetricsSeal
     ) -> Callable[[], None]:
-        """Write down a finished tile of the layer being trained, as `write_progress` does."""
+        """Write a finished tile of the layer being trained, as `write_progress` does."""
         return self._write_progress(index, num_epochs, self._tile_name(index, tile), _host_state(layer), metrics)
 
     def _write_progress(
         self, index: int, num_epochs: int, name: str, tensors: dict[str, Tensor], metrics: MetricsSeal
     ) -> Callable[[], None]:
-        """Add a file to the progress, in place of all that are not finished tiles."""
+        """Add a file to the progress. On commit it replaces all files there except finished tiles of this layer."""
         with storage_errors(self.path / name):
             self.folder.make_folder("progress")
         publish_file = write_tensors(self.folder, name, tensors)
@@ -251,13 +251,13 @@ class RunDirectory(RunRoot):
         return commit
 
     def _remove_progress(self, named: Mapping[str, str], kept: Mapping[str, str]) -> int:
-        """Remove the files that a manifest named, and those that bear the run's identity, but for some."""
+        """Remove the progress files that a manifest named or that bear the run's identity, except those in `kept`."""
         own = re.compile(rf"layer-\d+-(epoch|tile)-\d+-{self.folder.identity}\.safetensors")
         names = [name for name in self.folder.names("progress") if name in named or own.fullmatch(name)]
         return self.folder.remove_matching("progress", *(re.escape(name) for name in names if name not in kept))
 
     def read_progress(self) -> tuple[int, int] | None:
-        """(layer, epochs taken, counted through its tiles) of the saved progress, or None. Raises CorruptFileError."""
+        """(layer, epochs taken in all its tiles) of the saved progress, or None. Raises CorruptFileError."""
         manifest = self._read_progress_manifest()
         return (int(manifest["layer"]), int(manifest["num_epochs"])) if manifest is not None else None
 
@@ -267,7 +267,7 @@ class RunDirectory(RunRoot):
         assert manifest is not None, "there is progress to load"
         prefix = f"layer-{manifest['layer']:03d}-epoch-{manifest['num_epochs']:04d}"
         name, digest = _find_named(manifest["digests"], prefix, self.path)
-        # Into the memory of both: a second layer has no room beside this one.
+        # Reads into the tensors of both: there may be no memory for a second layer beside this one.
         targets = {f"layer.{key}": value for key, value in layer.state_dict().items()}
         targets |= {f"optimiser.{key}": value for key, value in state.items()}
         fill_tensors(self.folder, f"progress/{name}", digest, targets)
@@ -282,7 +282,7 @@ class RunDirectory(RunRoot):
         except CorruptFileError:
             if manifest == self._read_progress_manifest():
                 raise
-            self.verify_progress()  # another process trains, and has replaced it meanwhile
+            self.verify_progress()  # another process is training, and has replaced it meanwhile
 
     def load_tile(self, index: int, tile: int, layer: Layer) -> None:
         """Fill `layer` with a finished tile of the layer being trained. Raises CorruptFileError."""
@@ -299,7 +299,7 @@ class RunDirectory(RunRoot):
             return None
         self.check_names_this_run(manifest, name, _REPAIR)
         index = manifest["layer"]
-        is_current = index <= self.count_layers()  # not above a layer that is missing: of that more is said elsewhere
+        is_current = index <= self.count_layers()  # else a layer below it is missing, which is reported elsewhere
         if is_current and manifest.get("digest_below", self._digest_below(index)) != self._digest_below(index):
             raise CorruptFileError(
                 f"manifest {self.path / name}: trained on another layer {index} than the one in "
@@ -312,9 +312,9 @@ class RunDirectory(RunRoot):
         return f"progress/layer-{index:03d}{_TILE}{tile:03d}-{self.folder.identity}.safetensors"
 
     def drop_progress(self) -> int:
-        """The layer is committed: its progress is no longer needed. Manifest first, so that half of it is none.
+        """Remove the progress of a layer that is committed by now. Returns the bytes removed.
 
-        Returns the bytes that were removed.
+        The manifest is removed first, so that what is left of a half-removed progress does not count as one.
         """
         try:
             named = read_manifest(self.folder, f"progress/{MANIFEST}", PROGRESS)["digests"]
@@ -328,7 +328,7 @@ class RunDirectory(RunRoot):
 
     @property
     def metrics_path(self) -> Path:
-        """Where a line an epoch and a line a layer stand."""
+        """The path of the metrics file."""
         return self.path / METRICS
 
     @property
@@ -337,7 +337,7 @@ class RunDirectory(RunRoot):
         return MetricsFile(self.folder)
 
     def read_seal(self) -> MetricsSeal | None:
-        """Of the lines that tell of what is committed; None of nothing, and of runs that are older than seals."""
+        """The seal of the lines that describe what is committed; None if nothing is, or in runs from before seals."""
         num_layers, progress = self.count_layers(), self._read_progress_manifest()
         manifest = self.read_layer_manifest(num_layers - 1) if num_layers else {}
         if progress is not None and progress["layer"] >= num_layers:
@@ -345,7 +345,7 @@ class RunDirectory(RunRoot):
         return MetricsSeal(**manifest["metrics"]) if "metrics" in manifest else None
 
     def check_metrics(self) -> None:
-        """Check the lines that tell of what is committed. Raises CorruptFileError."""
+        """Check the lines that describe what is committed. Raises CorruptFileError."""
         seal, progress = self.read_seal(), self._read_progress_manifest()
         if seal is None:
             return
@@ -353,11 +353,11 @@ class RunDirectory(RunRoot):
             self.metrics.check(seal)
         except CorruptFileError:
             if progress is not None and progress["layer"] >= self.count_layers():
-                self.verify_progress()  # of another run it seals other lines: then it is that which is said
+                self.verify_progress()  # a progress of another run seals other lines: that error comes first
             raise
 
     def check_metrics_end(self, most_layers: int) -> None:
-        """Check that nothing follows these lines but what an unfinished run may have left. Raises CorruptFileError."""
+        """Check that only lines of an unfinished run follow the sealed ones. Raises CorruptFileError."""
         seal, progress, num_layers = self.read_seal(), self.read_progress(), self.count_layers()
         num_epochs = progress[1] if progress is not None and progress[0] >= num_layers else 0
         problem = self.metrics.find_tail(seal, num_layers, num_epochs, most_layers) if seal is not None else None
@@ -365,35 +365,38 @@ class RunDirectory(RunRoot):
             return
         if (seal, progress, num_layers) == (self.read_seal(), self.read_progress(), self.count_layers()):
             raise CorruptFileError(problem)
-        self.check_metrics_end(most_layers)  # another process trains, and has committed more meanwhile
+        self.check_metrics_end(most_layers)  # another process is training, and has committed more meanwhile
 
     # --- the softmax readout
 
     def commit_readout(self, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
-        """Save the readout; `identity` says what it was trained on. Called by the holder of the lock.
+        """Save the readout; `identity` says what it was trained on. Only the holder of the lock may call this.
 
-        The manifest before is removed first, so that a half-written readout is none.
+        The previous manifest is removed first, so that a half-written readout does not count as one.
         """
         manifest, weights = f"readout/{MANIFEST}", f"readout/{_WEIGHTS}"
         with storage_errors(self.path / "readout"):
             self.folder.make_folder("readout")
             is_known = self.folder.find_kind(manifest) is not None
             if not is_known and self.folder.find_kind(weights) is not None:
-                self.put_aside([weights])  # nothing says that it is a readout of this run
+                self.put_aside([weights])  # no manifest says that it is a readout of this run
             self.folder.remove(manifest)
             digest = write_tensors(self.folder, weights, tensors)()
             content = {"run": self.run_digest, "identity": identity, "digest_file": digest}
             write_manifest(self.folder, manifest, content)
 
     def load_readout(self, identity: dict[str, Any]) -> dict[str, Tensor] | None:
-        """The saved readout if it was trained on the same, else None. Raises CorruptFileError."""
+        """The saved readout if it has this `identity`, else None. Raises CorruptFileError."""
         manifest = self._read_readout_manifest()
         if manifest is None or manifest["identity"] != identity:
             return None
         return load_tensors(self.folder, f"readout/{_WEIGHTS}", manifest["digest_file"])
 
     def load_fitted_readout(self, num_layers: int) -> dict[str, Tensor] | None:
-        """The saved readout if it was fitted on the layers that are here, however. Raises CorruptFileError."""
+        """The saved readout if it was fitted, with any settings, on the current layers, else None.
+
+        Raises CorruptFileError.
+        """
         manifest = self._read_readout_manifest()
         if manifest is None or manifest["identity"]["layers"] != self.read_weight_digests(num_layers):
             return None
@@ -411,12 +414,12 @@ class RunDirectory(RunRoot):
             manifest = read_manifest(self.folder, name, READOUT, _REPAIR)
         except FileNotFoundError:
             return None
-        if "run" in manifest:  # not in those of a run that had no identity
+        if "run" in manifest:  # missing if the run had no identity when it was written
             self.check_names_this_run(manifest, name, _REPAIR)
         return manifest
 
     def passing_bytes(self, cache_dir: str = "") -> int:
-        """Bytes of what is here for a time only: caches and progress."""
+        """Bytes of the run's temporary files: caches and progress."""
         folder, _ = self.open_cache(cache_dir)
         in_caches = sum(
             folder.size(f"{name}/{each}") for name in self.list_caches(cache_dir) for each in folder.names(name)
@@ -429,7 +432,7 @@ def _layer(index: int) -> str:
 
 
 def _find_named(digests: Mapping[str, str], prefix: str, path: Path) -> tuple[str, str]:
-    """The file of a progress whose name begins so, and its digest; runs that are older have no identity in it."""
+    """The progress file with this prefix, and its digest. In runs of earlier versions, names hold no identity."""
     for name, digest in digests.items():
         if re.fullmatch(rf"{re.escape(prefix)}(-[0-9a-f]{{16}})?\.safetensors", name):
             return name, digest
@@ -449,7 +452,7 @@ def _unit_axes(layer: Layer) -> dict[str, int]:
 
 
 def _assign_state(layer: Layer, tensors: dict[str, Tensor], path: Path) -> None:
-    """The tensors become the layer's own, which need not have had memory."""
+    """Make the tensors the layer's own, which may be without memory. Raises CorruptFileError if they do not fit."""
     own = {key: (tuple(value.shape), value.dtype) for key, value in layer.state_dict().items()}
     found = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
     if own != found:

@@ -1,7 +1,8 @@
-"""What makes a folder a run: RUN/run.json, with an identity of its own, and whether a folder is one, or may become one.
+"""The marker that makes a folder a run, RUN/run.json, and whether a folder is a run or may become one.
 
-The manifest of each layer names this file by its digest, so that no layer of one run is ever taken for another's. Runs
-that are older have none: theirs is written when they are gone on with, and names the layers that were there.
+The marker holds an identity. The manifest of each layer names the marker by its digest, so that a layer of one run is
+never taken for another's. Runs of earlier versions have no marker: it is written when they are resumed, and names the
+layers that were there.
 """
 
 from __future__ import annotations
@@ -27,32 +28,32 @@ MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE = (
     "validation.safetensors",
 )
 CACHE = "cache"
-_LABELS_BYTES = 1 << 30  # the most that labels may have: eight bytes a sample
+_LABELS_BYTES = 1 << 30  # upper limit of the labels file, at eight bytes per sample
 CONFIG_SEAL = b"# sha256 "
 _FORMAT = "ffstream run 1"
 _TEMPORARY = re.compile(re.escape(TEMPORARY) + r"([0-9a-f]{16})-[0-9a-f]{8}")
-# What a process that was killed while it started a run may have left there.
+# Files that a process killed while starting a run may have left.
 _OF_START = {MARKER, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE}
 
 
 class FolderState(Enum):
-    """What a folder is to us."""
+    """How a folder may be used."""
 
-    FREE = "free"  # missing, empty, or what a killed process left before it had started a run there
+    FREE = "free"  # missing, empty, or with only what a process left when killed while starting a run
     RUN = "run"
-    OLDER_RUN = "older run"  # one of a version that gave runs no identity
-    BROKEN = "broken"  # a run from which something is missing that makes it one
-    FOREIGN = "foreign"  # somebody's
+    OLDER_RUN = "older run"  # of a version that gave runs no identity
+    BROKEN = "broken"  # a run whose marker or configuration is missing or cannot be used
+    FOREIGN = "foreign"  # it holds somebody else's files
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a folder."""
+    """The result of surveying a folder."""
 
     state: FolderState
-    identity: str = ""  # of the run, or of the one that was to be
-    problem: str = ""  # why it is no run, where it is broken or foreign
-    error: CorruptFileError | None = None  # of a run's file that was read for it
+    identity: str = ""  # of the run, or of the one that was being started
+    problem: str = ""  # why it is not a run, if it is broken or foreign
+    error: CorruptFileError | None = None  # from reading the marker, if it is damaged
 
     @property
     def is_run(self) -> bool:
@@ -61,7 +62,7 @@ class Survey:
 
 
 def survey(folder: Folder) -> Survey:
-    """Say whether a folder is a run, may become one, or is somebody's. Raises StorageError when it cannot be read."""
+    """Whether a folder is a run, may become one, or is somebody else's. Raises StorageError if it cannot be read."""
     names = set(folder.names())
     marker, error = _read(folder, MARKER, RUN) if MARKER in names else (None, None)
     has_config, is_ours = CONFIG in names, CONFIG in names and _is_sealed(folder)
@@ -96,17 +97,17 @@ def survey(folder: Folder) -> Survey:
 
 
 def draw_identity() -> str:
-    """One that no other run has."""
+    """A random identity, which no other run has."""
     return secrets.token_hex(8)
 
 
 def describe_run(
     identity: str, settings: Mapping[str, Any], data: dict[str, Any], adopted: list[str] | None = None
 ) -> dict[str, Any]:
-    """What stands in the marker: the settings that decide what a layer learns, and the data it learns from.
+    """The content of the marker: the settings that decide what a layer learns, and the data it learns from.
 
-    `data` is their description, as it is kept. `adopted` are the digests of the manifests of layers that an older run
-    had.
+    `data` is the content of data.json. `adopted` are the digests of the manifests of layers that a run of an earlier
+    version had when it got its identity.
     """
     content = {"format": _FORMAT, "identity": identity, "settings": dict(settings), "data": data["digest"]}
     content["description"] = content_digest(data)
@@ -114,12 +115,12 @@ def describe_run(
 
 
 def write_marker(folder: Folder, content: dict[str, Any]) -> str:
-    """Make a folder a run, or one that is to be. Returns the digest by which its layers name it."""
+    """Write the marker of a run, or of one that is being started. Returns the digest by which layers name it."""
     return write_manifest(folder, MARKER, content)
 
 
 def read_marker(folder: Folder) -> dict[str, Any] | None:
-    """The marker of a run; None for one that is older. Raises CorruptFileError."""
+    """The marker of a run; None in runs of earlier versions. Raises CorruptFileError."""
     try:
         return read_manifest(folder, MARKER, RUN)
     except FileNotFoundError:
@@ -127,7 +128,7 @@ def read_marker(folder: Folder) -> dict[str, Any] | None:
 
 
 def _read(folder: Folder, name: str, shape: Shape) -> tuple[dict[str, Any] | None, CorruptFileError | None]:
-    """A manifest, or what is wrong with it; neither for what was never one."""
+    """A manifest, or the error of reading a damaged one; (None, None) if there is no such file."""
     try:
         return read_manifest(folder, name, shape), None
     except FileNotFoundError:
@@ -144,10 +145,10 @@ def _is_sealed(folder: Folder) -> bool:
 
 
 def _may_be_there(folder: Folder, name: str, identity: str) -> bool:
-    """Whether a name is no reason not to start a run in a folder."""
+    """Whether a run may be started in a folder in spite of something that has this name there."""
     kind = folder.find_kind(name)
     if name == CACHE:
-        return kind == "a link"  # to a larger disk, say
+        return kind == "a link"  # for example to a larger disk
     found = _TEMPORARY.fullmatch(name)
     return kind in ("a regular file", None) and (
         name == HOLDER or (name == LOCK and not folder.size(name)) or (found is not None and found[1] == identity)
@@ -155,7 +156,7 @@ def _may_be_there(folder: Folder, name: str, identity: str) -> bool:
 
 
 def _is_of_start(folder: Folder, name: str, marker: dict[str, Any]) -> bool:
-    """Whether a file is one that the start of the run wrote which the marker names, and not somebody's of that name."""
+    """Whether a file was written while the run of this marker was started, and is not somebody else's of that name."""
     if name == MARKER:
         return True
     data, _ = _read(folder, DATA_FILE, DATA)
@@ -173,7 +174,7 @@ def _digest(folder: Folder, name: str) -> str:
 
 
 def _holds_named_layers(folder: Folder) -> bool:
-    """Whether some layer, or the one in training, names the run that it belongs to."""
+    """Whether the manifest of some layer, or of the one in training, names the run that it belongs to."""
     names = [f"layers/{name}/manifest.json" for name in folder.names("layers")] + ["progress/manifest.json"]
     return any((found := _read(folder, name, {})[0]) is not None and "run" in found for name in names)
 

@@ -1,4 +1,4 @@
-"""Manifests: JSON files that carry the digest of their own content, and are checked to hold what is read from them."""
+"""Manifests: JSON files that carry the digest of their own content, which is also checked to have the right form."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ffstream.errors import CorruptFileError
 from ffstream.ground.folder import Folder
 
 _DIGEST = "manifest_sha256"
-_MOST = 1 << 42  # bytes of a file, units, samples
+_MOST = 1 << 42  # upper limit of any count: bytes of a file, units, samples
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value must be, in words, and whether one is."""
+    """A kind of value: a description for messages, and a test."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -37,11 +37,12 @@ IDENTITY = Kind(
 NAME = Kind("a file name", lambda value: isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None)
 ANYTHING = Kind("anything", lambda _: True)
 
-# What content must be: a Kind, a list of as many as there are, or a mapping by name. A name that ends with "?" may be
-# missing; a Kind in place of a name is of all further names, which are ignored where there is none.
+# The form that content must have: a Kind, a list of any length with the form of its items, or a mapping by name. A name
+# that ends with "?" may be missing. A Kind in place of a name applies to all further names; without one, these are
+# ignored.
 Shape = Kind | list["Shape"] | Mapping[str | Kind, "Shape"]
 
-# Those of a run directory.
+# The manifests of a run directory.
 _SEAL: Shape = {"num_bytes": COUNT, "sha256": DIGEST}
 DATA: Shape = {
     "num_classes": SIZE,
@@ -50,18 +51,18 @@ DATA: Shape = {
     "num_features": SIZE,
     "scale": POSITIVE,
     "digest": DIGEST,
-    "test_digest?": DIGEST,  # where there are test data, in runs that are not older
+    "test_digest?": DIGEST,  # if there are test data; not in runs of earlier versions
     "validation_labels_digest?": DIGEST,
     "brings_negatives?": FLAG,
     "standardised_classes?": dict.fromkeys(("shift", "least_spread", "most_spread"), NUMBER),
-    "white?": POSITIVE,  # the value of a picture's white; not in runs that are older
-    # Of each feature or channel, where it is asked for.
+    "white?": POSITIVE,  # the value of a picture's white; not in runs of earlier versions
+    # One mean and spread per feature or channel, if the data are standardised.
     "standardised?": {"mean": [NUMBER], "spread": [NUMBER], "by_plane?": FLAG},
     "values?": {
         "num_images": SIZE,
         **dict.fromkeys(("low", "high", "mean", "spread"), NUMBER),
         "classes?": [[NUMBER]],  # mean and spread of each
-    },  # of those for training
+    },  # of the training images
 }
 RUN: Shape = {
     "format": TEXT,
@@ -69,13 +70,13 @@ RUN: Shape = {
     "settings": {TEXT: ANYTHING},
     "data": DIGEST,  # of the training data
     "description": DIGEST,  # of the manifest that describes all data
-    "adopted?": [DIGEST],  # of the manifests of layers that were there when an older run was given its identity
+    "adopted?": [DIGEST],  # of the manifests of layers that were there when an earlier version's run got its identity
 }
 ENVIRONMENT: Shape = {"run": DIGEST, "environments": [{TEXT: ANYTHING}]}
 PARTS: Shape = {TEXT: {"module": TEXT, "sources": {TEXT: TEXT}}}
 LAYER: Shape = {
     "layer": COUNT,
-    "run?": DIGEST,  # of the run's own manifest; not in layers that are older
+    "run?": DIGEST,  # of the run's marker; not in layers of earlier versions
     "digests": {"weights": DIGEST, NAME: DIGEST},
     "digest_below": TEXT,
     "figures": {TEXT: ANYTHING},
@@ -86,7 +87,7 @@ PROGRESS: Shape = {
     "run?": DIGEST,
     "num_epochs": SIZE,
     "digests": {NAME: DIGEST},
-    "digest_below?": TEXT,  # in runs that are older
+    "digest_below?": TEXT,  # not in runs of earlier versions
     "metrics?": _SEAL,
 }
 READOUT: Shape = {"run?": DIGEST, "identity": {"layers": [DIGEST]}, "digest_file": DIGEST}
@@ -101,9 +102,9 @@ def write_manifest(folder: Folder, name: str, content: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Folder, name: str, shape: Shape, remedy: str = "restore it from a copy") -> dict[str, Any]:
-    """Read a manifest once, and check its digest and what it holds. `remedy` says what to do with one that is wrong.
+    """Read a manifest once, and check its digest and its form. `remedy` ends the message of a CorruptFileError.
 
-    Raises CorruptFileError, FileNotFoundError for none, StorageError for one that cannot be read.
+    Raises CorruptFileError, FileNotFoundError if it is missing, StorageError if it cannot be read.
     """
     path = folder.path / name
     try:
@@ -120,12 +121,12 @@ def read_manifest(folder: Folder, name: str, shape: Shape, remedy: str = "restor
 
 
 def content_digest(content: dict[str, Any]) -> str:
-    """Of what a manifest holds: what others name it by."""
+    """The digest of a manifest's content, by which other manifests name it."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def find_misfit(value: Any, shape: Shape, name: str = "content") -> str | None:
-    """Where a value differs from what it must be, what was found there and what is allowed; None if it does not."""
+    """Where a value does not have its form, what was found there and what is allowed; None if it has the form."""
     if isinstance(shape, Kind):
         return None if shape.holds(value) else f"{name}: found {_shorten(value)}, allowed {shape.words}"
     if isinstance(shape, list):

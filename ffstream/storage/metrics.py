@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line an epoch and one a layer. What was committed seals the lines that tell of it."""
+"""metrics.jsonl: one line per epoch and one per layer. Each commit seals the lines that describe what it commits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ffstream.ground.folder import Folder
 
 METRICS = "metrics.jsonl"
 _CHUNK_BYTES = 1 << 20
-_MAX_TAIL_BYTES = 1 << 26  # of lines that nothing seals: those of one epoch have hundreds
+_MAX_TAIL_BYTES = 1 << 26  # of unsealed lines; one epoch's have hundreds of bytes
 
 
 @dataclass(frozen=True)
 class MetricsSeal:
-    """What the first lines of a file of metrics were when something was committed that they tell of."""
+    """Length and digest of the first lines of the metrics file, which describe all that was committed by then."""
 
     num_bytes: int
     sha256: str
@@ -34,8 +34,8 @@ class MetricsSeal:
 class MetricsFile:
     """Appends records; every record is one JSON object with a "kind" ("epoch" or "layer") and a "layer" from 1.
 
-    `rewind` comes before the first `append`, and `close` after the last one. A file that somebody takes away while it
-    is written is not made again: the lines go with it.
+    Call `rewind` before the first `append`, and `close` after the last one. If somebody moves or deletes the file while
+    it is open, no new file is made: further lines still go into the old one.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -54,35 +54,35 @@ class MetricsFile:
         self._count(line)
 
     def sync(self) -> None:
-        """Write all lines through to the disk: before what they tell of is committed."""
+        """Write all lines through to the disk. This comes before the commit of what they describe."""
         with storage_errors(self._path):
             if self._file is not None:
                 sync_file(self._file)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def seal(self) -> MetricsSeal:
-        """Of all lines so far."""
+        """The seal of all lines so far."""
         return MetricsSeal(self._num_bytes, self._digest.hexdigest())
 
     def check(self, seal: MetricsSeal) -> None:
-        """Raises CorruptFileError when the lines that were sealed are not there any more as they were.
+        """Raise CorruptFileError when the sealed lines have changed since they were sealed.
 
-        A file that is gone was taken away by somebody, who does without it.
+        A missing file is no error: a user who has removed it does without it.
         """
         for _ in self._read_sealed(seal):
             pass
 
     def find_tail(self, seal: MetricsSeal | None, num_layers: int, num_epochs: int, most_layers: int) -> str | None:
-        """What is wrong with what follows the seal; None where nothing is.
+        """What is wrong with the lines after the seal; None if nothing is.
 
-        Lines of layers after `num_layers`, up to `most_layers`, and of the first of them after `num_epochs` may be
-        there: those of a process that has not committed yet what they tell of, or was stopped before. The last one may
-        be torn.
+        They may be of layers after `num_layers`, up to `most_layers`, and of the first of these only of epochs after
+        `num_epochs`: their process has not yet committed what they describe, or was stopped before it did. The last
+        line may be torn.
         """
         start = seal.num_bytes if seal is not None else 0
         try:
@@ -102,7 +102,7 @@ class MetricsFile:
         return None
 
     def read(self, seal: MetricsSeal | None) -> list[dict[str, Any]]:
-        """The records that are sealed; without a seal, as in runs that are older, those of all whole lines.
+        """The sealed records; without a seal, as in runs of earlier versions, those of all complete lines.
 
         Raises CorruptFileError.
         """
@@ -110,10 +110,10 @@ class MetricsFile:
         return [record for record in map(_parse, content.split(b"\n")) if record is not None]
 
     def rewind(self, seal: MetricsSeal | None, num_layers: int, num_epochs: int) -> None:
-        """Keep what is sealed, and nothing after it: a resumed run takes later epochs again.
+        """Keep only the sealed lines: a resumed run takes the epochs after them again.
 
-        Without a seal, as in runs that are older, the lines of `num_layers` finished layers and `num_epochs` epochs of
-        the next one. Raises CorruptFileError.
+        Without a seal, as in runs of earlier versions, the lines of `num_layers` finished layers and of `num_epochs`
+        epochs of the next one are kept. Raises CorruptFileError.
         """
         self.close()
         if self._folder.find_kind(METRICS) is None:
@@ -134,7 +134,7 @@ class MetricsFile:
         self._count(kept)
 
     def _read_sealed(self, seal: MetricsSeal) -> Iterator[bytes]:
-        """The sealed lines in parts, checked at the end. Nothing where there is no file."""
+        """Yield the sealed lines in chunks, and check their digest at the end. Yields nothing if there is no file."""
         digest, left = hashlib.sha256(), seal.num_bytes
         try:
             file = self._folder.open(METRICS)
@@ -169,7 +169,7 @@ def _encode(record: dict[str, Any]) -> bytes:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """One record; None for a line that is none, such as one torn by a crash."""
+    """One record; None for a line that is not a record, such as one torn by a crash."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -181,7 +181,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_after(line: bytes, num_layers: int, num_epochs: int, most_layers: int) -> bool:
-    """Whether a line tells of a later layer, and of the next one of none of its first epochs."""
+    """Whether a line is of a layer after `num_layers`, and not of the first `num_epochs` epochs of the next layer."""
     record = _parse(line)
     if record is None or not num_layers < record["layer"] <= most_layers:
         return False

@@ -1,4 +1,4 @@
-"""Outputs: files that commands are asked to write, never in place of anything that somebody else wrote."""
+"""Outputs: files that a user asks a command to write. Files of other origin are not overwritten unless forced."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _PREFIX = ".ffstream-"
 _LEFT_OVER = re.compile(re.escape(_PREFIX) + r"(\d+-\d+-[0-9a-f]{8})-[0-9a-f]{8}")
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _CHUNK_BYTES = 1 << 20
-_MOST_CHUNKS = 100  # of a picture, before its pixels
+_MOST_CHUNKS = 100  # of a PNG file, that are searched for a text before the pixels
 
-# Whether a file that is there, open for reading, is what the same command wrote before.
+# Says whether an existing file, open for reading, was written by the same command before.
 IsOwn = Callable[[io.FileIO], bool]
 
 
 class Output:
-    """One file that is asked for, written whole or not at all; what is there keeps its permissions.
+    """One output file, written whole or not at all. It keeps the permissions of a file that it replaces.
 
-    It never takes the place of an input, of a file of a run, of a folder, a device or a FIFO. `inputs` are files, or
-    folders with all that is below them; those that are not there do not count. It takes that of another file with
-    `force` alone, or where `is_own` says that the same command wrote it before. Links are followed first. Raises
-    OutputError: when it is made, so that nobody waits for a refusal, and again before the file gets its name.
+    It never replaces an input, a file of a run, a folder, a device or a FIFO. `inputs` are files, or folders with all
+    that is below them; missing ones are ignored. It replaces another file only with `force`, or where `is_own` says
+    that the same command wrote that file before. Links are followed first. Raises OutputError: on construction, so
+    that nobody waits for a refusal, and again before the file gets its name.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Output:
         self.check()
 
     def check(self) -> Path:
-        """Where the file goes once links are followed. Raises OutputError where it may not."""
+        """The path of the file, links followed. Raises OutputError when it may not be written there."""
         try:
             target = Path(os.path.realpath(self.path))
             found = _find(self.path)
             self._check_folder(target.parent)
-        except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+        except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
             reason = error.strerror if isinstance(error, OSError) else error
             raise self._refuse(f"cannot be looked for ({reason})", "choose another name") from error
         run = find_run(target)
@@ -94,7 +94,7 @@ class Output:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[io.FileIO]:
-        """Yield a new file beside the output; on success it gets its name, durably; on any failure it is removed."""
+        """Yield a new file beside the output; on success it durably takes that name, on any failure it is removed."""
         target = self.check()
         with self._storage_errors():
             make_folder(target.parent)
@@ -106,16 +106,16 @@ class Output:
                     yield file
                     self._publish(file, temporary, target)
             finally:
-                with contextlib.suppress(OSError):  # of a failing disk, about which more has been said by now
+                with contextlib.suppress(OSError):  # from a failing disk, which has been reported by now
                     temporary.unlink(missing_ok=True)
 
     def write(self, data: bytes) -> None:
-        """Write all of the file at once."""
+        """Write the whole file at once."""
         with self.writing() as file:
             write_all(file, data)
 
     def _publish(self, file: io.FileIO, temporary: Path, target: Path) -> None:
-        """Give a whole file its name, unless what is there by now forbids it and is another one."""
+        """Give the complete file its name. A refusal by `check` is ignored if the file there has the same bytes."""
         try:
             if self.check() != target:
                 raise self._refuse("leads elsewhere than before", "do it again")
@@ -130,7 +130,7 @@ class Output:
         sync_folder(target.parent)
 
     def _check_folder(self, folder: Path) -> None:
-        """That files can be made there, or where it is missing, in what is there of the folders above it."""
+        """Raise OutputError unless files can be made in a folder, or in the nearest existing one above it."""
         above = next(each for each in (folder, *folder.parents) if _find(each) is not None)
         if not above.is_dir():
             raise self._refuse(f"{above} is {describe_kind(above.stat().st_mode)}, allowed a folder", "choose another")
@@ -141,7 +141,7 @@ class Output:
         try:
             with open_regular(target) as file:
                 return self.is_own(file)
-        except OSError:  # what cannot be read is nobody's
+        except OSError:  # a file that cannot be read does not count as an earlier output
             return False
 
     def _refuse(self, found: str, remedy: str) -> OutputError:
@@ -160,14 +160,14 @@ class Output:
 
 
 def remove_left_over(folder: Path) -> None:
-    """Remove the regular files that processes which are gone left half-written in a folder."""
+    """Remove the half-written regular files that dead processes left in a folder."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         found = [entry for entry in entries if _is_left_over(entry)]
         suppress_each(lambda entry=entry: Path(entry.path).unlink() for entry in found)  # type: ignore[misc]
 
 
 def read_metadata(file: io.FileIO) -> dict[str, str]:
-    """What the head of a safetensors file says of it; nothing where it is no such file. Raises OSError."""
+    """The metadata in the header of a safetensors file; empty for any other file. Raises OSError."""
     length = int.from_bytes(_read_exactly(file, 8), "little")
     if length > min(os.fstat(file.fileno()).st_size, MANIFEST_BYTES):
         return {}
@@ -179,7 +179,7 @@ def read_metadata(file: io.FileIO) -> dict[str, str]:
 
 
 def read_picture_text(file: io.FileIO, key: str) -> str | None:
-    """A text that stands under a key in a PNG file, before its pixels; None where there is none. Raises OSError."""
+    """The text that a PNG file holds under a key, before its pixels; None if it holds none. Raises OSError."""
     if file.read(8) != b"\x89PNG\r\n\x1a\n":
         return None
     for _ in range(_MOST_CHUNKS):
@@ -198,7 +198,7 @@ def read_picture_text(file: io.FileIO, key: str) -> str | None:
 
 
 def _find(path: Path) -> os.stat_result | None:
-    """What a path leads to; None where there is nothing. Raises OSError, ValueError."""
+    """The status of the file that a path leads to; None where there is nothing. Raises OSError, ValueError."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -213,9 +213,9 @@ def _find_or_none(path: Path) -> os.stat_result | None:
 
 
 def _holds(folder: Path, wanted: os.stat_result) -> bool:
-    """Whether a file is in a folder or below it, links followed; of a run, among the files that it calls its own.
+    """Whether a file is in a folder or below it, links followed. If the folder is a run, only its own files count.
 
-    Its caches are left out: wherever they lie, their files are known by the names of their folders.
+    The caches of a run are left out: wherever they lie, their files are recognised by the names of their folders.
     """
     top, of_run = str(folder), is_run(folder)
     seen, waiting = set(), [top]
@@ -256,7 +256,7 @@ def _has_same_bytes(file: io.FileIO, path: Path) -> bool:
 
 
 def _read_exactly(file: io.FileIO, num_bytes: int) -> bytes:
-    """So many bytes, or what is left: an unbuffered file may give less at once."""
+    """Read `num_bytes`, or what is left of the file. A single read of an unbuffered file may return fewer bytes."""
     parts = []
     while num_bytes and (part := file.read(num_bytes)):
         parts.append(part)

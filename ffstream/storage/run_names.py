@@ -1,4 +1,4 @@
-"""Whose a path is: what runs call their own, by which the files of one are told from those of others."""
+"""The names that runs use for their files, by which a path is recognised as part of a run."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ffstream.ground.lock import HOLDER, LOCK
 from ffstream.storage.identity import CACHE, CONFIG, CONFIG_SEAL, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE, MARKER
 from ffstream.storage.metrics import METRICS
 
-# What a run calls its own at its top, whether it is there or not, and how the folder of its caches on another disk is
-# called.
+# The names at the top level of a run directory that belong to the run, whether they exist or not; _PARTS_OF_RUN are
+# beginnings of names.
 _OF_RUN = {MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE, METRICS, LOCK, HOLDER}
 _OF_RUN |= {"layers", "progress", "readout", CACHE}
 _PARTS_OF_RUN = ("damaged-", TEMPORARY)
-# Patterns of the files of a cache: its shards, and those that were not finished.
+# Patterns of the file names in a cache: finished shards and unfinished ones.
 SHARD_NAMES = (r"shard-(\d{5,18})\.safetensors", re.escape(TEMPORARY) + r"shard-\d{5,18}")
-_CACHES_ELSEWHERE = re.compile(r"ffstream-[0-9a-f]{16}")
+_CACHES_ELSEWHERE = re.compile(r"ffstream-[0-9a-f]{16}")  # the folder of a run's caches on another disk
 
 
 def find_run(path: Path) -> Path | None:
-    """The run that a path, all links followed, is a part of: by a name that runs use, whether it is there or not."""
+    """The run that a path with all links followed belongs to, judged by its names; the path need not exist."""
     below = path
     for folder in path.parents:
         if (is_name_of_run(below.name) and is_run(folder)) or _CACHES_ELSEWHERE.fullmatch(folder.name):
@@ -33,7 +33,7 @@ def find_run(path: Path) -> Path | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder says that it is a run, damaged or not."""
+    """Whether the files in a folder say that it is a run, damaged or not."""
     try:
         content = json.loads(read_regular(folder / MARKER))
         if isinstance(content, dict) and str(content.get("format")).startswith("ffstream run"):
@@ -47,6 +47,6 @@ def is_run(folder: Path) -> bool:
 
 
 def is_name_of_run(name: str) -> bool:
-    """Whether a run calls something at its top by this name."""
-    name = name.lower()  # some file systems tell no capitals apart
+    """Whether this name, at the top level of a run directory, belongs to the run."""
+    name = name.lower()  # some file systems ignore case
     return name in _OF_RUN or name.startswith(_PARTS_OF_RUN)

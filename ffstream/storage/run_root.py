@@ -1,4 +1,4 @@
-"""What lies at the top of a run directory: what makes it a run, its configuration, its data, its environment."""
+"""The top level of a run directory: the marker that makes it a run, its configuration, data and environment."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ _CACHES = re.compile(r"\d{3,18}-\w+")
 
 
 class RunRoot:
-    """Reads and writes the top of one run directory; it is written by the holder of its lock alone."""
+    """Reads and writes the top level of one run directory; only the holder of its lock writes."""
 
     def __init__(self, path: str | Path, lock: RunLock | None = None) -> None:
         self.path = Path(path)
         self.folder = lock.folder if lock is not None else Folder(self.path)
         self._marker: dict[str, Any] | None = None
 
-    # --- what makes it a run
+    # --- the marker
 
     def survey(self) -> Survey:
-        """Whether it is a run, may become one, or is somebody's."""
+        """Whether the folder is a run, may become one, or belongs to somebody else."""
         return survey(self.folder)
 
     def exists(self) -> bool:
@@ -84,7 +84,7 @@ class RunRoot:
             raise RunError(f"run {self.path}: no run there: the folder {found.problem}")
 
     def check_is_free(self) -> None:
-        """Raise RunError, or CorruptFileError, where a run can neither be started nor gone on with."""
+        """Raise RunError, or CorruptFileError, where a run can neither be started nor resumed."""
         other = find_run(self.path.resolve())
         if other is not None:
             raise RunError(
@@ -105,7 +105,7 @@ class RunRoot:
     def _check_no_file(self) -> None:
         try:
             mode = self.path.stat().st_mode
-        except (OSError, ValueError):  # the survey says what cannot be read
+        except (OSError, ValueError):  # the survey reports a path that cannot be read
             return
         if not stat.S_ISDIR(mode):
             raise RunError(f"run {self.path}: is a file, allowed the folder of a run; name that folder")
@@ -113,9 +113,9 @@ class RunRoot:
     def create(
         self, config: Config, facts: DataFacts, environment: Mapping[str, Any], labels: Tensor | None = None
     ) -> None:
-        """Start a run: labels of the validation split (n,), and everything else at the top, the configuration last.
+        """Start a run: write everything at the top level, the configuration last. `labels` (n,) are for validation.
 
-        What a killed process left that had begun to start one is replaced; the identity is a new one.
+        Files of a process that was killed while starting a run are replaced, under a new identity.
         """
         self.folder.identity = self.survey().identity
         self.remove_temporaries()
@@ -124,7 +124,7 @@ class RunRoot:
             LABELS_FILE,
             DATA_FILE,
             MARKER,
-        ):  # in this order each is known by those behind it
+        ):  # in this order: each is recognised by files that come after it
             self.folder.remove(name)
         self.folder.identity, self._marker = draw_identity(), None
         data = dict(facts.content)
@@ -139,7 +139,10 @@ class RunRoot:
         self.write_config(config)
 
     def adopt(self, config: Config, environment: Mapping[str, Any]) -> None:
-        """Give an older run an identity. Its layers, and the one in training, are named in it as they are now."""
+        """Give a run of an earlier version an identity.
+
+        The marker records the digests of the current manifests of its layers and of the layer in training.
+        """
         names = [f"layers/{name}/{MANIFEST}" for name in self.folder.names("layers")] + [f"progress/{MANIFEST}"]
         adopted = []
         for name in names:
@@ -148,31 +151,31 @@ class RunRoot:
         identity, data = draw_identity(), dict(self.read_data().content)
         self.folder.identity = identity
         content = describe_run(identity, config.identity(), data, adopted)
-        environments = [dict(environment)]  # which is assumed to be that of its layers
+        environments = [dict(environment)]  # assumed to be the one in which its layers were trained
         write_manifest(self.folder, ENVIRONMENT_FILE, {"run": content_digest(content), "environments": environments})
         write_marker(self.folder, content)
-        if self.folder.find_kind(CACHE) == "a folder":  # theirs are made again, under a name of the run's own
+        if self.folder.find_kind(CACHE) == "a folder":  # its caches are made again, in a folder named after the run
             for name in filter(_CACHES.fullmatch, self.folder.names(CACHE)):
                 self.folder.remove_matching(f"{CACHE}/{name}", *SHARD_NAMES)
 
     @property
     def marker(self) -> dict[str, Any] | None:
-        """What makes it a run, which never changes; None for one that is older. Raises CorruptFileError."""
+        """The content of RUN/run.json, which never changes; None in earlier versions' runs. Raises CorruptFileError."""
         if self._marker is None:
             self._marker = read_marker(self.folder)
         return self._marker
 
     def read_identity(self) -> str | None:
-        """By which the run is told from all others; None for one that is older."""
+        """The identity that tells the run from all others; None in runs of earlier versions."""
         return str(self.marker["identity"]) if self.marker is not None else None
 
     @property
     def run_digest(self) -> str | None:
-        """By which its layers name the run; None for one that is older."""
+        """The digest by which its layers name the run; None in runs of earlier versions."""
         return content_digest(self.marker) if self.marker is not None else None
 
     def check_names_this_run(self, manifest: dict[str, Any], name: str, remedy: str) -> None:
-        """Raise CorruptFileError when a manifest is of another run, or of one that had no identity then."""
+        """Raise CorruptFileError unless a manifest names this run, or was recorded by `adopt`."""
         wanted, found = self.run_digest, manifest.get("run")
         if found == wanted and (found is not None or wanted is None):
             return
@@ -184,9 +187,9 @@ class RunRoot:
         )
 
     def check_belongs(self, config: Config) -> None:
-        """Raise CorruptFileError when configuration, data or environment are not those that the run was started with.
+        """Raise CorruptFileError for data, RunMismatchError for settings that the run was not started with.
 
-        Settings that a later version has added are not asked for.
+        Settings that only a later version has are not compared.
         """
         if self.marker is None:
             return
@@ -208,13 +211,13 @@ class RunRoot:
     # --- configuration
 
     def write_config(self, config: Config) -> None:
-        """Replace the configuration. Its first line, a comment, is the digest of the others."""
+        """Replace the configuration. Its first line is a comment with the digest of the lines below it."""
         text = config.to_toml().encode()
         seal = hashlib.sha256(text).hexdigest().encode()
         self.folder.write(CONFIG, CONFIG_SEAL + seal + b"\n" + text)
 
     def read_config(self) -> Config:
-        """The resolved configuration. Raises CorruptFileError when it is not as it was written, ConfigError."""
+        """The resolved configuration. Raises CorruptFileError if it was altered, RunError if missing, ConfigError."""
         path = self.path / CONFIG
         try:
             content = self.folder.read(CONFIG)
@@ -235,7 +238,7 @@ class RunRoot:
     # --- data
 
     def read_data(self) -> DataFacts:
-        """What `create` was given. Raises RunError, CorruptFileError."""
+        """The facts of the data that the run was started with. Raises RunError, CorruptFileError."""
         try:
             data = read_manifest(self.folder, DATA_FILE, DATA)
         except FileNotFoundError:
@@ -249,14 +252,14 @@ class RunRoot:
         return DataFacts(data)
 
     def load_validation_labels(self) -> Tensor | None:
-        """Labels (n,) that `create` was given, or None; also of a run that was started before they were kept."""
+        """The validation labels (n,) that `create` was given; None if there were none or they were not kept yet."""
         digest = self.read_data().validation_labels_digest
         return None if digest is None else load_tensor(self.folder, LABELS_FILE, digest, "labels", torch.int64, 1)
 
     # --- environment
 
     def read_environments(self) -> list[dict[str, Any]]:
-        """What decided bits, from the start of the run on; nothing where it is not known. Raises CorruptFileError."""
+        """What decided the bits of the run, in order since its start; empty if unknown. Raises CorruptFileError."""
         if self.marker is None:
             return []
         try:
@@ -267,7 +270,7 @@ class RunRoot:
         return list(found["environments"])
 
     def read_parts(self) -> dict[str, Any]:
-        """What the run remembers of parts that do not come with this package. Raises CorruptFileError."""
+        """The run's record of the parts that do not come with this package. Raises CorruptFileError."""
         environments = self.read_environments()
         found = environments[-1].get("parts", {}) if environments else {}
         misfit = find_misfit(found, PARTS, "parts")
@@ -276,14 +279,14 @@ class RunRoot:
         return dict(found)
 
     def record_environment(self, environment: Mapping[str, Any]) -> None:
-        """Write down that from here on the run is trained elsewhere."""
+        """Record the environment in which the run is trained from here on."""
         environments = [*self.read_environments(), dict(environment)]
         write_manifest(self.folder, ENVIRONMENT_FILE, {"run": self.run_digest, "environments": environments})
 
     # --- caches
 
     def open_cache(self, cache_dir: str = "", *, make: bool = False) -> tuple[Folder, str]:
-        """A folder, and the name below it under which the caches of this run lie: in the run, or on another disk."""
+        """The folder, and the name below it, under which the caches of this run lie: in the run or on another disk."""
         own = f"ffstream-{self.read_identity()}" if self.marker is not None else ""
         kind = None if cache_dir else self.folder.find_kind(CACHE)
         if kind == "a folder" or (kind is None and not cache_dir):
@@ -295,7 +298,7 @@ class RunRoot:
         return Folder(self.cache_base(cache_dir), self.folder.identity), own
 
     def check_cache_base(self, cache_dir: str) -> None:
-        """Raise StorageError where caches shall lie in a folder that is not there."""
+        """Raise StorageError when the folder for caches is missing, or is part of a run."""
         base = self.cache_base(cache_dir)
         other = find_run(base.resolve()) if cache_dir else None
         if other is not None and base.resolve() != self.path.resolve() / CACHE:
@@ -305,7 +308,7 @@ class RunRoot:
 
     @contextlib.contextmanager
     def cache_locked(self, cache_dir: str = "", *, make: bool = False) -> Iterator[None]:
-        """Hold caches that lie on another disk: a copy of the run has its identity, and would use the same."""
+        """Lock caches that lie on another disk: a copy of the run has the same identity and would use them too."""
         folder, name = self.open_cache(cache_dir, make=make)
         if folder is self.folder or not name or not (make or folder.find_kind(name)):
             yield
@@ -319,17 +322,17 @@ class RunRoot:
             yield
 
     def cache_base(self, cache_dir: str = "") -> Path:
-        """Where caches lie."""
+        """The folder in which caches lie."""
         return Path(cache_dir) if cache_dir else self.path / CACHE
 
     def list_caches(self, cache_dir: str = "") -> list[str]:
-        """The names of the caches that are there, below the folder that `open_cache` tells."""
+        """The names of the existing caches, below the folder that `open_cache` returns."""
         folder, prefix = self.open_cache(cache_dir)
         names = folder.names(prefix) if prefix else []
         return [f"{prefix}/{name}" for name in names if _CACHES.fullmatch(name)]
 
     def drop_caches(self, cache_dir: str = "", kept: Sequence[str] | None = None) -> int:
-        """Remove all caches and their folder, or all but those that are kept. Returns the bytes that were removed."""
+        """Remove all caches and their folder, or only those that are not in `kept`. Returns the bytes removed."""
         folder, prefix = self.open_cache(cache_dir)
         if self.marker is None:
             return 0
@@ -342,10 +345,10 @@ class RunRoot:
             self.folder.remove_if_empty(CACHE)
         return num_bytes
 
-    # --- order
+    # --- tidying up
 
     def remove_temporaries(self) -> int:
-        """Remove what processes of this run left half-written in it, but for caches. Returns the bytes removed."""
+        """Remove what processes of this run left half-written, except in its caches. Returns the bytes removed."""
         if not self.folder.identity:
             return 0
         prefix = f"{TEMPORARY}{self.folder.identity}-"
@@ -357,18 +360,21 @@ class RunRoot:
         return num_bytes
 
     def remove_half_shards(self, cache_dir: str = "") -> int:
-        """The same of its caches, by whoever holds these: a copy of the run has its identity, and may be at work."""
+        """Remove the half-written shards of the run's caches. Returns the bytes removed.
+
+        Only the holder of the caches may call this: a copy of the run has the same identity, and may be using them.
+        """
         folder, _ = self.open_cache(cache_dir)
         names = self.list_caches(cache_dir) if self.marker is not None else []
         return sum(folder.remove_matching(name, SHARD_NAMES[1]) for name in names)
 
     def remove_staged(self, name: str) -> int:
-        """Remove the folder of a layer that did not get its name."""
+        """Remove the temporary folder of a layer that was not committed. Returns the bytes removed."""
         own = re.escape(f"{TEMPORARY}{self.folder.identity}-") + ".*"
         return self.folder.remove_matching(name, r"(weights|validation)\.safetensors", re.escape(MANIFEST), own)
 
     def put_aside(self, names: Sequence[str]) -> Path:
-        """Move what is damaged, or not the run's, into a folder of its own in the run, which is returned."""
+        """Move what is damaged, or not the run's, into a new folder in the run. Returns the path of that folder."""
         numbers = itertools.count(1)
         aside = next(name for name in (f"damaged-{each}" for each in numbers) if self.folder.find_kind(name) is None)
         with storage_errors(self.path / aside):
@@ -379,7 +385,7 @@ class RunRoot:
         return self.path / aside
 
     def _move(self, name: str, to: str) -> None:
-        """Rename from folder to folder; file by file where a file system cannot do that with whole folders."""
+        """Move something to another folder; file by file where a file system cannot move whole folders."""
         try:
             self.folder.move(name, to)
         except OSError as error:

@@ -1,7 +1,7 @@
-"""Safetensors files of a run: each is written once and read once, and what is read is what was checked.
+"""Safetensors files of a run: each is written once, and its digest is checked on the very bytes that are used.
 
-Files are read and not mapped: one that is altered after it was read changes nothing that is in memory, and one that is
-altered while it is read does not have its digest.
+Files are read, not memory-mapped: a file that is altered after it was read changes nothing in memory, and a file that
+is altered while it is read fails the check of its digest.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 def write_tensors(folder: Folder, name: str, tensors: Mapping[str, Tensor]) -> Callable[[], str]:
-    """Write tensors under a temporary name. The action that is returned makes the file durable and tells its digest."""
+    """Write tensors to a temporary file. The returned function makes it durable as `name` and returns its digest."""
     temporary = folder.name_temporary(name)
     digest = stage_tensors(folder, temporary, tensors)
 
@@ -62,7 +62,7 @@ def write_tensors(folder: Folder, name: str, tensors: Mapping[str, Tensor]) -> C
 
 
 def stage_tensors(folder: Folder, name: str, tensors: Mapping[str, Tensor]) -> str:
-    """Write tensors under that name, which is temporary, and not yet durably. Returns the digest of the file."""
+    """Write tensors under `name`, which is temporary, and not yet durably. Returns the digest of the file."""
     with storage_errors(folder.path / name):
         file = folder.create(name)
         with folder.removed_on_error(name), file:
@@ -72,7 +72,7 @@ def stage_tensors(folder: Folder, name: str, tensors: Mapping[str, Tensor]) -> s
 def save_tensors(file: io.FileIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write tensors on the host to an open file, tensor by tensor. Returns the digest of what was written.
 
-    safetensors' own writer makes a file beside it under a name of its own, which a killed process leaves there.
+    safetensors' own writer is not used: it makes a file under a name of its own, which a killed process leaves behind.
     """
     ordered, entries = order_entries(tensors)
     head = {_METADATA: dict(metadata)} if metadata else {}
@@ -84,7 +84,7 @@ def save_tensors(file: io.FileIO, tensors: Mapping[str, Tensor], metadata: Mappi
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The digest of the file that these would be written to."""
+    """The digest that a file of these tensors would have."""
     ordered, entries = order_entries(tensors)
     digest = hashlib.sha256(encode_header(entries))
     for tensor in ordered:
@@ -93,7 +93,7 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def order_entries(tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
-    """Tensors in the order of a file, those of the largest elements first, so that each is aligned; and its entries."""
+    """Tensors in file order, and their header entries. The largest element types come first, to keep all aligned."""
     entries: dict[str, Any] = {}
     end = 0
     ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
@@ -104,23 +104,23 @@ def order_entries(tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str
 
 
 def payload_of(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor on the host, which is contiguous."""
+    """The bytes of a contiguous tensor on the host."""
     data: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
     return data
 
 
 def encode_header(entries: Mapping[str, object]) -> bytes:
-    """The head of a safetensors file; what follows it begins on a multiple of 8, as the format advises."""
+    """The header of a safetensors file, padded so that the data begin on a multiple of 8, as the format advises."""
     text = json.dumps(entries).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def join_tensors(folder: Folder, name: str, parts: Mapping[str, str], axes: Mapping[str, int]) -> str:
-    """Write one file of what several hold, each tensor joined along its axis; no more than one part is in memory.
+    """Join the tensors of several files, each along its axis, into one file. Only one part is in memory at a time.
 
-    `parts` are files of the folder with their digests, and all float32. Not yet durable; returns its digest. Raises
-    CorruptFileError for a part that is not the one that was written.
+    `parts` maps files of the folder to their digests; all tensors are float32. The new file is not yet durable. Returns
+    its digest. Raises CorruptFileError for a part that does not have its digest.
     """
     shapes = [_read_shapes(folder, part) for part in parts]
     joined = {key: _joined_shape([found[key] for found in shapes], axis) for key, axis in axes.items()}
@@ -152,7 +152,7 @@ def join_tensors(folder: Folder, name: str, parts: Mapping[str, str], axes: Mapp
                         of_tile.update(piece)
             written.append(of_tile.hexdigest())
             begin += num_units
-        # Read back once for its digest: what is read must be what was written.
+        # The file is read back once for its digest, and each tile must have the digest of what was written.
         file.seek(0)
         digest, found = _digest_tiles(folder, name, file, axes, tiles)
         if found != written:
@@ -165,26 +165,26 @@ def join_tensors(folder: Folder, name: str, parts: Mapping[str, str], axes: Mapp
 
 @dataclass(frozen=True)
 class Header:
-    """What the head of a safetensors file says: entries in the order of their data, which they cover without a gap."""
+    """The header of a safetensors file, with entries in the order of their data, which they cover without a gap."""
 
     metadata: dict[str, str]
     entries: dict[str, tuple[torch.dtype, tuple[int, ...]]]
-    text: bytes  # the head itself, its length in front
+    text: bytes  # the header as it is in the file, with its length in front
 
     def nbytes(self, name: str) -> int:
-        """Of the data of one tensor."""
+        """The number of bytes of one tensor's data."""
         dtype, shape = self.entries[name]
         return math.prod(shape) * dtype.itemsize
 
 
 class _MisfitError(Exception):
-    """What is wrong with a file, in words."""
+    """A file is malformed; the message says how."""
 
 
 def read_tensors(file: io.FileIO, path: object, digest: Any = None) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and all tensors of an open file, read once; every byte is put into `digest` if it is given.
+    """The metadata and all tensors of an open file, read once; `digest`, if given, is updated with every byte.
 
-    `path` names it in errors. Raises CorruptFileError when it is no whole safetensors file.
+    `path` names the file in errors. Raises CorruptFileError when it is not a complete safetensors file.
     """
     try:
         header = _read_header(file)
@@ -201,7 +201,7 @@ def read_tensors(file: io.FileIO, path: object, digest: Any = None) -> tuple[dic
 
 
 def load_tensors(folder: Folder, name: str, digest: str) -> dict[str, Tensor]:
-    """All tensors of a file. Raises CorruptFileError when it is not the one that was written."""
+    """All tensors of a file. Raises CorruptFileError for another digest, and for numbers that are not finite."""
     with _opened(folder, name) as file:
         found = hashlib.sha256()
         _, tensors = read_tensors(file, folder.path / name, found)
@@ -213,7 +213,7 @@ def load_tensors(folder: Folder, name: str, digest: str) -> dict[str, Tensor]:
 
 
 def load_tensor(folder: Folder, name: str, digest: str, key: str, dtype: torch.dtype, num_axes: int) -> Tensor:
-    """The tensor of that key, type and number of axes. Raises CorruptFileError when it is not what was written."""
+    """The tensor of a key. Raises CorruptFileError as `load_tensors` does, and for another type or number of axes."""
     tensor = load_tensors(folder, name, digest).get(key)
     if tensor is None or tensor.dtype != dtype or tensor.dim() != num_axes:
         found = None if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
@@ -223,10 +223,9 @@ def load_tensor(folder: Folder, name: str, digest: str, key: str, dtype: torch.d
 
 
 def fill_tensors(folder: Folder, name: str, digest: str, targets: Mapping[str, Tensor]) -> None:
-    """Read all tensors of a file into those that are there; on the host no memory is taken beside them.
+    """Read all tensors of a file into `targets`; those on the host are filled in place and take no further memory.
 
-    Raises CorruptFileError when the file is not the one that was written, or holds others; what it was read into is of
-    no use then.
+    Raises CorruptFileError for another digest or other tensors; `targets` must not be used after that.
     """
     with _opened(folder, name) as file:
         found = hashlib.sha256()
@@ -254,9 +253,9 @@ def fill_tensors(folder: Folder, name: str, digest: str, targets: Mapping[str, T
 
 
 def digest_tiles(folder: Folder, name: str, digest: str, axes: Mapping[str, int], tiles: Sequence[slice]) -> list[str]:
-    """Check the digest of a file once, and tell one for each tile of units: `load_slices` checks by it what it reads.
+    """Check the digest of a file once, and return a digest for each tile of units, for `load_slices` to check.
 
-    Raises CorruptFileError when the file is not the one that was written.
+    Raises CorruptFileError when the file has another digest.
     """
     with _opened(folder, name) as file:
         found, of_tiles = _digest_tiles(folder, name, file, axes, tiles)
@@ -266,9 +265,9 @@ def digest_tiles(folder: Folder, name: str, digest: str, axes: Mapping[str, int]
 
 
 def load_slices(folder: Folder, name: str, axes: Mapping[str, int], units: slice, digest: str) -> dict[str, Tensor]:
-    """Of each float32 tensor, the part along its axis that `units` are; no more than the part takes memory.
+    """Read the slice `units` of each float32 tensor along its axis; only that slice takes memory.
 
-    `digest` is that of this tile, as `digest_tiles` told it. Raises CorruptFileError.
+    `digest` is that of this tile, from `digest_tiles`. Raises CorruptFileError when the file has changed since then.
     """
     parts, found = {}, hashlib.sha256()
     with _opened(folder, name) as file:
@@ -292,17 +291,17 @@ def load_slices(folder: Folder, name: str, axes: Mapping[str, int], units: slice
 
 
 def check_digest(folder: Folder, name: str, digest: str) -> None:
-    """Raises CorruptFileError when a file is not the one that was written."""
+    """Raise CorruptFileError when a file does not have this digest."""
     with _opened(folder, name) as file:
         try:
-            _read_header(file)  # which tells a file of another size at once
+            _read_header(file)  # detects a file of the wrong size at once
         except _MisfitError as misfit:
             raise _altered(folder, name, misfit) from misfit
         _check_rest(folder, name, file, digest)
 
 
 def check_finite(tensor: Tensor, noun: str) -> None:
-    """Raise CorruptFileError, beginning with `noun`, when a tensor holds NaN or infinity. No copy is made."""
+    """Raise CorruptFileError, whose message begins with `noun`, for NaN or infinity in a tensor. No copy is made."""
     if tensor.is_floating_point() and tensor.numel():
         least, most = torch.aminmax(tensor)
         if not (math.isfinite(float(least)) and math.isfinite(float(most))):
@@ -320,7 +319,7 @@ def _opened(folder: Folder, name: str) -> Iterator[io.FileIO]:
 
 
 def _read_header(file: io.FileIO) -> Header:
-    """From the beginning of a file. Raises _MisfitError unless its entries cover the rest, each byte once."""
+    """Read the header at the start of a file. Raises _MisfitError unless its entries cover the rest, each byte once."""
     num_bytes = os.fstat(file.fileno()).st_size
     head = _read_exactly(file, 8)
     length = int.from_bytes(head, "little")
@@ -356,7 +355,7 @@ def _read_exactly(file: io.FileIO, num_bytes: int) -> bytes:
 
 
 def _read_into(file: io.FileIO, payload: memoryview, digest: Any) -> None:
-    """Fill memory from a file, and put it into a digest if there is one. Raises _MisfitError where the file ends."""
+    """Fill `payload` from a file, and update `digest` if given. Raises _MisfitError when the file ends too early."""
     num_read = 0
     while num_read < len(payload):
         step = file.readinto(payload[num_read : num_read + _CHUNK_BYTES])
@@ -370,7 +369,7 @@ def _read_into(file: io.FileIO, payload: memoryview, digest: Any) -> None:
 def _digest_tiles(
     folder: Folder, name: str, file: io.FileIO, axes: Mapping[str, int], tiles: Sequence[slice]
 ) -> tuple[str, list[str]]:
-    """The digest of a whole file, and of each tile's part of it, read once from the beginning."""
+    """The digest of a whole file and that of each tile, from one read that starts at the beginning."""
     try:
         header = _read_header(file)
         _check_axes(header, axes)
@@ -401,7 +400,7 @@ def _check_axes(header: Header, axes: Mapping[str, int]) -> None:
 
 
 def _check_rest(folder: Folder, name: str, file: io.FileIO, digest: str) -> None:
-    """Read a file anew, and raise CorruptFileError when it is not the one that was written."""
+    """Read a whole file again, and raise CorruptFileError when it does not have this digest."""
     found = hashlib.sha256()
     file.seek(0)
     while part := file.read(_CHUNK_BYTES):
@@ -411,7 +410,7 @@ def _check_rest(folder: Folder, name: str, file: io.FileIO, digest: str) -> None
 
 
 def _altered(folder: Folder, name: str, misfit: _MisfitError) -> CorruptFileError:
-    """Of a file that cannot be one that we wrote."""
+    """The error for a malformed file, which cannot be one that we wrote."""
     return CorruptFileError(
         f"file {folder.path / name}: altered or truncated since it was written ({misfit}); {RESTORE}"
     )
@@ -425,7 +424,7 @@ def _raise_altered(folder: Folder, name: str, found: str, digest: str) -> NoRetu
 
 
 def _read_shapes(folder: Folder, name: str) -> dict[str, tuple[int, ...]]:
-    """What the head of a file says; it is checked when its data are read."""
+    """The shapes in the header of a file. Its digest is checked later, when the data are read."""
     with _opened(folder, name) as file:
         try:
             return {key: shape for key, (_, shape) in _read_header(file).entries.items()}
@@ -439,7 +438,10 @@ def _joined_shape(shapes: Sequence[tuple[int, ...]], axis: int) -> tuple[int, ..
 
 
 def _pieces(start: int, shape: Sequence[int], axis: int, begin: int, part: Tensor) -> Iterator[tuple[int, memoryview]]:
-    """Where in a file the bytes of `part` belong: from `begin` on along an axis of a tensor that begins at `start`."""
+    """Yield the pieces of `part`, each with its offset in the file.
+
+    The file holds a float32 tensor of `shape` from byte `start` on; `part` lies in it from `begin` on along `axis`.
+    """
     inner = torch.float32.itemsize * math.prod(shape[axis + 1 :])
     for outer, piece in enumerate(part.view(math.prod(shape[:axis]), -1)):
         yield start + (outer * shape[axis] + begin) * inner, piece.numpy().data.cast("B")

@@ -1,1 +1,1 @@
-"""Measurements beside a run: memory against depth, where time goes. Imports `run` and below."""
+"""Studies of runs and machines, such as memory against depth and where time goes. Imports `run` and below."""

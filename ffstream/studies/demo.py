@@ -1,4 +1,4 @@
-"""What ffstream is for, shown in a minute: depth that pays, the memory of one layer, and an exact resume."""
+"""Shows in a minute what ffstream is for: depth that pays, the memory of one layer, and an exact resume."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ from ffstream.training.observer import Observer
 
 _NUM_LAYERS = 12
 _BUDGET = "3MiB"  # of the device; backpropagation takes about three times as much
-_NUM_INTERRUPTED = 2  # layers of the run that is killed, in the last of them
-_NUM_SAVED_EPOCHS = 5  # of the last layer, when it is killed
-_ARRIVED = "arrived\n"  # what it says there
-_NUM_MEASURED = 5  # layers: a stack, and the first layer of the next; all others are like these
+_NUM_INTERRUPTED = 2  # layers of the run that is killed while it trains the last of them
+_NUM_SAVED_EPOCHS = 5  # epochs of the last layer that are saved when the run is killed
+_ARRIVED = "arrived\n"  # what the process prints then
+_NUM_MEASURED = 5  # layers: a stack, and the first layer of the next one; all later layers are like these
 _MLP_EPOCHS, _MLP_LEARNING_RATE = 20, 1e-3
 
 
 def make_config(device: str) -> Config:
     """Layers that see images, in three stacks.
 
-    Epochs and perturbation were chosen by the error of 30 % of the training images, held out. The recipe and the kind
-    of layer come from a search that also showed test errors, so that of the demo is not quite that of unseen images.
+    Epochs and perturbation were chosen by the error on 30 % of the training images, which were held out. The recipe and
+    the kind of layer come from a search that also showed test errors, so the demo's test error is not quite the error
+    on unseen images.
     """
     return Config(recipe="mono", layers=_NUM_LAYERS, width=288, epochs=20, device=device).override(
         {
             "network.kind": "local",
             "network.dropout": 0.1,
-            "objective.perturbation": 0.0,  # for the same time, more epochs without it have the lower error
+            "objective.perturbation": 0.0,  # in the same time, more epochs without it give the lower error
             "augmentation.views": 9,
             "augmentation.max_shift": 1,
-            "cache.tier": "disk",  # elsewhere it would count, where the device is the host
+            "cache.tier": "disk",  # in memory it would count towards the budget if the device is the host
             "memory.budget": _BUDGET,
         }
     )
@@ -59,7 +60,7 @@ def make_config(device: str) -> Config:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What was found. Errors are shares of the test images, memory is that of the device."""
+    """The figures of the demo. Errors are shares of the test images; memory is that of the device."""
 
     run: Run
     errors_by_depth: list[float]  # of the goodness summed to each depth
@@ -67,15 +68,15 @@ class Demonstration:
     mlp_error: float  # two hidden layers of the same width, trained by backpropagation
     training_bytes: int
     backprop_bytes: int  # of the same network, trained by backpropagation
-    killed_layer: int  # counted from 1
+    killed_layer: int  # from 1
     killed_epoch: int
-    is_same: bool  # what the killed run ends with, beside the run that was not interrupted
+    is_same: bool  # whether the killed run ends with the weights of the run that was not interrupted
 
 
 def demonstrate(folder: Path, device: str, observer: Observer, tell: Callable[[str], None]) -> Demonstration:
-    """Train in FOLDER/run, and measure all the rest beside it. `tell` is given a line before each step.
+    """Train in FOLDER/run, then measure all the rest. `tell` is given a line before each step.
 
-    Goes on where an earlier demonstration was interrupted. Raises an FFStreamError as `train` does.
+    A demonstration that was interrupted is resumed. Raises an FFStreamError as `train` does.
     """
     folder = expand_home(folder).absolute()
     if is_run(folder):
@@ -108,7 +109,7 @@ def demonstrate(folder: Path, device: str, observer: Observer, tell: Callable[[s
 
 
 def _kill_and_resume(config: Config, folder: Path) -> tuple[int, int]:
-    """Have a process train, kill it, and have another one go on. Returns the layer, and its epochs, that were saved."""
+    """Kill a process that trains, and resume in another. Returns the saved layer (from 1) and its number of epochs."""
     file, path = folder / "config.toml", folder / "killed"
     file.write_text(config.to_toml())
     # An epoch that is reported may still be on its way to the disk; the one before it has been saved.
@@ -137,7 +138,7 @@ def _kill_and_resume(config: Config, folder: Path) -> tuple[int, int]:
 
 
 def _to_process(words: Sequence[str], module: str = "ffstream.entry") -> list[str]:
-    """The command of a process that calls `main` of a module of ours, as it is imported here."""
+    """The command of a process that calls `main` of a module of this package, with this process's import path."""
     code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; sys.exit(main())"
     return [sys.executable, "-c", code, *words]
 
@@ -147,7 +148,7 @@ def _read_weights(directory: RunDirectory, index: int) -> bytes:
 
 
 def _measure_apart(run: Run, folder: Path) -> tuple[int, int]:
-    """Peak bytes of training and of backpropagation, in a process of its own, as its account of memory is too."""
+    """Peak bytes of training and of backpropagation, measured in another process, which has its own memory account."""
     command = _to_process(["measure", str(run.path), str(folder)], __name__)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -168,7 +169,7 @@ class _Halting(Observer):
         if (layer, epoch) == (_NUM_INTERRUPTED, self._epoch):
             sys.stdout.write(_ARRIVED)
             sys.stdout.flush()
-            sys.stdin.read()  # which ends when the parent process has died
+            sys.stdin.read()  # returns when the parent process has died
 
 
 def main() -> None:
@@ -182,7 +183,7 @@ def main() -> None:
 
 
 def _measure_training(config: Config, folder: Path) -> int:
-    """Peak bytes on the device, in the sizes of a run; of one epoch of each layer, as all epochs are alike."""
+    """Peak bytes on the device of training in the sizes of a run, for one epoch per layer, as all epochs are alike."""
     short = {"layers": min(config.layers, _NUM_MEASURED), "epochs": 1, "memory.budget": "auto"}
     with PeakMeter(torch.device(config.device)) as meter:
         metering = Metering(meter)
@@ -210,7 +211,7 @@ def _measure_backprop(run: Run) -> int:
 
 
 def _find_nearest_neighbour_error(dataset: Dataset) -> float:
-    """Of the label of the training image that is nearest, by Euclidean distance."""
+    """The test error of the label of the nearest training image, by Euclidean distance."""
     assert dataset.test is not None
     nearest = torch.cdist(_flatten(dataset.test.images), _flatten(dataset.train.images)).argmin(dim=1)
     return _compute_error(dataset.train.labels[nearest], dataset.test.labels)
@@ -223,7 +224,7 @@ def _train_mlp(dataset: Dataset, width: int) -> float:
     generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = []
     for num_inputs, num_units in itertools.pairwise((images.shape[1], width, width, dataset.num_classes)):
-        linear = nn.utils.skip_init(nn.Linear, num_inputs, num_units)  # which would draw from the global generator
+        linear = nn.utils.skip_init(nn.Linear, num_inputs, num_units)  # nn.Linear draws from the global generator
         nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu", generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU()]
@@ -240,7 +241,7 @@ def _train_mlp(dataset: Dataset, width: int) -> float:
 
 
 def _flatten(images: Tensor) -> Tensor:
-    return images.flatten(1).float() / 16  # which is white
+    return images.flatten(1).float() / 16  # white is 16
 
 
 def _compute_error(found: Tensor, labels: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""How fast a machine is at what a run does, where the time of a run went, and what would take less of it."""
+"""How fast a machine is at what a run does, where the time of a run went, and what would save time."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ _FILE_BYTES, _PART_BYTES = 256 << 20, 8 << 20
 _NUM_SYNCS = 16
 _PAGE_BYTES = 4096
 
-# From these shares of a run's time on, what it was spent on is worth doing something about.
+# Shares of a run's time from which on it is worth doing something about what the time was spent on.
 _MUCH, _SOME = 0.3, 0.1
 
 
 @dataclass(frozen=True)
 class MachineSpeeds:
-    """What `ffstream doctor` measures; None where there is no such thing."""
+    """What `ffstream doctor` measures; None for what this machine does not have."""
 
     device_name: str
     device_type: str  # cpu, cuda
     num_threads: int
-    precision: str  # that `auto` stands for
+    precision: str  # what `auto` stands for
     product_flops_per_s: dict[str, float]  # by precision: of a large matrix product
-    moved_bytes_per_s: float  # that other operators of a step read and write on the device
-    operator_s: float  # of starting one
+    moved_bytes_per_s: float  # read and written on the device by the other operators of a step
+    operator_s: float  # to start an operator
     to_device_bytes_per_s: float | None  # from the host's memory
     from_device_bytes_per_s: float | None
     written_bytes_per_s: float  # to the disk, synced
     read_bytes_per_s: float | None  # from the disk itself; None where the system does not let its cache be dropped
     cached_read_bytes_per_s: float  # from the system's cache of a file
-    sync_s: float  # of making one small file durable
+    sync_s: float  # to make one small write durable
     free_device_bytes: int
     free_host_bytes: int
     free_disk_bytes: int
@@ -64,7 +64,7 @@ class MachineSpeeds:
 
     @property
     def machine(self) -> str | None:
-        """A GPU's machine in the words of `ffstream plan --machine`; None of a CPU, which these do not describe."""
+        """The machine as a text for `ffstream plan --machine`; None without a GPU, as such a text describes one."""
         if self.to_device_bytes_per_s is None:
             return None
         disk = self.read_bytes_per_s if self.read_bytes_per_s is not None else self.cached_read_bytes_per_s
@@ -121,8 +121,8 @@ def _measure_product(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _measure_disk(place: Path) -> dict[str, Any]:
-    """Of a file larger than a disk's own buffers, in parts as large as a shard may be."""
-    part = memoryview(os.urandom(_PART_BYTES))  # no file system can make it smaller
+    """Speeds of a disk, for a file larger than the disk's own buffers, in parts as large as a shard may be."""
+    part = memoryview(os.urandom(_PART_BYTES))  # random, so that no file system can compress it
     num_parts = _FILE_BYTES // _PART_BYTES
     with tempfile.TemporaryFile(dir=place, buffering=0) as file:
         start_s = time.perf_counter()
@@ -163,7 +163,7 @@ class TimeAccount:
     """Where the time of a run went, and what would help."""
 
     seconds: dict[str, float]  # by what the computing thread was doing, the most first
-    training: dict[str, float]  # shares of its time: products, memory, operators, as a plan has them for this machine
+    training: dict[str, float]  # shares of training time: products, memory, operators, by a plan for this machine
     advice: list[str]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class TimeAccount:
 
 
 def sum_seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of all layers, from the lines of metrics.jsonl, the most first. Raises RunError where no layer is finished."""
+    """Seconds of all layers by what they went to, the most first, from metrics.jsonl. Raises RunError for none."""
     total: dict[str, float] = {}
     for record in records:
         found = record.get("seconds")
@@ -184,7 +184,7 @@ def sum_seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def examine_run(run_dir: Path, device: str | None = None) -> TimeAccount:
-    """Of the layers that are finished; a plan is made for the machine at hand. Raises RunError, CorruptFileError."""
+    """The account of a run's finished layers, with a plan for this machine. Raises RunError, CorruptFileError."""
     run = Run(run_dir)
     run.restore_parts()
     records = run.directory.metrics.read(run.directory.read_seal())
@@ -194,14 +194,14 @@ def examine_run(run_dir: Path, device: str | None = None) -> TimeAccount:
     if held_out is not None:
         num_samples["validation"] = len(held_out)
     shape = run.directory.read_data().shape(num_samples)
-    # The parts are there by now; modules that the run merely names are not imported, as it may be somebody else's.
+    # The parts are registered by now. Modules that the run merely names are not imported, as it may be somebody else's.
     run_config = run.config.override({"plugins": ()})
     config = run_config.override({"cache.tier": run.layers[-1].cache_tier} | ({"device": device} if device else {}))
     return account_for(seconds, make_plan(config, data=shape))
 
 
 def account_for(seconds: Mapping[str, float], plan: Plan) -> TimeAccount:
-    """`plan` is that of the same run, on the machine where it ran: it tells how training divides."""
+    """The account of a run. `plan`, for the same run on the machine where it ran, tells how training time divides."""
     of_plan: dict[str, float] = {}
     for layer in plan.layers:
         for noun, each_s in (layer.seconds or {}).items():
@@ -213,7 +213,7 @@ def account_for(seconds: Mapping[str, float], plan: Plan) -> TimeAccount:
 
 
 def advise(seconds: Mapping[str, float], training: Mapping[str, float], config: Config, tier: str) -> list[str]:
-    """What to change, the most important first; nothing where all goes as well as it can."""
+    """What to change, the most important first; empty if nothing stands out."""
     total_s = sum(seconds.values())
     share = {noun: each_s / total_s for noun, each_s in seconds.items()}
     for noun, part in training.items():

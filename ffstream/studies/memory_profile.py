@@ -1,7 +1,7 @@
-"""Peak memory against depth: a run of ours beside its rivals, each point measured in a process of its own.
+"""Peak memory against depth: a run of ffstream beside its rivals, each point measured in a process of its own.
 
-`python -m ffstream.studies.memory_profile REQUEST` is such a process: it measures the point that is asked for, in JSON,
-and prints it.
+`main` is what such a process runs: it reads a request in JSON from its first argument, measures the point, and prints
+it in JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ffstream.storage.run_names import is_run
 from ffstream.studies.rivals import Backprop, ResidentFF, Rival
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 
-# What is measured, by the name that asks for it, with the name that it is shown by.
+# The methods that are measured: the name that a user gives, and the name that is shown.
 METHODS = {
     "ffstream": "ffstream",
     "resident": "resident FF",
@@ -55,8 +55,8 @@ _RIVALS: dict[str, Callable[..., Rival]] = {
 }
 
 _NUM_CLASSES = 10
-_NUM_STEPS = 2  # an epoch; the second finds the optimiser's state there
-_KILLED = -9  # by the system, which does so when memory is out
+_NUM_STEPS = 2  # per epoch; from the second on, the optimiser's state exists
+_KILLED = -9  # exit code of a process that the system killed, as it does when memory runs out
 _PEAK = Kind("a number of bytes, or null", lambda value: value is None or (type(value) is int and 0 <= value < 1 << 62))
 _CONTENT: Shape = {
     "settings": {TEXT: ANYTHING},
@@ -69,7 +69,7 @@ _CONTENT: Shape = {
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """What all points have in common."""
+    """The settings that all points of a profile have in common."""
 
     width: int
     batch: int
@@ -82,18 +82,18 @@ class ProfileSettings:
     def here(
         cls, *, device: str, precision: str, width: int = 2000, batch: int = 5000, micro_batch: int | None = None
     ) -> ProfileSettings:
-        """With the device and the precision that are meant here, and a tenth of the batch at once unless it is given.
+        """Settings with device and precision resolved for this machine; by default a tenth of the batch at once.
 
         Raises ConfigError, DeviceError.
         """
         found = resolve_device(device)
-        Config(precision=precision)  # which says what is allowed
+        Config(precision=precision)  # raises ConfigError for one that is not allowed
         if micro_batch is None:
             micro_batch = max(batch // 10, 1)
         return cls(width, batch, micro_batch, device=str(found), precision=resolve_precision(precision, found))
 
     def configure(self, num_layers: int) -> Config:
-        """The configuration of a run of so many layers. Raises ConfigError."""
+        """The configuration of a run of `num_layers` layers. Raises ConfigError."""
         names = ("width", "batch", "micro_batch", "device", "precision")
         sizes = {name: getattr(self, name) for name in names}
         settings = {"cache.tier": "disk", "cache.shard_samples": self.micro_batch, "network.stack_layers": 0}
@@ -113,14 +113,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Profile:
-    """The points that are measured, and where and how they were."""
+    """The points that were measured, with the settings and the machine they were measured with."""
 
     settings: ProfileSettings
     machine: dict[str, str]
     points: list[Point]
 
     def find(self, method: str, num_layers: int) -> Point | None:
-        """The point of a method at a depth, if it is measured."""
+        """The point of a method at a depth; None if it has not been measured."""
         return next((point for point in self.curve(method) if point.num_layers == num_layers), None)
 
     def curve(self, method: str) -> list[Point]:
@@ -142,11 +142,11 @@ def measure_profile(
     *,
     force: bool = False,
 ) -> Profile:
-    """Measure what is missing in FOLDER/profile.json, which is written anew after each point.
+    """Measure the points that are missing in FOLDER/profile.json, which is written anew after each point.
 
-    Raises ConfigError for methods and sizes that cannot be, RunMismatchError for a folder of other settings or another
-    machine, CorruptFileError for a file that is no profile; with `force`, what is there is measured anew in place of
-    both. Raises OutputError for a folder that is a run's, RunLockedError while another process measures there.
+    Raises ConfigError for methods and sizes that cannot be. Raises RunMismatchError if the profile there has other
+    settings or is of another machine, CorruptFileError if the file is no profile; with `force`, a new profile replaces
+    either. Raises OutputError for a folder that is a run's, RunLockedError while another process measures there.
     """
     if not methods:
         raise ConfigError(f"--methods: found none; allowed: {', '.join(sorted(METHODS))}")
@@ -160,7 +160,7 @@ def measure_profile(
         raise OutputError(
             f"output {folder}: is a run, and a profile needs a folder of its own; choose another --output"
         )
-    output = Output(path, is_own=lambda _: True)  # of what is there, `_open` says whether it is gone on with
+    output = Output(path, is_own=lambda _: True)  # `_open` decides what becomes of an earlier one
     machine = {"device_name": device_name(settings.device), "torch": torch.__version__}
     with storage_errors(folder):
         make_folder(folder)
@@ -177,7 +177,7 @@ def measure_profile(
 
 
 def _open(profile: Profile, path: Path, *, force: bool) -> Profile:
-    """The profile, with the points that were measured before. Raises RunMismatchError, CorruptFileError."""
+    """The profile with the points that the file has of it already. Raises RunMismatchError, CorruptFileError."""
     try:
         content = json.loads(read_regular(path))
         misfit = find_misfit(content, _CONTENT)
@@ -206,13 +206,13 @@ def _open(profile: Profile, path: Path, *, force: bool) -> Profile:
 
 
 def _measure_apart(settings: ProfileSettings, method: str, num_layers: int, folder: Path) -> Point:
-    """Measure a point in a process of its own. Raises FFStreamError as it does there."""
+    """Measure a point in a process of its own. An FFStreamError of that process is raised here."""
     start_s = time.perf_counter()
     noun = f"{METHODS[method]} of {num_layers} layers"
     with make_scratch(folder) as scratch:
         request = {"settings": dataclasses.asdict(settings), "method": method, "num_layers": num_layers}
         request["folder"] = str(scratch.path)
-        # With -m, Python would import what lies in the current folder first, whoever put it there.
+        # With -m, Python would first import modules from the current folder, whoever put them there.
         code = f"import sys; sys.path[:] = {sys.path!r}; from ffstream.studies.memory_profile import main; main()"
         command = [sys.executable, "-c", code, json.dumps(request)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
@@ -229,7 +229,7 @@ def _measure_apart(settings: ProfileSettings, method: str, num_layers: int, fold
 
 
 def _measure(settings: ProfileSettings, method: str, num_layers: int, folder: Path) -> dict[str, int]:
-    """Peak bytes of training and of evaluation, the data set left out."""
+    """Peak bytes of training and of evaluation, without the data set."""
     config = settings.configure(num_layers)
     device = torch.device(settings.device)
     generator = torch.Generator().manual_seed(0)
@@ -250,20 +250,20 @@ class Metering(Observer):
         self.peak_bytes = 0
 
     def on_start(self, outline: RunOutline) -> None:
-        """The data are there, and nothing else."""
+        """Start to measure: so far only the data are in memory."""
         self._meter.start()
 
     def on_step(self, description: str) -> None:
-        """A step of the schedule is over."""
+        """Begin a lap with each step of the schedule."""
         self.peak_bytes = max(self.peak_bytes, self._meter.lap())
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
-        """The last one is."""
+        """End the last lap."""
         self.peak_bytes = max(self.peak_bytes, self._meter.stop())
 
 
 def _measure_run(config: Config, images: Tensor, labels: Tensor, device: torch.device, folder: Path) -> dict[str, int]:
-    """A run of ours, and its evaluation of a batch by goodness."""
+    """Measure a run of ffstream, and its evaluation of one batch by goodness."""
     save_file({"train.images": images, "train.labels": labels}, folder / "data.safetensors")
     config, peaks = dataclasses.replace(config, data=str(folder / "data.safetensors")), []
     with PeakMeter(device) as meter:
@@ -280,7 +280,7 @@ def _measure_run(config: Config, images: Tensor, labels: Tensor, device: torch.d
 def _measure_rival(
     make: Callable[..., Rival], config: Config, images: Tensor, labels: Tensor, device: torch.device
 ) -> dict[str, int]:
-    """A rival that is trained on a few batches, then asked for the labels of one."""
+    """Measure a rival that is trained on a few batches and then predicts one."""
     with PeakMeter(device) as meter:
         meter.start()
         rival = make(config, images.shape[1], _NUM_CLASSES, device)
@@ -294,7 +294,7 @@ def _measure_rival(
 
 
 def main() -> None:
-    """Measure one point. An error that a user can mend is an answer too."""
+    """Measure one point and print it. An error that a user can mend is printed as an answer too."""
     request = json.loads(sys.argv[1])
     settings = ProfileSettings(**request["settings"])
     answer: dict[str, Any]

@@ -1,7 +1,7 @@
-"""Negatives written ahead: hybrid images, in one file with the images that they are contrasted with.
+"""Negatives written ahead of training: hybrid images, in one file with the images that they are contrasted with.
 
-Positives and negatives may be made at different times (Hinton 2022, section 8). A run that is given as well makes them
-its own: of several hybrids drawn for each, the one that its layers like most.
+Positives and negatives may be made at different times (Hinton 2022, section 8). If a run is given too, its layers
+choose each negative: of several hybrids drawn, the one with the most goodness.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ffstream.settings.sections import NegativesConfig
 from ffstream.storage.outputs import Output, read_metadata
 from ffstream.storage.tensor_file import save_tensors
 
-_CHUNK_IMAGES = 4096  # hybrids that exist at once beside those that are kept
-_MOST_BYTES = 1 << 62  # from there on it is not memory that is said to be missing
-_FORMAT = "ffstream-negatives-1"  # in the metadata of a file of them
+_CHUNK_IMAGES = 4096  # hybrids that exist at once besides those that are kept
+_MOST_BYTES = 1 << 62  # from this size on, torch's error does not say that memory is missing
+_FORMAT = "ffstream-negatives-1"  # in the metadata of a file of negatives
 
 
 @plain_torch()
@@ -48,11 +48,11 @@ def write_negatives(
 ) -> tuple[int, ...]:
     """Write the arrays of a data set, and `per_sample` negatives for each training image, to a .safetensors file.
 
-    `data` as in a Config. `blurs`: of the random bits that become a mask. `run`: a run, or an exported file, of layers
-    that learnt without labels; each negative is then that of `draws` hybrids whose goodness, summed over its layers, is
-    the largest. The file takes the place of negatives of the same data, of another file with `force` alone. Returns the
-    shape of the negatives, (n, per_sample, *image shape). Raises DataError for data that hybrids cannot be made of,
-    ConfigError, RunError, OutputError, StorageError.
+    `data` is as in a Config. `blurs` is how often the random bits that become a mask are blurred. `run` is a run, or an
+    exported file, of layers that learnt without labels; each negative is then the one of `draws` hybrids whose
+    goodness, summed over these layers, is the largest. The file replaces negatives of the same data, and any other file
+    only with `force`. Returns the shape of the negatives, (n, per_sample, *image shape). Raises DataError for data that
+    hybrids cannot be made of, ConfigError, RunError, OutputError, StorageError.
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
@@ -87,7 +87,7 @@ def write_negatives(
 
 
 def list_data_files(data: str, data_root: str) -> list[Path]:
-    """Where a data set is read from, for a `data` as in a Config: files, and folders of them."""
+    """The files, and folders of files, that a data set is read from; `data` is as in a Config."""
     if data not in SOURCES:
         return [find_path(data, data_root)]
     root = Path(data_root) if data_root else sources.default_data_root()
@@ -103,9 +103,10 @@ def _is_of_same_data(wanted: dict[str, str], file: io.FileIO) -> bool:
 def draw_negatives(
     images: Tensor, per_sample: int, num_blurs: int, seed: int, network: FFNetwork | None = None, num_draws: int = 1
 ) -> Tensor:
-    """Hybrids of each image and others, (n, *shape) -> (n, per_sample, *shape) in the same type.
+    """Hybrids of each image with other images, (n, *shape) -> (n, per_sample, *shape) in the same dtype.
 
-    With a network, each is that of `num_draws` which it likes most. Raises DataError where images have no plane.
+    With a network, each is the one of `num_draws` hybrids that has the most goodness in it. Raises DataError if images
+    have no plane.
     """
     plane, shape = check_plane(images.shape[1:]), images.shape[1:]
     num_drawn = per_sample * (num_draws if network is not None else 1)

@@ -1,4 +1,4 @@
-"""The same network trained in the ways that keep all of it on the device: what streaming is measured against."""
+"""Rivals of streaming: the same network, trained in ways that keep all of it on the device."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _IN_BYTES = Scaling(255.0)
 
 
 class Rival(ABC):
-    """A network that is on the device whole. `images` are (n, features) uint8, `labels` (n,) int64, on the host."""
+    """A whole network on the device. `images` are (n, features) uint8 and `labels` (n,) int64, both on the host."""
 
     @abstractmethod
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
-        """One update of every layer."""
+        """Update every layer once."""
 
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
-        """Scores (n, num_classes) of a batch, none of which trains anything."""
+        """Scores (n, num_classes) of a batch, without training."""
 
 
 class ResidentFF(Rival):
     """The layers of a run, all kept, each trained on every batch as it passes through (Hinton 2022, section 2)."""
 
     def __init__(self, config: Config, num_features: int, num_classes: int, device: torch.device) -> None:
-        config = config.override({"cache.shard_samples": config.batch})  # a batch comes whole, and is cut from there
+        config = config.override({"cache.shard_samples": config.batch})  # a batch comes whole; the trainer cuts it
         self._device = device
         self._dtype = DTYPES[config.cache.dtype]
         blueprint = Blueprint.of(config, DataShape(num_features, num_classes))
@@ -58,7 +58,7 @@ class ResidentFF(Rival):
 
     @torch.no_grad()
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
-        """A step of each layer, then the rows go on to the next."""
+        """Take a step of each layer, then pass the rows through it to the next."""
         drawn = draw_for(labels, self._method.candidates, None, self._generator, self._device, informed=True)
         rows = self._method.rows.training_rows(_IN_BYTES.apply(images), labels, self._generator)
         rows = rows.to(self._device, self._dtype)
@@ -95,10 +95,10 @@ class ResidentFF(Rival):
 
 
 class Backprop(Rival):
-    """ReLU layers and a linear readout under cross-entropy and Adam, in bf16 by autocast where the run's products are.
+    """ReLU layers and a linear readout, with cross-entropy and Adam; in bf16 by autocast if the run's products are.
 
-    `checkpointed` keeps the activities at the ends of about sqrt(layers) segments and computes the others again (Chen
-    et al. 2016); `accumulated` sums gradients over micro-batches.
+    With `checkpointed`, only the activities at the ends of about sqrt(layers) segments are kept and the rest computed
+    again (Chen et al. 2016). With `accumulated`, gradients are summed over micro-batches.
     """
 
     def __init__(
@@ -123,14 +123,14 @@ class Backprop(Rival):
         self._in_bf16 = config.precision == "bf16"
 
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
-        """The gradient of the whole batch, then one step."""
+        """Compute the gradient of the whole batch, then take one step."""
         for part, wanted in zip(images.split(self._num_in_part), labels.split(self._num_in_part), strict=True):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bf16):
                 scores = self._forward(self._load(part))
                 loss = nn.functional.cross_entropy(scores, wanted.to(self._device), reduction="sum") / len(images)
             loss.backward()
         self._optimiser.step()
-        self._optimiser.zero_grad()  # frees them
+        self._optimiser.zero_grad()  # frees the gradients
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the first layer reads: rows made of images, shifted or as they are."""
+"""The input of the first layer: rows made of images, which may be shifted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RowsOf = Callable[[slice], Tensor]
 
 
 def check_negatives(name: str, split: Split, rows: SampleRows) -> None:
-    """Raise DataError where data bring negatives of their own, and a layer is not trained on them, or on more."""
+    """Raise DataError if data bring negatives of their own, but layers do not read them, or need more of them."""
     if split.negatives is None:
         return
     if not rows.mixes_samples:
@@ -37,10 +37,10 @@ def check_negatives(name: str, split: Split, rows: SampleRows) -> None:
 
 
 class InputRows:
-    """Makes the rows that the first layer reads of a split. What is drawn is a function of (seed, layer, epoch).
+    """Makes the rows of a split that the first layer reads. What is drawn is a function of (seed, layer, epoch).
 
-    `held_out`: of the validation split. `layer` and `epoch` are of those that rows are made for anew. `hidden`
-    (features,) marks what of a row is zero.
+    `held_out` says that the split is the one for validation. `layer` and `epoch` are those for which rows are made
+    anew. `hidden` (features,) marks the features of a row that are set to zero.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class InputRows:
         self._others = seeding.generator(seed, layer, epoch, f"{purpose}, others")
 
     def make(self, shifts: Tensor | None = None, max_shift: int = 0) -> RowsOf:
-        """Rows of one view, (n, rows per sample, features), to be asked for in order.
+        """A function that makes the rows of one view, (n, rows per sample, features); ask it for slices in order.
 
-        Images are moved by `shifts` (num_samples,) first, where these are given, so that a label that is laid over an
-        image stays in its place.
+        If `shifts` (num_samples,) are given, images are shifted first, so that a label that is written over an image is
+        not shifted with it.
         """
 
         def move(images: Tensor, index: Tensor | slice) -> Tensor:

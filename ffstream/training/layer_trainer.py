@@ -1,4 +1,4 @@
-"""Training of one layer on its cached input: the only optimiser loop."""
+"""Training of one layer on its cached input. All steps that train a layer of a run are taken here."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ffstream.ground import seeding
 from ffstream.training.micro_batch import MicroBatch, draw_for, samples_in_sweep
 from ffstream.training.optimiser import LayerOptimiser
 
-_DROPPED_ROWS = 128  # whose mask exists at once; few, so that it stays in a CPU's own cache
+_DROPPED_ROWS = 128  # rows whose mask exists at once; few, so that it stays in a CPU core's own cache
 _DROPOUT_WORDS, _MOVED_ROWS = Buffer("dropout words", "rows"), Buffer("moved rows", "rows")
 _GRADIENT_SUMS = Buffer("gradient sums", "gradient")
-_TICK_S = 0.2  # between two reports within an epoch; each one makes the host wait for the device
+_TICK_S = 0.2  # time between two reports within an epoch; each report makes the host wait for the device
 
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """Means over the samples of an epoch so far, measured on the batches as they were trained on."""
+    """Means over the samples of an epoch so far, each sample measured in the step that trains on it."""
 
     loss: float
     goodness_positive: float
@@ -48,9 +48,9 @@ def learning_rate_factor(progress: float, decay_start: float) -> float:
 def drop_features_(
     rows: Tensor, rate: float, num_candidates: int, generator: torch.Generator, workspace: Workspace
 ) -> Tensor:
-    """Dropout in place on rows (num_candidates * n, features): one mask a sample, so that candidates differ by label.
+    """Dropout in place on rows (num_candidates * n, features): one mask per sample, so that candidates differ by label.
 
-    The rate is rounded to a 256th: a byte of randomness a feature, drawn eight at a time, costs a tenth of
+    The rate is rounded to a multiple of 1/256: a random byte per feature, drawn eight at a time, costs a tenth of
     `Tensor.bernoulli_` on a CPU.
     """
     threshold, num_features = round(rate * 256), rows.shape[1]
@@ -65,13 +65,13 @@ def drop_features_(
 
 
 class LayerTrainer:
-    """Trains one layer, or one tile of it; its state between epochs is that of the layer and of the optimiser.
+    """Trains one layer, or one tile of it. Its only state between epochs is that of the layer and of the optimiser.
 
-    A layer grows by tiles. While one trains, those before it are frozen, those after it are not there, and the
-    objective sees the goodness of all units so far: stagewise additive modelling (Friedman, Hastie and Tibshirani 2000,
-    section 4), with tiles for the weak learners. The first one alone is trained adversarially: what moved rows would do
-    to the goodness of frozen tiles is not known. A mean over units is taken per tile, so that each tile adds to it. For
-    peer normalisation, the peers of a unit are those of its tile.
+    A layer grows tile by tile. While one tile trains, earlier tiles are frozen, later ones do not exist yet, and the
+    objective sees the goodness of all units so far: this is stagewise additive modelling (Friedman, Hastie and
+    Tibshirani 2000, section 4), with tiles as the weak learners. Only the first tile is trained adversarially, as it is
+    not known how moved rows would change the goodness of frozen tiles. A mean over units is taken per tile, so that
+    each tile adds to the goodness. For peer normalisation, the peers of a unit are the units of its tile.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class LayerTrainer:
         on_tick: Callable[[EpochFigures], None] | None = None,
         others: Tensor | None = None,
     ) -> EpochFigures:
-        """Visit every sample once, one view of it, in the order that (seed, layer, epoch) decides.
+        """Train on one view of every sample, in an order that (seed, layer, epoch) decides.
 
-        `labels` (num_samples,) are those of the samples of `cache`. The epochs of a layer are counted through its
-        tiles. `others` is the goodness of the tiles before, for all that a candidate may be: (num_stored, values).
+        `labels` (num_samples,) are those of the samples of `cache`. `epoch` counts on through the tiles of a layer.
+        `others` (num_stored, values) is the goodness that earlier tiles give every value that a candidate may take.
         Raises DivergedError when the loss is no longer finite.
         """
         start_s = last_tick_s = time.perf_counter()
@@ -157,10 +157,10 @@ class LayerTrainer:
         *,
         informed: bool,
     ) -> Iterator[tuple[int, Iterator[MicroBatch]]]:
-        """Yield every batch of an epoch: how many samples it has, and these as they are loaded.
+        """Yield every batch of an epoch: the number of its samples, and an iterator that loads these in parts.
 
-        A batch is a part of one shard or, where shards are smaller, all samples of several. `informed`: there is
-        something to tell a sampler that chooses negatives by what the layer makes of them.
+        A batch is a part of one shard or, where shards are smaller, all samples of several shards. `informed` is true
+        after the layer's first epoch, when its goodness can rank negatives.
         """
         blocks = transfer.blocks(cache, order)
         for group in group_shards(order, self._sizes.num_shards_in_batch):
@@ -197,8 +197,8 @@ class LayerTrainer:
     def step(self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator) -> Tensor:
         """One update from a batch of `num_samples`. Returns summed loss, goodness (positive, negative), wins.
 
-        `generator`, on the device, draws what is dropped, and how state in bfloat16 is rounded.
-        A part is used up before the next is asked for, and cut further where it is too large.
+        `generator`, on the device, draws the dropout masks and the rounding of state in bfloat16.
+        A part is used up before the next is asked for, and is cut further if it is too large.
         """
         num_cuts = self._sizes.num_micro_batches
         if num_cuts > 1 or self._sizes.num_shards_in_batch > 1:
@@ -215,7 +215,7 @@ class LayerTrainer:
     def step_in_parts(
         self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator
     ) -> Tensor:
-        """The same update from parts that are small enough, by the sums of their gradients."""
+        """The same update as that of `step`, from parts that are small enough; their gradients are summed first."""
         self.optimiser.begin_step(factor, generator)
         sums, figures = self._zero_gradients(), torch.zeros(4, device=self._device)
         for part in parts:
@@ -230,7 +230,7 @@ class LayerTrainer:
     def _differentiate(
         self, part: MicroBatch, num_samples: int, generator: torch.Generator
     ) -> tuple[Tensor, Iterator[tuple[str, slice, Tensor]]]:
-        """Figures of a batch, or of a part of it, and the gradients of its mean loss, in parts.
+        """The figures of a batch, or of a part of it, and an iterator over the gradients of its mean loss.
 
         The mean is over the `num_samples` of the whole batch.
         """
@@ -264,7 +264,7 @@ class LayerTrainer:
         return figures, found
 
     def _differentiate_loss(self, goodness: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-        """The loss of each sample, (n,), and dL/dgoodness of the mean over `num_samples`, (n, 1 + K)."""
+        """The loss of each sample, (n,), and dL/dgoodness, (n, 1 + K), where L is the mean loss over `num_samples`."""
         scale = self._config.objective.scale
         loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
         return loss, upstream * (scale * self._weight / num_samples)
@@ -278,9 +278,9 @@ class LayerTrainer:
         *,
         embedding: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """The gradient by preactivations, in the place of the activities, and by the embedding.
+        """dL/dpreactivations, in the memory of the activities, and the gradient of the label embedding.
 
-        `pull` (num_units,) is added for the positive.
+        `pull` (num_units,) is added to the gradient of the positive.
         """
         return self._reading.differentiate(
             *(self.layer, self._goodness, activities, part.candidates, upstream, pull, self._workspace),
@@ -288,19 +288,19 @@ class LayerTrainer:
         )
 
     def _perturb_(self, rows: Tensor, gradient: Tensor) -> None:
-        """Move each feature a little in the direction that raises the loss (Goodfellow, Shlens and Szegedy 2015, 4).
+        """Move each feature a little so that the loss rises (Goodfellow, Shlens and Szegedy 2015, section 4).
 
-        The gradient ends at the rows: what a layer reads is a number in a cache.
+        The gradient ends at the rows: they come from a cache, not from a layer.
         """
         for features, direction in self.layer.input_gradients(rows, gradient):
             direction.sign_()
-            if direction.dtype != rows.dtype:  # an addition of two types would make a copy of its own
+            if direction.dtype != rows.dtype:  # adding a tensor of another type would allocate a copy
                 room = self._workspace.take(_MOVED_ROWS, tuple(direction.shape), rows.dtype)
                 direction = room.copy_(direction)
             rows[:, features].add_(direction, alpha=self._config.objective.perturbation)
 
     def _zero_gradients(self) -> dict[str, Tensor]:
-        """Room for the gradient of every parameter, in one buffer."""
+        """Zeros for the gradient of every parameter, in one buffer."""
         parameters = dict(self.layer.named_parameters())
         sizes = [parameter.numel() for parameter in parameters.values()]
         dtype = next(iter(parameters.values())).dtype
@@ -311,7 +311,7 @@ class LayerTrainer:
         }
 
     def _compare(self, preactivations: Tensor, part: MicroBatch) -> tuple[Tensor, Tensor] | None:
-        """The similarity term summed over the part, and its gradient by preactivations, neither weighted."""
+        """The unweighted similarity term summed over the part, and its gradient with respect to preactivations."""
         if self._similarity is None:
             return None
         labels = part.candidates[:, 0]
@@ -319,9 +319,9 @@ class LayerTrainer:
 
     @torch.no_grad()
     def multiply(self, part: MicroBatch, generator: torch.Generator) -> tuple[MicroBatch, Tensor, Tensor]:
-        """The part with its negatives chosen, its rows as multiplied, and their preactivations.
+        """The part with its negatives chosen, its rows after dropout, and their preactivations.
 
-        Where candidates share a row, the product that trains the layer also says which ones to choose.
+        Where candidates share a row, the negatives are chosen by the same matrix product that trains the layer.
         """
         is_open, shares_row = part.noise is not None, self._candidates.shares_row
         if is_open and not shares_row:
@@ -336,9 +336,9 @@ class LayerTrainer:
         return part, rows, preactivations
 
     def _sweep_rows(self, part: MicroBatch) -> Tensor:
-        """The goodness of all rows of each sample that negatives are chosen from: (n, choices)."""
+        """The goodness of all those rows of each sample from which negatives are chosen: (n, choices)."""
         num_candidates, num_choices, found = self._candidates.num_candidates, self._candidates.num_choices, []
-        first = part.index.unsqueeze(1) * self._num_rows  # of a sample's rows
+        first = part.index.unsqueeze(1) * self._num_rows  # first row of each sample in the block
         swept = first + (torch.arange(num_choices, device=self._device) if part.pool is None else part.pool)
         for index in swept.split(samples_in_sweep(len(swept), num_candidates, num_choices)):
             preactivations = self.layer.preactivations(take_rows(part.block, index.flatten(), self._workspace))
@@ -346,7 +346,7 @@ class LayerTrainer:
         return torch.cat(found)
 
     def _choose(self, part: MicroBatch, goodness: Tensor) -> MicroBatch:
-        """The part with the negatives that its noise and this goodness (n, choices) of the layer choose."""
+        """The part with the negatives that the sampler chooses by its noise and the layer's `goodness` (n, choices)."""
         sampler, noise, pool, positives = self._candidates.informed, part.noise, part.pool, part.candidates[:, :1]
         assert sampler is not None, "only such a sampler has noise drawn"
         assert noise is not None
@@ -371,10 +371,10 @@ class LayerTrainer:
         return activities, goodness
 
     def _peer_gradient(self, positive_activities: Tensor, share: float) -> Tensor:
-        """Pull of each unit's running mean activity towards that of its peers: (num_units,).
+        """The gradient that pulls each unit's running mean activity towards that of its peers: (num_units,).
 
-        On the positive pass only and not gated by the ReLU, so that it revives dead units (as in Hinton's program).
-        The running mean takes a `share` of a step for that share of a batch.
+        It acts on the positive pass only and is not gated by the ReLU, so that it revives dead units (as in Hinton's
+        program). `share` is the part's share of the batch; the running mean takes that share of a step.
         """
         objective, mean = self._config.objective, self.layer.mean_activity
         mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum**share)
@@ -382,7 +382,7 @@ class LayerTrainer:
 
 
 def _sum_figures(loss: Tensor, goodness: Tensor) -> Tensor:
-    """Of the samples (n,), (n, 1 + K): summed loss, goodness (positive, negative), and wins."""
+    """From loss (n,) and goodness (n, 1 + K), sums over samples: loss, goodness (positive, negative), wins."""
     positive, negatives = goodness[:, 0], goodness[:, 1:]
     wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
     return torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Samples that a layer works on at once, with what is drawn for them."""
+"""Samples that a layer works on at once, with the candidates and the noise that are drawn for them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ffstream.field.labels import Candidates
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples of a block, and for each of them a positive and K negatives, or what chooses these in the step."""
+    """Samples of a block, each with a positive and K negatives, or with what the step needs to choose the negatives."""
 
     block: Tensor  # (samples, rows, features)
-    index: Tensor  # (n,), of the samples in it
+    index: Tensor  # (n,), which samples of the block
     candidates: Tensor  # (n, 1 + K)
-    others: Tensor | None = None  # goodness of the other tiles for each candidate, (n, 1 + K)
-    # While the negatives are still to be chosen: what is random in that, (n, choices), and what they are chosen from,
-    # likewise; without a pool, all that a candidate may be. `others` are then of all these, (n, values).
+    others: Tensor | None = None  # goodness that earlier tiles give each candidate, (n, 1 + K)
+    # While the negatives are still to be chosen: the noise of that choice, (n, choices), and the values to choose from,
+    # (n, choices), or None for all that a candidate may take. `others` is then that of all values, (n, values).
     noise: Tensor | None = None
     pool: Tensor | None = None
 
     def cut(self, num_parts: int) -> list[MicroBatch]:
-        """In parts that differ by at most one sample, none of them empty."""
+        """Cut into at most `num_parts` parts that differ by at most one sample; none is empty."""
         num_parts = min(num_parts, len(self.index))
         columns = (
             tensor.tensor_split(num_parts) if tensor is not None else [None] * num_parts
@@ -35,7 +35,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Draw:
-    """What is drawn for all samples of a block, as a micro-batch holds it, on the device."""
+    """What is drawn for all samples of a block, on the device; the fields are those of `MicroBatch`."""
 
     candidates: Tensor
     others: Tensor | None = None
@@ -43,7 +43,7 @@ class Draw:
     pool: Tensor | None = None
 
     def take(self, block: Tensor, index: Tensor) -> MicroBatch:
-        """Some samples of the block, with copies of what is drawn for them."""
+        """A micro-batch of some samples of the block, with copies of what is drawn for them."""
         others, noise, pool = (
             tensor.index_select(0, index) if tensor is not None else None
             for tensor in (self.others, self.noise, self.pool)
@@ -60,10 +60,11 @@ def draw_for(
     *,
     informed: bool,
 ) -> Draw:
-    """For samples with these labels (n,), whose goodness of the other tiles is `others` (n, values), on the host.
+    """Draw for the samples that have these labels (n,).
 
-    `informed` is true once the goodness of the layer can rank negatives, from its second epoch on; an informed sampler
-    chooses by it.
+    `others` (n, values) is the goodness that earlier tiles give every value that a candidate may take; both tensors are
+    on the host. `informed` is true after the layer's first epoch, when its goodness can rank negatives: an informed
+    sampler then chooses by it.
     """
     drawn, noise, pool = candidates.draw(labels, generator), None, None
     if candidates.informed is not None and informed:
@@ -76,5 +77,8 @@ def draw_for(
 
 
 def samples_in_sweep(num_samples: int, num_candidates: int, num_rows: int) -> int:
-    """Samples whose rows, all of them, are measured at once to choose negatives: as many rows as a step then takes."""
+    """How many samples are measured at once, all `num_rows` rows of each, to choose their negatives.
+
+    They have at most as many rows as the step then multiplies, except that one sample is always allowed.
+    """
     return max(1, num_samples * num_candidates // num_rows)

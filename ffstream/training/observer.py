@@ -1,4 +1,4 @@
-"""What a run tells while it goes on. `cli.reporting` shows it; a library user gets silence by default."""
+"""What a run reports while it trains. `cli.reporting` shows it; for a library user, a run is silent by default."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ffstream.training.layer_trainer import EpochFigures
 
 @dataclass(frozen=True)
 class LayerFigures:
-    """What is known of a finished layer. Errors are shares in [0, 1], on the validation split; None without one.
+    """The figures of a finished layer. Errors are shares in [0, 1] of the validation split, or None if there is none.
 
-    Without labels they are those of telling an image from a hybrid: how often the hybrid has more goodness.
+    Without labels, an error is a hybrid that has more goodness than the image with which it is compared.
     """
 
     layer: int  # from 1
@@ -35,7 +35,7 @@ class LayerFigures:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> LayerFigures:
-        """The inverse of `to_mapping`. Raises TypeError for other names, ValueError for what is no number."""
+        """The inverse of `to_mapping`. Raises TypeError for an unknown name, ValueError for a wrong type."""
         for item in fields(cls):
             value = values.get(item.name)
             is_right = isinstance(value, str) if item.type == "str" else NUMBER.holds(value)
@@ -46,25 +46,25 @@ class LayerFigures:
 
 @dataclass(frozen=True)
 class RunOutline:
-    """What is known of a run when it starts or goes on."""
+    """What is known of a run when it starts or resumes."""
 
     path: str
     num_layers: int
     num_done: int  # layers that are committed
     num_samples: int  # for training
-    num_tiles: int  # of a layer
-    num_epochs: int  # of a tile, or of a layer that is not cut
-    is_labelled: bool  # else validation errors are of telling an image from a hybrid, and not of classes
+    num_tiles: int  # per layer
+    num_epochs: int  # per tile, or per layer if it is not cut
+    is_labelled: bool  # if not, validation errors count hybrids taken for images, not wrong classes
     device_type: str  # cpu, cuda
-    planned_bytes: int  # of memory that the work of a layer takes on the device, at most
-    allowed_bytes: int  # of memory that it may take there
+    planned_bytes: int  # most memory that the work of a layer takes on the device
+    allowed_bytes: int  # memory that it may take there
 
 
 class Observer:
-    """Told of a run's course. Every method does nothing; override those of interest."""
+    """Receives the events of a run. Every method does nothing; override those of interest."""
 
     def on_start(self, outline: RunOutline) -> None:
-        """A run starts, or goes on."""
+        """A run starts or resumes."""
 
     def on_step(self, description: str) -> None:
         """A step of the schedule begins."""
@@ -73,18 +73,18 @@ class Observer:
         """The run goes on, but not as well as it could."""
 
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
-        """An epoch goes on. Layers and epochs count from 1, epochs through the tiles of a layer."""
+        """An epoch is under way. Layers and epochs count from 1; epochs count on through the tiles of a layer."""
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
-        """An epoch is over; its progress is on its way to the disk, behind the next epoch's first steps."""
+        """An epoch is over; its progress is written to disk while the next epoch begins."""
 
     def on_layer(self, figures: LayerFigures) -> None:
-        """A layer is finished and on its way to the disk."""
+        """A layer is finished and is being written to disk."""
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """All layers are committed."""
 
     def on_stop(self) -> None:
-        """The run ends early, by an error or by the user."""
+        """The run ends early, because of an error or of the user."""

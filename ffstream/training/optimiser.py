@@ -1,7 +1,8 @@
 """The optimiser of one layer: its state, and the update of any group of rows of a parameter.
 
-torch's optimisers want the gradient of a parameter whole. A layer has it in parts, some units at a time, and a part is
-updated as soon as it is there, so that no gradient ever exists whole. What an update computes is an `Optimiser`'s.
+torch's optimisers need the whole gradient of a parameter. A layer yields it in parts, some units at a time, and each
+part is used for an update at once, so that no gradient ever exists whole. An `Optimiser` defines what an update
+computes.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from ffstream.field.optimisers import OPTIMISERS, Optimiser
 from ffstream.settings.sections import OptimiserConfig
 
 _ROUNDING_WORDS = Buffer("rounding words", "gradient")
-_WIDE_ROWS = 128  # of a parameter, whose state is in float32 at once where it is kept in bfloat16
+_WIDE_ROWS = 128  # rows of a parameter whose bfloat16 state is in float32 at once
 
 
 @functools.cache
 def _wide_buffer(key: str) -> Buffer:
-    """Where some rows of a state that is kept in bfloat16 are in float32: shared by all layers of a workspace."""
+    """The buffer for some rows of a bfloat16 state in float32, shared by all layers of a workspace."""
     return Buffer(f"wide {key}", "gradient")
 
 
 class LayerOptimiser:
-    """State for each parameter of a layer, of its shape, where the parameter is.
+    """The state for each parameter of a layer, of the parameter's shape and on its device.
 
-    In bfloat16 what moves slowly, such as Adam's second average, is rounded at random, up or down by how near each is.
+    State in bfloat16 that changes slowly, such as Adam's second average, is rounded stochastically: up or down, with
+    the nearer of the two more probable.
     """
 
     def __init__(
@@ -50,16 +52,16 @@ class LayerOptimiser:
             for key in self._optimiser.state_names
         }
         first = next(iter(self._parameters.values()))
-        self._num_steps = torch.zeros((), device=first.device)  # taken before the current one
+        self._num_steps = torch.zeros((), device=first.device)  # steps before the current one
         self._started = False
         self._learning_rate = settings.learning_rate
         self._generator: torch.Generator | None = None
         self._workspace = workspace or Workspace(first.device)
 
     def begin_step(self, factor: float, generator: torch.Generator | None = None) -> None:
-        """From here on, updates belong to the next step, at `factor` times the learning rate.
+        """Begin the next step, to which all further updates belong, at `factor` times the learning rate.
 
-        State in bfloat16 is rounded by `generator`, which is on the device of the layer.
+        `generator`, on the device of the layer, draws the noise by which state in bfloat16 is rounded.
         """
         self._generator = generator
         if self._started:
@@ -68,9 +70,9 @@ class LayerOptimiser:
         self._learning_rate = self._settings.learning_rate * factor
 
     def update(self, name: str, rows: slice, gradient: Tensor) -> None:
-        """Update rows of a parameter from their gradient. Each row once a step."""
+        """Update rows of a parameter from their gradient. Each row is updated once per step."""
         parameter = self._parameters[name][rows]
-        increment_version(parameter)  # which fused updates leave as it is, and casts of the weights go by
+        increment_version(parameter)  # fused updates do not do so, but casts of the weights depend on it
         keys, slow = self._optimiser.state_names, self._optimiser.slow_names
         state = [self._state[f"{name}.{key}"][rows] for key in keys]
         if not self._is_narrow:
@@ -94,11 +96,11 @@ class LayerOptimiser:
         self._optimiser.update_(parameter, gradient, state, self._num_steps, self._learning_rate, self._settings)
 
     def _draw_noise(self, like: Tensor) -> Tensor:
-        """16 bits for each number, which, added to the lower half of a float32, carry over as often as it is near.
+        """16 random bits per number. Added to the lower half of a float32, they carry over with the right probability.
 
-        The groups of rows of an update share them: what matters is that they differ from step to step.
+        The groups of rows in an update share this noise: it only has to differ from step to step.
         """
-        num_words = (like.numel() + 1) // 2  # of 64 bits, which are drawn as fast as fewer
+        num_words = (like.numel() + 1) // 2  # words of 64 bits, which are drawn as fast as smaller ones
         words = self._workspace.take(_ROUNDING_WORDS, (num_words,), torch.int64)
         words.random_(torch.iinfo(torch.int64).min, None, generator=self._generator)
         return words.view(torch.int32)[: like.numel()].view(like.shape).bitwise_and_(0xFFFF)
@@ -108,11 +110,11 @@ class LayerOptimiser:
         return self._dtype == torch.bfloat16
 
     def state(self) -> dict[str, Tensor]:
-        """All that `load_state` needs, by name."""
+        """All tensors that `load_state` needs, by name."""
         return {**self._state, "num_steps": self._num_steps + (1 if self._started else 0)}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave. Raises KeyError or RuntimeError when it is another layer's."""
+        """Continue from what `state` returned. Raises KeyError or RuntimeError if it does not fit this layer."""
         for name, tensor in self._state.items():
             tensor.copy_(tensors[name])
         self._num_steps.copy_(tensors["num_steps"])

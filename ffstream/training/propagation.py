@@ -1,4 +1,4 @@
-"""Filling caches: the first from the data, each further one by a pass through a frozen layer; reading goodness off."""
+"""Filling caches, the first from data and each further one by passing through a frozen layer; measuring goodness."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from ffstream.field.network import LayerSpec, hand_on
 from ffstream.field.normalisation import divide_by_length_
 from ffstream.training.input_rows import RowsOf
 
-# Rows in one matrix product. Few, so that the activities under each label stay in a CPU's own cache; fixed, because the
-# last bit of a product may depend on the number of rows, and a cache that is computed again must equal the lost one.
+# Rows in one matrix product. They are few, so that the activities under each label stay in a core's own cache. Their
+# number is fixed, because the last bit of a product may depend on it, and a cache that is computed again must equal the
+# lost one.
 _CHUNK_ROWS = 1024
 
 
 def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf, view: int = 0) -> None:
-    """Fill one view of a cache from a function that makes rows, asked for few samples at a time, in order."""
+    """Fill one view of a cache with the rows that `rows_of` makes, a few samples at a time and in order."""
     layout = cache.layout
     step = chunk_samples(layout.num_rows)
     for shard in range(view, layout.num_shards, layout.num_views):
@@ -35,10 +36,10 @@ def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf, view
 
 
 class FrozenLayer:
-    """A layer that no longer changes, put on the device a tile at a time: iterating yields (units, tile).
+    """A layer that no longer changes, whose tiles come to the device one at a time: iterating yields (units, tile).
 
-    `load` makes a tile and puts it on the device; a layer of one tile may be there already. At most two tiles are there
-    at once, the second while the first goes.
+    `load` makes a tile and puts it on the device; a layer of one tile may be on the device already. At most two tiles
+    are on the device at once, while the second replaces the first.
     """
 
     def __init__(self, spec: LayerSpec, tiles: Sequence[slice], load: Callable[[slice], Layer]) -> None:
@@ -61,9 +62,10 @@ def measure_goodness(
     goodness: Goodness,
     num_units: int,
 ) -> Tensor:
-    """What a tile adds to the goodness of all labels for each sample stored: (num_stored, num_classes), on the host.
+    """What a tile adds to the goodness of every label, for each sample stored: (num_stored, num_classes), on the host.
 
-    Of training rows: for all that a candidate may be. A mean is taken over `num_units`, the tile's own and others.
+    From training rows, it is for every value that a candidate may take. A mean is taken over `num_units`, which may
+    count units of other tiles too.
     """
     total = torch.empty(0)
     weight = goodness.weight(tile.num_units, num_units)
@@ -82,10 +84,10 @@ def measure_goodness(
 def propagate(
     transfer: Transfer, layer: FrozenLayer, source: ActivationCache, target: ActivationCache, *, move: bool
 ) -> None:
-    """Store in `target` what `layer` hands on for every row of `source`, as far as it is missing there.
+    """Store in `target` what `layer` hands on for every row of `source`, for the shards that `target` lacks.
 
-    With `move`, a shard of `source` is freed as soon as that of `target` is durable, so that the two together are
-    little more than one.
+    With `move`, a shard of `source` is freed as soon as that of `target` is durable, so that both caches together take
+    little more space than one.
     """
     step = chunk_samples(source.layout.num_rows)
     hand_on_shard = hand_on_whole if layer.num_tiles == 1 else hand_on_by_tiles
@@ -100,14 +102,14 @@ def propagate(
 
 
 def hand_on_whole(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Fill the second of each pair with what a layer of one tile hands on for the rows that are the first."""
+    """Fill `written` of each pair (rows, written) with what a layer of one tile hands on for `rows`."""
     for _, tile in layer:
         for rows, written in chunks:
             written.copy_(hand_on(tile, layer.spec, rows, tile.preactivations(rows)))
 
 
 def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """The same, though no row is there whole: its length is summed first, then each tile computed again and divided."""
+    """The same for several tiles, without a whole row: one pass sums squares, a second one computes and normalises."""
     squares = [torch.zeros(len(rows), 1, device=rows.device) for rows, _ in chunks]
     for _, tile in layer:
         for (rows, _), total in zip(chunks, squares, strict=True):
@@ -122,5 +124,5 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
 
 
 def chunk_samples(num_rows: int) -> int:
-    """Samples, of `num_rows` rows each, that make up one matrix product of a pass."""
+    """How many samples, of `num_rows` rows each, make up one matrix product of a pass."""
     return max(1, _CHUNK_ROWS // num_rows)

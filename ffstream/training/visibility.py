@@ -1,7 +1,8 @@
-"""What of the training images a layer can see, once each is scaled and brought to unit length.
+"""What a layer can see of the training images, once each image is scaled and brought to unit length.
 
-Brightness is lost in that, and so is what is small beside what all images have in common, beside a feature or channel
-in larger units, or beside a number that stands for a missing one. A network trained on such data ends at chance.
+Unit length loses brightness. It also hides whatever is small beside the part that all images have in common, beside a
+feature or channel in larger units, or beside a number that stands for a missing value. A network trained on such data
+ends at chance.
 """
 
 from __future__ import annotations
@@ -16,46 +17,46 @@ from ffstream.data.scaling import CHANNELS, FEATURES, NONE, Scaling, find_parts
 from ffstream.data.values import find_mixed
 from ffstream.field.normalisation import length_normalise
 
-_MOST_IMAGES = 1024  # that are looked at one by one, drawn from all
-_PART_VALUES = 1 << 20  # of images that are copied at once
-# Found by training two layers on tables and digits, beside the same data standardised: within these limits the error
-# was at most a few points more, beyond them it rose to chance (docs/ablations/scaling.md).
-_LEAST_VARIATION = 0.3  # of images of unit RMS, from image to image
-_NONE = 1e-6
-_LARGE, _SMALL = 20.0, 1 / 100  # features, by the median of all
-_RARE = 0.01  # of the images, that a feature which is too large for others is not zero in
-_OUTLYING = 16.0  # an image's largest value, by the median of all images' largest, and by the RMS of its others
-_DOMINANT = 0.9  # of an image's sum of squares
-_SHARE_OUTLYING, _SHARE_EMPTY = 0.005, 0.05  # of the images
-_EMPTY_RMS = 0.3  # of an image that should have 1
-_SPREADING = 100.0  # the largest value of all, by the median of images' largest, when a spread is taken of it
-# Numbers that stand for missing ones: nines, powers of ten, and the ends of integers.
+_MOST_IMAGES = 1024  # images that are looked at one by one, drawn from all
+_PART_VALUES = 1 << 20  # values of images that are copied at once
+# The limits were found by training two layers on tables and digits, and on the same data standardised. Within the
+# limits, the error was at most a few points higher than on standardised data; beyond them, it rose to chance
+# (docs/ablations/scaling.md).
+_LEAST_VARIATION = 0.3  # least variation from image to image, at unit RMS
+_NONE = 1e-6  # a smaller variation counts as none
+_LARGE, _SMALL = 20.0, 1 / 100  # size of a feature, relative to the median of the features
+_RARE = 0.01  # share of the images in which a feature must not be zero, to count as too large
+_OUTLYING = 16.0  # an image's largest value, relative to that of the median image and to the RMS of its other values
+_DOMINANT = 0.9  # share of its sum of squares that an image's largest value holds
+_SHARE_OUTLYING, _SHARE_EMPTY = 0.005, 0.05  # least shares of the images
+_EMPTY_RMS = 0.3  # RMS below which a normalised image counts as empty; it should be 1
+_SPREADING = 100.0  # when standardising: the largest value of all images, relative to that of the median image
+# Numbers that stand for missing values: nines, powers of ten, and the limits of integer types.
 _CODES = {float("9" * length) for length in range(2, 10)} | {1e10, 1e15, 1e20, 1e30}
 _CODES |= {32767.0, 32768.0, 65535.0, 2147483647.0, 2147483648.0}
-_FAR = 5.0  # any other number that stands for missing ones, by the largest of those that do not
-_MOST_CODES, _LEAST_OTHERS = 4, 3  # different ones
-_LEAST_NEGATIVE = 0.1  # of the largest value, that a negative number which stands for missing ones has
-_MOST_COMPARED, _MOST_COMPARED_FEATURES = 512, 4096  # images, and features, of which neighbours are sought
-_OVERLAID = 1 / 3  # of the sum of squares, that a label may hide
-_LOST_CLASSES = 0.2  # of the images, whose nearest has another class in unit length and not before
+_FAR = 5.0  # any other number that stands for missing values, relative to the largest real value
+_MOST_CODES, _LEAST_OTHERS = 4, 3  # most distinct numbers that stand for missing values, fewest others
+_LEAST_NEGATIVE = 0.1  # size of a negative number that stands for missing values, relative to the largest value
+_MOST_COMPARED, _MOST_COMPARED_FEATURES = 512, 4096  # images, and features, that are compared for neighbours
+_OVERLAID = 1 / 3  # share of the sum of squares that a label may hide
+_LOST_CLASSES = 0.2  # rise, at unit length, in the share of images whose nearest has another class
 
 
 @dataclass
 class _Look:
-    """What was seen of images that were looked at one by one; `index` is of each."""
+    """What was measured of images that were looked at one by one; `index` holds their numbers."""
 
     index: Tensor
     num_features: int
-    rows_sum: Tensor = field(init=False)  # of unit rows, by feature
+    rows_sum: Tensor = field(init=False)  # of images at unit RMS, for each feature
     rows_squares: Tensor = field(init=False)
-    logarithms: Tensor = field(
-        init=False
-    )  # of the magnitudes of scaled images, but for zeros: one outlier counts little
+    # The sum of the logarithms of scaled magnitudes, zeros left out: one outlier counts little.
+    logarithms: Tensor = field(init=False)
     num_not_zero: Tensor = field(init=False)
-    largest: list[Tensor] = field(default_factory=list)  # magnitude of each image, and the feature that has it
-    places: list[Tensor] = field(default_factory=list)
+    largest: list[Tensor] = field(default_factory=list)  # magnitude of each image
+    places: list[Tensor] = field(default_factory=list)  # the feature that has this magnitude
     rest: list[Tensor] = field(default_factory=list)  # sum of squares of the image's other values
-    rms: list[Tensor] = field(default_factory=list)  # of the unit rows
+    rms: list[Tensor] = field(default_factory=list)  # of each image after length normalisation
 
     def __post_init__(self) -> None:
         self.rows_sum, self.rows_squares, self.logarithms, self.num_not_zero = torch.zeros(
@@ -87,7 +88,7 @@ class _Look:
 def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: str) -> str | None:
     """What a layer can hardly see of training images (n, *shape), and what to do about it; None if nothing is hidden.
 
-    It names features, images or values. `standardise` is the setting by which `scaling` was made.
+    The text names features, images or values. `labels` are (n,); `scaling` was made by the setting `standardise`.
     """
     if _are_equal(images):
         return f"all {len(images)} training images are equal, so that there is nothing to learn; look at the file"
@@ -95,7 +96,7 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
     found = _find_known_code(images) or _find_far_code(images, index)
     if found is not None:
         return f"{found}; if it stands for what is missing, put the feature's mean there, or leave those images out"
-    mixed = None if standardise == NONE else find_mixed(images)  # unit length makes them alike
+    mixed = None if standardise == NONE else find_mixed(images)  # without standardising, unit length makes them alike
     if mixed is not None:
         return f"training images: {mixed}"
     look = _Look.at(images, index, scaling)
@@ -112,7 +113,7 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
 
 
 def find_overlaid(images: Tensor, num_classes: int, scaling: Scaling) -> str | None:
-    """What says that a label laid over the first features of images (n, *shape) hides much of them, if it does."""
+    """A warning if a label laid over the first features of images (n, *shape) hides much of them, else None."""
     look = _Look.at(images, torch.arange(len(images))[:: -(-len(images) // _MOST_IMAGES)], scaling)
     share = float(look.rows_squares[:num_classes].sum() / look.rows_squares.sum().clamp(min=1e-300))
     if share < _OVERLAID:
@@ -124,7 +125,7 @@ def find_overlaid(images: Tensor, num_classes: int, scaling: Scaling) -> str | N
 
 
 def _bring_to_unit_length(scaled: Tensor) -> Tensor:
-    """To an RMS of 1, in double precision, with nothing added to it."""
+    """Rows with an RMS of 1, in double precision, and without an epsilon that is added to the RMS."""
     rows = scaled.double()
     return rows / rows.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-300)
 
@@ -134,8 +135,8 @@ def _are_equal(images: Tensor) -> bool:
 
 
 def _find_known_code(images: Tensor) -> str | None:
-    """A number such as -9999 that stands several times where everything else in that feature is far from it."""
-    if not images.is_floating_point():  # of bytes, none of these is far from the others
+    """A number such as -9999 that occurs several times in a feature whose other values are all far from it."""
+    if not images.is_floating_point():  # bytes cannot be far from such a number
         return None
     rows = images.flatten(1)
     ends = [rows.amin(dim=0), rows.amax(dim=0)]
@@ -169,7 +170,7 @@ def _find_known_code(images: Tensor) -> str | None:
 
 
 def _find_far_code(images: Tensor, index: Tensor) -> str | None:
-    """A few numbers of any kind that stand several times, in features that have others, far larger than these."""
+    """A few numbers of any kind that occur several times, far larger than the other values of their features."""
     index = index[: max(_PART_VALUES // images[0].numel(), _LEAST_OTHERS)]
     rows = images[index].flatten(1).float()
     magnitudes, counts = rows[rows != 0].double().abs().unique(return_counts=True)
@@ -181,7 +182,7 @@ def _find_far_code(images: Tensor, index: Tensor) -> str | None:
             continue
         is_there = rows.double().abs() > float(magnitudes[position])
         features = is_there.any(dim=0).nonzero().flatten()
-        if float(is_there[:, features].double().mean()) > 0.6:  # features in units of their own
+        if float(is_there[:, features].double().mean()) > 0.6:  # these features are rather in larger units
             continue
         if all(_is_standardised_binary(rows[:, feature]) for feature in features.tolist()):
             continue
@@ -197,12 +198,12 @@ def _find_far_code(images: Tensor, index: Tensor) -> str | None:
 
 
 def _is_standardised_binary(column: Tensor) -> bool:
-    """Whether a column has two values, a mean near 0 and a spread near 1: its rare value is far by arithmetic alone."""
+    """Whether a column has two values, a mean near 0 and a spread near 1: its rare value then has to be large."""
     return len(column.unique()) == 2 and abs(float(column.mean())) < 0.5 and 0.5 < float(column.std()) < 2
 
 
 def _find_negative_code(rows: Tensor, index: Tensor, magnitudes: Tensor) -> str | None:
-    """One negative number that stands several times where all others are none."""
+    """A negative number that occurs several times and is the only negative one."""
     least = rows.amin()
     is_there = rows < 0
     if float(least) >= 0 or len(magnitudes) <= _LEAST_OTHERS or -float(least) < _LEAST_NEGATIVE * float(magnitudes[-1]):
@@ -254,7 +255,7 @@ def _find_outlying(look: _Look, images: Tensor) -> str | None:
 
 
 def _find_spreading(plain: _Look, images: Tensor) -> str | None:
-    """A value so far from all others that the spread of its feature is its own, and the others' differences vanish."""
+    """A value so large that it alone decides the spread of its feature, beside which all other differences vanish."""
     largest, place = _find_largest(images)
     scale = float(images[plain.index[0]].abs().max()) / max(float(torch.cat(plain.largest)[0]), 1e-300)
     usual = float(torch.cat(plain.largest).median()) * scale
@@ -273,9 +274,10 @@ def _find_largest(images: Tensor) -> tuple[float, int]:
 
 
 def _find_units(look: _Look, shape: tuple[int, ...]) -> str | None:
-    """Features that are far larger than most, or, in a table, far smaller; channels likewise.
+    """Features that are far larger than most, or, in a table, far smaller; or channels that differ as much.
 
-    A part of a picture may be dark in all, and a feature may be zero in most.
+    Small features of a picture are no sign, as part of it may be dark in all images. Zeros are left out, as a feature
+    may be zero in most images.
     """
     sizes = (look.logarithms / look.num_not_zero.clamp(min=1)).exp()
     is_dense = look.num_not_zero > len(look.index) / 2
@@ -311,7 +313,7 @@ def _find_offset(look: _Look) -> str | None:
     num_images = len(look.index)
     mean_square = float(look.rows_squares.sum())
     variation = max(1 - float(look.rows_sum.square().sum()) / num_images / max(mean_square, 1e-300), 0.0) ** 0.5
-    if not _NONE < variation < _LEAST_VARIATION:  # where there is none, they may differ in brightness
+    if not _NONE < variation < _LEAST_VARIATION:  # without any variation, images may still differ in brightness
         return None
     return (
         f"what the training images have in common is {1 / variation:,.0f} times as large as that by which "
@@ -320,7 +322,7 @@ def _find_offset(look: _Look) -> str | None:
 
 
 def _find_lost_length(images: Tensor, labels: Tensor, index: Tensor, scaling: Scaling, standardise: str) -> str | None:
-    """Classes that differ in the length of their images, such as brightness: their nearest neighbours tell."""
+    """Classes that differ in the length of their images, such as brightness, as nearest neighbours show."""
     index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(1))][:_MOST_COMPARED]
     index = index[: max(_PART_VALUES // images[0].numel(), 2)]
     scaled, own = scaling.apply(images[index]), labels[index]
@@ -342,7 +344,7 @@ def _nearest_errors(rows: Tensor, labels: Tensor) -> float:
 
 
 def _name(features: Tensor) -> str:
-    """In words, counted from 0."""
+    """The features in words, with their numbers counted from 0."""
     numbers = features.tolist()
     if len(numbers) == 1:
         return f"feature {numbers[0]}"

@@ -1,4 +1,4 @@
-"""How labels and a layer meet: by overlay on the input, by injection into every layer, or at its output alone."""
+"""How a layer meets labels: overlaid on the input, injected into every layer, only at its output, or not at all."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from ffstream.field.labels.unlabelled import make_unlabelled
 from ffstream.ground.registry import Registry
 from ffstream.settings.config import Config
 
-# Each makes a method of a configuration and the shape of the data, or raises ConfigError or DataError.
+# Each function makes a label method from a configuration and the shape of the data, or raises ConfigError or DataError.
 LABEL_METHODS: Registry[Callable[[Config, DataShape], LabelMethod]] = Registry("label method", "labels.method")
 LABEL_METHODS.register("injection", make_injection)
 LABEL_METHODS.register("overlay", make_overlay)
@@ -29,7 +29,7 @@ __all__ = ["LABEL_METHODS", "Candidates", "LabelMethod", "Reading", "SampleRows"
 def make_label_method(config: Config, data: DataShape) -> LabelMethod:
     """The label method of a configuration. Raises ConfigError or DataError when it does not fit the data.
 
-    The shape of an image may be unknown where no training or validation rows are made.
+    `data.image_shape` may be None if no training or validation rows are made.
     """
     method = LABEL_METHODS.of(config)(config, data)
     if config.objective.similarity != "none" and not method.candidates.shares_row:

@@ -18,30 +18,30 @@ _ROWS = Buffer("rows", "rows")
 class Candidates(ABC):
     """Draws the candidates of a step, and takes the rows that show them from a block of the cache.
 
-    A candidate is a number: of a label where candidates share the one label-free row of a sample, else of one of the
-    sample's rows.
+    A candidate is a number: the number of a label if all candidates share a sample's one label-free row
+    (`shares_row`), else that of one of the sample's cached rows.
     """
 
     shares_row: bool
-    num_candidates: int  # of a sample in a step, 1 + K
-    num_values: int  # that a candidate may take
-    num_in_pool: int | None = None  # of them, drawn at random, that negatives are chosen from; None: all
-    informed: InformedSampler | None = None  # chooses negatives by the goodness that the layer gives them
+    num_candidates: int  # per sample and step, 1 + K
+    num_values: int  # how many values a candidate may take
+    num_in_pool: int | None = None  # how many of them, drawn at random, negatives are chosen from; None: all
+    informed: InformedSampler | None = None  # the sampler, if it chooses negatives by their goodness
 
     @property
     def num_choices(self) -> int:
-        """Values that negatives are chosen from, the positive's among them where they are all."""
+        """How many values negatives are chosen from; without a pool, the count includes the positive's."""
         return self.num_values if self.num_in_pool is None else self.num_in_pool
 
     @abstractmethod
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The positive and K negatives of each sample: (n, 1 + K) int64.
 
-        With an informed sampler, those that it draws while no goodness can tell negatives apart.
+        An informed sampler draws these negatives without knowing their goodness.
         """
 
     def draw_pool(self, labels: Tensor, generator: torch.Generator) -> Tensor | None:
-        """What the negatives of each sample are chosen from, (n, num_in_pool) int64; None where that is everything."""
+        """The values that each sample's negatives are chosen from, (n, num_in_pool) int64; None means all values."""
         return None
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Candidates(ABC):
 
 
 class LabelCandidates(Candidates):
-    """Candidates are labels, and share the one label-free row of a sample."""
+    """Candidates are labels, and all candidates of a sample share its one label-free row."""
 
     shares_row = True
 
@@ -87,12 +87,12 @@ class AllLabels(LabelCandidates):
         self.num_candidates = num_classes
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """The true label, and the others in their order from there: (n, num_classes)."""
+        """The true label, then all other labels in cyclic order: (n, num_classes)."""
         return (labels.unsqueeze(1) + torch.arange(self._num_classes)) % self._num_classes
 
 
 class RowCandidates(Candidates):
-    """Candidates are cached rows of the sample, each of which shows by itself what it stands for."""
+    """Candidates are cached rows of the sample, each of which already shows what it stands for, such as a label."""
 
     shares_row = False
 
@@ -102,7 +102,7 @@ class RowCandidates(Candidates):
 
 
 def read_num_negatives(config: Config, num_classes: int) -> int:
-    """The wrong labels that a step contrasts with the true one. Raises ConfigError for more than there are."""
+    """How many wrong labels a step contrasts with the true one. Raises ConfigError for more than there are."""
     num_negatives, num_wrong = config.negatives.per_step, num_classes - 1
     if num_negatives > num_wrong:
         raise ConfigError(
@@ -113,6 +113,6 @@ def read_num_negatives(config: Config, num_classes: int) -> int:
 
 
 def take_rows(block: Tensor, rows: Tensor, workspace: Workspace) -> Tensor:
-    """A copy of some of the rows of a block, counted through its samples: (m, features)."""
+    """A copy of some rows of a block: (m, features). `rows` (m,) numbers them through all samples of the block."""
     taken = workspace.take(_ROWS, (len(rows), block.shape[2]), block.dtype)
     return torch.index_select(block.flatten(0, 1), 0, rows, out=taken)

@@ -1,4 +1,4 @@
-"""Label injection: every layer is told the label by a vector of its own."""
+"""Label injection: every layer adds a learnt vector of the label to its preactivations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ffstream.settings.config import Config
 
 
 def make_injection(config: Config, data: DataShape) -> LabelMethod:
-    """h = relu(W x + b + U[label]) at every layer: one label-free row per sample, candidates are labels.
+    """h = relu(W x + b + U[label]) at every layer: one label-free row per sample; candidates are labels.
 
     Raises ConfigError for more negatives than there are wrong labels.
     """
@@ -26,7 +26,7 @@ def make_injection(config: Config, data: DataShape) -> LabelMethod:
 
 
 class _ReadingOfInjected(ReadingOfShown):
-    """Each candidate's vector is added to the preactivations that all share."""
+    """Each candidate's vector is added to the preactivations that all candidates of a sample share."""
 
     uses_embedding = adds_embedding = True
 
@@ -45,7 +45,7 @@ class _ReadingOfInjected(ReadingOfShown):
         return [activities]
 
     def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
-        """dz is the sum over candidates; dU[c] the sum over the samples with candidate c."""
+        """dz is the sum over candidates; dU[c] is the sum over the samples that have candidate c."""
         embedding_gradient = sum_by_label(gradients, candidates, self._num_classes) if embedding else None
         total, *rest = gradients
         for gradient in rest:

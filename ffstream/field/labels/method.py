@@ -1,4 +1,4 @@
-"""What a label method is: three parts that fit each other."""
+"""A label method: three parts that have to fit each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ffstream.field.labels.rows import SampleRows
 
 @dataclass(frozen=True)
 class LabelMethod:
-    """How labels and a layer meet: which rows are cached, what a step contrasts, and how goodness is read off."""
+    """How a layer meets labels: which rows are cached, what a step contrasts, and how goodness is read off."""
 
     rows: SampleRows
     candidates: Candidates

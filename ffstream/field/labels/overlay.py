@@ -1,4 +1,4 @@
-"""Label overlay: the label is a part of the image."""
+"""Label overlay: the label is written over a part of the image."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ffstream.settings.config import Config
 def make_overlay(config: Config, data: DataShape) -> LabelMethod:
     """The label replaces the first C features of the image (Hinton 2022, section 3.3); candidates are cached rows.
 
-    With all wrong labels cached, row c of a sample carries label c; with R of them, row 0 carries the true label.
-    Raises ConfigError for too few features, or too many negatives.
+    If all wrong labels are cached, row c of a sample carries label c; if only R are, row 0 carries the true label.
+    Raises ConfigError for too few features or too many negatives.
     """
     num_classes, sampler = data.num_classes, NEGATIVE_SAMPLERS.of(config)
     num_negatives, num_wrong = read_num_negatives(config, num_classes), num_classes - 1
@@ -45,7 +45,7 @@ def make_overlay(config: Config, data: DataShape) -> LabelMethod:
 
 
 class _OverlaidRows(SampleRows):
-    """The image once with each label that is cached."""
+    """A copy of the image with each label that is cached."""
 
     overlays = True
 
@@ -55,7 +55,7 @@ class _OverlaidRows(SampleRows):
         self.num_sweep_rows = num_classes
 
     def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """(n, 1 + R, features)."""
+        """The image with the true label and with R wrong labels: (n, 1 + R, features)."""
         num_classes = self.num_sweep_rows
         if self._num_cached == num_classes - 1:
             return self.sweep_rows(images)
@@ -64,18 +64,18 @@ class _OverlaidRows(SampleRows):
         return _overlay(images, torch.nn.functional.one_hot(shown, num_classes).to(images.dtype))
 
     def sweep_rows(self, images: Tensor) -> Tensor:
-        """(n, num_classes, features)."""
+        """The image with every label: (n, num_classes, features)."""
         codes = torch.eye(self.num_sweep_rows, dtype=images.dtype, device=images.device)
         return _overlay(images, codes.expand(images.shape[0], -1, -1))
 
     def neutral_rows(self, images: Tensor) -> Tensor:
-        """(n, 1, features), every label pixel at 1/C (the neutral label of the paper)."""
+        """The image with every label pixel at 1/C, the neutral label of the paper: (n, 1, features)."""
         num_classes = self.num_sweep_rows
         return _overlay(images, images.new_full((images.shape[0], 1, num_classes), 1 / num_classes))
 
 
 class _OverlaidCandidates(RowCandidates):
-    """The row that shows the true label, and some that show wrong ones."""
+    """The row that shows the true label, and some rows that show wrong ones."""
 
     def __init__(
         self, num_classes: int, sampler: NegativeSampler, num_cached: int, num_negatives: int, num_in_pool: int | None
@@ -104,7 +104,7 @@ class _OverlaidCandidates(RowCandidates):
 
 
 def _overlay(images: Tensor, codes: Tensor) -> Tensor:
-    """Each image with each of its codes, (n, rows per sample, num_classes), in place of its first features."""
+    """Each image once for each of its `codes`, (n, rows per sample, num_classes), which replace its first features."""
     rows = images.unsqueeze(1).repeat(1, codes.shape[1], 1)
     rows[:, :, : codes.shape[2]] = codes
     return length_normalise(rows)

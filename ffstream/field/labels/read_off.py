@@ -1,4 +1,4 @@
-"""Labels at a layer's output alone: every label has a goodness in one label-free pass, and no negatives are drawn."""
+"""Labels at a layer's output only: one label-free pass gives every label's goodness, and no negatives are drawn."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def make_groups(config: Config, data: DataShape) -> LabelMethod:
 
 
 def make_classifier(config: Config, data: DataShape) -> LabelMethod:
-    """The goodness of label c is the activities' product with M[c], learnt with the layer (Mono-Forward, Gong 2025).
+    """The goodness of label c is a product of the activities and M[c], learnt with the layer (Mono-Forward, Gong 2025).
 
-    A local classifier, as in Nokland and Eidnes 2019 (prediction loss). Raises ConfigError for a goodness that is no
-    sum or mean of activities.
+    This is a local classifier, as in Nokland and Eidnes 2019 (prediction loss). Raises ConfigError for a goodness that
+    is neither a sum nor a mean of activities.
     """
     if not isinstance(GOODNESSES.of(config), LinearGoodness):
         raise ConfigError(
@@ -51,7 +51,7 @@ def make_classifier(config: Config, data: DataShape) -> LabelMethod:
 
 
 class _ReadingOfAll(Reading):
-    """Candidates share their activities, and all labels are read off them at once."""
+    """The candidates of a sample share one set of activities, from which the goodness of all labels is read at once."""
 
     def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
         """Goodness of every label, in the order of the candidates."""
@@ -69,8 +69,8 @@ class _ReadingOfAll(Reading):
         *,
         embedding: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """Through the activities that all candidates share."""
-        by_label = torch.empty_like(upstream).scatter_(1, candidates, upstream)  # each place once
+        """Differentiate through the activities that all candidates share."""
+        by_label = torch.empty_like(upstream).scatter_(1, candidates, upstream)  # candidates hold each label once
         embedding_gradient = None
         if embedding and self.uses_embedding:
             embedding_gradient = self._differentiate_embedding(layer, goodness, activities, by_label, workspace)
@@ -88,19 +88,19 @@ class _ReadingOfAll(Reading):
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
-        """The activities, in place, and what else goodness is read off."""
+        """The activities, computed in place, and any further tensors from which goodness is read."""
         return self._split(layer, layer.activate_(preactivations), workspace)
 
     @abstractmethod
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
-        """The activities (n, num_units) as (1, n, num_units), and what else goodness is read off.
+        """The activities (n, num_units) as (1, n, num_units), and any further tensors from which goodness is read.
 
-        Fresh memory is taken without a workspace.
+        Without a workspace, new memory is allocated.
         """
 
     @abstractmethod
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
-        """Goodness of every label, (n, num_classes), from what `_split` gave."""
+        """Goodness of every label, (n, num_classes), from what `_split` returned."""
 
     @abstractmethod
     def _differentiate(
@@ -111,15 +111,15 @@ class _ReadingOfAll(Reading):
     def _differentiate_embedding(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
     ) -> Tensor:
-        """The gradient of the label embedding likewise, where there is one."""
+        """The gradient of the label embedding, (num_classes, num_units), if there is one, from the same arguments."""
         raise NotImplementedError
 
 
 class _ReadingOfGroups(_ReadingOfAll):
     """The goodness of a label is that of the units of its group.
 
-    Groups differ by one unit at most. A mean is over num_units / C, so that tiles add up to the layer; every tile has
-    its part of each group.
+    Groups differ by at most one unit. A mean divides by num_units / C in every group, so that tiles add up to the
+    layer; every tile holds its share of each group.
     """
 
     uses_embedding = False
@@ -128,9 +128,9 @@ class _ReadingOfGroups(_ReadingOfAll):
         self.num_groups = num_classes
 
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
-        """The activities, and copies of them by group: of those that have one unit more, and of the others.
+        """The activities, then a copy of those in groups with one unit more, and a copy of those in the other groups.
 
-        The copies are (n, groups, units), as goodness wants the units of a group side by side.
+        The copies are (n, groups, units), as a goodness reads the units of a group side by side.
         """
         found = [activities.unsqueeze(0)]
         if workspace is None:
@@ -151,7 +151,7 @@ class _ReadingOfGroups(_ReadingOfAll):
             goodness.value(part.flatten(0, 1)).unflatten(0, part.shape[:2]) * self._weight(layer, goodness, part)
             for part in activities[1:]
         ]
-        missing = self.num_groups - sum(part.shape[1] for part in parts)  # of a tile of fewer units than classes
+        missing = self.num_groups - sum(part.shape[1] for part in parts)  # if a tile has fewer units than classes
         if missing:
             parts.append(parts[0].new_zeros(len(parts[0]), missing))
         return torch.cat(parts, dim=1).roll(layer.first_unit, dims=1)
@@ -159,7 +159,7 @@ class _ReadingOfGroups(_ReadingOfAll):
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
     ) -> Tensor:
-        """Into the memory of the activities."""
+        """dL/dpreactivations, which overwrites the activities."""
         gradient, parts = activities[0][0], activities[1:]
         by_group = upstream.roll(-layer.first_unit, dims=1)
         for (groups, rows), part in zip(self._pieces(gradient), parts, strict=True):
@@ -170,11 +170,11 @@ class _ReadingOfGroups(_ReadingOfAll):
         return gradient
 
     def _pieces(self, activities: Tensor) -> list[tuple[slice, list[Tensor]]]:
-        """Groups of as many units each, with views (n, units, groups) that are theirs. Groups of no unit are left out.
+        """Ranges of groups with equally many units, each with the views (n, units, groups) that hold these units.
 
-        Counted from the first unit of the tile: its group is the first.
+        The group of the tile's first unit counts as the first. Groups without units are left out.
         """
-        num_units, num_groups = int(activities.shape[1]), self.num_groups  # a tensor where torch.jit traces
+        num_units, num_groups = int(activities.shape[1]), self.num_groups  # a size is a tensor while torch.jit traces
         least, num_larger = divmod(num_units, num_groups)
         found = []
         whole = activities[:, : least * num_groups].unflatten(1, (least, num_groups)) if least else None
@@ -187,7 +187,7 @@ class _ReadingOfGroups(_ReadingOfAll):
         return found
 
     def _weight(self, layer: Layer, goodness: Goodness, part: Tensor) -> float:
-        """By what the value of a group is multiplied: a mean is over as many units as groups have on average."""
+        """The factor for the value of a group: a mean divides by the average number of units in a group."""
         return goodness.weight(part.shape[2] * self.num_groups, layer.num_units)
 
 
@@ -205,7 +205,7 @@ class _ReadingByClassifier(_ReadingOfAll):
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
     ) -> Tensor:
-        """dz = (g M) through the activation, with g the gradient of the products. In the memory of the activities."""
+        """dz = (g M) through the activation, where g is the gradient of the products; dz overwrites the activities."""
         activity, embedding = activities[0][0], label_embedding_of(layer)
         back = workspace.take(ACTIVITIES, tuple(activity.shape), activity.dtype)
         torch.mm(upstream * _factor(layer, goodness), embedding, out=back)
@@ -221,7 +221,7 @@ class _ReadingByClassifier(_ReadingOfAll):
 
 
 def _aligned(rows: list[Tensor], part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces (n, units, groups), each with its units of `part`, (n, groups, all their units)."""
+    """Pair each piece (n, units, groups) with the view of its units in `part`, (n, groups, units of all pieces)."""
     places = part.transpose(1, 2).split([piece.shape[1] for piece in rows], dim=1)
     return zip(rows, places, strict=True)
 

@@ -16,22 +16,23 @@ from ffstream.field.layers import Layer
 class Reading(ABC):
     """Reads goodness off a layer's preactivations."""
 
-    uses_embedding: bool  # of labels, a parameter of every layer
-    adds_embedding: bool = False  # to preactivations, so that its gradients add up to that of the bias
-    num_groups: int = 1  # of units, each of which makes a goodness
+    uses_embedding: bool  # whether every layer has a label embedding, as a parameter
+    adds_embedding: bool = False  # whether it is added to preactivations: its gradients then sum to that of the bias
+    num_groups: int = 1  # groups of units, each with a goodness of its own
 
     @abstractmethod
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
-        """What goodness is measured on, first the activities: (1 + K, n, num_units), the positive's first, or (1, ...).
+        """The tensors from which goodness is measured; the first holds the activities, (1 + K, n, num_units).
 
-        One for all candidates where a layer is not shown them. May reuse the memory of `preactivations`.
+        The positive's activities come first. Where a layer is not shown the candidates, all of them share activities of
+        shape (1, n, num_units). May reuse the memory of `preactivations`.
         """
 
     @abstractmethod
     def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
-        """Goodness of each candidate, (n, 1 + K), from what `activities` gave."""
+        """Goodness of each candidate, (n, 1 + K), from what `activities` returned."""
 
     @abstractmethod
     def differentiate(
@@ -46,24 +47,25 @@ class Reading(ABC):
         *,
         embedding: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """dL/dpreactivations, and that of the label embedding where there is one and `embedding` asks for it.
+        """dL/dpreactivations, and the gradient of the label embedding if there is one and `embedding` is true.
 
-        `upstream` is dL/dgoodness, (n, 1 + K); `pull`, (num_units,), is added for every sample's first activities. May
-        reuse the memory of `activities`, which `measure` has read.
+        `upstream` is dL/dgoodness, (n, 1 + K). `pull`, (num_units,), is added to the gradient through every sample's
+        first activities. May reuse the memory of `activities`, which `measure` has read.
         """
 
     @abstractmethod
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Goodness of all labels, (n, num_classes), from the preactivations of n samples' sweep rows.
 
-        Of training rows likewise: (n, num_values). With a workspace of the layer's, `preactivations` may be overwritten
-        by their activities, but where candidates share a row. Without one, nothing is written in place: gradients flow
-        through it to all parameters, and a compiler can follow it for any n.
+        From training rows, it is the goodness of all values that a candidate may take, (n, num_values). If the layer
+        has a workspace, `preactivations` may be overwritten by their activities, unless an informed sampler chooses
+        among candidates that share a row: the step then uses them again. Without a workspace, nothing is written in
+        place: gradients flow to all parameters, and a compiler can trace the code for any n.
         """
 
 
 class ReadingOfShown(Reading):
-    """A layer is shown each candidate, and has activities for it: in one tensor, one candidate above the other."""
+    """A layer is shown each candidate and has activities for each, in one tensor (1 + K, n, num_units)."""
 
     def measure(self, layer: Layer, goodness: Goodness, activities: list[Tensor], candidates: Tensor) -> Tensor:
         """Goodness of each candidate's activities."""
@@ -81,7 +83,7 @@ class ReadingOfShown(Reading):
         *,
         embedding: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """Through each candidate's activities, whose memory the gradients take."""
+        """Differentiate through each candidate's activities, which the gradients overwrite."""
         (gradients,) = activities
         for h, g in zip(gradients, upstream.unbind(1), strict=True):
             layer.through_goodness_(goodness, h, g)
@@ -91,11 +93,11 @@ class ReadingOfShown(Reading):
 
     @abstractmethod
     def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
-        """What `differentiate` gives, from the gradients (1 + K, n, num_units)."""
+        """What `differentiate` returns, from the gradients (1 + K, n, num_units) of the candidates."""
 
 
 class ReadingOfRows(ReadingOfShown):
-    """Each candidate is a row of its own."""
+    """Each candidate is a separate row."""
 
     uses_embedding = False
 
@@ -105,27 +107,27 @@ class ReadingOfRows(ReadingOfShown):
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
-        """The activities, in place, cut into candidates."""
+        """The activities, computed in place and split by candidate."""
         return [layer.activate_(preactivations).unflatten(0, (candidates.shape[1], -1))]
 
     def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
-        """One above the other, as the rows were."""
+        """The gradients in the order of the rows, ((1 + K) n, num_units); there is no embedding."""
         return gradients.flatten(0, 1), None
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
-        """Every row's goodness, those of a sample side by side, in the order of its rows."""
+        """The goodness of every row, (n, rows per sample), in the order of a sample's rows."""
         activities = layer.activate(preactivations) if layer.workspace is None else layer.activate_(preactivations)
         found = goodness.value(activities)
-        if num_samples == 0:  # a reshape cannot tell the number of rows per sample
+        if num_samples == 0:  # unflatten cannot infer the number of rows per sample
             return found.view(0, self._num_sweep_rows)
         by_sample: Tensor = found.unflatten(0, (num_samples, -1))
         return by_sample
 
 
 def label_embedding_of(layer: Layer) -> Tensor:
-    """The layer's row for every label, (num_classes, num_units). Raises ConfigError if it has none.
+    """The layer's label embedding, (num_classes, num_units). Raises ConfigError if it has none.
 
-    Without a graph where the layer has a workspace: what makes gradients there is written out.
+    It is detached if the layer has a workspace, as its gradient is then computed without autograd.
     """
     if layer.label_embedding is None:
         raise ConfigError(

@@ -11,15 +11,16 @@ from ffstream.field.normalisation import length_normalise
 
 
 class SampleRows(ABC):
-    """Makes the rows of the first caches. `images` are (n, features), scaled to at most 1; `labels` are (n,) int64.
+    """Makes the rows of the first caches. `images` are (n, features), scaled already; `labels` are (n,) int64.
 
-    Where it `mixes_samples`, cached rows are made from (n, rows per sample, features): images of the sample and others.
+    With `mixes_samples`, training and validation rows are made from images (n, rows per sample, features): the sample's
+    own image, followed by images of other samples.
     """
 
     mixes_samples: bool = False
-    overlays: bool = False  # labels on the first features of an image
+    overlays: bool = False  # whether labels are written over the first features of an image
     num_training_rows: int  # per sample, in the training cache
-    num_sweep_rows: int  # per sample, in a cache that the goodness of all labels is read off
+    num_sweep_rows: int  # per sample, in a cache from which the goodness of all labels is read
 
     @property
     def num_validation_rows(self) -> int:
@@ -39,7 +40,7 @@ class SampleRows(ABC):
         return self.sweep_rows(images)
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Which of the values that are read off a validation sample should be the largest: (n,) int64."""
+        """The index of the value that should be the largest among those read off each validation sample: (n,) int64."""
         return labels
 
     @abstractmethod

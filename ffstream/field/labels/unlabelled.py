@@ -1,4 +1,4 @@
-"""Learning without labels: images against hybrids of two (Hinton 2022, section 3.2)."""
+"""Learning without labels: images are contrasted with hybrids of two images (Hinton 2022, section 3.2)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from ffstream.settings.config import Config
 
 
 def make_unlabelled(config: Config, data: DataShape) -> LabelMethod:
-    """Row 0 of a sample is its image, the others are hybrids of it and of other samples; candidates are cached rows.
+    """Row 0 of a sample is its image, all other rows are hybrids of it and other images; candidates are cached rows.
 
-    In place of labels, the goodness of an image and of one hybrid is read off a validation sample: an error is a hybrid
-    that has more. Raises ConfigError for fewer cached hybrids than a step sees, DataError where images have no plane.
+    Instead of labels, validation compares the goodness of each image with that of one hybrid: it is an error if the
+    hybrid has more. Raises ConfigError if fewer hybrids are cached than a step sees, and DataError if images have no
+    plane (height and width).
     """
     settings = config.negatives
     num_cached = settings.per_sample
@@ -40,7 +41,7 @@ def make_unlabelled(config: Config, data: DataShape) -> LabelMethod:
 
 
 class _HybridRows(LabelFreeRows):
-    """The image, and in the training and validation caches hybrids behind it."""
+    """The image, followed by hybrids in the training and validation caches."""
 
     mixes_samples = True
 
@@ -55,18 +56,18 @@ class _HybridRows(LabelFreeRows):
         return 2
 
     def training_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """(n, 1 + R, features), of images (n, 1 + R, features): the sample's own and R others."""
+        """Rows (n, 1 + R, features), from images (n, 1 + R, features): the sample's own and R of other samples."""
         assert self._plane is not None, "the shape of images is known where rows are made of them"
         own = images[:, 0]
         hybrids = make_hybrids(own, images[:, 1:], self._plane, self._num_blurs, generator)
         return length_normalise(torch.cat([own.unsqueeze(1), hybrids], dim=1))
 
     def validation_rows(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """(n, 2, features), of images (n, 2, features): the sample's own and another."""
+        """Rows (n, 2, features), from images (n, 2, features): the sample's own and that of another sample."""
         return self.training_rows(images, labels, generator)
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Row 0, the image."""
+        """Row 0, the image, should have the most goodness."""
         return torch.zeros_like(labels)
 
 
@@ -79,6 +80,6 @@ class _HybridCandidates(RowCandidates):
         self.num_values = 1 + num_cached
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows of the sample, the image and K of its hybrids: (n, 1 + K)."""
+        """The rows of the image and of K of its hybrids: (n, 1 + K)."""
         hybrids = distinct_offsets(len(labels), self._num_cached, self._num_negatives, generator)
         return torch.cat([torch.zeros(len(labels), 1, dtype=torch.int64), hybrids], dim=1)

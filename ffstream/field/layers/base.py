@@ -1,4 +1,4 @@
-"""What every layer kind is."""
+"""The base class of all layer kinds."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from ffstream.field.goodness import Goodness
 class Layer(nn.Module):
     """One layer: rows (n, in_features) in, preactivations (n, num_units) out, in float32.
 
-    A subclass makes its parameters in `initialise` and computes `preactivations` from them; with that alone it trains,
-    `gradients` being autograd through this one layer. `label_embedding` (num_classes, num_units) is there when
-    labels are injected, where the activities under label c are relu(preactivations + label_embedding[c]), or when the
-    goodness of label c is activities @ label_embedding[c].
+    A subclass fills its parameters in `initialise` and computes `preactivations` from them. That is enough to train it,
+    as `gradients` uses autograd through this one layer unless it is overridden. `label_embedding` (num_classes,
+    num_units) exists when labels are injected, where the activities under label c are
+    relu(preactivations + label_embedding[c]), or when the goodness of label c is activities @ label_embedding[c].
 
-    A kind sets `tileable` when a unit depends on its own part of each parameter and buffer alone, along `unit_axis`:
-    then a layer of some of the units is a tile of the whole.
+    A kind sets `tileable` if each unit depends only on its own slice, along `unit_axis`, of every parameter and buffer:
+    a layer that has only some of the units is then a tile of the whole layer.
     """
 
     tileable: ClassVar[bool] = False
 
-    # The number of a layer, counted from 1, from which on all are of the same shapes: the first reads images, and the
-    # second finds what the first one left in memory.
+    # The number of the layer, counted from 1, from which on all layers have the same shapes and find the same in
+    # memory. By default it is 3: the first layer reads images, and the second finds what the first one left in memory.
     num_distinct: ClassVar[int] = 3
 
     label_embedding: nn.Parameter | None
 
-    first_unit: int = 0  # of the whole layer's, where this is a tile
+    first_unit: int = 0  # its number in the whole layer, if this is a tile
 
-    # Buffers for a loop that is done with each result before it asks for the next; without, results are fresh.
+    # Buffers for a loop that is done with each result before it asks for the next. Without a workspace, every result is
+    # a new tensor.
     workspace: Workspace | None = None
 
     def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -54,10 +55,11 @@ class Layer(nn.Module):
         return 1 if name == "label_embedding" else 0
 
     def place(self, index: int, image_shape: Sequence[int] | None, num_skip_features: int) -> None:
-        """Told once, before `initialise`, by a network: which layer it is, counted from 0, and of which images.
+        """Tell the layer its position in its stack, counted from 0, and what it reads; called once before `initialise`.
 
-        `image_shape` is None where it is not known. A kind whose shape depends on them makes its parameters here, and
-        raises ConfigError for what it cannot read. `num_skip_features` of the row are the image again, at its end.
+        `image_shape` is None if it is not known. A kind whose shape depends on these makes its parameters here, and
+        raises ConfigError for what it cannot read. The last `num_skip_features` of a row are the image again, except at
+        position 0, where the row is the image.
         """
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -65,9 +67,9 @@ class Layer(nn.Module):
         raise NotImplementedError
 
     def hide(self, hidden: Tensor) -> None:
-        """Do without those features of a row that `hidden` (in_features,) marks: what multiplies them becomes zero.
+        """Ignore the features of a row that `hidden` (in_features,) marks: set the weights that multiply them to zero.
 
-        Told after `initialise`. Rows hold zeros there while the layer trains, and anything later.
+        Called after `initialise`. Rows hold zeros in these features while the layer trains, and any values later.
         """
         raise ConfigError(
             f"config network.stack_features: found less than 1, but layers of kind {type(self).__name__} cannot leave "
@@ -75,7 +77,7 @@ class Layer(nn.Module):
         )
 
     def draw_label_embedding(self, std: float, generator: torch.Generator) -> None:
-        """Fill U ~ N(0, std^2), one row a class."""
+        """Fill U ~ N(0, std^2), one row per class."""
         assert self.label_embedding is not None, "it is there when the label method uses it"
         with torch.no_grad():
             self.label_embedding.normal_(generator=generator).mul_(std)
@@ -89,10 +91,10 @@ class Layer(nn.Module):
     ) -> Iterator[tuple[str, slice, Tensor]]:
         """Yield the gradient of every parameter, given dL/dpreactivations (n, num_units). Nothing flows into `rows`.
 
-        `total` (num_units,) is the sum of `gradient` over its rows, where that is known already.
-        As (name, rows of the parameter, their gradient), the last valid until the next is asked for: a parameter may
-        come in parts, and each part may be updated at once. That of `label_embedding` is not among them, as it does not
-        depend on the rows.
+        `total` (num_units,) is the sum of `gradient` over its rows, if that is known already.
+        Yields (name, rows of the parameter, their gradient), where the gradient is valid until the next is asked for. A
+        parameter may come in parts, and each part may be updated at once. The gradient of `label_embedding` is not
+        among them, as it does not depend on the rows.
         """
         names = [name for name, _ in self.named_parameters() if name != "label_embedding"]
         with torch.enable_grad():
@@ -102,10 +104,10 @@ class Layer(nn.Module):
             yield name, slice(None), value
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield dL/drows, given dL/dpreactivations (n, num_units): for the rows, never for a layer below.
+        """Yield dL/drows, given dL/dpreactivations (n, num_units). It moves the rows, and never reaches a layer below.
 
-        As (features, their gradient (n, some features)), the last valid until the next is asked for. What was yielded
-        may have changed those features of `rows` by then.
+        Yields (features, their gradient (n, num_features)), where the gradient is valid until the next is asked for. By
+        then the caller may have changed these features of `rows`.
         """
         with torch.enable_grad():
             leaf = rows.detach().requires_grad_()
@@ -121,15 +123,15 @@ class Layer(nn.Module):
         return preactivations.relu_()
 
     def through_activation_(self, activities: Tensor, gradient: Tensor) -> Tensor:
-        """dL/dpreactivations in the place of the activities, which are not read again: dL/dactivities where h > 0.
+        """dL/dpreactivations, written over the activities h: dL/dactivities where h > 0, else 0.
 
-        `gradient` may have the shape (n, 1), where it is alike for all units.
+        `gradient` is dL/dactivities. It may have the shape (n, 1) if it is the same for all units.
         """
         return activities.sign_().mul_(gradient)
 
     def through_goodness_(self, goodness: Goodness, activities: Tensor, upstream: Tensor) -> Tensor:
-        """dL/dpreactivations in the place of the activities (n, num_units), from dL/dgoodness (n,)."""
-        if goodness.is_flat_at_zero:  # a ReLU lets the gradient of all other activities pass as it is
+        """dL/dpreactivations, written over the activities (n, num_units), from dL/dgoodness (n,)."""
+        if goodness.is_flat_at_zero:  # where activities are not zero, a ReLU does not change the gradient
             return goodness.gradient(activities, upstream, out=activities)
         return self.through_activation_(activities, goodness.gradient(activities, upstream))
 
@@ -139,5 +141,5 @@ class Layer(nn.Module):
 
 
 def cut_units(num_units: int, most: int) -> list[slice]:
-    """The units, or features, in groups of `most`; the last may be smaller."""
+    """Cut units, or features, into slices of `most`; the last may be smaller."""
     return [slice(start, min(start + most, num_units)) for start in range(0, num_units, most)]

@@ -12,23 +12,24 @@ from ffstream.device.row_sums import sum_rows
 from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
 from ffstream.field.layers.base import Layer, cut_units
 
-# Units that are multiplied, or whose gradient exists in float32, at once. Fewer make narrow products, which are slow:
-# on a CPU with AMX, a step of 1000 units takes 20 % longer with 256 in both, and no longer with these.
+# How many units are multiplied at once, and how many have a gradient in float32 at once. Fewer make narrow products,
+# which are slow: on a CPU with AMX, a step of 1000 units takes 20 % longer with 256 for both, and no longer with these.
 _PRODUCT_UNITS = 1024
 _GRADIENT_UNITS = 512
-# Likewise, of the gradient of what the layer reads; of very wide rows a quarter, as each part takes all parts of units.
+# How many features of the layer's input have their gradient at once: this number, or a quarter of them if that is more,
+# as every group of features takes a pass over all groups of units.
 _GRADIENT_FEATURES, _MOST_FEATURE_PARTS = 1024, 4
 
 _CAST_ROWS = Buffer("cast rows", "rows")
 _PREACTIVATIONS = Buffer("preactivations", "activities")
-_WEIGHTS = Buffer("weights", "gradient")  # as they are cast for products; then a product of the same size
+_WEIGHTS = Buffer("weights", "gradient")  # cast for products; later a product of the same size
 _PRODUCT, _PART = Buffer("product", "gradient"), Buffer("part", "gradient")
 
 
 class Linear(Layer):
     """preactivations = x W^T + b, with W (num_units, in_features) ~ N(0, 1/in_features) and b zero.
 
-    The two matrix products of a step run in `compute_dtype`; the gradient has the weights' type, as made float32.
+    The two matrix products of a step run in `compute_dtype`; the gradient has the weights' type, float32 by default.
     """
 
     tileable = True
@@ -37,7 +38,7 @@ class Linear(Layer):
         super().__init__(in_features, num_units, compute_dtype)
         self.weight = nn.Parameter(torch.empty(num_units, in_features))
         self.bias = nn.Parameter(torch.zeros(num_units))
-        self._token = object()  # nobody else's, even when this layer is gone
+        self._token = object()  # unique to this layer, even after the layer is freed
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/in_features), as in Hinton's program."""
@@ -45,7 +46,7 @@ class Linear(Layer):
             self.weight.normal_(0.0, self.in_features**-0.5, generator=generator)
 
     def hide(self, hidden: Tensor) -> None:
-        """Zero columns of W, which have no gradient where rows are zero."""
+        """Set these columns of W to zero; they get no gradient, as rows are zero there."""
         with torch.no_grad():
             self.weight[:, hidden] = 0.0
 
@@ -80,9 +81,9 @@ class Linear(Layer):
     def _weight_gradients(self, gradient: Tensor, right: Tensor, room: Workspace) -> Iterator[tuple[slice, Tensor]]:
         """gradient^T x, in the weights' type.
 
-        A product in another type takes the place of the weights that were cast, whose turn is over. Every core has read
-        these, and all have to be told before one writes there: little beside a product, but a copy takes five times as
-        long. So it is not the copies that take their place.
+        A product in another type reuses the buffer of the cast weights, which are no longer needed. Other cores hold
+        its cache lines, which slows the first write to it: a matrix product hides that cost, but a copy would take five
+        times as long. So copies of the product go to another buffer.
         """
         dtype = self.weight.dtype
         if self.compute_dtype == dtype:
@@ -98,12 +99,13 @@ class Linear(Layer):
                 yield slice(units.start + rows.start, units.start + rows.stop), part
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """gradient W, for some features at a time, summed over some units at a time: in `compute_dtype`."""
+        """gradient W in `compute_dtype`, for some features at a time, summed over groups of units."""
         room, weight = self.workspace or Workspace(gradient.device), self.weight.detach()
         most = max(_GRADIENT_FEATURES, -(-self.in_features // _MOST_FEATURE_PARTS))
         for features in cut_units(self.in_features, most):
             part = weight[:, features]
-            total = room.take(BESIDE_ROWS, (len(gradient), part.shape[1]), self.compute_dtype)  # their mask is used
+            # The dropout mask that this buffer held is no longer needed.
+            total = room.take(BESIDE_ROWS, (len(gradient), part.shape[1]), self.compute_dtype)
             for units in cut_units(self.num_units, _PRODUCT_UNITS):
                 left = self._cast(_PRODUCT, gradient[:, units], room)
                 total.addmm_(left, self._cast_weights(part[units], room), beta=min(units.start, 1))
@@ -112,7 +114,8 @@ class Linear(Layer):
     def _cast_weights(self, weight: Tensor, room: Workspace) -> Tensor:
         """All or some of the weights, cast once for all products between two updates.
 
-        Cut as updates are, so that a core casts what it has updated: from another's cache it takes twice as long.
+        They are cut as updates are, so that each core casts the weights that it has updated: reading them from another
+        core's cache takes twice as long.
         """
         if weight.dtype == self.compute_dtype:
             return weight
@@ -128,5 +131,5 @@ class Linear(Layer):
         return room.take(buffer, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
 
     def _content(self, weight: Tensor) -> tuple[object, ...]:
-        """Says which numbers a part of the weights is: others after every change in place, and in every other layer."""
+        """A key for the values of a part of the weights: it differs after every change in place, and between layers."""
         return self._token, weight.storage_offset(), *weight.shape, *weight.stride(), self.weight._version

@@ -13,26 +13,27 @@ from ffstream.device.row_sums import sum_rows
 from ffstream.errors import ConfigError
 from ffstream.field.layers.base import Layer, cut_units
 
-_WIDEST_GRID = 4  # of the first layer; each further one has one place less in either direction, down to one
-_FIELD = 10 / 28  # of the height and of the width of an image, that a place of the first layer reads
-_WIDTHS = 144  # a multiple of it has as many units at each place of every grid
+_WIDEST_GRID = 4  # cells per axis in the first layer; each further layer has one fewer, down to one
+_FIELD = 10 / 28  # share of the height and of the width of an image that a cell of the first layer reads
+_WIDTHS = 144  # a multiple of it gives equally many units to all cells of any grid
 
 
 class Local(Layer):
-    """Units in a grid of places, each of which reads its own window, without shared weights (Hinton 2022, section 3.2).
+    """Units in a grid of cells, each of which reads its own window, without shared weights (Hinton 2022, section 3.2).
 
-    The first layer has 4 x 4 places, the next 3 x 3, then 2 x 2, then one that reads all. A place of the first layer
-    reads a window of the image, all channels; windows overlap and cover it. A place of a further layer reads all units
-    of the 2 x 2 places below it. Unit u stands at place u // (num_units / num_places), places row by row.
+    The first layer has 4 x 4 cells, the next 3 x 3, then 2 x 2, then one cell that reads everything. A cell of the
+    first layer reads a window of the image in all channels; the windows overlap and cover the image. A cell of a
+    further layer reads all units of the 2 x 2 cells below it. Unit u belongs to cell u // (num_units / num_cells),
+    where cells are counted row by row.
 
     `weight` is (num_units, fan_in) ~ N(0, 1/fan_in), `bias` zero. Products run in `compute_dtype`.
     """
 
-    num_distinct = _WIDEST_GRID  # then every layer is a dense one
-    windows: Tensor  # (places, fan_in) int64: which features a place reads
+    num_distinct = _WIDEST_GRID  # from this layer on, the only cell reads all units
+    windows: Tensor  # (cells, fan_in) int64: which features a cell reads
 
     def place(self, index: int, image_shape: Sequence[int] | None, num_skip_features: int) -> None:
-        """Make the parameters. Raises ConfigError for data, or a width, that have no such grid."""
+        """Make the parameters. Raises ConfigError for data, or a width, that do not fit the grid."""
         if self.num_units % _WIDTHS:
             nearest = max(round(self.num_units / _WIDTHS), 1) * _WIDTHS
             raise ConfigError(
@@ -52,7 +53,7 @@ class Local(Layer):
             self.weight.normal_(0.0, self.weight.shape[1] ** -0.5, generator=generator)
 
     def hide(self, hidden: Tensor) -> None:
-        """Zero columns of the places whose windows hold them."""
+        """Set the weights of these features to zero, in every cell whose window contains them."""
         with torch.no_grad():
             for units, window in self._places():
                 self.weight[units, hidden[window]] = 0.0
@@ -69,7 +70,7 @@ class Local(Layer):
     def gradients(
         self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
     ) -> Iterator[tuple[str, slice, Tensor]]:
-        """dW = gradient^T x, place by place, and db = sum(gradient)."""
+        """dW = gradient^T x, cell by cell, and db = sum(gradient)."""
         rows = rows.to(self.compute_dtype)
         for units, window in self._places():
             left = gradient[:, units].to(self.compute_dtype)
@@ -77,15 +78,16 @@ class Local(Layer):
         yield "bias", slice(None), sum_rows(gradient) if total is None else total
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """gradient W, summed over the places that read a feature, for all features in `compute_dtype`."""
+        """gradient W in `compute_dtype`, for all features at once, summed over the cells that read a feature."""
         total = torch.zeros(len(rows), self.in_features, dtype=self.compute_dtype, device=rows.device)
         for units, window in self._places():
             left, right = gradient[:, units].to(self.compute_dtype), self.weight.detach()[units].to(self.compute_dtype)
-            total.index_add_(1, window, torch.mm(left, right))  # distinct features: the same on every device
+            # The features of a window are distinct, so that the sum is the same on every device.
+            total.index_add_(1, window, torch.mm(left, right))
         yield slice(None), total
 
     def _places(self) -> Iterator[tuple[slice, Tensor]]:
-        """The units of each place, and the features that they read."""
+        """The units of each cell, and the features that they read."""
         return zip(cut_units(self.num_units, self.num_units // len(self.windows)), self.windows, strict=True)
 
 
@@ -94,7 +96,7 @@ def _num_in_row(index: int) -> int:
 
 
 def _windows_of(image_shape: Sequence[int] | None) -> list[list[int]]:
-    """The features of an image that each place of the first layer reads."""
+    """The features of an image that each cell of the first layer reads."""
     plane = find_plane(image_shape) if image_shape is not None else None
     if plane is None or min(plane[1:3]) < _WIDEST_GRID:
         found = "unknown" if image_shape is None else tuple(image_shape)
@@ -109,14 +111,14 @@ def _windows_of(image_shape: Sequence[int] | None) -> list[list[int]]:
 
 
 def _cuts(num_pixels: int) -> list[slice]:
-    """Where the windows of a row of places lie on an axis: evenly, the first at its start and the last at its end."""
+    """The windows of a row of cells along one axis: evenly spaced, from the start of the axis to its end."""
     size, most = max(ceil(_FIELD * num_pixels), -(-num_pixels // _WIDEST_GRID)), _WIDEST_GRID - 1
     starts = [round(number * (num_pixels - size) / most) for number in range(_WIDEST_GRID)]
     return [slice(start, start + size) for start in starts]
 
 
 def _windows_below(index: int, in_features: int) -> list[list[int]]:
-    """The units of the layer below that each place reads: of 2 x 2 places, or of the only one."""
+    """The units of the layer below that each cell reads: those of 2 x 2 cells, or of the only cell."""
     num_below, num_here = _num_in_row(index - 1), _num_in_row(index)
     units = torch.arange(in_features, device="cpu").view(num_below, num_below, -1)
     size = num_below - num_here + 1
