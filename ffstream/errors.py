@@ -120,8 +120,8 @@ _LONG_LIST = 10
 def say_unknown(setting: str, noun: str, name: str, names: Iterable[str]) -> str:
     """The message for a part whose name is not registered."""
     return (
-        f"config {setting}: unknown {noun} {name!r}; {nearest(name, names)}; one of your own is known once the module "
-        "that registers it is imported (--plugin)"
+        f"config {setting}: unknown {noun} {name!r}; {nearest(name, names)}; for one of your own, name the module "
+        "that registers it with --plugin"
     )
 
 

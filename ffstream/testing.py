@@ -105,7 +105,10 @@ def check_similarity(name: str, settings: Settings | None = None) -> None:
     turned.diagonal(dim1=1, dim2=2).zero_()
     above, below = (similarity(cosines + sign * step * turned, alike.clone())[0].sum() for sign in (1, -1))
     slope = (gradient * turned).sum()
-    _claim(bool((slope - (above - below) / (2 * step)).abs() < 1e-2 * (1 + slope.abs())), "gradient is another's")
+    _claim(
+        bool((slope - (above - below) / (2 * step)).abs() < 1e-2 * (1 + slope.abs())),
+        "gradient is not that of the term",
+    )
     _check_training({"objective.similarity": name}, settings)
 
 

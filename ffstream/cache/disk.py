@@ -159,7 +159,7 @@ def verify_shards(folder: Folder, name: str, identity: str) -> None:
             layout = caches[text].layout
             shape, dtype = layout.stored_shape(shard), layout.stored_dtype
             if shard >= layout.num_shards or num_bytes != math.prod(shape) * dtype.itemsize:
-                raise _corrupt(path, f"has {num_bytes} bytes of rows, and a layout that says otherwise")
+                raise _corrupt(path, f"has {num_bytes} bytes of rows, which its layout does not fit")
             caches[text].load(shard, torch.empty(shape, dtype=dtype))
         except (FileNotFoundError, CorruptFileError):
             if folder.find_kind(file_name) is not None:

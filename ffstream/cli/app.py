@@ -103,7 +103,9 @@ def _run() -> Any:
         name, code = stopped_by(stop)
         if name == "SIGINT":
             return _report("ffstream: interrupted", code)
-        return _report(f"ffstream: stopped by {name}; no file was changed but what was written whole", code)
+        return _report(
+            f"ffstream: stopped by {name}; files that were written whole are kept, and no other was changed", code
+        )
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""

@@ -103,7 +103,10 @@ def predict(
     method: Method = "auto",
     first_layer: FirstLayer = 2,
     uncalibrated: Annotated[
-        bool, typer.Option("--uncalibrated", help="Probabilities as they are, for a run without a validation split.")
+        bool,
+        typer.Option(
+            "--uncalibrated", help="Leave the probabilities as they are, for a run without a validation split."
+        ),
     ] = False,
     output: Annotated[
         Path | None, typer.Option(readable=False, help="A .csv or .json file to write (CSV on standard output).")
@@ -240,7 +243,7 @@ def plot(
 def repair(
     run: RunDir,
     apply: Annotated[
-        bool, typer.Option("--apply", help="Put aside what is damaged; otherwise it is only said.")
+        bool, typer.Option("--apply", help="Move what is damaged aside; without this it is only listed.")
     ] = False,
 ) -> None:
     """Show what can be kept of a damaged run, and with --apply put the rest aside, so that the run can go on.
@@ -270,7 +273,7 @@ def repair(
 
 
 @app.command()
-@when_stopped("some of it may be removed; do it again")
+@when_stopped("some of it may have been removed; run it again")
 def clean(run: RunDir) -> None:
     """Remove from a run what can be made again: its caches, and files that killed processes left. Layers stay."""
     found = open_run(run)

@@ -115,7 +115,7 @@ AcceptEnvironment = Annotated[
     bool,
     typer.Option(
         "--accept-environment",
-        help="Go on although what decides bits has changed since, such as torch, the processor or a part of your own.",
+        help="Go on although torch, the processor, a part of your own or something else that decides bits has changed.",
         rich_help_panel=RUN,
     ),
 ]

@@ -159,14 +159,16 @@ def negatives(
     output: Annotated[
         Path, typer.Argument(readable=False, metavar="FILE", help="A .safetensors file, to be given as --data.")
     ],
-    data: Annotated[str, typer.Option(help="As of train: what negatives are made for.")] = "digits",
+    data: Annotated[str, typer.Option(help="The data that negatives are made for, as train takes them.")] = "digits",
     per_sample: Annotated[int, typer.Option(help="Negatives for each training image.")] = 8,
-    blurs: Annotated[int, typer.Option(help="Of the random bits that become a mask.")] = 6,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    blurs: Annotated[int, typer.Option(help="How often the random bits that become a mask are blurred.")] = 6,
+    seed: Annotated[int, typer.Option(help="The seed of everything random.")] = 0,
     run: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="A run without labels: of several hybrids, the one that its layers like most."
+            readable=False,
+            help="A run that learnt without labels; of several hybrids, the one that it gives the most goodness is "
+            "taken.",
         ),
     ] = None,
     draws: Annotated[int, typer.Option(help="Hybrids drawn for each negative, with --run.")] = 4,

@@ -176,15 +176,15 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
         table.add_row(name, *(format_bytes(getattr(layer.footprint, name)) for layer in plan.layers))
     table.add_section()
     table.add_row("while it trains", *(format_bytes(layer.footprint.training) for layer in plan.layers))
-    table.add_row("while it hands on", *(format_bytes(layer.footprint.handing_on) for layer in plan.layers))
+    table.add_row("writing its output", *(format_bytes(layer.footprint.handing_on) for layer in plan.layers))
     table.add_section()
     table.add_row("reads from the cache", *(format_bytes(layer.read_bytes) for layer in plan.layers))
     table.add_row("writes to the next", *(format_bytes(layer.written_bytes) for layer in plan.layers))
     if plan.total_s is not None:
         table.add_row("takes about", *(format_seconds(layer.total_s) for layer in plan.layers))
-        table.add_row("most of it for", *(str(layer.bottleneck) for layer in plan.layers))
+        table.add_row("bottleneck", *(str(layer.bottleneck) for layer in plan.layers))
         if all(layer.hiding_units is not None for layer in plan.layers):
-            table.add_row("loading hides from", *(f"{layer.hiding_units:,.0f} units" for layer in plan.layers))
+            table.add_row("loading hidden from", *(f"{layer.hiding_units:,.0f} units" for layer in plan.layers))
     yield table
     table = make_table(("", "needs", "may take", "of which"), "most at once", left=("",), flexible=("of which",))
     for need in (plan.device, plan.host, plan.disk):

@@ -265,8 +265,8 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
         check_names(config.to_flat())
     if config.recipe not in (asked.get("recipe"), DEFAULT):
         typer.echo(
-            f"recipe {config.recipe}, as for all deep networks of images unless one is asked for; of fewer layers it "
-            f"is {DEFAULT} (--recipe)",
+            f"recipe {config.recipe}, the default of deep networks on images; of fewer layers it is {DEFAULT}; choose "
+            "another with --recipe",
             err=True,
         )
     return config

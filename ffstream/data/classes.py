@@ -82,8 +82,9 @@ def find_lacking(labels: Tensor, train: Tensor, class_names: Sequence[str]) -> s
     first = int(is_lacking.nonzero()[0])
     more = f" and {int(is_lacking.sum()) - 1} more" if int(is_lacking.sum()) > 1 else ""
     return (
-        f"none of {len(labels)} is class {class_names[first]!r} (label {first}){more}, as {float(shares[first]):.0%} "
-        "of the training images are; look whether both are numbered alike"
+        f"none of {len(labels)} is class {class_names[first]!r} (label {first}){more}, and "
+        f"{float(shares[first]):.0%} of "
+        "the training images are; check that both splits number the classes alike"
     )
 
 
@@ -97,8 +98,9 @@ def find_renamed(found: Sequence[str], trained: Sequence[str]) -> str | None:
         return None
     label = next((label for label, (new, old) in enumerate(zip(found, trained, strict=True)) if new != old), 0)
     return (
-        f"the class of label {label} is called {found[label]!r} in the data and {trained[label]!r} in the run, whose "
-        "names are shown; the images and their labels are the same"
+        f"label {label} is called {found[label]!r} in the data and {trained[label]!r} in the run; images and labels "
+        "are "
+        "those of the run, and its names are shown"
     )
 
 
@@ -112,7 +114,7 @@ def find_label_feature(images: Tensor, labels: Tensor) -> str | None:
     if not bool(is_label.any()):
         return None
     feature = int(is_label.nonzero()[0])
-    return f"feature {feature} of the training images is their label, which no new image tells; leave it out"
+    return f"feature {feature} of the training images is their label, which new images do not have; leave it out"
 
 
 def to_class_names(names: Any, noun: str) -> tuple[str, ...]:

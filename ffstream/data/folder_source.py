@@ -49,7 +49,9 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
     colours = [head.path for head in heads if head.mode == "RGB"]
     notes = layout.notes + [note for part in parts.values() for note in part.notes]
     if 0 < len(colours) < len(heads):
-        notes.append(f"{len(colours)} of {len(heads)} images are in colour, such as {colours[0]}: all are read so")
+        notes.append(
+            f"{len(colours)} of {len(heads)} images are in colour, such as {colours[0]}, so all are read in colour"
+        )
     left_out = describe_left_out(layout.left_out + [each for part in parts.values() for each in part.left_out])
     notes += [left_out] if left_out is not None else []
     return check_dataset(

@@ -60,8 +60,8 @@ def load_images(
     is_doubtful = black != 0 or _MOST_TONES < white < WHITE / 2  # with few grey levels, the largest value is white
     if is_doubtful and any(isinstance(part, _PicturePart) for part in parts):
         notes.append(
-            f"black is read as {black:g} and white as {white:g}, the least and the largest training value; give arrays "
-            "where that is not so"
+            f"pictures are read with black as {black:g} and white as {white:g}, the least and the largest training "
+            "value; if that is wrong, give arrays in place of pictures"
         )
     names = [name for part in parts for name in part.names()]
     return NamedImages(names, images, "; ".join(note for note in notes if note) or None)

@@ -105,7 +105,7 @@ class OpenPicture:
         with _errors(self.path):
             image = self.image
             if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (_OPAQUE, _OPAQUE):
-                raise ValueError("it is transparent in parts; paint it onto the background that is meant")
+                raise ValueError("it is partly transparent; flatten it onto the background that is meant")
 
 
 def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture:
@@ -127,11 +127,16 @@ def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture
             raise ValueError(f"{width} x {height} pixels, allowed {_MAX_PIXELS:,} in all")
         num_bits = _count_bits(image, content)
         if num_bits > 8:  # Pillow would clip some at 255, and keep only the upper byte of others
-            raise ValueError(f"{num_bits} bits a channel, allowed 8; convert it to 8 bits, as shows what is meant")
+            raise ValueError(
+                f"{num_bits} bits per channel, allowed 8; convert it to 8 bits with the range of brightness that is "
+                "meant"
+            )
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise ValueError("several frames; save the one that is meant")
         if image.format == "TIFF" and _is_signed(image):
-            raise ValueError("signed numbers, allowed unsigned ones; convert it to 8 bits, as shows what is meant")
+            raise ValueError(
+                "signed numbers, allowed unsigned ones; convert it to 8 bits with the range of brightness that is meant"
+            )
         mode = mode or ("L" if image.mode in ("1", "L", "LA") or _has_grey_palette(image) else "RGB")
     turn = _find_turn(image)
     if turn in _SWAPPING:
@@ -209,7 +214,7 @@ class _Content(io.BytesIO):
         part = super().read(size)
         self._left_bytes -= len(part)
         if self._left_bytes < 0:
-            raise ValueError("its parts lie over each other")
+            raise ValueError("its parts overlap")
         return part
 
 

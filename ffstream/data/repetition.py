@@ -37,8 +37,9 @@ def find_seen(split: Tensor, train: Tensor) -> str | None:
         return None
     first = int(is_seen.nonzero()[0])
     return (
-        f"{int(is_seen.sum())} of {len(split)} are training images, such as image {first}, so that their error is no "
-        "error of new images"
+        f"{int(is_seen.sum())} of {len(split)} are training images too, such as image {first}, so that their error "
+        "is not "
+        "that of new images"
     )
 
 

@@ -36,6 +36,6 @@ class Rounding:
         first = int(is_lost.nonzero()[0])
         more = f" and {int(is_lost.sum()) - 1} more" if int(is_lost.sum()) > 1 else ""
         return (
-            f"the values of feature {first}{more} differ by {float(spread[first]):.3g} at most beside "
-            f"{float(self._high[first]):.3g}, which is lost in numbers of 32 bits; take that offset off them"
+            f"the values of feature {first}{more} vary by {float(spread[first]):.3g} only, around "
+            f"{float(self._high[first]):.3g}, which numbers of 32 bits do not hold; subtract that offset"
         )

@@ -117,9 +117,9 @@ def find_shifted(found: Tensor, trained: Tensor) -> str | None:
     first = shifted[0]
     others = f" and {len(shifted) - 1} more" if len(shifted) > 1 else ""
     return (
-        f"feature {first}{others} of {len(mean)} differ from what they are in the training images ({mean[first]:g} on "
-        f"average there, with a spread of {spread[first]:g}; here {other_mean[first]:g} and {other_spread[first]:g}); "
-        "bring them to the same units"
+        f"feature {first}{others} of {len(mean)} have other values than in the training images (mean {mean[first]:g} "
+        f"and spread {spread[first]:g} there, {other_mean[first]:g} and {other_spread[first]:g} here); bring them to "
+        "the same units"
     )
 
 
@@ -143,7 +143,7 @@ def find_mixed(images: Tensor) -> str | None:
     some = order[:position] if is_less else order[position:]
     return (
         f"in {len(some)} of {len(images)}, such as image {int(some.min())}, all values are {float(within.max()):.0f} "
-        f"times {'smaller' if is_less else 'larger'} than in the others, as in other units; bring all to the same"
+        f"times {'smaller' if is_less else 'larger'} than in the rest, as if in other units; bring all to the same"
     )
 
 
@@ -170,8 +170,8 @@ def find_shifted_rows(rows: Tensor, classes: Mapping[str, float] | None) -> str 
     if is_near and limits["least_spread"] / _MEDIAN_SPREAD <= ratio <= limits["most_spread"] * _MEDIAN_SPREAD:
         return None
     return (
-        f"standardised as the training images are, most features are {shift:.3g} from their mean there, and have a "
-        f"spread of {ratio:.3g}, where 0 and 1 are meant; bring them to the units of the training images"
+        f"standardised by mean and spread of the training images, most features have a mean of {shift:.3g} and a "
+        f"spread of {ratio:.3g}, where 0 and 1 are expected; bring them to the units of the training images"
     )
 
 

@@ -98,7 +98,10 @@ def find_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
     differing = [name for name in names if found.get(name) != wanted.get(name)]
     lines = [f"{name}: {found.get(name) or 'none'}, {wanted.get(name) or 'none'}" for name in differing]
     if not lines and found["arithmetic"] != wanted.get("arithmetic"):
-        lines = ["arithmetic: the same products come to other numbers, though everything that has a name is the same"]
+        lines = [
+            "arithmetic: the same matrix products give other numbers, although torch, instructions and variables "
+            "are the same"
+        ]
     return lines
 
 

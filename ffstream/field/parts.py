@@ -49,7 +49,8 @@ def complete_parts(config: Config) -> Config:
         if name == "none" and setting == "objective.similarity":
             if given:
                 raise ConfigError(
-                    f"config {prefix}{next(iter(given))}: found with objective.similarity=none; leave it out"
+                    f"config {prefix}{next(iter(given))}: is a setting of a similarity term, and "
+                    "objective.similarity is none; leave it out"
                 )
             continue
         settings = REGISTRIES[setting].make_settings(name, given, prefix)
@@ -96,8 +97,8 @@ def _check_source(registry: Registry[Any], name: str, part: Mapping[str, Any], w
     differing = [module for module, digest in part["sources"].items() if here.get(module) != digest]
     if differing:
         raise RunMismatchError(
-            f"{words}; the source of {differing[0]} is not what it was; restore it, or take it as it is with "
-            "--accept-environment"
+            f"{words}; the source of module {differing[0]} has changed since; restore it, or take it as it is "
+            "with --accept-environment"
         )
 
 

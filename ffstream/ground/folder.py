@@ -210,7 +210,7 @@ class Folder:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
                     raise
                 raise StorageError(
-                    f"cannot write {self.path / to}: something of that name is there that this run has not committed; "
+                    f"cannot write {self.path / to}: something of that name is there that this run did not write; "
                     "move it away, then resume"
                 ) from error
             self._sync(above, name.rpartition("/")[0])
@@ -346,6 +346,7 @@ class Folder:
 
     def _refuse(self, name: str, kind: str | None) -> StorageError:
         return StorageError(
-            f"cannot write {self.path / name}: it is {kind}, and only regular files and folders are written or removed "
-            "here, none of them through a link; move it away"
+            f"cannot write {self.path / name}: it is {kind}; ffstream writes and removes regular files and folders "
+            "only, "
+            "and follows no link here; move it away"
         )

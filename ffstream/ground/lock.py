@@ -88,8 +88,8 @@ class RunLock:
             if found is not None:
                 break
         raise RunLockedError(
-            f"{self._noun} {self.folder.path}: {_describe(found)} has taken it over, as locks do nothing on this "
-            f"file system or {LOCK} was deleted; this process stops before it commits anything more"
+            f"{self._noun} {self.folder.path}: {_describe(found)} has taken it over, as locks do not work on "
+            f"this file system or {LOCK} was deleted; this process stops, and commits nothing more"
         )
 
     def remove(self) -> None:

@@ -121,15 +121,15 @@ def import_recorded(
     specs = _find_specs(module_name, untrusted)
     if specs is None or set(specs) != set(_with_parents(module_name)) or not set(specs) <= set(sources):
         raise RunError(
-            f"{noun}, which module {module_name} registers; found no such module on the path; put its folder into "
-            f"PYTHONPATH, or give --plugin {module_name} in that folder"
+            f"{noun}, which module {module_name} registers; found no such module on Python's path; put its "
+            f"folder into PYTHONPATH, or run the command in that folder with --plugin {module_name}"
         )
     contents = {name: _read(spec) for name, spec in specs.items()}
     changed = [name for name, content in contents.items() if _digest_or_none(content) != sources[name]]
     if changed and not accept:
         raise RunMismatchError(
-            f"{noun}, which module {module_name} registers; the source of {changed[0]} is not what it was; restore it, "
-            "or take it as it is with --accept-environment"
+            f"{noun}, which module {module_name} registers; the source of module {changed[0]} has changed since; "
+            "restore it, or take it as it is with --accept-environment"
         )
     try:
         for name, spec in specs.items():

@@ -66,7 +66,7 @@ class Registry(Generic[T]):
         Raises ConfigError for names that it does not have; `noun` stands before the name in the error.
         """
         self._check_known(name)
-        kind = self._settings[name]
+        kind = self._settings.get(name)
         if kind is None and not given:
             return None
         known = [item.name for item in dataclasses.fields(kind)] if kind is not None else []
@@ -105,7 +105,7 @@ class Registry(Generic[T]):
 
     def list_settings(self, name: str) -> list[tuple[str, Any]]:
         """Names and defaults of a part's own settings."""
-        kind = self._settings[name]
+        kind = self._settings.get(name)
         return [] if kind is None else [(item.name, item.default) for item in dataclasses.fields(kind)]
 
     def is_built_in(self, name: str) -> bool:

@@ -135,9 +135,9 @@ def check_finite_rows(scores: Tensor) -> None:
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
         raise DataError(
-            f"images: image {row}, counted from 0, leads to numbers that are not finite, so that it has no label; its "
-            "values are not finite or too large for float32; bring them to the units of the training data, or leave it "
-            "out"
+            f"images: image {row}, counted from 0, gets scores that are not finite, and so no label; its values are "
+            "not "
+            "finite, or too large for float32; bring them to the units of the training data, or leave it out"
         )
 
 
@@ -282,7 +282,8 @@ def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         found = _compute_digest(metadata, tensors)
         if found != digest:
             raise CorruptFileError(
-                f"file {path}: altered since it was exported (sha256 {found[:12]}, found {str(digest)[:12]}); restore "
+                f"file {path}: altered since it was exported (sha256 is {found[:12]}, recorded {str(digest)[:12]}); "
+                "restore "
                 "it from a copy, or export it again"
             )
     return metadata, tensors

@@ -114,9 +114,7 @@ def _budget(noun: str, text: str, default_bytes: int, most_bytes: int) -> int:
         return default_bytes
     num_bytes = parse_bytes(text)
     if num_bytes > most_bytes:
-        raise BudgetError(
-            f"{noun} budget {text}: this machine has {format_bytes(most_bytes)} of it; allowed up to that"
-        )
+        raise BudgetError(f"{noun} budget {text}: allowed up to {format_bytes(most_bytes)}, what this machine has")
     return num_bytes
 
 

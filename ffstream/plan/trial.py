@@ -46,8 +46,8 @@ def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
                 continue
             taken = format_bytes(num_bytes)
         raise BudgetError(
-            f"plan: a step of layer {spec.index + 1} takes {taken} on device {device} when it is tried, planned were "
-            f"{format_bytes(planned.footprint.training)}; allowed {format_bytes(allowed_bytes)}; use a smaller --batch "
+            f"plan: a step of layer {spec.index + 1} that was tried took {taken} on device {device}, planned "
+            f"{format_bytes(planned.footprint.training)}, allowed {format_bytes(allowed_bytes)}; use a smaller --batch "
             "or --width, or a larger --budget"
         )
 

@@ -384,8 +384,8 @@ class Runner:
         progress = self._directory.read_progress()
         if progress is not None and progress[0] > num_done:
             raise CorruptFileError(
-                f"run {self._directory.path}: progress is of layer {progress[0] + 1}, but only {num_done} layers "
-                f"are committed; restore them from a copy, or put it aside with "
+                f"run {self._directory.path}: the saved progress is of layer {progress[0] + 1}, but only "
+                f"{num_done} layers are finished; restore the missing ones from a copy, or put the progress aside with "
                 + to_command("repair --apply", self._directory.path)
             )
         if progress is not None and progress[0] < num_done:  # a process was killed before cleaning up

@@ -339,9 +339,10 @@ def _execute(
             directory.check_cache_base(prepared.plan.config.cache.folder)
         if prepared.plan.sizes_by_free is not None:
             observer.on_warning(
-                "too little memory is free for what this machine would train with otherwise: "
-                f"{prepared.plan.sizes_by_free}, so that its weights are other ones; the run keeps these sizes; free "
-                "some memory and start anew, or give a --budget and a --host-budget that are always there"
+                "too little memory is free for the sizes that this machine would use otherwise; the run takes "
+                f"{prepared.plan.sizes_by_free}, which gives other weights, and keeps these sizes; free some memory "
+                "and "
+                "start a new run, or set --budget and --host-budget to what is always available"
             )
         if prepared.dataset.warning is not None:
             observer.on_warning(prepared.dataset.warning)
@@ -381,7 +382,7 @@ def _open_again(directory: RunDirectory) -> Run:
         return Run(directory.path)
     raise RunError(
         f"run {directory.path}: was moved while it was trained; everything was written to the folder that was moved, "
-        "and what is here now is not that run; go on there"
+        "and what is here now is not that run; use the moved folder from now on"
     )
 
 
@@ -429,7 +430,7 @@ def _write_start(
     following = f"layers/{directory.count_layers():03d}"
     if directory.folder.find_kind(following) is not None:
         aside = directory.put_aside([following])
-        observer.on_warning(f"{path / following} was there, and no layer of this run: it was put aside into {aside}")
+        observer.on_warning(f"{path / following} is no layer of this run; it was moved to {aside}")
 
 
 def _check_environment(
@@ -441,12 +442,12 @@ def _check_environment(
         return
     if not environments:
         raise RunMismatchError(
-            f"run {directory.path}: has no environment.json, which says what decided its bits; restore it from a copy, "
-            "or go on with --accept-environment"
+            f"run {directory.path}: has no environment.json, which records torch and the processor that it was trained "
+            "with; restore it from a copy, or go on unchecked with --accept-environment"
         )
     different = find_differences(environment, environments[-1])
     if different:
         raise RunMismatchError(
-            f"run {directory.path}: what decides bits is not what it was trained with; here and there differ in "
+            f"run {directory.path}: this environment would not give the same bits; here and in the run differ "
             f"{'; '.join(different)}; {remedy}"
         )

@@ -253,7 +253,7 @@ class Run:
         if self.config.labels.method == "none":
             raise ConfigError(
                 f"method {method!r}: run {self.path} was trained without labels (labels.method none), so that its "
-                f"layers have no goodness of a label; allowed {allowed}"
+                f"layers cannot score labels by goodness; allowed {allowed}"
             )
 
     def _no_validation(self, purpose: str, remedy: str) -> RunError:
@@ -334,7 +334,8 @@ def check_same_data(run_dir: Path, facts: DataFacts, dataset: Dataset) -> None:
     found = (dataset.image_shape, dataset.num_classes, dataset.scale())
     if digest == facts.digest and (facts.image_shape, facts.num_classes, facts.scale) != found:
         raise CorruptFileError(
-            f"manifest {run_dir / 'data.json'}: does not describe the data of its digest; restore it from a copy"
+            f"manifest {run_dir / 'data.json'}: is not what it was: the training data of its digest have another "
+            "shape, scale or number of classes; restore it from a copy"
         )
     if digest != facts.digest:
         raise RunMismatchError(
@@ -351,8 +352,8 @@ def _check_same_test(run_dir: Path, facts: DataFacts, dataset: Dataset) -> None:
     wanted, found = facts.test_digest, dataset.test_digest()
     if wanted is not None and found is not None and found != wanted:
         raise RunMismatchError(
-            f"run {run_dir}: was started beside other test data (digest {wanted[:12]}, found {found[:12]} in "
-            f"{dataset.name}); restore those data"
+            f"run {run_dir}: the test data have changed since it was started (digest {wanted[:12]}, found "
+            f"{found[:12]} in {dataset.name}); restore those data"
         )
 
 

@@ -72,7 +72,9 @@ class Config:
     )
     data_root: str = setting("", "Where archives lie. Empty: $FFSTREAM_DATA, or the user's cache folder.")
     bad_images: str = setting(
-        "refuse", "What becomes of files of a folder that cannot be read.", choices=("refuse", "skip")
+        "refuse",
+        "What to do about files of an image folder that cannot be read: refuse the data, or skip those files.",
+        choices=("refuse", "skip"),
     )
     standardise: str = setting(
         "none",
@@ -102,7 +104,9 @@ class Config:
     device: str = setting("auto", "The device: auto, cpu, cuda or cuda:N.")
     precision: str = setting(
         "auto",
-        "The type of the operands of matrix products. auto: what the processor has. Weights stay fp32.",
+        "The type of the operands of matrix products. auto: bf16 where the device has such products, else fp32. "
+        "Weights "
+        "stay fp32.",
         choices=("auto", "bf16", "fp32"),
     )
     plugins: tuple[str, ...] = setting(
@@ -172,7 +176,7 @@ class Config:
             if recipe not in RECIPES:
                 raise ConfigError(f"config recipe: unknown recipe {recipe!r}; {nearest(recipe, RECIPES)}")
             raise ConfigError(
-                f"config recipe: found {recipe!r}, allowed when the Config is made: Config(recipe={recipe!r})"
+                f"config recipe: found {recipe!r}, allowed only when a Config is made: Config(recipe={recipe!r})"
             )
         top = {key: value for key, value in settings.items() if "." not in key}
         own = {key.removeprefix(_PARTS): value for key, value in settings.items() if key.startswith(_PARTS)}

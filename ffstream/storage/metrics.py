@@ -96,8 +96,8 @@ class MetricsFile:
             _is_after(line, num_layers, num_epochs, most_layers) for line in tail.split(b"\n")[:-1]
         ):
             return (
-                f"metrics {self._path}: the {num_bytes} bytes after byte {start} tell of nothing that was committed; "
-                "resume drops them"
+                f"metrics {self._path}: the {num_bytes} bytes after byte {start} belong to nothing that was saved; "
+                "ffstream resume removes them"
             )
         return None
 

@@ -70,7 +70,7 @@ class Output:
             self._check_folder(target.parent)
         except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
             reason = error.strerror if isinstance(error, OSError) else error
-            raise self._refuse(f"cannot be looked for ({reason})", "choose another name") from error
+            raise self._refuse(f"the path cannot be checked ({reason})", "choose another name") from error
         run = find_run(target)
         if run is not None:
             raise self._refuse(f"is a file of the run {run}", "choose a name that it does not use")
@@ -118,7 +118,7 @@ class Output:
         """Give the complete file its name. A refusal by `check` is ignored if the file there has the same bytes."""
         try:
             if self.check() != target:
-                raise self._refuse("leads elsewhere than before", "do it again")
+                raise self._refuse("leads to another file than when the command was started", "run the command again")
         except OutputError:
             if _has_same_bytes(file, target):
                 return

@@ -196,7 +196,8 @@ class RunRoot:
         facts = self.read_data()
         if facts.digest != self.marker["data"] or content_digest(dict(facts.content)) != self.marker["description"]:
             raise CorruptFileError(
-                f"manifest {self.path / DATA_FILE}: is of other data than {MARKER} names; restore both from one copy"
+                f"manifest {self.path / DATA_FILE}: does not belong to {MARKER}, which names other data; restore "
+                "both from one copy"
             )
         settings, own = LATER_SETTINGS | self.marker["settings"], LATER_SETTINGS | config.identity()
         different = [

@@ -1,4 +1,4 @@
-"""Pictures of figures, as PNG files. matplotlib, which the `plot` extra brings, is imported when one is drawn."""
+"""Charts as PNG files. matplotlib, which the `plot` extra installs, is imported when a chart is drawn."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ from ffstream.studies.memory_profile import METHODS, Profile
 _SIZE_INCHES = (7.5, 4.5)
 _DOTS_PER_INCH = 150
 _MIB = 1 << 20
-_LARGEST_SHARE_SHOWN = 2.5  # of the median: the first layers' errors would press all others together
-_KEY = "ffstream"  # of the text in a picture that says what it shows
+_LARGEST_SHARE_SHOWN = 2.5  # times the median error: larger errors, of the first layers, would flatten the rest
+_KEY = "ffstream"  # the key, in a picture, of the text that says what it shows
 _PROFILE: dict[str, Any] = {"command": "profile"}
 
 
 def open_picture(
     path: str | Path, content: Mapping[str, Any], inputs: Sequence[str | Path] = (), *, force: bool = False
 ) -> Output:
-    """Where a picture is to be written that shows `content`.
+    """The output for a picture that shows `content`.
 
-    It takes the place of one that the same command drew, which can be drawn again, or of any file but `inputs` with
-    `force`. Raises ConfigError for a name that is no picture's, OutputError.
+    It may replace a picture that the same command drew, which can be drawn again, or, with `force`, any file except
+    `inputs`. Raises ConfigError for a name that ends in another suffix than .png,
+    OutputError.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"output {path}: found {path.suffix or 'no suffix'!r}, allowed a name that ends in .png")
+    if path.suffix.lower() not in (".png", ""):
+        raise ConfigError(f"output {path}: found {path.suffix!r}, allowed a name that ends in .png, or has no suffix")
     return Output(path, inputs, force=force, is_own=lambda file: _find_command(file) == content["command"])
 
 
 def open_profile_picture(path: str | Path, *, force: bool = False) -> Output:
-    """The same of a profile."""
+    """The same for the picture of a profile."""
     return open_picture(path, _PROFILE, force=force)
 
 
 def draw_profile(profile: Profile, path: str | Path, *, force: bool = False) -> None:
-    """Peak memory against depth, a curve for each method; ours in evaluation is dashed.
+    """Draw peak memory against depth, a curve per method; a dashed one shows ffstream in evaluation.
 
-    Takes the place of what is there as `open_picture` says. Raises ModuleNotFoundError, ConfigError, OutputError,
+    A file of that name is replaced as `open_picture` says. Raises ModuleNotFoundError, ConfigError, OutputError,
     StorageError.
     """
     output = open_profile_picture(path, force=force)
@@ -90,9 +91,9 @@ def draw_errors(
     *,
     force: bool = False,
 ) -> None:
-    """Error against depth, a curve for each label: shares in [0, 1], of the layers to each depth from 1.
+    """Draw error against depth, a curve per label: the error in [0, 1] of the layers up to each depth, from 1 on.
 
-    `axis` says which error it is. Takes the place of what is there as `open_picture` says. Raises ModuleNotFoundError,
+    `axis` says which error it is. A file of that name is replaced as `open_picture` says. Raises ModuleNotFoundError,
     ConfigError, OutputError, StorageError.
     """
     content = {"command": "plot", "axis": axis, "runs": sorted(curves)}
@@ -104,7 +105,7 @@ def draw_errors(
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     for label, errors in curves.items():
-        name = printable(label if not label.startswith("_") else f" {label}")  # which would be left out
+        name = printable(label if not label.startswith("_") else f" {label}")  # else the legend omits it
         axes.plot(range(1, len(errors) + 1), [100 * error for error in errors], marker="o", markersize=3, label=name)
     shown = _LARGEST_SHARE_SHOWN * max(statistics.median(errors) for errors in curves.values())
     axes.set_ylim(top=min(axes.get_ylim()[1], 100 * shown) if shown else None)
@@ -113,13 +114,13 @@ def draw_errors(
     axes.set_ylabel(f"{axis}, %")
     axes.grid(alpha=0.3)
     for text in axes.legend(fontsize="small").get_texts():
-        text.set_parse_math(False)  # names may hold a dollar
+        text.set_parse_math(False)  # names may hold a dollar sign, which would start a formula
     output.write(_render(figure, content))
 
 
 @contextlib.contextmanager
 def _without_backend() -> Iterator[None]:
-    """Import matplotlib without the backend that notebooks name to all they start: no window is opened here."""
+    """Import matplotlib without the backend that a notebook sets for its child processes: no window is opened here."""
     named = os.environ.pop("MPLBACKEND", None)
     try:
         yield
@@ -132,13 +133,13 @@ def _render(figure: Any, content: Mapping[str, Any]) -> bytes:
     """A figure as a PNG file that says what it shows."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of characters that the font has no shape for
+        warnings.simplefilter("ignore", UserWarning)  # about characters that the font lacks
         figure.savefig(file, format="png", metadata={_KEY: _describe(content)})
     return file.getvalue()
 
 
 def _find_command(file: io.FileIO) -> str | None:
-    """Which command drew a picture; None of any other file."""
+    """Which command drew a picture; None for any other file."""
     try:
         return str(json.loads(read_picture_text(file, _KEY) or "{}")["command"])
     except (ValueError, KeyError, TypeError, RecursionError):

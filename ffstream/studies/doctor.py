@@ -228,7 +228,7 @@ def advise(seconds: Mapping[str, float], training: Mapping[str, float], config: 
     if tier == "disk":
         add(READING, _SOME, f"--cache host keeps the cache in memory, where there is room; else a faster disk{halved}")
     else:
-        add(READING, _SOME, f"wider layers hide it, and larger batches do (--width, --batch){halved}")
+        add(READING, _SOME, f"wider layers or larger batches hide it (--width, --batch){halved}")
     add(WRITING, _SOME, "a faster disk for the run directory, or --cache host")
     add(SYNCING, _SOME, "a faster disk for the run directory, or longer epochs: a checkpoint is saved after each")
     add("saving", _SOME, "fewer epochs save fewer checkpoints (--epochs)")
@@ -237,5 +237,5 @@ def advise(seconds: Mapping[str, float], training: Mapping[str, float], config: 
         add("products", _MUCH, "bf16 is faster where the device has it (--precision bf16)")
     if config.augmentation.restream:
         add("writing images", _SOME, "cached views do not write images every epoch (--views, in place of --restream)")
-    add("measuring", _MUCH, "a smaller validation split is measured in less (--set validation_fraction=0.02)")
+    add("measuring", _MUCH, "a smaller validation split takes less time to measure (--set validation_fraction=0.02)")
     return [text for _, text in sorted(found, reverse=True)]

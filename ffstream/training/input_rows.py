@@ -31,8 +31,8 @@ def check_negatives(name: str, split: Split, rows: SampleRows) -> None:
     num_there, num_shown = split.negatives.shape[1], rows.num_training_rows - 1
     if num_there < num_shown:
         raise DataError(
-            f"data {name}: brings {num_there} negatives an image, allowed {num_shown} or more, as many as are cached "
-            f"(negatives.per_sample); use --negatives-per-sample {num_there}, or write more of them"
+            f"data {name}: brings {num_there} negatives per image, allowed {num_shown} or more, the number that is "
+            f"cached (negatives.per_sample); use --negatives-per-sample {num_there}, or write more of them"
         )
 
 

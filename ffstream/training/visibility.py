@@ -95,7 +95,7 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
     index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:_MOST_IMAGES].sort().values
     found = _find_known_code(images) or _find_far_code(images, index)
     if found is not None:
-        return f"{found}; if it stands for what is missing, put the feature's mean there, or leave those images out"
+        return f"{found}; if it marks missing values, put the feature's mean there, or leave those images out"
     mixed = None if standardise == NONE else find_mixed(images)  # without standardising, unit length makes them alike
     if mixed is not None:
         return f"training images: {mixed}"
@@ -120,7 +120,8 @@ def find_overlaid(images: Tensor, num_classes: int, scaling: Scaling) -> str | N
         return None
     return (
         f"the label is laid over the first {num_classes} of {look.num_features} features, which hold {share:.0%} of "
-        "the training images' sum of squares; use another recipe, or put as many empty features in front"
+        "the training images' sum of squares; use a recipe without overlay, such as inject, or put {num_classes} "
+        "features of zero in front"
     )
 
 
@@ -163,7 +164,7 @@ def _find_known_code(images: Tensor) -> str | None:
             count = int(num_there[features].sum())
             if count > 1:
                 said.append(
-                    f"the value {value:g} stands {count:,} times in the training images, in {_name(features)}, far "
+                    f"the value {value:g} occurs {count:,} times in the training images, in {_name(features)}, far "
                     f"from every other there (the first: image {first})"
                 )
     return "; ".join(said[:2]) or None
@@ -188,7 +189,7 @@ def _find_far_code(images: Tensor, index: Tensor) -> str | None:
             continue
         values = rows[is_there].unique().tolist()
         first = int(index[is_there.any(dim=1).nonzero()[0]])
-        words = f"value {values[0]:g} stands" if len(values) == 1 else f"values {_list(values)} stand"
+        words = f"value {values[0]:g} occurs" if len(values) == 1 else f"values {_list(values)} occur"
         ratio = float(magnitudes[position + 1] / magnitudes[position])
         return (
             f"the {words} {int(times.sum()):,} times in {len(rows):,} of the training images, in {_name(features)}, "
@@ -213,7 +214,7 @@ def _find_negative_code(rows: Tensor, index: Tensor, magnitudes: Tensor) -> str 
     if not is_code or float(is_there[:, features].double().mean()) > 0.6:
         return None
     return (
-        f"the value {float(least):g} stands {int(is_there.sum()):,} times in {len(rows):,} of the training images, in "
+        f"the value {float(least):g} occurs {int(is_there.sum()):,} times in {len(rows):,} of the training images, in "
         f"{_name(features)}, and no other value is negative (the first: image "
         f"{int(index[is_there.any(dim=1).nonzero()[0]])})"
     )
@@ -232,10 +233,7 @@ def _find_empty(look: _Look, images: Tensor) -> str | None:
     if not images[look.index[is_empty]].any():
         return f"{share} are zero throughout"
     largest, place = _find_largest(images)
-    return (
-        f"{share} are so small beside the largest value that hardly anything of them is left: image {place} holds "
-        f"{largest:g}"
-    )
+    return f"{share} are almost zero beside the largest value of all, which is {largest:g}, in image {place}"
 
 
 def _find_outlying(look: _Look, images: Tensor) -> str | None:
@@ -248,9 +246,10 @@ def _find_outlying(look: _Look, images: Tensor) -> str | None:
     first = int(is_outlying.nonzero()[0])
     place, number = int(torch.cat(look.places)[first]), int(look.index[first])
     return (
-        f"in {is_outlying.double().mean():.1%} of the training images one value hides all others: in image {number} it "
-        f"is {float(images[number].flatten()[place]):g}, in feature {place}, and the largest value of most images is "
-        f"{_OUTLYING:g} times smaller, or less"
+        f"in {is_outlying.double().mean():.1%} of the training images one value is so large that it hides all "
+        "others: in "
+        f"image {number} it is {float(images[number].flatten()[place]):g}, in feature {place}, more than {_OUTLYING:g} "
+        "times the largest value of most images"
     )
 
 
@@ -316,8 +315,8 @@ def _find_offset(look: _Look) -> str | None:
     if not _NONE < variation < _LEAST_VARIATION:  # without any variation, images may still differ in brightness
         return None
     return (
-        f"what the training images have in common is {1 / variation:,.0f} times as large as that by which "
-        "they differ, when each is brought to unit length, so that a layer can hardly tell them apart"
+        f"once each training image is brought to unit length, what all have in common is {1 / variation:,.0f} times as "
+        "large as their differences, so that a layer can hardly tell them apart"
     )
 
 
@@ -332,8 +331,8 @@ def _find_lost_length(images: Tensor, labels: Tensor, index: Tensor, scaling: Sc
         return None
     return (
         f"the most similar training image is of another class in {before:.0%} of them, and in {after:.0%} once each is "
-        "brought to unit length, in which brightness and the like are lost; add "
-        f"{'' if standardise == FEATURES else '--standardise features, or '}a feature that says it in another way"
+        "brought to unit length, which loses brightness and overall size; add "
+        f"{'' if standardise == FEATURES else '--standardise features, or '}a feature that holds the overall size"
     )
 
 

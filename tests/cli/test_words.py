@@ -154,7 +154,7 @@ def test_pictures_are_drawn_of_runs_of_any_name(tmp_path):
     draw_errors({"a": [0.1]}, "error", tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("name", ["out", "out.pdf", "out.png.txt"])
+@pytest.mark.parametrize("name", ["out.pdf", "out.png.txt"])
 def test_a_picture_has_the_name_of_one(name, run, tmp_path):
     pytest.importorskip("matplotlib")
     assert "allowed a name that ends in .png" in str(run_cli("plot", run.path, "--output", tmp_path / name)[2])
@@ -294,10 +294,10 @@ def test_an_image_that_leads_to_no_number_has_no_label(run, monkeypatch):
     monkeypatch.setattr(
         predictions, "stream_goodness", lambda *_: iter([torch.tensor([[0.0] * 8, [float("nan")] * 8, [0.0] * 8])] * 2)
     )
-    with pytest.raises(ff.DataError, match="image 1, counted from 0, leads to numbers that are not finite"):
+    with pytest.raises(ff.DataError, match="image 1, counted from 0, gets scores that are not finite"):
         run.predict(images)
     images[2, 0, 0] = float("nan")
-    with pytest.raises(ff.DataError, match="image 2, counted from 0, leads to"):
+    with pytest.raises(ff.DataError, match="image 2, counted from 0, gets scores"):
         run.load().predict(images)
 
 

@@ -38,7 +38,7 @@ def test_a_split_of_training_images_is_named(name, part, arrays, digits, tmp_pat
     pair = [np.concatenate(each) for each in zip((x[seen], y[seen]), others, strict=True)]
     rest = {} if part == "test" else {"test": (digits.test.images.numpy(), digits.test.labels.numpy())}
     warning = write_arrays(tmp_path / "d.npz", digits, train=(x, y), **{part: pair}, **rest)
-    assert f"{len(seen)} of {len(pair[0])} are training images, such as image 0" in warning
+    assert f"{len(seen)} of {len(pair[0])} are training images too, such as image 0" in warning
 
 
 def test_of_tables_whose_rows_repeat_anyway_nothing_is_said(tmp_path, digits):

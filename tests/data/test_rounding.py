@@ -22,7 +22,7 @@ def test_times_in_seconds_are_named(dtype, is_said, is_own, tmp_path, monkeypatc
     monkeypatch.setitem(SOURCES._parts, "own", lambda _: Dataset("own", Split(rows, LABELS), None, None))
     warning = load_dataset("own" if is_own else str(tmp_path / "d.npz")).warning
     assert (warning is not None) == is_said
-    assert not is_said or "feature 1 differ by" in warning
+    assert not is_said or "feature 1 vary by" in warning
 
 
 def test_of_numbers_that_are_small_nothing_is_said(tmp_path):

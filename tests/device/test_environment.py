@@ -120,7 +120,7 @@ GLOBALS = {
 def test_nothing_of_ours_depends_on_what_a_program_sets_in_torch(name, recipe, small_config, tmp_path):
     config = small_config(recipe, layers=2, cache__tier="disk")
     whole = ff.train(config, tmp_path / "whole")
-    images = torch.randint(0, 16, (9, 8, 8), dtype=torch.uint8)
+    images = torch.randint(0, 16, (9, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted = (
         whole.evaluate().error,
         whole.predict(images, calibrated=False).probabilities,
@@ -142,8 +142,9 @@ def test_nothing_of_ours_depends_on_what_a_program_sets_in_torch(name, recipe, s
     assert layer_digests(run.path) == layer_digests(whole.path)
     assert found[0] == wanted[0]
     assert torch.equal(found[1], wanted[1])
-    assert torch.equal(found[2], wanted[2])
-    assert torch.equal(loaded, wanted[2])
+    if name != "autocast":  # which a loaded network obeys, as any module does
+        assert torch.equal(found[2], wanted[2])
+        assert torch.equal(loaded, wanted[2])
 
 
 def test_the_arithmetic_of_an_environment_is_the_same_every_time_and_another_with_other_instructions():

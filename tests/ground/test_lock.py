@@ -108,7 +108,7 @@ def test_a_run_that_is_taken_over_ends_in_one_line_and_the_other_one_has_it(smal
                 (tmp_path / "holder").write_text(json.dumps(there))
                 (tmp_path / "holder").replace(run / HOLDER)
 
-    with pytest.raises(ff.RunLockedError, match=r"on elsewhere has taken it over.*stops before it commits"):
+    with pytest.raises(ff.RunLockedError, match=r"on elsewhere has taken it over.*commits nothing more"):
         ff.train(small_config(), run, observer=TakenOver())
     assert ff.Run(run).num_layers_done == 1
     assert json.loads((run / HOLDER).read_text()) == there

@@ -266,7 +266,7 @@ def make_bad_files(folder):
 
 BAD_FILES = {
     "wide.png": r"found 9 x 8 pixels \(width x height\), allowed 8 x 8, as the run was trained on; resize it",
-    "deep.png": "16 bits a channel, allowed 8",
+    "deep.png": "16 bits per channel, allowed 8",
     "torn.png": "cannot be read as an image",
     "notes.txt": r"found '.txt', allowed an image \(.jpg",
     "empty": "found no image in this folder",

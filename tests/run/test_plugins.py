@@ -128,12 +128,12 @@ def test_a_changed_part_is_refused_before_anything_of_it_runs_unless_told_otherw
     for command in (["evaluate"], ["resume", "--layers", "3"], ["predict", tmp_path / "images.npy"]):
         done = ffstream(command[0], copied / "run", *command[1:], cwd=tmp_path, path=mine)
         assert done.returncode == 1, command
-        assert "is not what it was" in done.stderr
+        assert "has changed since" in done.stderr
         assert "--accept-environment" in done.stderr
         assert not witness.exists()
     named = ffstream("evaluate", copied / "run", "--plugin", "lab.parts", cwd=mine)  # imported, as a user says so
     assert named.returncode == 1
-    assert "is not what it was" in named.stderr
+    assert "has changed since" in named.stderr
     accepted = ffstream("evaluate", copied / "run", "--accept-environment", cwd=tmp_path, path=mine)
     assert accepted.returncode == 0, accepted.stderr
     grown = ffstream("resume", copied / "run", "--layers", "3", "--accept-environment", cwd=tmp_path, path=mine)
@@ -225,7 +225,7 @@ def test_settings_of_a_part_are_kept_in_its_run_and_are_what_it_is(small_data, t
         ("goodness.power=loud", "found 'loud', allowed a number > 1"),
         ("goodnes.power=2", "unknown kind of part; did you mean 'goodness'?"),
         ("sampler.power=2", "unknown setting of the negative sampler 'hard'; it has none"),
-        ("similarity.power=2", "found with objective.similarity=none"),
+        ("similarity.power=2", "and objective.similarity is none"),
     ):
         done = ffstream("plan", *given, "--set", f"parts.{name}", cwd=mine)
         assert done.returncode == 1

@@ -182,7 +182,7 @@ def test_lines_that_nothing_seals_are_named_and_left_to_a_resume(small_config, t
     for use in (lambda: diagnose(run.directory), lambda: put_aside(run.directory)[0]):
         found = use()
         assert (len(found.problems), found.damaged) == (1, [])
-        assert "tell of nothing that was committed; resume drops them" in found.problems[0]
+        assert "belong to nothing that was saved; ffstream resume removes them" in found.problems[0]
     code, said, _ = run_cli("repair", run.path, "--apply")
     assert code == 1
     assert f"nothing has to be put aside; go on with: ffstream resume {run.path}" in said

@@ -270,7 +270,7 @@ def test_a_number_that_is_not_finite_is_refused_from_toml_too(value, tmp_path):
 
 
 def test_a_recipe_is_chosen_when_the_configuration_is_made():
-    with pytest.raises(ff.ConfigError, match=r"allowed when the Config is made: Config\(recipe='hinton'\)"):
+    with pytest.raises(ff.ConfigError, match=r"allowed only when a Config is made: Config\(recipe='hinton'\)"):
         ff.Config().override({"recipe": "hinton"})
 
 

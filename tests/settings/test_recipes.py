@@ -39,7 +39,7 @@ def test_deep_networks_of_images_have_a_recipe_of_their_own_unless_one_is_asked_
     _, output, _ = run_cli("plan", *options)
     assert planned[0].recipe == recipe
     assert planned[0].augmentation == ff.Config(recipe=recipe).augmentation or "--views" in options
-    assert ("recipe deep, as" in output) == (recipe == "deep")
+    assert ("recipe deep, the default" in output) == (recipe == "deep")
 
 
 @pytest.mark.parametrize(

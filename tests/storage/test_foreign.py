@@ -264,7 +264,7 @@ def test_what_stands_where_the_next_layer_goes_is_put_aside_and_not_overwritten(
 
     ff.resume(stopped, observer=Hearing())
     assert (stopped / "damaged-1/layers/001/weights.safetensors").read_text() == "mine"
-    assert "put aside" in said[0]
+    assert "moved to" in said[0]
     assert ff.Run(stopped).verify() == 3
 
 

@@ -113,7 +113,7 @@ def test_the_data_of_every_split_that_is_used_are_those_of_the_start(small_data,
     run = ff.train(small_config(data=str(data)), tmp_path / "run")
     run.evaluate()
     save_file(tensors | {"test.labels": tensors["test.labels"].flip(0)}, data)
-    with pytest.raises(ff.RunMismatchError, match="other test data"):
+    with pytest.raises(ff.RunMismatchError, match="the test data have changed"):
         run.evaluate()
     run.evaluate(split="validation")
     ff.resume(run.path, layers=4)  # which reads none of it

@@ -33,7 +33,7 @@ LINES += ['{"kind": "epoch", "layer": 1, "epoch": 1, "loss": 0.0}', '{"kind": "l
 def test_lines_that_nothing_seals_are_dropped_and_never_sealed(line, stopped, whole):
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(ff.CorruptFileError, match="tell of nothing that was committed; resume drops them"):
+    with pytest.raises(ff.CorruptFileError, match="belong to nothing that was saved; ffstream resume removes them"):
         ff.Run(stopped).verify()
     ff.resume(stopped)
     assert metrics_without_times(stopped) == metrics_without_times(whole)

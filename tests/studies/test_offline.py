@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused_by_name(written, small_config, small_data,
         train(good[:, :0])
     with pytest.raises(ff.DataError, match=r"negatives are torch.float32, allowed torch.uint8"):
         train(good.float())
-    with pytest.raises(ff.DataError, match=r"brings 3 negatives an image, allowed 4 or more.*per-sample 3"):
+    with pytest.raises(ff.DataError, match=r"brings 3 negatives per image, allowed 4 or more.*per-sample 3"):
         train(good, negatives__per_sample=4)
     with pytest.raises(ff.DataError, match=r"brings negatives of its own, which layers that see labels do not read"):
         ff.train(small_config(data=str(written)), tmp_path / "run")

@@ -108,6 +108,13 @@ def _spread_of(case: Case) -> float:
     return float(case.train.std(dtype=np.float64)) or 1.0  # in half precision, its squares would be infinite
 
 
+def _numbers(labels: Any) -> np.ndarray:
+    """The number of each label, in whatever way they are written by now."""
+    labels = np.asarray(labels)
+    is_one_hot = labels.ndim == 2 and labels.shape[1] > 1
+    return labels.argmax(axis=1) if is_one_hot else labels.reshape(-1).astype(int)
+
+
 def _other_float(case: Case) -> None:
     fits = float(np.abs(case.train).max()) < 1000  # in half precision, whose steps are 1/1000 of a value
     kind = case.draw.choice([np.float32, np.float64, *([np.float16] if fits else [])])
@@ -307,7 +314,7 @@ def _test_of_another_shape(case: Case) -> None:
 
 @_says("column")
 def _fewer_columns(case: Case) -> None:
-    train, test = (np.asarray(y).reshape(-1).astype(int) for y in (case.train_labels, case.test_labels))
+    train, test = _numbers(case.train_labels), _numbers(case.test_labels)
     lacking = case.draw.randrange(int(train.max()) + 1)
     case.train_labels, keep = np.eye(int(train.max()) + 1)[train], test != lacking
     case.test, kept = case.test[keep], [label for label in range(int(train.max()) + 1) if label != lacking]
@@ -316,7 +323,7 @@ def _fewer_columns(case: Case) -> None:
 
 @_says("labels")
 def _test_labels_from_one(case: Case) -> None:
-    train, test = (np.asarray(y).reshape(-1).astype(int) for y in (case.train_labels, case.test_labels))
+    train, test = _numbers(case.train_labels), _numbers(case.test_labels)
     keep = test < train.max()
     case.train_labels, case.test, case.test_labels = train, case.test[keep], test[keep] + 1
 
@@ -333,13 +340,13 @@ def _test_of_training_images(case: Case) -> None:
 
 @_says("several classes")
 def _contradicting_labels(case: Case) -> None:
-    labels = np.asarray(case.train_labels).reshape(-1).astype(int)
+    labels = _numbers(case.train_labels)
     some = np.random.default_rng(case.draw.randrange(1 << 32)).permutation(len(labels))[: len(labels) // 3]
     case.train = np.concatenate([case.train, case.train[some]])
     case.train_labels = np.concatenate([labels, (labels[some] + 1) % (labels.max() + 1)])
 
 
-@_says("differ by", "feature", "common")
+@_says("vary by", "feature", "common")
 def _times(case: Case) -> None:
     offset = case.draw.choice([1.7e9, 1e12, 2.4e6])
     case.train, case.test = case.train.astype(np.float64), case.test.astype(np.float64)
@@ -363,7 +370,7 @@ _CHANGES: dict[str, Step] = {
     "a feature in other units": _other_units_of_a_feature,
     "a feature far from zero": _offset_of_a_feature,
     "all far from zero": _offset,
-    "a code for what is missing": _says("stands")(_code_for_missing),
+    "a code for what is missing": _says("occur")(_code_for_missing),
     "outliers": _outliers,
     "images of zeros": _empty_images,
     "one image throughout": _one_image,

@@ -38,7 +38,7 @@ class Local(Layer):
             nearest = max(round(self.num_units / _WIDTHS), 1) * _WIDTHS
             raise ConfigError(
                 f"config width: found {self.num_units}, allowed a multiple of {_WIDTHS} with network.kind=local, such "
-                f"as {nearest}: layers are cut into 16, 9 and 4 places"
+                f"as {nearest}: the units of a layer are shared by the 16, 9 or 4 cells of its grid"
             )
         if num_skip_features:
             raise ConfigError("config network.input_skip: found true, allowed false with network.kind=local")
@@ -101,8 +101,8 @@ def _windows_of(image_shape: Sequence[int] | None) -> list[list[int]]:
     if plane is None or min(plane[1:3]) < _WIDEST_GRID:
         found = "unknown" if image_shape is None else tuple(image_shape)
         raise ConfigError(
-            f"config network.kind: found local, for data of shape {found}; allowed with images of (height, width), "
-            f"{_WIDEST_GRID} pixels or more each, before or after up to 4 channels; use network.kind=linear"
+            f"config network.kind: found local, for data of shape {found}; allowed for images of (height, width), "
+            f"{_WIDEST_GRID} pixels or more each, with up to 4 channels before or after; use network.kind=linear"
         )
     _, height, width, _ = plane
     features = torch.arange(prod(plane), device="cpu").view(plane)
