@@ -96,7 +96,8 @@ register_recipe(
     },
     "A linear classifier learnt with each layer, cross-entropy over all labels, no negatives (Mono-Forward).",
 )
-# For images: each stack reads its own views and pixels. Of all recipes this one gains most with depth (README).
+# For images: each stack reads its own views and pixels. Of all recipes this one gains most with depth
+# (docs/ablations/depth.md).
 register_recipe(
     "deep",
     {
