@@ -65,7 +65,7 @@ def test_shown_commands_run_one_after_another(document, tmp_path, small_data, mo
     monkeypatch.chdir(tmp_path)
     for command in commands:
         code, output, error = run_cli(*make_smaller(command, small_data)[1:])
-        assert code == 0, f"{command}\n{output}\n{error}"
+        assert code == ("--samples 1000000000" in command), f"{command}\n{output}\n{error}"  # which does not fit
 
 
 @pytest.mark.parametrize("document", [README, GUIDE], ids=lambda path: path.name)

@@ -26,6 +26,7 @@ from ffstream.cli.options import (
     SplitName,
 )
 from ffstream.errors import ConfigError, to_command
+from ffstream.ground.units import count
 from ffstream.settings.names import METHODS, SPLITS, check_word
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def inspect(
         return
     config = found.config
     say(
-        f"run {run}: {len(layers)} of {config.layers} layers of {config.width} units done, "
+        f"run {run}: {len(layers)} of {count(config.layers, 'layer')} of {config.width} units done, "
         f"data {config.data}, recipe {config.recipe}"
     )
     if progress:
@@ -258,7 +259,7 @@ def repair(
     for problem in found.problems:
         say(problem)
     if not found.problems:
-        say(f"run {run}: nothing is damaged; {found.num_valid} layers are committed")
+        say(f"run {run}: nothing is damaged; {count(found.num_valid, 'layer')} committed")
         return
     if not found.damaged:
         say(f"run {run}: nothing has to be put aside; go on with: {to_command('resume', run)}")
@@ -281,7 +282,8 @@ def clean(run: RunDir) -> None:
     from ffstream.run.cleaning import clean_run
 
     num_bytes = clean_run(found)
-    say(f"run {run}: removed {num_bytes:,} bytes ({format_bytes(num_bytes)})")
+    removed = f"removed {num_bytes:,} bytes ({format_bytes(num_bytes)})" if num_bytes else "there was nothing to remove"
+    say(f"run {run}: {removed}")
 
 
 @app.command()
@@ -298,4 +300,4 @@ def export(
     found = open_run(run, plugin)
     _note_unfinished(found)
     num_layers = found.export(file, force=force, accept_environment=accept_environment)
-    say(f"{num_layers} layers written to {file}; in Python: ffstream.load({str(file)!r})")
+    say(f"{count(num_layers, 'layer')} written to {file}; in Python: ffstream.load({str(file)!r})")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ffstream.cli.tables import format_seconds, format_share, layer_table
 from ffstream.errors import printable
-from ffstream.ground.units import format_bytes
+from ffstream.ground.units import count, format_bytes
 from ffstream.training.layer_trainer import EpochFigures
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 
@@ -78,8 +78,8 @@ class _Course:
     def describe(self) -> str:
         """What is left to do, and the memory that a layer takes."""
         outline = self.outline
-        done = f"{outline.num_done} of {outline.num_layers} layers are done, " if outline.num_done else ""
-        layers = done or f"{outline.num_layers} layers, "
+        done = f"{outline.num_done} of {count(outline.num_layers, 'layer')} done, " if outline.num_done else ""
+        layers = done or f"{count(outline.num_layers, 'layer')}, "
         tiles = f"each in {outline.num_tiles} tiles, " if outline.num_tiles > 1 else ""
         return (
             f"run {outline.path}: {layers}{tiles}{outline.num_samples:,} training samples; a layer's work is planned "

@@ -13,7 +13,7 @@ import typer
 from ffstream.cli.app import app, check_is_there, import_plugins, make_console, say, show, when_stopped
 from ffstream.cli.options import DataRoot, Device, Force, Json, Plugins
 from ffstream.errors import ConfigError, to_command
-from ffstream.ground.units import parse_integer
+from ffstream.ground.units import count, parse_integer
 
 
 @app.command()
@@ -47,7 +47,7 @@ def profile(
     from ffstream.studies.memory_profile import METHODS, Point, ProfileSettings, measure_profile
 
     def tell(point: Point) -> None:
-        label = f"{METHODS[point.method]}, {point.num_layers} layers"
+        label = f"{METHODS[point.method]}, {count(point.num_layers, 'layer')}"
         say(f"{label}: {format_point(point)} MiB, {point.elapsed_s:.0f} s", err=as_json)
 
     settings = ProfileSettings.here(

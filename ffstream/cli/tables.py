@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ffstream.errors import printable
 from ffstream.field.catalogue import Catalogue
-from ffstream.ground.units import format_bytes
+from ffstream.ground.units import count, format_bytes
 from ffstream.infer.combination import ProbabilityFigures
 from ffstream.infer.evaluation import Evaluation
 from ffstream.plan.footprint import Footprint
@@ -122,16 +122,16 @@ def _confused_pairs(found: Evaluation) -> Iterator[Table | str]:
     shown = sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:_MAX_PAIRS]
     title = "classes taken for others most often"
     table = make_table(("true", "predicted", "samples", "of the true class"), title, left=("true", "predicted"))
-    for count, true, predicted in shown:
+    for num_samples, true, predicted in shown:
         names = (printable(found.class_names[number]) for number in (true, predicted))
         table.add_row(
             *(_plain(_shorten(name, 2 * _MAX_CLASS_NAME)) for name in names),
-            str(count),
-            format_share(count / sum(found.confusion[true])),
+            str(num_samples),
+            format_share(num_samples / sum(found.confusion[true])),
         )
     if shown:
         yield table
-    num_left = sum(count for count, _, _ in pairs) - sum(count for count, _, _ in shown)
+    num_left = sum(num_samples for num_samples, _, _ in pairs) - sum(num_samples for num_samples, _, _ in shown)
     if num_left:
         yield f"and {num_left} samples in {len(pairs) - len(shown)} more pairs (all in --json)"
 
@@ -181,11 +181,12 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     table.add_row("reads from the cache", *(format_bytes(layer.read_bytes) for layer in plan.layers))
     table.add_row("writes to the next", *(format_bytes(layer.written_bytes) for layer in plan.layers))
     if plan.total_s is not None:
-        table.add_row("takes about", *(format_seconds(layer.total_s) for layer in plan.layers))
+        table.add_row("takes about", *(_format_duration(layer.total_s) for layer in plan.layers))
         table.add_row("bottleneck", *(str(layer.bottleneck) for layer in plan.layers))
         if all(layer.hiding_units is not None for layer in plan.layers):
             table.add_row("loading hidden from", *(f"{layer.hiding_units:,.0f} units" for layer in plan.layers))
     yield table
+    yield ""
     table = make_table(("", "needs", "may take", "of which"), "most at once", left=("",), flexible=("of which",))
     for need in (plan.device, plan.host, plan.disk):
         terms = sorted(need.terms.items(), key=lambda item: -item[1])
@@ -198,6 +199,7 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
             parts,
         )
     yield table
+    yield ""
     cache = max(layer.cache_bytes for layer in plan.layers)
     batch = f"batch {plan.config.batch}"
     if plan.sizes.num_in_micro_batch != plan.config.batch:
@@ -209,7 +211,11 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     if plan.warning is not None:
         yield f"warning: {plan.warning}"
     if plan.total_s is not None:
-        yield f"all {plan.config.layers} layers take about {format_seconds(plan.total_s)}"
+        yield f"{count(plan.config.layers, 'layer')}: about {_format_duration(plan.total_s)} in all"
+    if not plan.fits:
+        lacking = [need for need in (plan.device, plan.host, plan.disk) if need.excess_bytes]
+        found = ", ".join(f"{need.noun} lacks {format_bytes(need.excess_bytes)}" for need in lacking)
+        yield f"this does not fit: {found}"
 
 
 def demonstration_report(found: Demonstration) -> Iterator[Table | str]:
@@ -280,7 +286,18 @@ def account_report(found: TimeAccount) -> Iterator[Table | str]:
 
 
 def _format_spent(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds < _MINUTE_S else format_seconds(seconds)
+    return f"{seconds:.2f} s" if seconds < _MINUTE_S else _format_duration(seconds)
+
+
+def _format_duration(seconds: float | None) -> str:
+    """75 -> "1 min 15 s", 3725 -> "1 h 02 min"; None -> "-"."""
+    if seconds is None or seconds >= 2 * _DAY_S:
+        return format_seconds(seconds)
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _per_s(num_bytes: float) -> str:

@@ -131,7 +131,10 @@ def plan(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Show what `train` with the same options would do, and what it would take; nothing is written."""
+    """Show what `train` with the same options would do, and what it would take; nothing is written.
+
+    The exit code is 1 where the run does not fit.
+    """
     resolved = _resolve_settings(options)
 
     from ffstream.cli.tables import plan_report
@@ -142,8 +145,10 @@ def plan(
     found = make_plan(resolved, options["run_dir"], resume=options["resume"], machine=machine, data=data)
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
-        return
-    show(plan_report(found))
+    else:
+        show(plan_report(found))
+    if not found.fits:
+        raise typer.Exit(1)
 
 
 def _add_options_of(source: Callable[..., None], target: Callable[..., None]) -> None:

@@ -46,3 +46,8 @@ def format_bytes(num_bytes: float) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def count(number: int, noun: str) -> str:
+    """1 and "layer" -> "1 layer"; 1200 -> "1,200 layers"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -162,7 +162,7 @@ def test_a_stopped_run_leaves_the_cursor_on(small_config, tmp_path):
 def test_a_resumed_run_says_what_is_done(small_config, tmp_path):
     ff.train(small_config(layers=2), tmp_path / "run")
     text = show(small_config(), tmp_path / "run", terminal=False, resume=True)
-    assert "2 of 3 layers are done" in text
+    assert "2 of 3 layers done" in text
 
 
 def test_time_left_counts_only_what_this_process_took():

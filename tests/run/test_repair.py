@@ -201,7 +201,7 @@ def test_the_command_says_first_and_does_when_told_to(damaged):
     said = run_cli("repair", damaged.path, "--apply")[1]
     assert f"ffstream resume {damaged.path}" in said
     assert damaged.num_layers_done == 1
-    assert "nothing is damaged; 1 layers" in run_cli("repair", damaged.path)[1]
+    assert "nothing is damaged; 1 layer committed" in run_cli("repair", damaged.path)[1]
 
 
 def test_metrics_that_are_taken_away_while_a_run_is_trained_are_not_missed(whole, small_config, tmp_path):
