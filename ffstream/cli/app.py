@@ -140,7 +140,7 @@ def _report_usage(error: Any) -> int:
         return 2
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "ffstream"
-    return _report(f"ffstream: {message.rstrip('.')}; see {command} --help", 2)
+    return _report(f"ffstream: {message.rstrip('.?')}; see {command} --help", 2)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

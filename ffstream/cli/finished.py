@@ -140,10 +140,11 @@ def predict(
     _note_unfinished(found)
     in_json = as_json or suffix == ".json"
     images: NamedImages | None = None
+    class_names = found.directory.read_data().class_names
 
     def is_own(file: io.FileIO) -> bool:
         names = None if images is None else images.names  # None, for any images, until these are read
-        return is_earlier_json(file, str(run), names) if in_json else is_earlier_csv(file, names)
+        return is_earlier_json(file, str(run), names) if in_json else is_earlier_csv(file, class_names, names)
 
     written = None
     if output is not None:

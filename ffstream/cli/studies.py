@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from ffstream.cli.app import app, check_is_there, import_plugins, make_console, say, show, when_stopped
-from ffstream.cli.options import DataRoot, Device, Force, Json, Plugins
+from ffstream.cli.options import DATA, DataRoot, Device, Force, Json, Plugins, setting_option
 from ffstream.errors import ConfigError, to_command
 from ffstream.ground.units import count, parse_integer
+from ffstream.settings.config import find_setting
+from ffstream.settings.names import check_word
 
 
 @app.command()
@@ -117,12 +119,11 @@ def config(as_json: Json = False) -> None:
     for section, settings in describe_settings():
         if section:
             say("")
-        say(f"[{section}]" if section else "[settings outside of any section]")
+        say(f"# {section or 'outside of any section'}")
         for name, default, text in settings:
-            shown = "by the recipe" if default is None else json.dumps(default)
-            say(f"{name} = {shown}")
+            say(f"{name} = {json.dumps('auto' if default is None else default)}")
             for line in textwrap.wrap(text, width - 4):
-                say(f"    {line}")
+                say(f"  # {line}")
 
 
 @app.command()
@@ -174,8 +175,10 @@ def negatives(
     draws: Annotated[int, typer.Option(help="Hybrids drawn for each negative, with --run.")] = 4,
     force: Force = False,
     data_root: DataRoot = None,
+    bad_images: Annotated[str, setting_option("bad_images", "WORD", DATA)] = "refuse",
 ) -> None:
     """Write hybrid images, the negatives of --recipe unsupervised, to one file with the data they are made for."""
+    check_word("--bad-images", bad_images, find_setting("bad_images").choices)
     from ffstream.studies.offline import write_negatives
 
     shape = write_negatives(
@@ -188,6 +191,8 @@ def negatives(
         run=run,
         draws=draws,
         force=force,
+        skips_bad=bad_images == "skip",
+        on_warning=lambda text: say(f"ffstream: note: {text}", err=True),
     )
     say(
         f"{shape[1]} negatives for each of {shape[0]:,} images in {output}. Next: ffstream train --recipe unsupervised "

@@ -232,7 +232,15 @@ def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
     except BaseException:
         observer.on_stop()
         raise
-    say(f"run {run.path}: done. Next: {to_command('evaluate', run.path)}")
+    say(f"run {run.path}: done. Next: {_next(run)}")
+
+
+def _next(run: Run) -> str:
+    """The command that evaluates a run: on the validation split where there are no test data, with its plug-ins."""
+    has_test = run.directory.read_data().test_digest is not None
+    words = [] if has_test or not run.config.validation_fraction else ["--split validation"]
+    words += [f"--plugin {name}" for name in run.config.plugins]
+    return " ".join([to_command("evaluate", run.path), *words])
 
 
 def _go_on(path: str) -> str:

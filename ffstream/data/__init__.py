@@ -1,5 +1,6 @@
 """Data sets by name, from folders and from files; augmentation and scaling. Imports `device` and below."""
 
+import dataclasses
 from pathlib import Path
 
 from ffstream.data.dataset import (
@@ -54,7 +55,11 @@ def load_dataset(
         raise DataError("data: found an empty name, allowed a known data set, or a file or folder of data")
     if source in SOURCES:
         root = expand_home(data_root) if data_root else default_data_root()
-        return _load_named(source, root, room, download=download)
+        dataset = _load_named(source, root, room, download=download)
+        if not Path(source).exists():
+            return dataset
+        note = f"{source} is the known data set of that name; the folder or file {source} here is not read (./{source})"
+        return dataclasses.replace(dataset, notes=(*dataset.notes, note))
     path = expand_home(source)
     try:
         path = find_path(source, data_root)

@@ -96,7 +96,9 @@ class Dataset:
     @cached_property
     def warning(self) -> str | None:
         """One line of all warnings, such as files left out or a split in other units; None without any."""
-        said, seen = list(self.notes), digest_images(self.train.images)
+        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
+        as_floats = any(split.images.is_floating_point() for split in splits)
+        said, seen = list(self.notes), digest_images(self.train.images, as_floats=as_floats)
         for found in (
             find_label_feature(self.train.images, self.train.labels),
             find_contradictions(seen, self.train.labels, self.files or None),
@@ -107,7 +109,11 @@ class Dataset:
             oddity = None if split is None else find_other_units(Values.of(split.images), self.values)
             oddity = oddity or (None if split is None else find_shifted(split.images, self.train.images))
             said += [] if oddity is None else [f"{part} images: {oddity}"]
-            again = None if split is None or len(split) < _ENOUGH else find_seen(digest_images(split.images), seen)
+            again = (
+                None
+                if split is None or len(split) < _ENOUGH
+                else find_seen(digest_images(split.images, as_floats=as_floats), seen)
+            )
             said += [] if again is None else [f"{part} images: {again}"]
             lacking = None if split is None else find_lacking(split.labels, self.train.labels, self.class_names)
             said += [] if lacking is None else [f"{part} labels: {lacking}"]

@@ -34,7 +34,8 @@ class DataFacts:
         values = dataset.values
         white = dataset.white
         if white is None:
-            white = WHITE if WHITE / 2 < values.largest <= WHITE else dataset.scale()
+            is_in_bytes = WHITE / 2 < values.largest <= WHITE and values.low >= 0
+            white = WHITE if is_in_bytes else dataset.scale()
         scaling = Scaling.of(train.images, dataset.scale(), standardise)
         of_classes = {} if standardise == NONE else _describe_classes(train, scaling, standardise)
         has_test_digest = dataset.test is not None and hasattr(dataset, "test_digest")

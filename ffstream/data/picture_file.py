@@ -11,6 +11,7 @@ import io
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,32 @@ _BEGINNINGS = re.compile(
 _BEGINNING_BYTES = 12
 _MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3  # Pillow's own limit: a quarter of a GiB at 24 bits per pixel
 _MAX_FILE_BYTES = 512 << 20  # more than _MAX_PIXELS take in any of the formats, except numbers as text
+_ZEROS = 64  # at the end of a JPEG file, before which its end is looked for
 # Memory per pixel while a picture is decoded: in the decoder, in Pillow, and converted.
 _DECODING_BYTES = 28
+
+
+def _check_whole(image: Image.Image, content: bytes) -> None:
+    """Raise ValueError for damage that decoders pass over: of PNG by its checksums, of JPEG by its end."""
+    if image.format == "PNG":
+        position = len(b"\x89PNG\r\n\x1a\n")
+        while position < len(content):
+            length = int.from_bytes(content[position : position + 4], "big")
+            kind = content[position + 4 : position + 8]
+            end = position + 8 + length
+            is_critical = kind[:1].isupper()  # the others, such as texts, change no pixel
+            if is_critical and zlib.crc32(content[position + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+                raise ValueError("it is damaged: a checksum is wrong")
+            if kind == b"IEND":
+                return
+            position = end + 4
+        raise ValueError("it is cut short")
+    if (
+        image.format == "JPEG"
+        and content[-_ZEROS:] == bytes(_ZEROS)
+        and not content.rstrip(b"\0").endswith(b"\xff\xd9")
+    ):
+        raise ValueError("it is damaged: its end is all zeros")
 
 
 @dataclass(frozen=True)
@@ -122,6 +147,7 @@ def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture
             room.check(f"data {path}", 2 * num_bytes)  # in parts, and then joined
             content = read_up_to(file, num_bytes)
         image = Image.open(_Content(content), formats=_FORMATS)
+        _check_whole(image, content)
         width, height = image.size
         if width * height > _MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, allowed {_MAX_PIXELS:,} in all")

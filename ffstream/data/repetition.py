@@ -16,15 +16,20 @@ _SEVERAL = 0.05  # share of training images; a smaller share of contradictions o
 _FEW = 3  # copies; fewer may be an oversight
 
 
-def digest_images(images: Tensor) -> Tensor:
-    """A digest of each image, (n,) int64: the same for equal images, and almost never for different ones."""
+def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
+    """A digest of each image, (n,) int64: the same for equal images, and almost never for different ones.
+
+    Digests of integers are comparable with those of floats only where both are taken `as_floats`.
+    """
+    is_wide = as_floats or images.is_floating_point()
     num_features = images[0].numel()
     factors = torch.randint(-(1 << 62), 1 << 62, (num_features,), generator=torch.Generator().manual_seed(_SEED)) | 1
     digests = torch.empty(len(images), dtype=torch.int64)
     step = max(_PART_VALUES // num_features, 1)
     for start in range(0, len(images), step):
         rows = images[start : start + step].flatten(1)
-        values = rows.double().contiguous().view(torch.int64) if rows.is_floating_point() else rows.long()
+        # Splits may have different types: equal numbers of bytes and of floats have one digest, and so have 0 and -0.
+        values = rows.double().add_(0.0).contiguous().view(torch.int64) if is_wide else rows.long()
         digests[start : start + step] = (values * factors).sum(dim=1)  # modulo 2^64
     return digests
 
@@ -38,8 +43,7 @@ def find_seen(split: Tensor, train: Tensor) -> str | None:
     first = int(is_seen.nonzero()[0])
     return (
         f"{int(is_seen.sum())} of {len(split)} are training images too, such as image {first}, so that their error "
-        "is not "
-        "that of new images"
+        "is not that of new images"
     )
 
 

@@ -50,6 +50,7 @@ def find_layout(path: Path) -> Layout:
         if split is not None:
             by_split.setdefault(split, []).append(folder)
     if not by_split:
+        _check_no_prefixes(path, [folder.name for folder in folders])
         return Layout({"train": path}, [])
     for split, found in by_split.items():
         if len(found) > 1:
@@ -80,6 +81,26 @@ def find_layout(path: Path) -> Layout:
         places["test"] = places.pop("validation")
         layout.notes.append(f"{places['test']} is taken as the test split, as there is no other")
     return layout
+
+
+def _check_no_prefixes(path: Path, names: list[str]) -> None:
+    """Raise DataError for names of classes of which some begin like a training split, and others like a held-out one.
+
+    Such as trainA and testA, or train_cats and test_cats; a class that is called like one of them alone may be one.
+    """
+    begun: dict[str, str] = {}
+    for name in names:
+        first = re.match(r"([A-Za-z][a-z]*)(?=[^a-z]|$)", name)
+        split = next((split for split, known in _WORDS.items() if first and first[1].lower() in known), None)
+        if split is not None:
+            begun.setdefault(split, name)
+    if "train" in begun and len(begun) > 1:
+        other = next(name for split, name in begun.items() if split != "train")
+        raise DataError(
+            f"data {path}: {begun['train']} and {other} read like splits and classes in one name; allowed {_RULE}; "
+            "move "
+            "each class into the folder of its split"
+        )
 
 
 def _enter(folder: Path, split: str, left_out: list[str]) -> Path:

@@ -8,6 +8,8 @@ such a folder cannot be made, each process plans for itself.
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import stat
 import tempfile
@@ -32,7 +34,7 @@ def planning() -> Iterator[None]:
             import fcntl
 
             if folder is not None:
-                file = stack.enter_context((folder / "planning").open("w"))
+                file = stack.enter_context(_open(folder / "planning", os.O_CREAT))
                 ends_s = time.monotonic() + _WAIT_S
                 while time.monotonic() < ends_s:
                     with contextlib.suppress(BlockingIOError):
@@ -48,7 +50,8 @@ def reserved(num_bytes: int) -> Iterator[None]:
     folder, name = _find_folder(make=True), f"{_PREFIX}{make_tag()}-{time.monotonic_ns()}"
     with contextlib.suppress(OSError):
         if folder is not None:
-            (folder / name).write_text(str(num_bytes))
+            with _open(folder / name, os.O_CREAT | os.O_EXCL) as file:
+                file.write(str(num_bytes).encode())
     try:
         yield
     finally:
@@ -70,10 +73,20 @@ def reserved_by_others() -> int:
                 if is_of_dead_process(tag):
                     path.unlink()
                 elif pid is not None and tag != own:
-                    with path.open() as file:
+                    with _open(path) as file:
                         num_bytes = int(file.read(_MOST_DIGITS))
                     total += max(num_bytes - resident_bytes(pid), 0)
     return total
+
+
+def _open(path: Path, flags: int = 0) -> io.FileIO:
+    """Open a regular file as it is, and never through a link. Raises OSError for anything else."""
+    flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = io.FileIO(os.open(path, flags, 0o600), "r+b")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return file
 
 
 def _find_folder(*, make: bool) -> Path | None:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ffstream.data.sources import SOURCES
 from ffstream.errors import ConfigError, RunError, RunMismatchError
 from ffstream.field.goodness import GOODNESSES
@@ -57,7 +59,21 @@ def complete_parts(config: Config) -> Config:
         if settings is not None:
             check_fields(settings, prefix=prefix)
             found |= {f"{prefix}{item.name}": getattr(settings, item.name) for item in dataclasses.fields(settings)}
-    return config.override(found)
+    completed = config.override(found)
+    if not GOODNESSES.is_built_in(config.objective.goodness):
+        _check_goodness(completed)
+    return completed
+
+
+def _check_goodness(config: Config) -> None:
+    """Raise ConfigError for a goodness of a user's own that does not give one number for each row."""
+    value = GOODNESSES.of(config).value(torch.ones(2, 3))
+    if getattr(value, "shape", None) != (2,):
+        found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ConfigError(
+            f"config objective.goodness: value of {config.objective.goodness!r} gives {found} for activities of shape "
+            "(2, 3), allowed (2,), one number for each row; ffstream.testing.check_goodness tells more"
+        )
 
 
 def describe_parts(config: Config) -> Record:

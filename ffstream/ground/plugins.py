@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,15 +69,18 @@ def _load(name: str, noun: str, path: list[str]) -> None:
             f"{noun}: found no module of that name on the path, allowed a name such as my_package.my_module; put its "
             "folder into PYTHONPATH, or install it"
         ) from error
-    except (ImportError, SyntaxError, ValueError) as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{noun}: {_describe_failure(error)}; mend the module") from error
     finally:
         sys.path[:] = before
     _loaded.add(name)
 
 
-def _describe_failure(error: Exception) -> str:
-    return f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
+def _describe_failure(error: BaseException) -> str:
+    """In one line, with the line of the module that failed."""
+    places = [place for place in traceback.extract_tb(error.__traceback__) if "importlib" not in place.filename]
+    where = f", {places[-1].filename} line {places[-1].lineno}" if places and places[-1].filename != __file__ else ""
+    return f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}{where})"
 
 
 def digest_sources(module_name: str) -> dict[str, str]:
@@ -135,7 +139,7 @@ def import_recorded(
         for name, spec in specs.items():
             if name not in sys.modules:
                 _execute(name, spec, contents[name])
-    except (ImportError, SyntaxError, ValueError) as error:
+    except (Exception, SystemExit) as error:
         raise RunError(f"{noun}, of which module {module_name} {_describe_failure(error)}; mend that") from error
 
 

@@ -66,6 +66,7 @@ class FFNetwork(nn.Module):
 
         Layers that were trained without labels give the goodness of the image, (n, 1).
         """
+        images = as_tensor(images, "images")
         rows = self._make_rows(images, self._method.rows.sweep_rows)
         return [
             self._method.reading.sweep(layer, self._goodness, preactivations, images.shape[0])
@@ -107,7 +108,7 @@ class FFNetwork(nn.Module):
         """The rows that `make` makes of images, rounded to the dtype of the cache, as for training."""
         images = as_tensor(images, "images")
         if tuple(images.shape[1:]) != self.image_shape:
-            raise ValueError(f"images have shape {tuple(images.shape)}, this network reads (n, *{self.image_shape})")
+            raise ValueError(f"images have shape {tuple(images.shape)}, this network reads {('n', *self.image_shape)}")
         rows = make(self._scaling.apply(images)).flatten(0, 1)
         return as_cached(rows, self.config.cache.dtype)
 
@@ -199,7 +200,14 @@ def export_network(
 
 def _is_exported_from(identity: str | None, file: io.FileIO) -> bool:
     found = read_metadata(file)
-    return identity is not None and found.get("format") == _FORMAT and found.get("run") == identity
+    if identity is None or found.get("format") != _FORMAT or found.get("run") != identity:
+        return False
+    file.seek(0)
+    try:  # a network that was changed since, as by fine-tuning, is somebody's work
+        metadata, tensors = read_tensors(file, Path("export"))
+    except (OSError, ValueError, FFStreamError):
+        return False
+    return _compute_digest({key: value for key, value in metadata.items() if key != _DIGEST}, tensors) == found[_DIGEST]
 
 
 def _load_run(directory: RunDirectory, *, accept_environment: bool) -> FFNetwork:

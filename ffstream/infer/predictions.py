@@ -88,15 +88,20 @@ def to_cell(text: str) -> str:
     return ("'" if is_formula else "") + printable(text)
 
 
-def is_earlier_csv(file: io.FileIO, images: Sequence[str] | None = None) -> bool:
-    """Whether `to_csv` wrote an open file, for these images or, if none are given, for any. Raises OSError."""
+def is_earlier_csv(file: io.FileIO, class_names: Sequence[str], images: Sequence[str] | None = None) -> bool:
+    """Whether `to_csv` wrote an open file, for these classes and for these images or, if none are given, for any.
+
+    A file in which a label is no class, or a number is written otherwise, was edited since. Raises OSError.
+    """
+    labels = {to_cell(name) for name in class_names}
     try:
         text = read_up_to(file, _MOST_BYTES).decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""))
         names = [row[0] for row in rows]
+        are_ours = all(row[1] in labels and f"{float(row[2]):.6f}" == row[2] and len(row) == 3 for row in rows)
     except (ValueError, IndexError, csv.Error):
         return False
-    return header == _COLUMNS and (images is None or names == [to_cell(image) for image in images])
+    return are_ours and header == _COLUMNS and (images is None or names == [to_cell(image) for image in images])
 
 
 def is_earlier_json(file: io.FileIO, run: str, images: Sequence[str] | None = None) -> bool:

@@ -43,7 +43,7 @@ from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.identity import FolderState
 from ffstream.training.input_rows import check_negatives
-from ffstream.training.observer import Observer
+from ffstream.training.observer import Observer, WarningObserver
 from ffstream.training.visibility import find_hidden, find_overlaid
 
 # Settings that a resumed run takes from its saved configuration where they are "auto".
@@ -89,7 +89,7 @@ def train(
                     raise _already_there(directory)
                 config = _merge_with_saved(config, directory.read_config(), directory.path)
             return _execute(
-                directory, config, observer or Observer(), accept_environment=accept_environment, download=True
+                directory, config, observer or WarningObserver(), accept_environment=accept_environment, download=True
             )
 
 
@@ -176,7 +176,11 @@ def resume(
             config = saved.override({key: value for key, value in given.items() if value is not None})
             config = _with_absolute_paths(config)
             return _execute(
-                directory, config, observer or Observer(), accept_environment=accept_environment, download=download
+                directory,
+                config,
+                observer or WarningObserver(),
+                accept_environment=accept_environment,
+                download=download,
             )
 
 
@@ -326,6 +330,7 @@ def _execute(
         environment |= {"memory": sizes} if sizes is not None else {}
         if directory.exists():
             facts = directory.read_data()
+            directory.load_validation_labels()  # raises CorruptFileError where they are not what they were
             check_same_data(directory.path, facts, prepared.dataset)
             renamed = find_renamed(prepared.dataset.class_names, facts.class_names)
             if renamed is not None:

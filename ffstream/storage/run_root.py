@@ -47,7 +47,7 @@ from ffstream.storage.manifest import (
     read_manifest,
     write_manifest,
 )
-from ffstream.storage.run_names import SHARD_NAMES, find_run
+from ffstream.storage.run_names import SHARD_NAMES, find_run, is_run
 from ffstream.storage.tensor_file import digest_tensors, load_tensor, write_tensors
 
 MANIFEST = "manifest.json"
@@ -301,9 +301,11 @@ class RunRoot:
     def check_cache_base(self, cache_dir: str) -> None:
         """Raise StorageError when the folder for caches is missing, or is part of a run."""
         base = self.cache_base(cache_dir)
-        other = find_run(base.resolve()) if cache_dir else None
-        if other is not None and base.resolve() != self.path.resolve() / CACHE:
-            raise StorageError(f"cache {base}: is a part of the run {other}; choose another --cache-dir")
+        target = base.resolve()
+        is_own = target == self.path.resolve() / CACHE
+        other = None if is_own else target if is_run(target) else find_run(target)
+        if other is not None:
+            raise StorageError(f"cache {base}: is a part of the run {other}; choose another --cache-dir, or link")
         if not base.is_dir() and (cache_dir or self.folder.find_kind(CACHE) is not None):
             raise StorageError(f"cache {base}: is no folder; make it, or choose another --cache-dir")
 

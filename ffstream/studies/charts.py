@@ -123,6 +123,9 @@ def _without_backend() -> Iterator[None]:
     """Import matplotlib without the backend that a notebook sets for its child processes: no window is opened here."""
     named = os.environ.pop("MPLBACKEND", None)
     try:
+        import matplotlib as mpl
+
+        mpl.rcdefaults()  # else a matplotlibrc in the current folder, whoever put it there, would decide
         yield
     finally:
         if named is not None:

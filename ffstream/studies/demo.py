@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ffstream.data import Dataset, load_dataset
+from ffstream.device.environment import plain_torch
 from ffstream.device.memory import PeakMeter
 from ffstream.errors import FFStreamError, OutputError
 from ffstream.ground.files import expand_home
@@ -33,6 +34,7 @@ _NUM_LAYERS = 12
 _BUDGET = "3MiB"  # of the device; backpropagation takes about three times as much
 _NUM_INTERRUPTED = 2  # layers of the run that is killed while it trains the last of them
 _NUM_SAVED_EPOCHS = 5  # epochs of the last layer that are saved when the run is killed
+_NUM_THREADS = 1  # layers so small are no faster with more, and on busy cores many times slower
 _ARRIVED = "arrived\n"  # what the process prints then
 _NUM_MEASURED = 5  # layers: a stack, and the first layer of the next one; all later layers are like these
 _MLP_EPOCHS, _MLP_LEARNING_RATE = 20, 1e-3
@@ -73,6 +75,7 @@ class Demonstration:
     is_same: bool  # whether the killed run ends with the weights of the run that was not interrupted
 
 
+@plain_torch(_NUM_THREADS)
 def demonstrate(folder: Path, device: str, observer: Observer, tell: Callable[[str], None]) -> Demonstration:
     """Train in FOLDER/run, then measure all the rest. `tell` is given a line before each step.
 
@@ -174,6 +177,7 @@ class _Halting(Observer):
 
 def main() -> None:
     """One of the demo's own processes: `train CONFIG RUN EPOCH`, or `measure RUN FOLDER`, which prints JSON."""
+    torch.set_num_threads(_NUM_THREADS)
     task, *words = sys.argv[1:]
     if task == "train":
         train(Config.from_toml(Path(words[0])), Path(words[1]), observer=_Halting(int(words[2])))

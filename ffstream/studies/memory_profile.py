@@ -7,6 +7,7 @@ it in JSON.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import signal
 import subprocess
@@ -18,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ffstream.data import Split
 from ffstream.device.device import device_name, resolve_device, resolve_precision
 from ffstream.device.memory import PeakMeter, is_out_of_memory
 from ffstream.errors import ConfigError, CorruptFileError, FFStreamError, OutputError, RunMismatchError, nearest
-from ffstream.ground.files import make_folder, read_regular, storage_errors
+from ffstream.ground.files import expand_home, make_folder, read_regular, storage_errors
 from ffstream.ground.lock import RunLock
 from ffstream.ground.scratch import make_scratch
 from ffstream.infer.committed import CommittedLayers
@@ -35,6 +35,7 @@ from ffstream.settings.config import Config
 from ffstream.storage.manifest import ANYTHING, NUMBER, SIZE, TEXT, Kind, Shape, find_misfit
 from ffstream.storage.outputs import Output
 from ffstream.storage.run_names import is_run
+from ffstream.storage.tensor_file import save_tensors
 from ffstream.studies.rivals import Backprop, ResidentFF, Rival
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 
@@ -155,6 +156,7 @@ def measure_profile(
             raise ConfigError(f"--methods: unknown method {method!r}; {nearest(method, METHODS)}")
     for depth in depths:
         settings.configure(depth)
+    folder = expand_home(folder)
     path = folder / "profile.json"
     if is_run(folder):
         raise OutputError(
@@ -264,7 +266,9 @@ class Metering(Observer):
 
 def _measure_run(config: Config, images: Tensor, labels: Tensor, device: torch.device, folder: Path) -> dict[str, int]:
     """Measure a run of ffstream, and its evaluation of one batch by goodness."""
-    save_file({"train.images": images, "train.labels": labels}, folder / "data.safetensors")
+    path = folder / "data.safetensors"
+    with storage_errors(path), io.FileIO(path, "w") as file:
+        save_tensors(file, {"train.images": images, "train.labels": labels}, {})
     config, peaks = dataclasses.replace(config, data=str(folder / "data.safetensors")), []
     with PeakMeter(device) as meter:
         training = Metering(meter)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -45,14 +47,17 @@ def write_negatives(
     run: str | Path | None = None,
     draws: int = 4,
     force: bool = False,
+    skips_bad: bool = False,
+    on_warning: Callable[[str], None] = warn,
 ) -> tuple[int, ...]:
     """Write the arrays of a data set, and `per_sample` negatives for each training image, to a .safetensors file.
 
     `data` is as in a Config. `blurs` is how often the random bits that become a mask are blurred. `run` is a run, or an
     exported file, of layers that learnt without labels; each negative is then the one of `draws` hybrids whose
-    goodness, summed over these layers, is the largest. The file replaces negatives of the same data, and any other file
-    only with `force`. Returns the shape of the negatives, (n, per_sample, *image shape). Raises DataError for data that
-    hybrids cannot be made of, ConfigError, RunError, OutputError, StorageError.
+    goodness, summed over these layers, is the largest. The file replaces negatives of the same data and options, and
+    any other file only with `force`. With `skips_bad`, files of a folder that cannot be read are left out. `on_warning`
+    is told what `train` would warn of. Returns the shape of the negatives, (n, per_sample, *image shape). Raises
+    DataError for data that hybrids cannot be made of, ConfigError, RunError, OutputError, StorageError.
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
@@ -62,8 +67,17 @@ def write_negatives(
         raise ConfigError(f"draws: found {draws}, allowed an integer >= 1 and <= {_CHUNK_IMAGES}")
     inputs = [*list_data_files(data, data_root), *([Path(run)] if run is not None else [])]
     output = Output(path, inputs, force=force, is_own=lambda file: read_metadata(file).get("format") == _FORMAT)
-    dataset = load_dataset(data, data_root, download=True)
-    metadata = {"format": _FORMAT, "data": dataset.digest()}
+    dataset = load_dataset(data, data_root, skips_bad=skips_bad, download=True)
+    if dataset.warning is not None:
+        on_warning(dataset.warning)
+    options: dict[str, int | str] = {
+        "per_sample": per_sample,
+        "blurs": blurs,
+        "seed": seed,
+        "draws": draws if run is not None else 0,
+    }
+    options |= {"run": str(Path(run).resolve())} if run is not None else {}
+    metadata = {"format": _FORMAT, "data": dataset.digest(), "options": json.dumps(options)}
     output.is_own = lambda file: _is_of_same_data(metadata, file)
     output.check()
     network = _load_judge(run, dataset) if run is not None else None
@@ -79,10 +93,9 @@ def write_negatives(
     for name, split in (("validation", dataset.validation), ("test", dataset.test)):
         if split is not None:
             arrays |= {f"{name}.images": split.images, f"{name}.labels": split.labels}
-    options = {"per_sample": per_sample, "blurs": blurs, "seed": seed, "draws": draws if run is not None else 0}
     with output.writing() as file:
         tensors = {name: tensor.contiguous() for name, tensor in arrays.items()}
-        save_tensors(file, tensors, metadata | describe_in_metadata(dataset) | {"options": json.dumps(options)})
+        save_tensors(file, tensors, metadata | describe_in_metadata(dataset))
     return tuple(negatives.shape)
 
 

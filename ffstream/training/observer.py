@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -88,3 +89,11 @@ class Observer:
 
     def on_stop(self) -> None:
         """The run ends early, because of an error or of the user."""
+
+
+class WarningObserver(Observer):
+    """What a run without an observer has: warnings are those of Python, and nothing else is told."""
+
+    def on_warning(self, text: str) -> None:
+        """Warn as Python does."""
+        warnings.warn(text, UserWarning, stacklevel=2)

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 import ffstream as ff
 from ffstream.data import load_dataset
 from ffstream.data.images import load_images
+from ffstream.data.picture_file import open_picture
+from ffstream.data.room import Room
 from ffstream.run.run import make_splits
 
 
@@ -547,3 +549,57 @@ def test_runs_within_a_folder_of_data_are_no_class(runs, tmp_path, monkeypatch):
     found = load_dataset(".")
     assert found.class_names == ("cat", "dog")
     assert "(runs)" in found.warning
+
+
+def test_damage_that_a_decoder_passes_over_is_refused(tmp_path):
+    """Of PNG by its checksums, of JPEG by its end; a text beside the pixels, and what follows a picture, may be odd."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8))
+    for name, options in (("a.png", {}), ("a.jpg", {"quality": 95})):
+        noise.save(tmp_path / name, **options)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content + b"trailer")
+        whole = open_picture(tmp_path / name, Room()).decode(Room())
+        cut = len(content) // 2
+        for damaged in (content[:cut] + bytes(len(content) - cut), content[:cut]):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(ff.DataError, match="damaged|cut|truncated|cannot be read"):
+                open_picture(tmp_path / name, Room()).decode(Room())
+        (tmp_path / name).write_bytes(content)
+        assert (open_picture(tmp_path / name, Room()).decode(Room()) == whole).all()
+    png = bytearray((tmp_path / "a.png").read_bytes())
+    png[len(png) // 2] ^= 1
+    (tmp_path / "a.png").write_bytes(png)
+    with pytest.raises(ff.DataError, match="a checksum is wrong"):
+        open_picture(tmp_path / "a.png", Room())
+
+
+@pytest.mark.parametrize(
+    ("names", "is_refused"),
+    [
+        (["trainA", "trainB", "testA"], True),
+        (["train_cats", "train_dogs", "test_cats"], True),
+        (["Train Cats", "val cats"], True),
+        (["trainer", "testicle", "valley"], False),
+        (["train", "truck"], True),  # which holds pictures, and no classes
+        (["testA", "testB"], False),
+        (["trainA", "other"], False),
+    ],
+)
+def test_names_that_are_splits_and_classes_in_one_are_no_classes(names, is_refused, tmp_path):
+    shades = np.random.default_rng(0).integers(0, 256, (len(names), 6, 5, 5), dtype=np.uint8)
+    for name, images in zip(names, shades, strict=True):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{number}.png")
+    if is_refused:
+        with pytest.raises(ff.DataError, match="read like splits and classes in one name|reads like a split"):
+            load_dataset(str(tmp_path))
+    else:
+        assert load_dataset(str(tmp_path)).class_names == tuple(sorted(names))
+
+
+def test_a_folder_called_like_a_known_data_set_is_said_not_to_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("digits").warning is None
+    (tmp_path / "digits").mkdir()
+    assert "the folder or file digits here is not read" in load_dataset("digits").warning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import ffstream as ff
-from ffstream.data import load_dataset
+from ffstream.data import Split, load_dataset
 from ffstream.data.repetition import digest_images
 
 RNG = np.random.default_rng(0)
@@ -111,3 +112,10 @@ def test_a_class_that_is_called_train_is_said_to_read_like_a_split(folder):
     words = "train reads like a split, but holds pictures.*if it is a class, as oak"
     with pytest.raises(ff.DataError, match=words):
         load_dataset(str(folder))
+
+
+def test_training_images_are_known_in_another_type(small_data):
+    found = load_dataset(str(small_data))
+    again = Split(found.train.images[:200].float(), found.train.labels[:200])
+    warning = dataclasses.replace(found, test=again).warning
+    assert "200 of 200 are training images too" in warning

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ffstream as ff
-from ffstream.data import load_dataset
+from ffstream.data import Dataset, Split, load_dataset
+from ffstream.data.facts import DataFacts
 from ffstream.ground.folder import Folder
 from ffstream.infer.combination import measure_probabilities
 from ffstream.run.run import make_splits
@@ -349,3 +350,21 @@ def test_images_of_other_units_are_read_with_a_note_beside_the_output(run, test_
     assert done.stdout.startswith("image,label,probability\n")
     assert done.stderr.count("\n") == 1
     assert "their values (0 to 1, " in done.stderr
+
+
+def test_white_is_a_byte_only_where_nothing_is_negative(tmp_path):
+    values = torch.linspace(-115.0, 139.0, 64).repeat(40, 1).view(40, 8, 8)
+    split = Split(values, torch.arange(40) % 2)
+    facts = DataFacts.of(Dataset("d", split, None, ("a", "b")), split, "none")
+    assert facts.white == pytest.approx(139.0)
+
+
+def test_without_an_observer_a_warning_is_pythons(small_data, tmp_path):
+    arrays = load_file(small_data) | {"junk": torch.zeros(3)}
+    save_file(arrays, tmp_path / "d.safetensors")
+    config = ff.Config(data=str(tmp_path / "d.safetensors"), layers=1, width=16, epochs=1, device="cpu")
+    with pytest.warns(UserWarning, match="not read: .*junk"):
+        run = ff.train(config, tmp_path / "run")
+    assert "--split" not in str(run)
+    images = [image.numpy() for image in load_dataset(str(small_data)).test.images[:3]]
+    assert run.load().predict(images).shape == (3,)

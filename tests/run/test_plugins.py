@@ -328,3 +328,20 @@ def test_runs_without_parts_of_ones_own_are_what_they_were(small_config, tmp_pat
     assert run.directory.read_parts() == {}
     again = ff.train(small_config(plugins=("json",)), tmp_path / "again")
     assert layer_digests(run.path) == layer_digests(again.path)
+
+
+@pytest.mark.parametrize("source", ["raise SystemExit(0)", "1 / 0", "nothing", "import ffstream as ff\nff.Goodness(1)"])
+def test_a_module_that_fails_is_one_line_with_its_place(source, tmp_path):
+    (tmp_path / "failing.py").write_text(f"# first\n{source}\n")
+    done = ffstream("train", "--plugin", "failing", *OPTIONS, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "plugin failing: cannot be imported" in done.stderr
+    assert "failing.py line" in done.stderr
+
+
+def test_a_goodness_of_another_shape_is_named(tmp_path):
+    (tmp_path / "odd.py").write_text(PART.replace("mean(dim=1)", "mean()"))
+    done = ffstream("plan", "--plugin", "odd", "--recipe", "cubic", *OPTIONS, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "value of 'cubes' gives shape () for activities of shape (2, 3), allowed (2,)" in done.stderr

@@ -290,7 +290,7 @@ def test_every_setting_says_what_it_means():
         assert text in kind.__doc__
 
 
-def test_config_lists_every_setting_on_the_command_line_without_torch():
+def test_config_lists_every_setting_on_the_command_line_without_torch(tmp_path):
     code, output, _ = run_cli("config", "--json")
     assert code == 0
     assert json.loads(output).keys() == ff.Config().to_flat().keys()
@@ -298,6 +298,8 @@ def test_config_lists_every_setting_on_the_command_line_without_torch():
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in ff.Config().to_flat():
         assert f"\n{name} = " in shown
+    (tmp_path / "all.toml").write_text(shown)  # which is a file that --config reads, with all defaults
+    assert ff.Config.from_toml(tmp_path / "all.toml").recipe == "inject"
     code = "import sys; from ffstream.cli import app; app(['config'], standalone_mode=False); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0

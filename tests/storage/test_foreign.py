@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 
 import pytest
 
 import ffstream as ff
+from ffstream.device import reservations
 from ffstream.ground import folder
 from ffstream.run.cleaning import clean_run
 from ffstream.run.repair import put_aside
@@ -301,3 +303,36 @@ def test_a_run_has_the_same_bits_where_folders_cannot_be_opened(tier, small_conf
 @pytest.mark.parametrize("name", ["layers", "progress", "metrics.jsonl", "lock.json", "cache/*/002-train"])
 def test_nor_is_anything_written_through_a_link_there(name, stopped, outside, no_descriptors, small_config, tmp_path):
     test_nothing_is_written_or_removed_through_a_link(name, "below", stopped, outside, small_config, tmp_path)
+
+
+@pytest.mark.parametrize("target", ["layers", "."])
+def test_a_linked_cache_is_no_part_of_another_run(target, small_config, tmp_path):
+    other = ff.train(small_config(layers=2), tmp_path / "other")
+    before = {path: path.read_bytes() for path in other.path.rglob("*") if path.is_file()}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "cache").symlink_to(other.path / target)
+    with pytest.raises(ff.StorageError, match="is a part of the run"):
+        ff.train(small_config(cache__tier="disk"), tmp_path / "run")
+    assert {path: path.read_bytes() for path in other.path.rglob("*") if path.is_file()} == before
+
+
+def test_reservations_leave_what_is_not_theirs_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"ffstream-{os.getuid()}"
+    folder.mkdir(mode=0o700)
+    for make in (
+        lambda path: path.write_text("precious"),
+        lambda path: path.symlink_to(tmp_path / "mine"),
+        os.mkfifo,
+        os.mkdir,
+    ):
+        (tmp_path / "mine").write_text("precious")
+        make(folder / "planning")
+        with reservations.planning(), reservations.reserved(1 << 20):
+            assert reservations.reserved_by_others() == 0
+        assert (tmp_path / "mine").read_text() == "precious"
+        if (folder / "planning").is_dir():
+            (folder / "planning").rmdir()
+        else:
+            assert (folder / "planning").is_fifo() or (folder / "planning").read_text() == "precious"
+            (folder / "planning").unlink()

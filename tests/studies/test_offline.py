@@ -52,7 +52,7 @@ def test_the_file_holds_the_data_and_hybrids_of_their_images(written, small_data
 
 def test_what_is_written_is_a_function_of_the_seed(written, small_data, tmp_path):
     for seed, same in ((5, True), (6, False)):
-        ff.write_negatives(tmp_path / "again.safetensors", str(small_data), per_sample=3, seed=seed)
+        ff.write_negatives(tmp_path / "again.safetensors", str(small_data), per_sample=3, seed=seed, force=True)
         assert (written.read_bytes() == (tmp_path / "again.safetensors").read_bytes()) is same
 
 
@@ -172,7 +172,7 @@ def test_negatives_are_never_written_onto_what_they_are_made_of_or_what_is_not_t
         ff.write_negatives(theirs, str(data))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     ff.write_negatives(theirs, str(data), per_sample=1, force=True)
-    ff.write_negatives(theirs, str(small_data), per_sample=2)  # of the same images: its own
+    ff.write_negatives(theirs, str(small_data), per_sample=1)  # of the same images, by the same options: its own
     arrays = load_file(data)
     arrays["train.images"] = arrays["train.images"].flip(0)
     save_file(arrays, data)
@@ -186,7 +186,7 @@ def test_other_negatives_are_other_data(written, small_config, small_data, tmp_p
     config = small_config(**settings(path))
     with pytest.raises(KeyboardInterrupt):
         ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 0))
-    ff.write_negatives(path, str(small_data), per_sample=3, seed=6)
+    ff.write_negatives(path, str(small_data), per_sample=3, seed=6, force=True)
     with pytest.raises(ff.RunMismatchError, match="other training data"):
         ff.resume(tmp_path / "run")
 
