@@ -144,7 +144,7 @@ class ArrayFile:
     def read(self, name: str, target: Tensor, rounding: Rounding | None = None) -> None:
         """Read an array into `target`, contiguous and with as many elements, and convert it to the type of `target`.
 
-        `rounding` records what the conversion loses of the types in WIDE, except for arrays in Fortran order.
+        `rounding` records what the conversion loses of the types in WIDE.
         """
         header = self.header(name)
         with self._errors():
@@ -188,10 +188,10 @@ def _fill(stream: _Stream, header: Header, target: Tensor, rounding: Rounding | 
         values = part.ne(0) if header.dtype == torch.bool else part.view(header.dtype)
         if turned is None:
             flat[start:stop].copy_(values)
-            if rounding is not None and header.dtype in WIDE:
-                rounding.add(start, values)
         else:
             turned.flat[start:stop] = values.to(target.dtype).numpy()
+        if rounding is not None and header.dtype in WIDE:
+            rounding.add(start, values, by_feature=header.shape if header.is_fortran else None)
 
 
 class _Safetensors:

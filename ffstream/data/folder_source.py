@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,9 +36,7 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
         parts = {split: _list_part(place, [path, *layout.places.values()]) for split, place in layout.places.items()}
     for split, part in parts.items():
         if part.class_names != parts["train"].class_names:
-            raise DataError(
-                f"data {path}: classes of train {parts['train'].class_names} and {split} {part.class_names} differ"
-            )
+            raise DataError(f"data {path}: {_say_difference(parts['train'].class_names, split, part.class_names)}")
     bad, room = list[str](), room or Room()
     for part in parts.values():
         part.look(room, bad, skips_bad=skips_bad)
@@ -72,6 +71,18 @@ def _find_mode_and_size(parts: Mapping[str, _Part]) -> tuple[str, tuple[int, ...
     is_coloured = any(head.mode == "RGB" for part in parts.values() for head in part.heads)
     ((size, _),) = Counter(head.size for head in parts["train"].heads).most_common(1)
     return "RGB" if is_coloured else "L", size
+
+
+def _say_difference(train: Sequence[str], split: str, names: Sequence[str]) -> str:
+    """How the names of classes of two splits differ, so that it is seen where they look alike."""
+    alike = [[unicodedata.normalize("NFC", name) for name in each] for each in (train, names)]
+    if alike[0] == alike[1]:
+        differing = next(pair for pair in zip(train, names, strict=True) if pair[0] != pair[1])
+        return (
+            f"class {differing[0]!a} of train and {differing[1]!a} of {split} are one name in two forms of "
+            "Unicode; rename one of the folders"
+        )
+    return f"classes of train {tuple(train)} and {split} {tuple(names)} differ; name the folders of both alike"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,18 @@ class Rounding:
         )
         self._error = torch.zeros(num_features, dtype=torch.float64)
 
-    def add(self, start: int, values: Tensor) -> None:
-        """Take account of values (n,), the first of which is element `start` of the flattened array."""
-        features = torch.arange(start, start + len(values)) % self._num_features
+    def add(self, start: int, values: Tensor, by_feature: Sequence[int] | None = None) -> None:
+        """Take account of values (n,), the first of which is element `start` of the flattened array.
+
+        `by_feature` is the shape of an array that was written in Fortran order: feature by feature.
+        """
+        places = torch.arange(start, start + len(values))
+        if by_feature is None:
+            features = places % self._num_features
+        else:
+            axes = range(len(by_feature) - 2, -1, -1)  # the first axis of an image runs fastest
+            order = torch.arange(self._num_features).view(tuple(by_feature[1:])).permute(*axes).flatten()
+            features = order[places // by_feature[0]]
         wide = values.double()
         self._low.scatter_reduce_(0, features, wide, "amin")
         self._high.scatter_reduce_(0, features, wide, "amax")

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -59,6 +60,7 @@ class FFNetwork(nn.Module):
         self._specs, self._method, self._goodness = blueprint.specs, blueprint.method, blueprint.goodness
         whole = [blueprint.make_layer(spec) for spec in self._specs]
         self.layers = nn.ModuleList(whole)  # in memory that is not touched until weights are assigned
+        self._has_warned = False
         self.readout = nn.ModuleDict()  # by the number of the layer, from 0
 
     def goodness_by_layer(self, images: Tensor) -> list[Tensor]:
@@ -124,7 +126,16 @@ class FFNetwork(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """The label of each image: (n, *image_shape) -> (n,) int64. Raises DataError if scores are not finite."""
+        """The label of each image: (n, *image_shape) -> (n,) int64. Raises DataError if scores are not finite.
+
+        Warns, as Python does, where images are not in the units of the training images; once.
+        """
+        images = as_tensor(images, "images")
+        if not self._has_warned and len(images) and tuple(images.shape[1:]) == self.image_shape:
+            oddity = self._facts.find_other_units(images.detach().cpu(), "images")
+            if oddity is not None:
+                self._has_warned = True
+                warnings.warn(oddity, UserWarning, stacklevel=2)
         scores = self.forward(images)
         check_finite_rows(scores)
         return scores.argmax(dim=1)

@@ -603,3 +603,12 @@ def test_a_folder_called_like_a_known_data_set_is_said_not_to_be_read(tmp_path, 
     assert load_dataset("digits").warning is None
     (tmp_path / "digits").mkdir()
     assert "the folder or file digits here is not read" in load_dataset("digits").warning
+
+
+def test_one_name_in_two_forms_of_unicode_is_said(tmp_path):
+    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+        for folder in (name, "tea"):
+            (tmp_path / split / folder).mkdir(parents=True)
+            Image.new("L", (5, 5)).save(tmp_path / split / folder / "0.png")
+    with pytest.raises(ff.DataError, match=r"'caf\\xe9' of train and 'cafe\\u0301' of test are one name"):
+        load_dataset(str(tmp_path))

@@ -38,3 +38,16 @@ def test_parts_that_end_within_a_row_are_looked_at_alike():
     for start in range(0, len(values), 7):
         parts.add(start, values[start : start + 7])
     assert whole.describe() == parts.describe() is not None
+
+
+@pytest.mark.parametrize("shape", [(60, 12), (60, 3, 4), (60, 2, 3, 2)])
+def test_arrays_in_fortran_order_are_looked_at_too(shape, tmp_path):
+    images = np.random.default_rng(0).random((60, 12))
+    images[:, 7] += 1.7e9
+    for order in "CF":
+        arrays = {"x_train": np.asarray(images.reshape(shape), order=order), "y_train": np.arange(60) % 3}
+        np.savez(tmp_path / f"{order}.npz", **arrays)
+    found = [load_dataset(str(tmp_path / f"{order}.npz")) for order in "CF"]
+    assert "feature 7 vary by" in found[0].warning
+    assert found[0].warning == found[1].warning
+    assert torch.equal(found[0].train.images, found[1].train.images)

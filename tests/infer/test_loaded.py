@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
 import torch.nn.utils.prune
 
 import ffstream as ff
+from ffstream.data import load_dataset
 
 RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local")
 KINDS = (*RECIPES, "stacks", "int8", "skip", "standardised")
@@ -198,3 +200,15 @@ def test_a_state_dict_goes_through_a_file_of_torchs_own(runs, images, tmp_path):
             parameter.zero_()
     other.load_state_dict(torch.load(tmp_path / "model.pt"))
     assert torch.equal(network(images), other(images))
+
+
+def test_a_loaded_network_says_once_that_images_are_in_other_units(small_config, small_data, tmp_path):
+    network = ff.train(small_config(layers=2), tmp_path / "run").load()
+    images = load_dataset(str(small_data)).test.images
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.predict(images)
+        network.predict(images[:0])
+    with pytest.warns(UserWarning, match="do not look like those of the training images") as told:
+        [network.predict(images * factor) for factor in (100.0, 200.0)]
+    assert len(told) == 1
