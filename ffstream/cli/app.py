@@ -110,6 +110,11 @@ def _run() -> Any:
         reason = error.strerror or str(error) or type(error).__name__
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return _report(f"ffstream: {where}{reason}; mend that on this machine, then do it again", 1)
+    except ImportError as error:
+        if ".so" not in str(error) and "DLL" not in str(error):  # else a library of torch's could not be loaded
+            raise
+        reason = " ".join(str(error).split())
+        return _report(f"ffstream: a library cannot be loaded ({reason}); free memory, or install torch anew", 1)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

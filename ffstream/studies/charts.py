@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ffstream.errors import ConfigError, printable
+from ffstream.errors import ConfigError, OutputError, printable
 from ffstream.storage.outputs import Output, read_picture_text
 from ffstream.studies.memory_profile import METHODS, Profile
 
@@ -121,6 +121,9 @@ def draw_errors(
 @contextlib.contextmanager
 def _without_backend() -> Iterator[None]:
     """Import matplotlib without the backend that a notebook sets for its child processes: no window is opened here."""
+    own = Path("matplotlibrc")
+    if own.exists() and not own.is_file():  # matplotlib would open it, and wait for somebody to write into it
+        raise OutputError("matplotlibrc: in the current folder, is no regular file; move it away, or change the folder")
     named = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib as mpl

@@ -518,3 +518,33 @@ def test_streams_that_are_closed_from_the_start(command, tmp_path):
     assert "standard output: is closed" in done.stderr
     done = subprocess.run(["sh", "-c", f"{start} inspect nothing 2>&-"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_library_that_cannot_be_loaded_is_one_line(tmp_path):
+    code = (
+        "import sys\n"
+        "class Failing:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'ffstream.field.catalogue':\n"
+        "            raise ImportError('libtorch_cpu.so: failed to map segment from shared object')\n"
+        "sys.meta_path.insert(0, Failing())\n"
+        "from ffstream.entry import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "recipes"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ffstream: a library cannot be loaded (libtorch_cpu.so")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_what_lies_in_the_current_folder_does_not_decide_a_picture(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    assert run_process("plot", run.path, cwd=tmp_path).returncode == 0
+    (tmp_path / "matplotlibrc").unlink()
+    os.mkfifo(tmp_path / "matplotlibrc")
+    done = run_process("plot", run.path, "--force", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ffstream: matplotlibrc: in the current folder, is no regular file")
+    assert done.stderr.count("\n") == 1
