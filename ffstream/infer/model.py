@@ -132,7 +132,8 @@ class FFNetwork(nn.Module):
         """
         images = as_tensor(images, "images")
         if not self._has_warned and len(images) and tuple(images.shape[1:]) == self.image_shape:
-            oddity = self._facts.find_other_units(images.detach().cpu(), "images")
+            with plain_torch():  # whatever default type and device the calling program has set
+                oddity = self._facts.find_other_units(images.detach().cpu(), "images")
             if oddity is not None:
                 self._has_warned = True
                 warnings.warn(oddity, UserWarning, stacklevel=2)
