@@ -274,7 +274,8 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
     if asked.get("recipe", AUTO) == AUTO and saved is not None and exists(saved):
         asked["recipe"] = read_toml(saved).get("recipe", DEFAULT)
     config = Config.from_mapping(asked)
-    if not has_loaded():
+    # A run that is gone on with knows where parts of its own come from.
+    if not has_loaded() and (saved is None or not exists(saved)):
         check_names(config.to_flat())
     if config.recipe not in (asked.get("recipe"), DEFAULT):
         typer.echo(

@@ -81,13 +81,13 @@ def train(
     """
     load_plugins(config.plugins)
     with Interrupts(), plain_torch():
-        config = complete_parts(_with_absolute_paths(config))
+        config = _with_absolute_paths(config)
         candidates = [expand_home(run_dir)] if run_dir is not None else default_run_dirs(config)
         with claim_folder(candidates, is_new=run_dir is None) as directory:
             if directory.exists():
                 if not resume:
                     raise _already_there(directory)
-                config = _merge_with_saved(config, directory.read_config(), directory.path)
+                config = _merge_with_saved(config, directory, accept_environment=accept_environment)
             return _execute(
                 directory, config, observer or WarningObserver(), accept_environment=accept_environment, download=True
             )
@@ -115,13 +115,14 @@ def make_plan(
 def _make_plan(
     config: Config, run_dir: str | Path | None, *, resume: bool, machine: str | None, data: DataShape | None
 ) -> Plan:
-    config = complete_parts(_with_absolute_paths(config))
+    config = _with_absolute_paths(config)
     directory = RunDirectory(expand_home(run_dir) if run_dir is not None else next(default_run_dirs(config)))
     directory.check_is_free()
     if directory.exists():
         if not resume:
             raise _already_there(directory)
-        config = _merge_with_saved(config, directory.read_config(), directory.path)
+        config = _merge_with_saved(config, directory, accept_environment=False)
+    config = complete_parts(config)
     if machine is None and data is None:
         prepared = _prepare(directory, config, measure=True)
         warnings = [text for text in (prepared.plan.warning, prepared.dataset.warning) if text is not None]
@@ -223,8 +224,15 @@ def _absolute(folder: str | None) -> str | None:
     return str(expand_home(folder).absolute()) if folder else folder
 
 
-def _merge_with_saved(asked: Config, saved: Config, path: Path) -> Config:
+def _restore(directory: RunDirectory, *, accept_environment: bool) -> None:
+    """Have the parts of a run registered that are a user's own. Raises RunError, RunMismatchError."""
+    restore_parts(directory.read_parts(), f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
+
+
+def _merge_with_saved(asked: Config, directory: RunDirectory, *, accept_environment: bool) -> Config:
     """The requested configuration with "auto" filled in from the saved one. Raises RunMismatchError if they differ."""
+    _restore(directory, accept_environment=accept_environment)  # before the settings of its parts are asked for
+    asked, saved, path = complete_parts(asked), directory.read_config(), directory.path
     wanted, found = asked.to_flat(), saved.to_flat()
     asked = asked.override({name: found[name] for name in _RESOLVED if wanted[name] == "auto"})
     asked = asked.override({} if asked.cache.folder else {"cache.folder": saved.cache.folder})
@@ -318,7 +326,7 @@ def _execute(
 ) -> Run:
     """Start or resume a run and train it. All checks that can refuse it come before anything is written."""
     environments = directory.read_environments()
-    restore_parts(directory.read_parts(), f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
+    _restore(directory, accept_environment=accept_environment)
     num_threads = environments[-1].get("threads") if environments and not accept_environment else None
     with plain_torch(num_threads), contextlib.ExitStack() as reservation:
         measure = config.memory.budget != "auto"

@@ -345,3 +345,23 @@ def test_a_goodness_of_another_shape_is_named(tmp_path):
     done = ffstream("plan", "--plugin", "odd", "--recipe", "cubic", *OPTIONS, cwd=tmp_path)
     assert done.returncode == 1
     assert "value of 'cubes' gives shape () for activities of shape (2, 3), allowed (2,)" in done.stderr
+
+
+def test_a_run_whose_module_only_its_record_names_is_gone_on_with_by_its_configuration(small_data, tmp_path):
+    """A program has imported the module, so that no setting names it; `train --resume` finds it by the run."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "parts.py").write_text(PART)
+    code = (
+        "import sys, parts, ffstream as ff; "
+        "c = ff.Config(recipe='cubic', data=sys.argv[1], layers=2, width=24, epochs=1, batch=32, device='cpu'); "
+        "ff.train(c, sys.argv[2])"
+    )
+    made = run("-c", code, small_data, tmp_path / "run", cwd=tmp_path, path=mine)
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "all.toml").write_text((tmp_path / "run" / "config.toml").read_text())
+    given = ["--config", "all.toml", "--layers", "3", "--run-dir", "run", "--resume"]
+    for command in ("plan", "train"):
+        done = ffstream(command, *given, cwd=tmp_path, path=mine)
+        assert done.returncode == 0, done.stderr
+    assert ff.Run(tmp_path / "run").num_layers_done == 3
