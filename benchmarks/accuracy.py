@@ -91,7 +91,7 @@ _SHALLOW = 4  # layers: what deeper ones are measured against
 
 
 def measure_depth(data_root: str, device: str, folder: Path, picture: Path) -> dict[str, Any]:
-    """40 x 500 units: the error at depth 40 beside that of 4 layers and of the best depth, and the curves.
+    """40 x 512 units: the error at depth 40 beside that of 4 layers and of the best depth, and the curves.
 
     5,000 training images are held out; the test set is read once for each run.
     """
@@ -100,7 +100,7 @@ def measure_depth(data_root: str, device: str, folder: Path, picture: Path) -> d
     for name, (recipe, settings, num_seeds) in CURVES.items():
         rows, validation, test = [], [], []
         for seed in range(num_seeds):
-            config = ff.Config(recipe=recipe, data="mnist", data_root=data_root, layers=40, width=500, device=device)
+            config = ff.Config(recipe=recipe, data="mnist", data_root=data_root, layers=40, width=512, device=device)
             config = config.override({"seed": seed} | dict(settings))
             run, elapsed_s = _train(config, folder / f"{recipe}-{len(curves)}-{seed}")
             validation.append(run.validation_errors_by_depth)

@@ -13,7 +13,7 @@ import ffstream as ff
 from ffstream.data import load_dataset
 
 NUM_LAYERS, NUM_AVERAGED = 400, 40  # of those, at either end
-SAMPLES, WIDTHS = (6000, 12000, 24000, 48000), (500, 1000, 2000, 4000)
+SAMPLES, WIDTHS = (6000, 12000, 24000, 48000), (512, 1024, 2048, 4096)
 NUM_ROUNDS = 3
 
 

@@ -10,7 +10,7 @@ from ffstream.studies.memory_profile import METHODS, Point, Profile, ProfileSett
 
 DEPTHS = (2, 7, 12, 22, 47)
 DEEP = (4, 400)
-DEEP_SIZES = {"width": 500, "batch": 1000, "micro_batch": 100}
+DEEP_SIZES = {"width": 512, "batch": 1000, "micro_batch": 100}
 
 
 def measure_depths(device: str, folder: Path, picture: Path) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def short_table(found: dict[str, Any]) -> str:
     if "depth" in found:
         rows.append(
             (
-                "images shifted by up to 2 pixels, 40 x 500 units, 16 epochs (`--recipe deep`)",
+                f"images shifted by up to 2 pixels, {_depth_shape(found['depth'])}, 16 epochs (`--recipe deep`)",
                 describe("depth", found["depth"]),
             )
         )
@@ -182,8 +182,12 @@ def short_table(found: dict[str, Any]) -> str:
             )
         )
     machine = next(iter(found.values()))["machine"]
-    cores = " or ".join(sorted({str(result["machine"]["num_cores"]) for result in found.values()}))
-    return f"{_table(rows)}\n\n{machine['device']}, {cores} cores, torch {machine['torch']}."
+    return f"{_table(rows)}\n\n{machine['device']}, {_each(found, 'num_cores')} cores, torch {_each(found, 'torch')}."
+
+
+def _each(found: dict[str, Any], fact: str) -> str:
+    """A fact of the machine on which the results were measured; all its values where they differ."""
+    return " or ".join(sorted({str(result["machine"][fact]) for result in found.values()}))
 
 
 def long_table(name: str, found: dict[str, Any]) -> str:
@@ -196,11 +200,17 @@ def long_table(name: str, found: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"### {machine['device']}",
-            f"Python {machine['python']}, torch {machine['torch']}; "
+            f"Python {_each(found, 'python')}, torch {_each(found, 'torch')}; "
             f"configurations in [results/{name}.json](results/{name}.json).",
             _table(rows),
         ]
     )
+
+
+def _depth_shape(found: dict[str, Any]) -> str:
+    """The layers and units of the networks that `depth` trained."""
+    config = found["curves"]["deep"]["config"]
+    return f"{config['layers']} x {config['width']} units"
 
 
 def depth_table(found: dict[str, Any]) -> str:
@@ -216,8 +226,8 @@ def depth_table(found: dict[str, Any]) -> str:
     machine = found["machine"]
     return (
         f"![Test error against depth](../benchmarks/results/{found['picture']})\n\n"
-        f"Test / validation error of the goodness summed to each layer in %, means over runs: MNIST, 40 x 500 units, "
-        f"5,000 images held out:\n\n{_table(rows)}\n\n"
+        f"Test / validation error of the goodness summed to each layer in %, means over runs: MNIST, "
+        f"{_depth_shape(found)}, 5,000 images held out:\n\n{_table(rows)}\n\n"
         f"{machine['device']}, torch {machine['torch']}, commit {machine['commit']}."
     )
 

@@ -39,9 +39,9 @@ train(Config(recipe=recipe, data=data, data_root=data_root, device=device, **sha
 def measure_start(data_root: str, device: str, folder: Path) -> dict[str, Any]:
     """Medians, in seconds."""
     runs = {
-        "digits, 4 x 500": ("inject", "digits", "", "4", "500"),
+        "digits, 4 x 512": ("inject", "digits", "", "4", "512"),
         "mnist, 40 x 1000": ("inject", "mnist", data_root, "40", "1000"),
-        "mnist, 40 x 500, deep": ("deep", "mnist", data_root, "40", "500"),
+        "mnist, 40 x 512, deep": ("deep", "mnist", data_root, "40", "512"),
     }
     help_s = []
     for _ in range(NUM_TIMES):

@@ -10,7 +10,7 @@ from typing import Any
 import ffstream as ff
 
 SHAPES: tuple[dict[str, Any], ...] = (
-    {"layers": 3, "width": 500, "epochs": 4},
+    {"layers": 3, "width": 512, "epochs": 4},
     {"layers": 3, "width": 1000, "epochs": 4},
     {"layers": 2, "width": 2000, "epochs": 4},
     {"layers": 2, "width": 4000, "epochs": 3},
