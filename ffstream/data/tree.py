@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ffstream.data.picture_file import PICTURES, begins_like_picture
+from ffstream.ground.lock import LOCK, is_holder_name
 
 # Files that systems and tools leave in folders. They are skipped without a note.
 _OF_THE_SYSTEM = (".ds_store", "thumbs.db", "desktop.ini", ".directory", ".gitkeep", ".gitignore")
 _FOLDERS_OF_THE_SYSTEM = ("__macosx",)
-_OF_RUNS = ("run.json", "lock.json")
+_OF_RUN = "run.json"
 _NUM_NAMED = 2
 
 # The device and inode numbers of a folder, the same for every path that leads to it.
@@ -117,8 +118,10 @@ def holds_runs(folder: Path) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder has a file that marks a run, or a run that is being started."""
-    return any((folder / name).is_file() for name in _OF_RUNS)
+    """Whether a folder has a file that marks a run, or the lock of a run that is being started."""
+    if (folder / _OF_RUN).is_file():
+        return True
+    return (folder / LOCK).is_file() and any(is_holder_name(entry.name) for entry in list_entries(folder))
 
 
 def find_key(folder: Path) -> FolderKey | None:

@@ -60,8 +60,13 @@ def make_tag() -> str:
 
 def is_of_dead_process(tag: str) -> bool:
     """Whether a tag is that of a process of this machine that has ended."""
+    return is_of_this_machine(tag) and find_pid(tag) is None
+
+
+def is_of_this_machine(tag: str) -> bool:
+    """Whether a tag was made on this machine since it was started, in the same namespace of process numbers."""
     found = _TAG.fullmatch(tag)
-    return found is not None and found[3] == _machine_code() and not _is_running(int(found[1]), int(found[2]))
+    return found is not None and found[3] == _machine_code()
 
 
 def find_pid(tag: str) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ffstream.errors import CorruptFileError
 from ffstream.ground.folder import TEMPORARY, Folder
-from ffstream.ground.lock import HOLDER, LOCK
+from ffstream.ground.lock import LOCK, is_holder_name
 from ffstream.storage.manifest import DATA, ENVIRONMENT, RUN, Shape, content_digest, read_manifest, write_manifest
 
 MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE = (
@@ -151,7 +151,7 @@ def _may_be_there(folder: Folder, name: str, identity: str) -> bool:
         return kind == "a link"  # for example to a larger disk
     found = _TEMPORARY.fullmatch(name)
     return kind in ("a regular file", None) and (
-        name == HOLDER or (name == LOCK and not folder.size(name)) or (found is not None and found[1] == identity)
+        is_holder_name(name) or (name == LOCK and not folder.size(name)) or (found is not None and found[1] == identity)
     )
 
 

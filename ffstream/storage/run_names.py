@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ffstream.ground.files import read_regular
 from ffstream.ground.folder import TEMPORARY
-from ffstream.ground.lock import HOLDER, LOCK
+from ffstream.ground.lock import is_lock_name
 from ffstream.storage.identity import CACHE, CONFIG, CONFIG_SEAL, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE, MARKER
 from ffstream.storage.metrics import METRICS
 
 # The names at the top level of a run directory that belong to the run, whether they exist or not; _PARTS_OF_RUN are
 # beginnings of names.
-_OF_RUN = {MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE, METRICS, LOCK, HOLDER}
+_OF_RUN = {MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE, METRICS}
 _OF_RUN |= {"layers", "progress", "readout", CACHE}
 _PARTS_OF_RUN = ("damaged-", TEMPORARY)
 # Patterns of the file names in a cache: finished shards and unfinished ones.
@@ -49,4 +49,4 @@ def is_run(folder: Path) -> bool:
 def is_name_of_run(name: str) -> bool:
     """Whether this name, at the top level of a run directory, belongs to the run."""
     name = name.lower()  # some file systems ignore case
-    return name in _OF_RUN or name.startswith(_PARTS_OF_RUN)
+    return name in _OF_RUN or is_lock_name(name) or name.startswith(_PARTS_OF_RUN)

@@ -113,7 +113,7 @@ TOP = [
     "environment.json",
     "validation.safetensors",
     "metrics.jsonl",
-    "lock.json",
+    "lock.json",  # of earlier versions
 ]
 BELOW = ["layers/000/manifest.json", "layers/000/weights.safetensors", "progress/manifest.json", "lock"]
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import ffstream as ff
 from ffstream.ground.files import sha256_file, storage_errors
 from ffstream.ground.folder import Folder
-from ffstream.ground.lock import RunLock
+from ffstream.ground.lock import RunLock, is_holder_name
 from ffstream.storage import tensor_file
 from ffstream.storage.manifest import read_manifest, write_manifest
 from ffstream.storage.metrics import MetricsFile
@@ -91,7 +91,7 @@ def test_sha256_is_that_of_the_whole_file(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from ffstream.ground.lock import RunLock
+from ffstream.ground.lock import RunLock, is_holder_name
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)
@@ -203,9 +203,10 @@ def test_an_absent_manifest_is_told_from_a_corrupt_one(tmp_path):
 
 @pytest.mark.parametrize("holder_file", [None, "", "[]", '{"pid": 3}', "\u00ff"])
 def test_a_held_lock_is_refused_even_when_its_holder_cannot_be_read(holder_file, holder, tmp_path):
-    (tmp_path / "lock.json").unlink()
+    (announced,) = (path for path in tmp_path.iterdir() if is_holder_name(path.name))
+    announced.unlink()
     if holder_file is not None:
-        (tmp_path / "lock.json").write_text(holder_file, encoding="latin-1")
+        announced.write_text(holder_file, encoding="latin-1")
     with pytest.raises(ff.RunLockedError, match="in use by another process"), RunLock(tmp_path):
         pass
 
@@ -214,8 +215,9 @@ def test_a_lock_is_freed_when_its_holder_raises(tmp_path):
     with pytest.raises(ZeroDivisionError), RunLock(tmp_path):
         1 / 0  # noqa: B018
     with RunLock(tmp_path):
-        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
-    assert not (tmp_path / "lock.json").exists()
+        (announced,) = (path for path in tmp_path.iterdir() if is_holder_name(path.name))
+        assert json.loads(announced.read_text())["pid"] == os.getpid()
+    assert not announced.exists()
 
 
 def test_tensors_are_read_into_the_memory_that_is_there(tmp_path):

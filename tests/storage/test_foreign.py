@@ -182,7 +182,16 @@ def outside(tmp_path):
     return place
 
 
-LINKS = ["lock.json", "lock", "metrics.jsonl", "config.toml", "data.json", "run.json", "environment.json"]
+LINKS = [
+    "lock.json",
+    "lock-1-1-00000000-0000000000000000.json",
+    "lock",
+    "metrics.jsonl",
+    "config.toml",
+    "data.json",
+    "run.json",
+    "environment.json",
+]
 LINKS += ["progress/manifest.json", "layers/001", "layers/000/weights.safetensors", "layers", "progress", "readout"]
 LINKS += ["cache/*/001-train/.tmp-shard-00000", "cache/*/001-train", "cache/*/002-train"]
 

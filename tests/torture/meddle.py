@@ -44,6 +44,7 @@ _PLACES = (
     ".tmp-mine",
     "layers/.tmp-mine",
     "lock.json.mine",
+    "lock-mine.json",
 )
 
 

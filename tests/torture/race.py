@@ -110,7 +110,10 @@ def _find_problem(place: Path, ends: list[Any], right: dict[int, list[str]], *, 
         return f"nobody could write: {ends}"
     for path in paths:
         run = ff.Run(path)
-        run.verify()
+        try:
+            run.verify()
+        except ff.FFStreamError as error:
+            return f"what {path.name} holds cannot be verified: {error}"
         if layer_digests(path) != right[run.config.seed][: run.num_layers_done]:
             return f"{path.name} has the configuration of one training and the weights of another"
         if num_done and run.num_layers_done != 2:
