@@ -134,7 +134,8 @@ def predict(
     check_word("method", method, METHODS)
     found = open_run(run, plugin)
     from ffstream.infer.predictions import is_earlier_csv, is_earlier_json
-    from ffstream.storage.outputs import Output
+    from ffstream.storage.earlier_output import to_json
+    from ffstream.storage.outputs import Output, holds
     from ffstream.studies.offline import list_data_files
 
     _note_unfinished(found)
@@ -142,9 +143,15 @@ def predict(
     images: NamedImages | None = None
     class_names = found.directory.read_data().class_names
 
+    text: str | None = None
+
     def is_own(file: io.FileIO) -> bool:
         names = None if images is None else images.names  # None, for any images, until these are read
-        return is_earlier_json(file, str(run), names) if in_json else is_earlier_csv(file, class_names, names)
+        if in_json:
+            return is_earlier_json(file, str(run), names)
+        if text is not None:  # CSV has no place for a digest: a label may have been corrected by hand
+            return holds(file, text.encode())
+        return is_earlier_csv(file, class_names, names)
 
     written = None
     if output is not None:
@@ -168,7 +175,7 @@ def predict(
     _note(predictions.warning)
     text = predictions.to_csv(images.names)
     if in_json:
-        text = json.dumps({"run": str(run)} | predictions.to_mapping(images.names), indent=1) + "\n"
+        text = to_json({"run": str(run)} | predictions.to_mapping(images.names))
     if written is None:
         typer.echo(text, nl=False)
         return

@@ -84,10 +84,11 @@ def demo(
     from ffstream.cli.reporting import make_observer
     from ffstream.cli.tables import demonstration_report
     from ffstream.device.device import resolve_device
-    from ffstream.studies.charts import draw_errors
+    from ffstream.studies.charts import DEMO, draw_errors, open_picture
     from ffstream.studies.demo import demonstrate
 
     picture = output / "demo.png"
+    open_picture(picture, DEMO, force=force)  # refused, if at all, before anything is trained
     found = demonstrate(output, str(resolve_device(device)), make_observer(make_console()), say)
     show(demonstration_report(found))
     curves = {
@@ -96,7 +97,7 @@ def demo(
         "two hidden layers by backpropagation": [found.mlp_error] * len(found.errors_by_depth),
     }
     try:
-        draw_errors(curves, "test error of the layers to here", picture, [output / "run"], force=force)
+        draw_errors(curves, "test error of the layers to here", picture, [output / "run"], force=force, content=DEMO)
         say(f"picture in {picture}; look at the run with: {to_command('inspect', output / 'run')}")
     except ModuleNotFoundError:
         say("no picture, as matplotlib is not installed; pip install 'ffstream[plot]', then the same command again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -31,12 +30,12 @@ from ffstream.ground.plugins import Untrusted, load_plugins
 from ffstream.infer.combination import plain_sum
 from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.earlier_output import DIGEST, digest_tensors_and_text, is_earlier_tensors
 from ffstream.storage.manifest import DATA, PARTS, find_misfit
-from ffstream.storage.outputs import Output, read_metadata
-from ffstream.storage.tensor_file import order_entries, payload_of, read_tensors, save_tensors
+from ffstream.storage.outputs import Output
+from ffstream.storage.tensor_file import read_tensors, save_tensors
 
 _FORMAT, _OLDER_FORMAT = "ffstream-2", "ffstream-1"  # the older format has no digest
-_DIGEST = "sha256"  # the key in the metadata of the digest of everything else in the file
 _READOUT = "readout."  # begins the names of a readout's tensors; the number of its layer follows
 
 
@@ -193,7 +192,12 @@ def export_network(
         )
     directory.check_is_run()
     identity = directory.read_identity()
-    output = Output(path, [directory.path], force=force, is_own=lambda file: _is_exported_from(identity, file))
+    of_run = {"format": _FORMAT, "run": identity or ""}
+
+    def is_own(file: io.FileIO) -> bool:  # a network that was changed since, as by fine-tuning, is somebody's work
+        return bool(identity) and is_earlier_tensors(file, of_run)
+
+    output = Output(path, [directory.path], force=force, is_own=is_own)
     network = _load_run(directory, accept_environment=accept_environment)
     parts = directory.read_parts()
     metadata = {
@@ -204,22 +208,10 @@ def export_network(
     }
     metadata |= {"parts": json.dumps(parts)} if parts else {}
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    metadata[_DIGEST] = _compute_digest(metadata, state)
+    metadata[DIGEST] = digest_tensors_and_text(metadata, state)
     with output.writing() as file:
         save_tensors(file, state, metadata)
     return len(network.layers)
-
-
-def _is_exported_from(identity: str | None, file: io.FileIO) -> bool:
-    found = read_metadata(file)
-    if identity is None or found.get("format") != _FORMAT or found.get("run") != identity:
-        return False
-    file.seek(0)
-    try:  # a network that was changed since, as by fine-tuning, is somebody's work
-        metadata, tensors = read_tensors(file, Path("export"))
-    except (OSError, ValueError, FFStreamError):
-        return False
-    return _compute_digest({key: value for key, value in metadata.items() if key != _DIGEST}, tensors) == found[_DIGEST]
 
 
 def _load_run(directory: RunDirectory, *, accept_environment: bool) -> FFNetwork:
@@ -297,9 +289,9 @@ def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             f"file {path}: not exported by ffstream (format {given if given is None else given[:40]!r}, allowed "
             f"{_FORMAT!r} or {_OLDER_FORMAT!r}); give a file that ffstream export has written"
         )
-    digest = metadata.pop(_DIGEST, None)
+    digest = metadata.pop(DIGEST, None)
     if given == _FORMAT or digest is not None:
-        found = _compute_digest(metadata, tensors)
+        found = digest_tensors_and_text(metadata, tensors)
         if found != digest:
             raise CorruptFileError(
                 f"file {path}: altered since it was exported (sha256 is {found[:12]}, recorded {str(digest)[:12]}); "
@@ -337,15 +329,6 @@ def _find_content_misfit(metadata: Mapping[str, str], tensors: Mapping[str, Tens
         if name.startswith(_READOUT) and not (re.fullmatch("[0-9]{3,7}", place) and int(place) < num_layers):
             return f"{name[:80]}: found a readout of layer {place[:20]!r}, allowed 000 to {num_layers - 1:03d}"
     return None
-
-
-def _compute_digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of everything in a file: its metadata, and the names, shapes and bytes of its tensors."""
-    ordered, entries = order_entries(tensors)
-    found = hashlib.sha256(json.dumps([dict(metadata), entries], sort_keys=True).encode())
-    for tensor in ordered:
-        found.update(payload_of(tensor))
-    return found.hexdigest()
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import stream_goodness
 from ffstream.infer.model import check_finite_rows
 from ffstream.infer.readout import read_softmax
+from ffstream.storage.earlier_output import read_json
 
 _COLUMNS = ["image", "label", "probability"]
 _MOST_BYTES = 1 << 30  # the largest file of predictions that is read back
@@ -91,7 +91,8 @@ def to_cell(text: str) -> str:
 def is_earlier_csv(file: io.FileIO, class_names: Sequence[str], images: Sequence[str] | None = None) -> bool:
     """Whether `to_csv` wrote an open file, for these classes and for these images or, if none are given, for any.
 
-    A file in which a label is no class, or a number is written otherwise, was edited since. Raises OSError.
+    A file in which a label is no class, or a number is written otherwise, was edited since; one with another label of
+    the same classes cannot be told from the file alone. Raises OSError.
     """
     labels = {to_cell(name) for name in class_names}
     try:
@@ -105,14 +106,11 @@ def is_earlier_csv(file: io.FileIO, class_names: Sequence[str], images: Sequence
 
 
 def is_earlier_json(file: io.FileIO, run: str, images: Sequence[str] | None = None) -> bool:
-    """Whether an open file holds predictions of a run for the same images, in JSON. Raises OSError."""
-    try:
-        found = json.loads(read_up_to(file, _MOST_BYTES))
-        names = [row["image"] for row in found["predictions"]]
-        is_ours = found["run"] == run and {"method", "is_calibrated", "class_names"} <= found.keys()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    """Whether an open file holds predictions of a run for the same images, in JSON, as written. Raises OSError."""
+    found = read_json(file)
+    if found is None or found.get("run") != run or "predictions" not in found:
         return False
-    return is_ours and (images is None or names == list(images))
+    return images is None or [row["image"] for row in found["predictions"]] == list(images)
 
 
 def predict(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import secrets
@@ -14,12 +13,12 @@ from pathlib import Path
 
 from ffstream.errors import OutputError, StorageError
 from ffstream.ground.files import (
-    MANIFEST_BYTES,
     copy_mode,
     describe_kind,
     expand_home,
     make_folder,
     open_regular,
+    read_up_to,
     suppress_each,
     sync_file,
     sync_folder,
@@ -33,7 +32,6 @@ _PREFIX = ".ffstream-"
 _LEFT_OVER = re.compile(re.escape(_PREFIX) + r"(\d+-\d+-[0-9a-f]{8})-[0-9a-f]{8}")
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _CHUNK_BYTES = 1 << 20
-_MOST_CHUNKS = 100  # of a PNG file, that are searched for a text before the pixels
 
 # Says whether an existing file, open for reading, was written by the same command before.
 IsOwn = Callable[[io.FileIO], bool]
@@ -166,35 +164,9 @@ def remove_left_over(folder: Path) -> None:
         suppress_each(lambda entry=entry: Path(entry.path).unlink() for entry in found)  # type: ignore[misc]
 
 
-def read_metadata(file: io.FileIO) -> dict[str, str]:
-    """The metadata in the header of a safetensors file; empty for any other file. Raises OSError."""
-    length = int.from_bytes(_read_exactly(file, 8), "little")
-    if length > min(os.fstat(file.fileno()).st_size, MANIFEST_BYTES):
-        return {}
-    try:
-        found = json.loads(_read_exactly(file, length))["__metadata__"]
-        return {str(key): str(value) for key, value in found.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def read_picture_text(file: io.FileIO, key: str) -> str | None:
-    """The text that a PNG file holds under a key, before its pixels; None if it holds none. Raises OSError."""
-    if file.read(8) != b"\x89PNG\r\n\x1a\n":
-        return None
-    for _ in range(_MOST_CHUNKS):
-        head = _read_exactly(file, 8)
-        length = int.from_bytes(head[:4], "big")
-        if len(head) < 8 or head[4:] == b"IDAT":
-            break
-        if head[4:] != b"tEXt" or length > MANIFEST_BYTES:
-            file.seek(length + 4, os.SEEK_CUR)
-            continue
-        found, _, text = _read_exactly(file, length).partition(b"\0")
-        if found == key.encode("ascii"):
-            return text.decode("latin-1")
-        file.seek(4, os.SEEK_CUR)  # past the checksum
-    return None
+def holds(file: io.FileIO, content: bytes) -> bool:
+    """Whether an open file holds exactly this. Raises OSError."""
+    return os.fstat(file.fileno()).st_size == len(content) and read_up_to(file, len(content)) == content
 
 
 def _find(path: Path) -> os.stat_result | None:
@@ -248,17 +220,8 @@ def _has_same_bytes(file: io.FileIO, path: Path) -> bool:
                 return False
             file.seek(0)
             while part := file.read(_CHUNK_BYTES):
-                if part != _read_exactly(other, len(part)):
+                if part != read_up_to(other, len(part)):
                     return False
             return True
     except OSError:
         return False
-
-
-def _read_exactly(file: io.FileIO, num_bytes: int) -> bytes:
-    """Read `num_bytes`, or what is left of the file. A single read of an unbuffered file may return fewer bytes."""
-    parts = []
-    while num_bytes and (part := file.read(num_bytes)):
-        parts.append(part)
-        num_bytes -= len(part)
-    return b"".join(parts)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ffstream.errors import ConfigError, OutputError, printable
-from ffstream.storage.outputs import Output, read_picture_text
+from ffstream.storage.earlier_output import read_png_text, to_png
+from ffstream.storage.outputs import Output
 from ffstream.studies.memory_profile import METHODS, Profile
 
 _SIZE_INCHES = (7.5, 4.5)
@@ -22,6 +23,8 @@ _MIB = 1 << 20
 _LARGEST_SHARE_SHOWN = 2.5  # times the median error: larger errors, of the first layers, would flatten the rest
 _KEY = "ffstream"  # the key, in a picture, of the text that says what it shows
 _PROFILE: dict[str, Any] = {"command": "profile"}
+_PLOT: dict[str, Any] = {"command": "plot"}
+DEMO: dict[str, Any] = {"command": "demo"}
 
 
 def open_picture(
@@ -90,13 +93,14 @@ def draw_errors(
     inputs: Sequence[str | Path] = (),
     *,
     force: bool = False,
+    content: Mapping[str, Any] = _PLOT,
 ) -> None:
     """Draw error against depth, a curve per label: the error in [0, 1] of the layers up to each depth, from 1 on.
 
-    `axis` says which error it is. A file of that name is replaced as `open_picture` says. Raises ModuleNotFoundError,
-    ConfigError, OutputError, StorageError.
+    `axis` says which error it is, and `content` which command draws. A file of that name is
+    replaced as `open_picture` says. Raises ModuleNotFoundError, ConfigError, OutputError, StorageError.
     """
-    content = {"command": "plot", "axis": axis, "runs": sorted(curves)}
+    content = {**content, "axis": axis, "runs": sorted(curves)}
     output = open_picture(path, content, inputs, force=force)
     with _without_backend():
         from matplotlib.figure import Figure
@@ -141,13 +145,13 @@ def _render(figure: Any, content: Mapping[str, Any]) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about characters that the font lacks
         figure.savefig(file, format="png", metadata={_KEY: _describe(content)})
-    return file.getvalue()
+    return to_png(file.getvalue())
 
 
 def _find_command(file: io.FileIO) -> str | None:
-    """Which command drew a picture; None for any other file."""
+    """Which command drew a picture; None for any other file, and for a picture that was edited since."""
     try:
-        return str(json.loads(read_picture_text(file, _KEY) or "{}")["command"])
+        return str(json.loads(read_png_text(file, _KEY) or "{}")["command"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 

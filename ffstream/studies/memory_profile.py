@@ -25,13 +25,14 @@ from ffstream.data import Split
 from ffstream.device.device import device_name, resolve_device, resolve_precision
 from ffstream.device.memory import PeakMeter, is_out_of_memory
 from ffstream.errors import ConfigError, CorruptFileError, FFStreamError, OutputError, RunMismatchError, nearest
-from ffstream.ground.files import expand_home, make_folder, read_regular, storage_errors
+from ffstream.ground.files import expand_home, make_folder, open_regular, storage_errors
 from ffstream.ground.lock import RunLock
 from ffstream.ground.scratch import make_scratch
 from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import evaluate_goodness
 from ffstream.run.launch import train
 from ffstream.settings.config import Config
+from ffstream.storage.earlier_output import read_json, to_json
 from ffstream.storage.manifest import ANYTHING, NUMBER, SIZE, TEXT, Kind, Shape, find_misfit
 from ffstream.storage.outputs import Output
 from ffstream.storage.run_names import is_run
@@ -173,7 +174,7 @@ def measure_profile(
                 if profile.find(method, depth) is None:
                     point = _measure_apart(settings, method, depth, folder)
                     profile.points.append(point)
-                    output.write((json.dumps(profile.to_mapping(), indent=1) + "\n").encode())
+                    output.write(to_json(profile.to_mapping()).encode())
                     on_point(point)
     return profile
 
@@ -181,7 +182,10 @@ def measure_profile(
 def _open(profile: Profile, path: Path, *, force: bool) -> Profile:
     """The profile with the points that the file has of it already. Raises RunMismatchError, CorruptFileError."""
     try:
-        content = json.loads(read_regular(path))
+        with open_regular(path) as file:
+            content = read_json(file)
+        if content is None:
+            raise ValueError("it is no profile, or was edited since it was written")
         misfit = find_misfit(content, _CONTENT)
         if misfit is not None:
             raise ValueError(misfit)

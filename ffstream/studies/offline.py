@@ -6,7 +6,6 @@ choose each negative: of several hybrids drawn, the one with the most goodness.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,8 @@ from ffstream.ground.units import format_bytes
 from ffstream.infer.model import FFNetwork, load_network
 from ffstream.settings.limits import check_fields
 from ffstream.settings.sections import NegativesConfig
-from ffstream.storage.outputs import Output, read_metadata
+from ffstream.storage.earlier_output import DIGEST, digest_tensors_and_text, is_earlier_tensors, read_metadata
+from ffstream.storage.outputs import Output
 from ffstream.storage.tensor_file import save_tensors
 
 _CHUNK_IMAGES = 4096  # hybrids that exist at once besides those that are kept
@@ -78,7 +78,7 @@ def write_negatives(
     }
     options |= {"run": str(Path(run).resolve())} if run is not None else {}
     metadata = {"format": _FORMAT, "data": dataset.digest(), "options": json.dumps(options)}
-    output.is_own = lambda file: _is_of_same_data(metadata, file)
+    output.is_own = lambda file: is_earlier_tensors(file, metadata)
     output.check()
     network = _load_judge(run, dataset) if run is not None else None
     try:
@@ -93,9 +93,10 @@ def write_negatives(
     for name, split in (("validation", dataset.validation), ("test", dataset.test)):
         if split is not None:
             arrays |= {f"{name}.images": split.images, f"{name}.labels": split.labels}
+    tensors = {name: tensor.contiguous() for name, tensor in arrays.items()}
+    text = metadata | describe_in_metadata(dataset)
     with output.writing() as file:
-        tensors = {name: tensor.contiguous() for name, tensor in arrays.items()}
-        save_tensors(file, tensors, metadata | describe_in_metadata(dataset))
+        save_tensors(file, tensors, text | {DIGEST: digest_tensors_and_text(text, tensors)})
     return tuple(negatives.shape)
 
 
@@ -105,11 +106,6 @@ def list_data_files(data: str, data_root: str) -> list[Path]:
         return [find_path(data, data_root)]
     root = Path(data_root) if data_root else sources.default_data_root()
     return [Path(sources.__file__).parent, *([expand_home(root)] if root is not None else [])]
-
-
-def _is_of_same_data(wanted: dict[str, str], file: io.FileIO) -> bool:
-    found = read_metadata(file)
-    return all(found.get(key) == value for key, value in wanted.items())
 
 
 @torch.no_grad()

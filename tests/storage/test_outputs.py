@@ -9,17 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import ffstream as ff
-from ffstream.data import load_dataset
 from ffstream.errors import OutputError
-from ffstream.ground.files import open_regular
 from ffstream.storage import outputs
-from ffstream.storage.outputs import Output, read_metadata, read_picture_text
+from ffstream.storage.outputs import Output
 from ffstream.storage.run_names import find_run, is_run
 from tests.helpers import run_cli
 
@@ -291,34 +286,6 @@ def test_what_a_killed_process_left_goes_at_the_next_output_and_nothing_else_doe
     assert {each.name for each in tmp_path.iterdir()} == {*others, "other", "another"}
 
 
-# --- known again
-
-
-def test_metadata_of_a_safetensors_file_are_read_and_nothing_is_made_of_other_files(tmp_path):
-    save_file({"x": torch.zeros(3)}, tmp_path / "a", metadata={"format": "pt", "key": "é"})
-    contents = [
-        b"",
-        b"\xff" * 20,
-        b"\x02" + b"\0" * 7 + b"[]",
-        b"\x02" + b"\0" * 7 + b"{}",
-        b"text",
-        b"\x09" + b"\0" * 7,
-    ]
-    for number, content in enumerate(contents):
-        (tmp_path / f"{number}").write_bytes(content)
-        with open_regular(tmp_path / f"{number}") as file:
-            assert read_metadata(file) == {}
-    with open_regular(tmp_path / "a") as file:
-        assert read_metadata(file) == {"format": "pt", "key": "é"}
-
-
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n" + b"\0" * 5000, b"%!PS"])
-def test_no_text_is_read_from_what_is_no_picture(content, tmp_path):
-    (tmp_path / "a").write_bytes(content)
-    with open_regular(tmp_path / "a") as file:
-        assert read_picture_text(file, "ffstream") is None
-
-
 def test_the_home_of_a_profile_is_expanded_before_anything_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -329,34 +296,3 @@ def test_the_home_of_a_profile_is_expanded_before_anything_is_looked_for(tmp_pat
     assert code == 1, error
     assert (tmp_path / "home" / "p" / "profile.json").read_text() == '{"my": "precious"}'
     assert {path.name for path in tmp_path.iterdir()} == {"home"}
-
-
-def test_what_was_edited_since_is_not_replaced(small_config, small_data, tmp_path):
-    run = ff.train(small_config(layers=2), tmp_path / "run")
-    images = tmp_path / "images.npy"
-    np.save(images, load_dataset(str(small_data)).test.images[:5].numpy())
-    labels, net = tmp_path / "labels.csv", tmp_path / "net.safetensors"
-    for _ in range(2):  # its own output is replaced
-        assert run_cli("predict", run.path, images, "--output", labels)[0] == 0
-        assert run_cli("export", run.path, net)[0] == 0
-    lines = labels.read_text().splitlines()
-    name, _, probability = lines[1].split(",")
-    for line in (f"{name},by hand,{probability}", f"{name},1,certain", f"{name},1,{probability},a note"):
-        labels.write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
-        with pytest.raises(OutputError, match="--force"):
-            raise run_cli("predict", run.path, images, "--output", labels)[2]
-    content = bytearray(net.read_bytes())
-    content[-2] ^= 1  # fine-tuned, and saved with the metadata that it had
-    net.write_bytes(content)
-    with pytest.raises(OutputError, match="--force"):
-        raise run_cli("export", run.path, net)[2]
-    assert net.read_bytes() == content
-
-
-def test_negatives_of_other_options_are_other_negatives(small_data, tmp_path):
-    path = tmp_path / "n.safetensors"
-    for _ in range(2):
-        ff.write_negatives(path, str(small_data), per_sample=2)
-    for options in ({"per_sample": 3}, {"per_sample": 2, "seed": 1}, {"per_sample": 2, "blurs": 2}):
-        with pytest.raises(OutputError, match="--force"):
-            ff.write_negatives(path, str(small_data), **options)
