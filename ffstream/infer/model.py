@@ -199,7 +199,7 @@ def export_network(
 
     output = Output(path, [directory.path], force=force, is_own=is_own)
     network = _load_run(directory, accept_environment=accept_environment)
-    parts = directory.read_parts()
+    parts = directory.read_parts(accepts_missing=accept_environment)
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(network.config.to_mapping()),
@@ -216,7 +216,8 @@ def export_network(
 
 def _load_run(directory: RunDirectory, *, accept_environment: bool) -> FFNetwork:
     directory.check_is_run()
-    restore_parts(directory.read_parts(), f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
+    parts = directory.read_parts(accepts_missing=accept_environment)
+    restore_parts(parts, f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
     num_layers = directory.count_layers()
     if num_layers == 0:
         raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")

@@ -226,7 +226,8 @@ def _absolute(folder: str | None) -> str | None:
 
 def _restore(directory: RunDirectory, *, accept_environment: bool) -> None:
     """Have the parts of a run registered that are a user's own. Raises RunError, RunMismatchError."""
-    restore_parts(directory.read_parts(), f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
+    parts = directory.read_parts(accepts_missing=accept_environment)
+    restore_parts(parts, f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
 
 
 def _merge_with_saved(asked: Config, directory: RunDirectory, *, accept_environment: bool) -> Config:
@@ -325,7 +326,7 @@ def _execute(
     directory: RunDirectory, config: Config, observer: Observer, *, accept_environment: bool, download: bool
 ) -> Run:
     """Start or resume a run and train it. All checks that can refuse it come before anything is written."""
-    environments = directory.read_environments()
+    environments = directory.read_environments(accepts_missing=accept_environment)
     _restore(directory, accept_environment=accept_environment)
     num_threads = environments[-1].get("threads") if environments and not accept_environment else None
     with plain_torch(num_threads), contextlib.ExitStack() as reservation:
@@ -431,7 +432,7 @@ def _write_start(
             "layers are its own, trained with this version of torch on this machine; from here on that is checked"
         )
     elif directory.count_layers() < config.layers and (not environments or environment != environments[-1]):
-        directory.record_environment(environment)
+        directory.record_environment(environment, directory.list_environments())
     directory.folder.identity = directory.read_identity() or ""
     directory.remove_temporaries()
     saved = directory.read_config()
@@ -453,11 +454,6 @@ def _check_environment(
     remedy = "go on there, or, if other bits do no harm, here with --accept-environment (the run remembers it)"
     if directory.marker is None:  # a run of an earlier version: its environment is assumed to be this one
         return
-    if not environments:
-        raise RunMismatchError(
-            f"run {directory.path}: has no environment.json, which records torch and the processor that it was trained "
-            "with; restore it from a copy, or go on unchecked with --accept-environment"
-        )
     different = find_differences(environment, environments[-1])
     if different:
         raise RunMismatchError(

@@ -280,14 +280,14 @@ class Run:
         Raises RunMismatchError for a part whose source has changed, unless `accept` accepts it.
         """
         load_plugins(())
-        restore_parts(self.directory.read_parts(), f"run {self.path}", Untrusted(self.path), accept=accept)
+        parts = self.directory.read_parts(accepts_missing=accept)
+        restore_parts(parts, f"run {self.path}", Untrusted(self.path), accept=accept)
 
     @plain_torch()
     def verify(self) -> int:
         """Check every digest of what is committed. Returns the number of layers; raises CorruptFileError."""
         directory, config = self.directory, self.config
-        if directory.marker is not None and not directory.read_environments():
-            raise CorruptFileError(f"run {self.path}: has no environment.json; restore it from a copy")
+        directory.read_environments()
         directory.load_validation_labels()
         directory.check_metrics()
         directory.check_metrics_end(config.layers)

@@ -17,6 +17,7 @@ RUN/damaged-1/                         what a repair or a resume has put aside
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -117,7 +118,8 @@ class RunDirectory(RunRoot):
             try:
                 with storage_errors(self.layer_folder(index)):
                     digests["weights"] = write_weights()
-                    manifest = {"layer": index, "run": self.run_digest, "digests": digests, "figures": figures}
+                    manifest: dict[str, Any] = {"layer": index, "run": self.run_digest, **self.name_environment()}
+                    manifest |= {"digests": digests, "figures": figures}
                     manifest |= {"metrics": metrics.to_mapping(), "digest_below": self._digest_below(index)}
                     for name in digests:
                         self.folder.sync(f"{staged}/{name}.safetensors")
@@ -158,6 +160,13 @@ class RunDirectory(RunRoot):
             )
         return manifest
 
+    def list_environments(self) -> list[str]:
+        """The digests of the environments that the manifests of the layers and of the progress name."""
+        manifests = [read_manifest(self.folder, f"{_layer(index)}/{MANIFEST}", LAYER) for index in self.list_layers()]
+        with contextlib.suppress(FileNotFoundError):
+            manifests.append(read_manifest(self.folder, f"progress/{MANIFEST}", PROGRESS))
+        return [str(found["environment"]) for found in manifests if "environment" in found]
+
     def read_weight_digests(self, num_layers: int) -> list[str]:
         """The digests of the parameters of the first `num_layers` layers."""
         return [str(self.read_layer_manifest(index)["digests"]["weights"]) for index in range(num_layers)]
@@ -175,6 +184,7 @@ class RunDirectory(RunRoot):
                 f"manifest {self.path / name}: belongs to layer index {found}, found at {index}; {_REPAIR}"
             )
         self.check_names_this_run(manifest, name, _REPAIR)
+        self.check_names_environment(manifest, name, _REPAIR)
         return manifest
 
     def load_layer(self, index: int, layer: Layer) -> None:
@@ -242,7 +252,8 @@ class RunDirectory(RunRoot):
             before = found["digests"] if found is not None else {}
             kept = before if found is not None and found["layer"] == index else {}
             digests = {each: kept[each] for each in kept if _TILE in each} | {name.rpartition("/")[2]: digest}
-            content = {"layer": index, "run": self.run_digest, "num_epochs": num_epochs, "digests": digests}
+            content: dict[str, Any] = {"layer": index, "run": self.run_digest, **self.name_environment()}
+            content |= {"num_epochs": num_epochs, "digests": digests}
             content |= {"metrics": metrics.to_mapping(), "digest_below": self._digest_below(index)}
             with storage_errors(self.path / name):
                 write_manifest(self.folder, f"progress/{MANIFEST}", content)
@@ -298,6 +309,7 @@ class RunDirectory(RunRoot):
         except FileNotFoundError:
             return None
         self.check_names_this_run(manifest, name, _REPAIR)
+        self.check_names_environment(manifest, name, _REPAIR)
         index = manifest["layer"]
         is_current = index <= self.count_layers()  # else a layer below it is missing, which is reported elsewhere
         if is_current and manifest.get("digest_below", self._digest_below(index)) != self._digest_below(index):

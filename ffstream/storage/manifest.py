@@ -77,6 +77,7 @@ PARTS: Shape = {TEXT: {"module": TEXT, "sources": {TEXT: TEXT}}}
 LAYER: Shape = {
     "layer": COUNT,
     "run?": DIGEST,  # of the run's marker; not in layers of earlier versions
+    "environment?": DIGEST,  # of the environment in which it was trained; not in layers of earlier versions
     "digests": {"weights": DIGEST, NAME: DIGEST},
     "digest_below": TEXT,
     "figures": {TEXT: ANYTHING},
@@ -85,6 +86,7 @@ LAYER: Shape = {
 PROGRESS: Shape = {
     "layer": COUNT,
     "run?": DIGEST,
+    "environment?": DIGEST,
     "num_epochs": SIZE,
     "digests": {NAME: DIGEST},
     "digest_below?": TEXT,  # not in runs of earlier versions

@@ -20,6 +20,7 @@ import ffstream as ff
 from ffstream.cache import DiskCache
 from ffstream.ground.folder import Folder
 from ffstream.ground.lock import RunLock
+from ffstream.run import launch
 from ffstream.run.cleaning import clean_run
 from ffstream.run.repair import diagnose
 from ffstream.storage.checkpoint import RunDirectory
@@ -234,10 +235,61 @@ def test_copies_of_a_runs_files_alone_are_no_start_of_a_run_and_are_kept(runs, s
         assert (place / names[1]).read_text() == "mine"
 
 
-def test_an_environment_that_is_gone_is_noticed(copy):
+USES = {
+    "verify": lambda run, **_: ff.Run(run).verify(),
+    "repair": lambda run, **_: diagnose(RunDirectory(run)),
+    "evaluate": lambda run, **options: ff.Run(run).evaluate(**options),
+    "load": lambda run, **options: ff.load(run, **options),
+    "export": lambda run, **options: ff.Run(run).export(run.parent / "net.safetensors", **options),
+    "resume": lambda run, **options: ff.resume(run, **options),
+    "grow": lambda run, **options: ff.resume(run, layers=3, **options),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_environment_that_is_gone_is_noticed_by_whatever_uses_it(use, copy):
     (copy / "environment.json").unlink()
     with pytest.raises(ff.CorruptFileError, match=r"has no environment\.json"):
+        USES[use](copy)
+
+
+def test_a_run_can_go_on_without_its_environment_if_told_so(copy):
+    (copy / "environment.json").unlink()
+    ff.Run(copy).evaluate(accept_environment=True)
+    ff.resume(copy, layers=3, accept_environment=True)
+    assert ff.Run(copy).verify() == 3  # the layers from before name an environment of which only the digest is known
+    ff.resume(copy, layers=4)
+
+
+def grow_elsewhere(run, layers, monkeypatch):
+    """Add layers in another environment, which is accepted."""
+    describe = launch.describe_environment
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "describe_environment", lambda *where: describe(*where) | {"torch": "of another day"})
+        ff.resume(run, layers=layers, accept_environment=True)
+
+
+def test_copies_of_a_run_that_went_apart_are_not_put_together(copy, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    shutil.copytree(copy, other)
+    grow_elsewhere(other, 3, monkeypatch)
+    shutil.copytree(other / "layers/002", copy / "layers/002")
+    for name in ("metrics.jsonl", "config.toml"):
+        shutil.copy(other / name, copy / name)
+    with pytest.raises(ff.CorruptFileError, match=r"trained in an environment that environment\.json does not record"):
         ff.Run(copy).verify()
+    with pytest.raises(ff.CorruptFileError, match=r"environment\.json does not record"):
+        ff.resume(copy, layers=4)
+
+
+def test_an_older_record_of_environments_does_not_fit_newer_layers(copy, monkeypatch):
+    older = (copy / "environment.json").read_text()
+    grow_elsewhere(copy, 3, monkeypatch)
+    (copy / "environment.json").write_text(older)
+    with pytest.raises(ff.CorruptFileError, match=r"environment\.json does not record"):
+        ff.Run(copy).verify()
+    with pytest.raises(ff.CorruptFileError, match=r"environment\.json does not record"):
+        ff.Run(copy).evaluate()
 
 
 def copy_while_it_changes(source, target):
