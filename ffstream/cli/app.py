@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _Options = ParamSpec("_Options")
 _FILE_COLUMNS = 120
+# Signals that a shell ignores for some of its children: of the terminal's keys, and of a terminal that was closed.
+_MAY_BE_IGNORED = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 class _Commands(TyperGroup):
@@ -71,17 +73,16 @@ def main() -> None:
     """
     guard_streams()
     signal.signal(signal.SIGTERM, _stop)
-    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):  # else the parent process wants it ignored
-        signal.signal(signal.SIGINT, _stop)
+    for number in _MAY_BE_IGNORED:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # else whoever started this wants it ignored
+            signal.signal(number, _stop)
     try:
         code = _run()
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt as stop:  # another one, while the first was reported
         code = stopped_by(stop)[1]
-    for number in (signal.SIGTERM, signal.SIGINT):  # a signal can do no more harm
-        if signal.getsignal(number) is _stop:
-            signal.signal(number, signal.SIG_DFL)
+    _handle_stops(signal.SIG_DFL)  # a signal can do no more harm
     try:
         flush_streams()
     except OutputError as error:
@@ -100,6 +101,7 @@ def _run() -> Any:
     except FFStreamError as error:
         return _report(f"ffstream: {error}", 1)
     except KeyboardInterrupt as stop:  # foreign code had turned it into another error, so no command saw it
+        _handle_stops(signal.SIG_IGN)  # another one would be reported in the middle of this one
         name, code = stopped_by(stop)
         if name == "SIGINT":
             return _report("ffstream: interrupted", code)
@@ -152,6 +154,13 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
+def _handle_stops(handler: signal.Handlers) -> None:
+    """Give the signals that end this process another handler."""
+    for number in (signal.SIGTERM, *_MAY_BE_IGNORED):
+        if signal.getsignal(number) not in (signal.SIG_IGN, signal.SIG_DFL, None):
+            signal.signal(number, handler)
+
+
 def when_stopped(
     left: str = "nothing was written", file: str = ""
 ) -> Callable[[Callable[_Options, None]], Callable[_Options, None]]:
@@ -195,6 +204,7 @@ def stopped_by(stop: KeyboardInterrupt) -> tuple[str, int]:
 
 def fail_stopped(stop: KeyboardInterrupt, text: str) -> NoReturn:
     """End the process with one line on stderr that names the signal and says what became of the work."""
+    _handle_stops(signal.SIG_IGN)
     name, code = stopped_by(stop)
     fail(f"ffstream: stopped by {name}; {text}", code)
 

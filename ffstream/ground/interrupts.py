@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_UNWINDING_S = 0.5
 _Handler = Callable[[int, FrameType | None], Any]
 _open: list[Interrupts] = []  # for the whole process, like signal handlers; the innermost last
 
@@ -24,7 +26,9 @@ class Interrupts:
     raised again by `check_interrupts` or on leaving the block.
 
     With `defers`, for work with several threads, the first interrupt is raised only by `check_interrupts` or on leaving
-    the block, the next one at once, for a user who will not wait. Handlers that do not raise have their usual effect.
+    the block, the next one at once, for a user who will not wait. Others in the half second after one was raised are
+    ignored: they would come while files are being closed, where Python can only print them. Handlers that do not raise
+    have their usual effect.
     Only the main thread gets signals, so nothing is done in other threads. It must be opened in a function and not in a
     generator, which may never be closed.
     """
@@ -33,6 +37,7 @@ class Interrupts:
         self._defers = defers
         self._handlers: dict[signal.Signals, _Handler] = {}
         self._raised: BaseException | None = None
+        self._unwinds_until_s = 0.0
 
     def __enter__(self) -> Interrupts:
         if _is_main():
@@ -60,11 +65,14 @@ class Interrupts:
             raise self._raised
 
     def _handle(self, handler: _Handler, number: int, frame: FrameType | None) -> None:
+        if time.monotonic() < self._unwinds_until_s:
+            return
         try:
             handler(number, frame)
         except BaseException as error:
             first, self._raised = self._raised is None, error
             if not (self._defers and first):
+                self._unwinds_until_s = time.monotonic() + _UNWINDING_S
                 raise
 
 

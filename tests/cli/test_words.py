@@ -424,7 +424,7 @@ cli.main()
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_signal_is_one_line_that_says_what_is_left(command, left, run, tmp_path):
-    signal, code = ("SIGINT", 130) if "inspect" in command else ("SIGTERM", 143)
+    signal, code = {"inspect": ("SIGINT", 130), "profile": ("SIGHUP", 129)}.get(command[0], ("SIGTERM", 143))
     words = {"RUN": str(run.path), "IMAGES": str(Path(run.config.data) / NAMES[0])}
     command = [words.get(word, word) for word in command]
     done = subprocess.run(

@@ -55,6 +55,21 @@ def test_an_interrupt_that_is_lost_is_raised_when_it_is_looked_for():
         check_interrupts()
 
 
+def test_a_second_interrupt_does_not_come_into_the_cleaning_up_after_the_first():
+    cleaned = []
+    with pytest.raises(KeyboardInterrupt), Interrupts(), Interrupts():
+        try:
+            send()
+        finally:
+            send()
+            cleaned.append("inner")
+            send(signal.SIGINT)
+            cleaned.append("outer")
+    assert cleaned == ["inner", "outer"]
+    with pytest.raises(KeyboardInterrupt), Interrupts():  # another block is not concerned
+        send()
+
+
 def test_an_error_without_an_interrupt_stays_what_it_is():
     with pytest.raises(ff.DataError), Interrupts():
         check_interrupts()
