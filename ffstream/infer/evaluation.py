@@ -63,6 +63,7 @@ class Evaluation:
         uncalibrated_logits: Tensor,
         combination: Combination | None = None,
         logits: Tensor | None = None,
+        warning: str | None = None,
     ) -> Evaluation:
         """Make an evaluation of errors and logits (n, C); `logits` are those of the combination, if there is one."""
         decisive = uncalibrated_logits if logits is None else logits
@@ -79,6 +80,7 @@ class Evaluation:
             combination=combination,
             calibrated=None if logits is None else measure_probabilities(logits, labels),
             uncalibrated=measure_probabilities(uncalibrated_logits, labels),
+            warning=warning,
         )
 
     def to_mapping(self) -> dict[str, Any]:

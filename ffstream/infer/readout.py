@@ -7,7 +7,6 @@ section 3.3).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -68,8 +67,7 @@ def evaluate_softmax(
         weight, bias = tensors[f"{index:03d}.weight"].to(device), tensors[f"{index:03d}.bias"].to(device)
         logits += _logits(stage.transfer, stage.caches[0], stage.layer.spec, weight, bias)
         errors.append(error_rate(logits, split.labels))
-    if saved is None:
-        _save(directory, tensors, identity)
+    warning = None if saved is not None else _save(directory, tensors, identity)
     return Evaluation.of(
         "softmax",
         split_name,
@@ -79,18 +77,20 @@ def evaluate_softmax(
         errors_by_depth=errors,
         layer_errors=[],
         uncalibrated_logits=logits,
+        warning=warning,
     )
 
 
-def _save(directory: RunDirectory, tensors: dict[str, Tensor], identity: dict[str, Any]) -> None:
-    """Save a readout in its run. If the run is read-only or is being trained, the readout is fitted again next time."""
-    with (
-        contextlib.suppress(StorageError, RunLockedError),
-        RunLock(directory.path, directory.read_identity() or "") as lock,
-    ):
-        locked = RunDirectory(directory.path, lock)
-        if identity["layers"] == locked.read_weight_digests(len(identity["layers"])):
-            locked.commit_readout(tensors, identity)
+def _save(directory: RunDirectory, tensors: dict[str, Tensor], identity: dict[str, Any]) -> str | None:
+    """Save a readout in its run. Returns a warning where that is not possible, as in a run that is read-only."""
+    try:
+        with RunLock(directory.path, directory.read_identity() or "") as lock:
+            locked = RunDirectory(directory.path, lock)
+            if identity["layers"] == locked.read_weight_digests(len(identity["layers"])):
+                locked.commit_readout(tensors, identity)
+    except (StorageError, RunLockedError) as error:
+        return f"the readout is not kept, so that it has to be fitted again for each use ({error})"
+    return None
 
 
 def read_softmax(layers: CommittedLayers, images: Tensor, first_layer: int = 2) -> Tensor:

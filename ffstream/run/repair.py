@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ffstream.errors import CorruptFileError, RunError
+from ffstream.errors import CorruptFileError, RunError, StorageError
 from ffstream.ground.files import exists, storage_errors
 from ffstream.ground.lock import RunLock
 from ffstream.run.run import Run
@@ -81,11 +81,19 @@ def put_aside(directory: RunDirectory) -> tuple[Diagnosis, Path | None]:
         locked = RunDirectory(directory.path, lock)
         diagnosis = diagnose(locked)
         inside = [path for path in diagnosis.damaged if _is_inside(path, directory)]
+        cache_dir = locked.read_config().cache.folder
+        where, _ = locked.open_cache(cache_dir)
+        caches = {where.path / name for name in locked.list_caches(cache_dir)}
+        for path in diagnosis.damaged:
+            if path not in caches and path not in inside:
+                raise StorageError(
+                    f"repair {directory.path}: {path} lies behind a link, through which nothing is moved; put what the "
+                    "link leads to in its place, then do it again"
+                )
         # The uppermost layers first, so that no layer is ever missing below another.
         names = [path.relative_to(directory.path).as_posix() for path in reversed(inside)]
         aside = locked.put_aside(names) if names else None
         if len(inside) < len(diagnosis.damaged):
-            cache_dir = locked.read_config().cache.folder
             with locked.cache_locked(cache_dir):
                 locked.drop_caches(cache_dir)
     return diagnosis, aside

@@ -136,7 +136,7 @@ class Run:
                 raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
             else:
                 found = evaluate_fitted(*common, labels, first_layer)
-        warnings = [renamed, facts.find_other_units(splits[split].images, f"{split} images")]
+        warnings = [found.warning, renamed, facts.find_other_units(splits[split].images, f"{split} images")]
         return replace(found, warning="; ".join(filter(None, warnings)) or None)
 
     @plain_torch()

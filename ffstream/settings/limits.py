@@ -63,6 +63,12 @@ def show(value: Any) -> str:
     return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
+def _format(number: float) -> str:
+    """A limit as users write it: integers in full."""
+    short = f"{number:g}"
+    return short if float(short) == number and not isinstance(number, int) else str(number)
+
+
 def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
     """Which values are allowed, in words; "" if this value is."""
     word = rules.get("word")
@@ -74,10 +80,10 @@ def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
         kind, types = ("a number", (int, float)) if "float" in hint else ("an integer", (int,))
         largest = _LARGEST_NUMBER if "float" in hint else _LARGEST_INTEGER
         signs = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
-        bounds = " and ".join(f"{sign} {rules[rule]:g}" for rule, sign in signs.items() if rule in rules)
+        bounds = " and ".join(f"{sign} {_format(rules[rule])}" for rule, sign in signs.items() if rule in rules)
         allowed = f"{kind} {bounds}".rstrip() + (f", or {word!r}" if word is not None else "")
         if isinstance(value, types) and not isinstance(value, bool) and abs(value) > largest:
-            return f"{allowed} and <= {largest:g}"
+            return f"{allowed} and <= {_format(largest)}"
         if isinstance(value, bool) or not isinstance(value, types) or not abs(value) <= largest:
             return allowed
         inside = (

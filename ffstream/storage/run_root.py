@@ -7,6 +7,7 @@ import errno
 import hashlib
 import itertools
 import math
+import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ from ffstream.storage.manifest import (
     write_manifest,
 )
 from ffstream.storage.run_names import SHARD_NAMES, find_run, is_run
-from ffstream.storage.tensor_file import digest_tensors, load_tensor, write_tensors
+from ffstream.storage.tensor_file import RESTORE, digest_tensors, load_tensor, write_tensors
 
 MANIFEST = "manifest.json"
 _CACHES = re.compile(r"\d{3,18}-\w+")
@@ -257,7 +258,12 @@ class RunRoot:
     def load_validation_labels(self) -> Tensor | None:
         """The validation labels (n,) that `create` was given; None if there were none or they were not kept yet."""
         digest = self.read_data().validation_labels_digest
-        return None if digest is None else load_tensor(self.folder, LABELS_FILE, digest, "labels", torch.int64, 1)
+        if digest is None:
+            return None
+        try:
+            return load_tensor(self.folder, LABELS_FILE, digest, "labels", torch.int64, 1)
+        except CorruptFileError as error:  # a repair puts aside what is trained again, and labels are not
+            raise CorruptFileError(str(error).replace(RESTORE, "restore it from a copy")) from error
 
     # --- environment
 
@@ -338,12 +344,17 @@ class RunRoot:
         """Raise StorageError when the folder for caches is missing, or is part of a run."""
         base = self.cache_base(cache_dir)
         target = base.resolve()
-        is_own = target == self.path.resolve() / CACHE
+        own = self.path.resolve()
+        is_own = target == own / CACHE
         other = None if is_own else target if is_run(target) else find_run(target)
+        if not is_own and own in (target, *target.parents):  # also while there is no run in this folder yet
+            other = self.path
         if other is not None:
             raise StorageError(f"cache {base}: is a part of the run {other}; choose another --cache-dir, or link")
         if not base.is_dir() and (cache_dir or self.folder.find_kind(CACHE) is not None):
             raise StorageError(f"cache {base}: is no folder; make it, or choose another --cache-dir")
+        if base.is_dir() and not os.access(base, os.W_OK | os.X_OK):
+            raise StorageError(f"cache {base}: cannot be written; mend its permissions, or choose another --cache-dir")
 
     @contextlib.contextmanager
     def cache_locked(self, cache_dir: str = "", *, make: bool = False) -> Iterator[None]:

@@ -28,6 +28,7 @@ from ffstream.errors import ConfigError, CorruptFileError, FFStreamError, Output
 from ffstream.ground.files import expand_home, make_folder, open_regular, storage_errors
 from ffstream.ground.lock import RunLock
 from ffstream.ground.scratch import make_scratch
+from ffstream.ground.units import count
 from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import evaluate_goodness
 from ffstream.run.launch import train
@@ -214,7 +215,7 @@ def _open(profile: Profile, path: Path, *, force: bool) -> Profile:
 def _measure_apart(settings: ProfileSettings, method: str, num_layers: int, folder: Path) -> Point:
     """Measure a point in a process of its own. An FFStreamError of that process is raised here."""
     start_s = time.perf_counter()
-    noun = f"{METHODS[method]} of {num_layers} layers"
+    noun = f"{METHODS[method]} of {count(num_layers, 'layer')}"
     with make_scratch(folder) as scratch:
         request = {"settings": dataclasses.asdict(settings), "method": method, "num_layers": num_layers}
         request["folder"] = str(scratch.path)

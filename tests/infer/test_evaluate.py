@@ -103,6 +103,16 @@ def test_a_readout_of_other_layers_is_fitted_anew(small_config, tmp_path):
     assert (run.path / "readout/manifest.json").read_text() != before
 
 
+def test_it_is_said_when_a_readout_cannot_be_kept(small_config, tmp_path):
+    run = ff.train(small_config(layers=2), tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    (run.path / "readout").symlink_to(tmp_path / "elsewhere")
+    assert "the readout is not kept" in run.evaluate("softmax").warning
+    (run.path / "readout").unlink()
+    assert run.evaluate("softmax").warning is None
+    assert run.evaluate("softmax").warning is None
+
+
 @pytest.mark.parametrize("method", ["goodness", "fitted", "softmax"])
 def test_confusion_counts_every_sample_once_and_the_wrong_ones_off_the_diagonal(method, run, small_data):
     found, labels = run.evaluate(method), load_file(small_data)["test.labels"]

@@ -42,6 +42,29 @@ def test_layers_from_the_first_damage_on_are_trained_again(file, layer, whole, d
     assert diagnose(damaged.directory).problems == []
 
 
+@pytest.mark.parametrize("linked", ["layers", "layers/001"])
+def test_what_lies_behind_a_link_is_not_said_to_be_put_aside(linked, damaged, tmp_path):
+    path, elsewhere = damaged.path / linked, tmp_path / "elsewhere"
+    shutil.move(path, elsewhere)
+    path.symlink_to(elsewhere)
+    flip(damaged.path / "layers/001/weights.safetensors")
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    if linked == "layers":
+        with pytest.raises(ff.StorageError, match="layers/001 lies behind a link, through which nothing is moved"):
+            put_aside(damaged.directory)
+    else:  # the link itself is what is moved
+        put_aside(damaged.directory)
+        assert damaged.num_layers_done == 1
+    assert all(path.read_bytes() == content for path, content in before.items() if elsewhere in path.parents)
+
+
+def test_no_repair_is_advised_for_what_none_can_mend(damaged):
+    (damaged.path / "validation.safetensors").unlink()
+    for use in (damaged.verify, lambda: diagnose(damaged.directory)):
+        with pytest.raises(ff.CorruptFileError, match=r"is missing; restore it from a copy$"):
+            use()
+
+
 def test_a_layer_that_is_missing_takes_those_above_with_it(whole, damaged):
     (damaged.path / "layers/001/manifest.json").unlink()
     found = diagnose(damaged.directory)

@@ -166,7 +166,7 @@ def test_assignments_are_toml_values_or_bare_words(text, expected):
         ("layers", 0, "an integer >= 1"),
         ("layers", True, "an integer >= 1"),
         ("seed", -1, "an integer >= 0"),
-        ("batch", "many", "an integer >= 1 and <= 1e+07, or 'auto'"),
+        ("batch", "many", "an integer >= 1 and <= 10000000, or 'auto'"),
         ("validation_fraction", 1.0, "a number >= 0 and < 1"),
         ("network.dropout", 1, "a number >= 0 and <= 0.99"),
         ("network.input_skip", 1, "true or false"),

@@ -325,6 +325,26 @@ def test_a_linked_cache_is_no_part_of_another_run(target, small_config, tmp_path
     assert {path: path.read_bytes() for path in other.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("place", ["run", "run/layers", "run/new", "run/cache"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_run_that_is_refused_for_its_cache_folder_was_not_started(place, is_there, small_config, tmp_path):
+    if is_there:
+        (tmp_path / "run").mkdir()
+    config = small_config(cache__tier="disk", cache__folder=str(tmp_path / place))
+    with pytest.raises(ff.StorageError, match=r"choose another --cache-dir"):
+        ff.train(config, tmp_path / "run")
+    assert not is_there or list((tmp_path / "run").iterdir()) == []
+    ff.train(small_config(cache__tier="disk", layers=1), tmp_path / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_cache_folder_that_cannot_be_written_is_refused_before_the_run_is_started(small_config, tmp_path):
+    (tmp_path / "scratch").mkdir(mode=0o500)
+    with pytest.raises(ff.StorageError, match="cannot be written; mend its permissions"):
+        ff.train(small_config(cache__tier="disk", cache__folder=str(tmp_path / "scratch")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_reservations_leave_what_is_not_theirs_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = tmp_path / f"ffstream-{os.getuid()}"
