@@ -1,4 +1,4 @@
-"""Digests of a run, a way to interrupt one, and the command line as a user calls it."""
+"""Pictures by class, digests of a run, a way to interrupt one, and the command line as a user calls it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -43,6 +45,25 @@ def write_small_data(path: Path) -> None:
         "test.labels": digits.test.labels[:100],
     }
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+
+
+def write_pictures(folder, by_class, name="{}.png"):
+    """Write arrays of pixels as folder/CLASS/NAME, where the name holds their number. Returns the folder."""
+    for label, pictures in by_class.items():
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for number, pixels in enumerate(pictures):
+            Image.fromarray(pixels).save(folder / label / name.format(number))
+    return folder
+
+
+def write_plain_pictures(folder, classes=("cat", "dog"), num_images=4, size=(6, 5), mode="L", first=0):
+    """Write pictures of one colour each, numbered from `first` on, for each class. Returns the folder."""
+    shape = size[::-1] if mode == "L" else (*size[::-1], 3)
+    for column, label in enumerate(classes):
+        numbers = range(first, first + num_images)
+        colours = [40 * column + number if mode == "L" else (number, column, 7) for number in numbers]
+        write_pictures(folder, {label: [np.full(shape, colour, np.uint8) for colour in colours]})
+    return folder
 
 
 def disk_cache(layout, path, identity="", **options):

@@ -33,7 +33,7 @@ from ffstream.infer.predictions import to_cell
 from ffstream.studies.charts import draw_errors, draw_profile
 from ffstream.studies.memory_profile import Point, Profile, ProfileSettings
 from ffstream.training.observer import Observer, RunOutline
-from tests.helpers import run_cli, run_process
+from tests.helpers import run_cli, run_process, write_pictures
 from tests.warm import run_python
 
 NAMES = ["=1+1", "[bold]", "[red]x", "\x1b[31mred\x1b[0m", ":cat:", "a\nb", "\u202eabc", "$\\frac"]
@@ -45,10 +45,7 @@ def run(tmp_path_factory):
     """Of classes whose folders are called so."""
     folder = tmp_path_factory.mktemp("odd") / "[" / "] da\x1bta"
     shades = np.random.default_rng(0).integers(0, 256, (len(NAMES), 8, 6, 6), dtype=np.uint8)
-    for name, images in zip(NAMES, shades, strict=True):
-        (folder / name).mkdir(parents=True)
-        for number, image in enumerate(images):
-            Image.fromarray(image).save(folder / name / f"={number}.png")
+    write_pictures(folder, dict(zip(NAMES, shades, strict=True)), "={}.png")
     config = ff.Config(data=str(folder), layers=2, width=16, epochs=1, batch=16, device="cpu", validation_fraction=0.25)
     return ff.train(config, folder.parent / "run [/] \x1b:cat:é")
 

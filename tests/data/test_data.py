@@ -24,7 +24,7 @@ import ffstream as ff
 from ffstream.data import SOURCES, Dataset, Split, fit_images, load_dataset, split_validation
 from ffstream.data.dataset import check_dataset
 from ffstream.data.values import Values, find_other_units
-from tests.helpers import run_cli
+from tests.helpers import run_cli, write_pictures
 
 
 def arrays(num_samples=30, **changes):
@@ -432,10 +432,8 @@ def moved(request, small_data, tmp_path):
         shutil.copy(small_data, tmp_path / "old" / name)
     else:
         name, images = "pictures", np.random.default_rng(0).integers(0, 256, (40, 6, 5), dtype=np.uint8)
-        for number, image in enumerate(images):
-            place = tmp_path / "old" / name / ("train" if number < 30 else "test") / "ab"[number % 2]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(place / f"{number}.png")
+        for part, of_part in (("train", images[:30]), ("test", images[30:])):
+            write_pictures(tmp_path / "old" / name / part, {"a": of_part[::2], "b": of_part[1::2]})
     config = ff.Config(data=str(tmp_path / "old" / name), layers=2, width=8, epochs=1, device="cpu")
     run = ff.train(config, tmp_path / "run")
     (tmp_path / "old").rename(tmp_path / "new")

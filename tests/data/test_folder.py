@@ -17,21 +17,13 @@ from ffstream.data.images import load_images
 from ffstream.data.picture_file import open_picture
 from ffstream.data.room import Room
 from ffstream.run.run import make_splits
-
-
-def write_images(folder, mode="L", size=(6, 5), classes=("cat", "dog"), num_images=4, first=0):
-    for number, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for index in range(num_images):
-            Image.new(mode, size, (40 * number + index + first) if mode == "L" else (index + first, number, 7)).save(
-                folder / name / f"{index}.png"
-            )
+from tests.helpers import write_pictures, write_plain_pictures
 
 
 @pytest.mark.parametrize(("mode", "shape"), [("L", (5, 6)), ("RGB", (5, 6, 3))])
 def test_a_folder_of_images_by_class(mode, shape, tmp_path):
-    write_images(tmp_path / "train", mode)
-    write_images(tmp_path / "test", mode, num_images=2)
+    write_plain_pictures(tmp_path / "train", mode=mode)
+    write_plain_pictures(tmp_path / "test", mode=mode, num_images=2)
     dataset = load_dataset(str(tmp_path))
     assert dataset.image_shape == shape
     assert dataset.class_names == ("cat", "dog")
@@ -40,7 +32,7 @@ def test_a_folder_of_images_by_class(mode, shape, tmp_path):
 
 
 def test_a_folder_without_a_train_folder_has_no_test_split(tmp_path):
-    write_images(tmp_path / "data", num_images=20)
+    write_plain_pictures(tmp_path / "data", num_images=20)
     config = ff.Config(data=str(tmp_path / "data"), layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
     run = ff.train(config, tmp_path / "run")
     assert run.evaluate(split="validation").num_samples == 3
@@ -49,11 +41,11 @@ def test_a_folder_without_a_train_folder_has_no_test_split(tmp_path):
 
 
 def test_bad_image_folders_are_refused_naming_the_file(tmp_path):
-    write_images(tmp_path / "sizes")
+    write_plain_pictures(tmp_path / "sizes")
     Image.new("L", (3, 3)).save(tmp_path / "sizes" / "dog" / "small.png")
-    write_images(tmp_path / "corrupt")
+    write_plain_pictures(tmp_path / "corrupt")
     (tmp_path / "corrupt" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n????")
-    write_images(tmp_path / "hollow")
+    write_plain_pictures(tmp_path / "hollow")
     (tmp_path / "hollow" / "empty").mkdir()
     (tmp_path / "none").mkdir()
     for name, message in (
@@ -68,7 +60,7 @@ def test_bad_image_folders_are_refused_naming_the_file(tmp_path):
 
 
 def test_truncated_images_are_refused_naming_the_file(tmp_path):
-    write_images(tmp_path, size=(40, 40))
+    write_plain_pictures(tmp_path, size=(40, 40))
     path = tmp_path / "cat" / "2.png"
     noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -80,11 +72,11 @@ def test_truncated_images_are_refused_naming_the_file(tmp_path):
 
 
 def test_one_class_of_images_and_classes_that_differ_are_refused(tmp_path):
-    write_images(tmp_path / "one", classes=("cat",))
+    write_plain_pictures(tmp_path / "one", classes=("cat",))
     with pytest.raises(ff.DataError, match="one class only"):
         load_dataset(str(tmp_path / "one"))
-    write_images(tmp_path / "two" / "train")
-    write_images(tmp_path / "two" / "test", classes=("cat", "fish"))
+    write_plain_pictures(tmp_path / "two" / "train")
+    write_plain_pictures(tmp_path / "two" / "test", classes=("cat", "fish"))
     with pytest.raises(ff.DataError, match="differ"):
         load_dataset(str(tmp_path / "two"))
 
@@ -183,7 +175,7 @@ COLOURED = ("opaque.png", "cmyk.jpg", "cmyk.tiff", "ycbcr.jpg")
 @pytest.mark.parametrize("name", BAD_PICTURES)
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_bad_picture_is_refused_by_name_or_left_out_and_counted(name, mode, tmp_path):
-    write_images(tmp_path, mode)
+    write_plain_pictures(tmp_path, mode=mode)
     whole = load_dataset(str(tmp_path))
     BAD_PICTURES[name](tmp_path / "cat" / name)
     with pytest.raises(ff.DataError, match=f"{name}.*; .*--bad-images skip") as caught:
@@ -199,7 +191,7 @@ def test_a_bad_picture_is_refused_by_name_or_left_out_and_counted(name, mode, tm
 @pytest.mark.parametrize("name", GOOD_PICTURES)
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_picture_of_any_mode_of_eight_bits_is_read(name, mode, tmp_path):
-    write_images(tmp_path, mode)
+    write_plain_pictures(tmp_path, mode=mode)
     GOOD_PICTURES[name](tmp_path / "cat" / name)
     for skips_bad in (False, True):
         dataset = load_dataset(str(tmp_path), skips_bad=skips_bad)
@@ -213,9 +205,9 @@ def test_a_picture_of_any_mode_of_eight_bits_is_read(name, mode, tmp_path):
 
 @pytest.mark.parametrize("name", ["0.png", "9.png"])
 def test_one_picture_in_colour_makes_all_be_read_so_wherever_it_stands(name, tmp_path):
-    write_images(tmp_path / "train")
+    write_plain_pictures(tmp_path / "train")
     save_noise(tmp_path / "train/cat" / name, "RGB")
-    write_images(tmp_path / "test")
+    write_plain_pictures(tmp_path / "test")
     dataset = load_dataset(str(tmp_path))
     assert dataset.image_shape == (5, 6, 3)
     assert "in colour, such as" in dataset.warning
@@ -223,7 +215,7 @@ def test_one_picture_in_colour_makes_all_be_read_so_wherever_it_stands(name, tmp
 
 
 def test_a_run_tells_what_it_left_out_and_goes_on_without_it(tmp_path):
-    write_images(tmp_path / "data", num_images=20)
+    write_plain_pictures(tmp_path / "data", num_images=20)
     for name in ("a.png", "b.png"):
         (tmp_path / "data" / "cat" / name).write_bytes(b"")
     config = ff.Config(data=str(tmp_path / "data"), layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
@@ -249,7 +241,7 @@ def test_a_folder_of_bad_pictures_alone_is_refused_either_way(tmp_path):
 
 
 def test_the_size_that_most_have_counts_not_that_of_the_first(tmp_path):
-    write_images(tmp_path)
+    write_plain_pictures(tmp_path)
     save_noise(tmp_path / "cat" / "!.png", size=(9, 9))
     dataset = load_dataset(str(tmp_path), skips_bad=True)
     assert dataset.image_shape == (5, 6)
@@ -258,8 +250,8 @@ def test_the_size_that_most_have_counts_not_that_of_the_first(tmp_path):
 
 @pytest.mark.parametrize("modes", [("RGB", "L"), ("L", "RGB")])
 def test_the_test_pictures_are_read_as_the_training_pictures_are(modes, tmp_path):
-    write_images(tmp_path / "train", modes[0])
-    write_images(tmp_path / "test", modes[1])
+    write_plain_pictures(tmp_path / "train", mode=modes[0])
+    write_plain_pictures(tmp_path / "test", mode=modes[1])
     dataset = load_dataset(str(tmp_path))
     assert dataset.train.images.shape[1:] == dataset.test.images.shape[1:] == (5, 6, 3)
 
@@ -282,7 +274,7 @@ TWINS = [
 
 def write_splits(root, *places):
     for number, place in enumerate(places):
-        write_images(root / place, classes=("cat", "dog", "owl"), num_images=3 + number, first=10 * number)
+        write_plain_pictures(root / place, classes=("cat", "dog", "owl"), num_images=3 + number, first=10 * number)
 
 
 @pytest.fixture
@@ -349,14 +341,14 @@ def test_a_layout_that_cannot_be_told_is_refused(places, message, tmp_path):
 
 @pytest.mark.parametrize("names", [("train", "test"), ("cat", "dog", "Testing"), ("cat", "dog", "val")])
 def test_folders_of_pictures_that_read_like_splits_are_no_classes(names, tmp_path):
-    write_images(tmp_path, classes=names)
+    write_plain_pictures(tmp_path, classes=names)
     with pytest.raises(ff.DataError):
         load_dataset(str(tmp_path))
 
 
 @pytest.mark.parametrize("names", [("test_tube", "flask"), ("contest", "detrain"), ("valley", "trainer")])
 def test_classes_whose_names_hold_the_word_are_classes(names, tmp_path):
-    write_images(tmp_path, classes=names)
+    write_plain_pictures(tmp_path, classes=names)
     assert load_dataset(str(tmp_path)).class_names == tuple(sorted(names))
 
 
@@ -395,7 +387,7 @@ OF_THE_SYSTEM = {
 
 def load_with(tmp_path, leave):
     """A folder of images as it was, and as it is read when something was left in it."""
-    write_images(tmp_path / "data")
+    write_plain_pictures(tmp_path / "data")
     whole = load_dataset(str(tmp_path / "data"))
     leave(tmp_path / "data")
     return whole, load_dataset(str(tmp_path / "data"))
@@ -420,7 +412,7 @@ def test_what_systems_leave_is_not_worth_a_word(kind, tmp_path):
 
 
 def test_linked_class_folders_are_read_by_training_and_predicting(tmp_path):
-    write_images(tmp_path / "data")
+    write_plain_pictures(tmp_path / "data")
     whole = load_dataset(str(tmp_path / "data"))
     (tmp_path / "data/cat").rename(tmp_path / "elsewhere")
     (tmp_path / "data/cat").symlink_to(tmp_path / "elsewhere")
@@ -430,7 +422,7 @@ def test_linked_class_folders_are_read_by_training_and_predicting(tmp_path):
 
 
 def test_links_that_lead_to_each_other_end(tmp_path):
-    write_images(tmp_path / "data")
+    write_plain_pictures(tmp_path / "data")
     for number in range(6):
         (tmp_path / f"data/cat/{number}").symlink_to("..")
         (tmp_path / f"data/dog/{number}").symlink_to("../cat")
@@ -439,7 +431,7 @@ def test_links_that_lead_to_each_other_end(tmp_path):
 
 
 def test_pictures_below_a_class_are_read_and_mentioned(tmp_path):
-    write_images(tmp_path / "data")
+    write_plain_pictures(tmp_path / "data")
     put(tmp_path / "data/cat/more/9.png", picture_of(tmp_path / "data"))
     found = load_dataset(str(tmp_path / "data"))
     assert len(found.train) == 9
@@ -453,7 +445,7 @@ def test_suffixes_in_capitals_are_known(tmp_path):
     for name in ("x.npy", "x.npz"):
         (tmp_path / name).rename(tmp_path / name.upper())
         assert len(load_images([tmp_path / name.upper()], (5, 6), 255)) == 3
-    write_images(tmp_path / "data")
+    write_plain_pictures(tmp_path / "data")
     for path in list((tmp_path / "data").rglob("*.png")):
         path.rename(path.with_suffix(".PNG"))
     assert len(load_dataset(str(tmp_path / "data")).train) == 8
@@ -463,7 +455,7 @@ def test_suffixes_in_capitals_are_known(tmp_path):
 def test_what_lies_beside_the_classes_of_a_split_is_named(place, tmp_path):
     names = ("seg_train/seg_train", "seg_test") if place == "seg_train" else ("train", "test")
     for name in names:
-        write_images(tmp_path / name)
+        write_plain_pictures(tmp_path / name)
     assert load_dataset(str(tmp_path)).warning is None
     put(tmp_path / place / ".hidden/0.png", b"x")
     (tmp_path / place / "labels.csv").write_text("x")
@@ -541,7 +533,7 @@ def test_signed_numbers_are_refused(tmp_path):
 
 @pytest.mark.parametrize("runs", ["runs/one", "mine"])
 def test_runs_within_a_folder_of_data_are_no_class(runs, tmp_path, monkeypatch):
-    write_images(tmp_path, num_images=20)
+    write_plain_pictures(tmp_path, num_images=20)
     monkeypatch.chdir(tmp_path)
     config = ff.Config(data=".", layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
     for again in (False, True):
@@ -587,10 +579,7 @@ def test_damage_that_a_decoder_passes_over_is_refused(tmp_path):
 )
 def test_names_that_are_splits_and_classes_in_one_are_no_classes(names, is_refused, tmp_path):
     shades = np.random.default_rng(0).integers(0, 256, (len(names), 6, 5, 5), dtype=np.uint8)
-    for name, images in zip(names, shades, strict=True):
-        (tmp_path / name).mkdir()
-        for number, image in enumerate(images):
-            Image.fromarray(image).save(tmp_path / name / f"{number}.png")
+    write_pictures(tmp_path, dict(zip(names, shades, strict=True)))
     if is_refused:
         with pytest.raises(ff.DataError, match="read like splits and classes in one name|reads like a split"):
             load_dataset(str(tmp_path))
@@ -607,8 +596,6 @@ def test_a_folder_called_like_a_known_data_set_is_said_not_to_be_read(tmp_path, 
 
 def test_one_name_in_two_forms_of_unicode_is_said(tmp_path):
     for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
-        for folder in (name, "tea"):
-            (tmp_path / split / folder).mkdir(parents=True)
-            Image.new("L", (5, 5)).save(tmp_path / split / folder / "0.png")
+        write_plain_pictures(tmp_path / split, (name, "tea"), num_images=1)
     with pytest.raises(ff.DataError, match=r"'caf\\xe9' of train and 'cafe\\u0301' of test are one name"):
         load_dataset(str(tmp_path))

@@ -34,8 +34,10 @@ from ffstream.data.picture_file import read_picture
 from ffstream.data.room import Room
 from ffstream.errors import BudgetError, DataError
 from tests.data.test_data import CIFAR_META, write_cifar, write_idx, write_idx_set
+from tests.helpers import write_plain_pictures
 
 _MIB = 1 << 20
+SIX = {"num_images": 6, "size": (40, 30)}  # of each class
 
 
 @pytest.fixture(autouse=True)
@@ -160,16 +162,6 @@ def test_no_more_is_taken_than_was_asked_of_the_room_conversions_included(dtype,
     assert np.array_equal(loaded[0].train.images.numpy(), images.astype("u1" if dtype == "u1" else "f4"))
 
 
-def write_classes(folder, num_images=6, size=(40, 30), mode="L"):
-    for number, name in enumerate(("cat", "dog")):
-        (folder / name).mkdir(parents=True)
-        for index in range(num_images):
-            Image.new(mode, size, 40 * number + index if mode == "L" else (index, number, 7)).save(
-                folder / name / f"{index}.png"
-            )
-    return folder
-
-
 def count_decoded(monkeypatch):
     decoded = []
     decode = ffstream.data.picture_file.OpenPicture.decode
@@ -180,7 +172,7 @@ def count_decoded(monkeypatch):
 
 
 def test_pictures_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
-    folder = write_classes(tmp_path / "data", num_images=50)
+    folder = write_plain_pictures(tmp_path / "data", num_images=50, size=(40, 30))
     decoded, num_bytes = count_decoded(monkeypatch), 100 * 40 * 30
     said = refuse(folder, BudgetError, room_bytes=num_bytes - 1)
     assert not decoded
@@ -193,7 +185,7 @@ def test_pictures_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
 
 
 def test_a_picture_that_there_is_no_room_to_decode_is_refused(tmp_path):
-    folder = write_classes(tmp_path / "data", num_images=1, size=(2000, 1500))
+    folder = write_plain_pictures(tmp_path / "data", num_images=1, size=(2000, 1500))
     assert peak_bytes(lambda: refuse(folder, BudgetError, room_bytes=20 * _MIB)) < 8 * _MIB
 
 
@@ -262,7 +254,7 @@ def test_what_is_no_regular_file_is_never_opened_as_arrays(kind, suffix, tmp_pat
 @pytest.mark.parametrize("kind", [kind for kind in SPECIAL if kind != "a folder"])
 def test_what_is_no_regular_file_is_never_opened_as_a_picture(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = write_classes(Path("data"))
+    folder = write_plain_pictures(Path("data"), **SIX)
     whole = load_dataset("data")
     SPECIAL[kind](folder / "cat" / "x.png")
     assert "data/cat/x.png" in (said := refuse("data"))
@@ -278,28 +270,29 @@ def test_what_is_no_regular_file_is_never_opened_as_a_picture(kind, tmp_path, mo
 
 
 def test_a_folder_that_is_called_like_a_picture_is_a_folder(tmp_path):
-    folder = write_classes(tmp_path / "data")
+    folder = write_plain_pictures(tmp_path / "data", **SIX)
     (folder / "cat" / "5.png").unlink()
     (folder / "cat" / "5.png").mkdir()
     Image.new("L", (40, 30), 5).save(folder / "cat" / "5.png" / "0.png")
-    assert load_dataset(str(folder)).digest() == load_dataset(str(write_classes(tmp_path / "same"))).digest()
+    same = write_plain_pictures(tmp_path / "same", **SIX)
+    assert load_dataset(str(folder)).digest() == load_dataset(str(same)).digest()
 
 
 def test_links_between_folders_end_and_each_folder_is_read_once(tmp_path):
-    folder = write_classes(tmp_path / "data")
+    folder = write_plain_pictures(tmp_path / "data", **SIX)
     whole = load_dataset(str(folder))
     for number in range(6):  # followed to the end, they would lead to 6 to the power of 40 folders
         (folder / "cat" / f"back{number}").symlink_to(folder / "cat")
         (folder / "dog" / f"a{number}").symlink_to(folder / "dog")
     assert load_dataset(str(folder)).digest() == whole.digest()
     assert len(load_images([folder], (30, 40), 255)) == 12
-    outside = write_classes(tmp_path / "more")
+    outside = write_plain_pictures(tmp_path / "more", **SIX)
     (folder / "cat" / "linked").symlink_to(outside / "cat")
     assert len(load_dataset(str(folder)).train) == 18
 
 
 def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
-    folder, scandir = write_classes(tmp_path / "data"), os.scandir
+    folder, scandir = write_plain_pictures(tmp_path / "data", **SIX), os.scandir
     (folder / "cat" / "more").mkdir()
 
     def scan(place):

@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import ffstream as ff
 from ffstream.data import Split, load_dataset
 from ffstream.data.repetition import digest_images
+from tests.helpers import write_pictures
 
 RNG = np.random.default_rng(0)
 
@@ -70,12 +70,8 @@ def test_digests_are_of_values_and_of_their_places():
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("oak", "elm"):
-        (tmp_path / "trees" / name).mkdir(parents=True)
-        for number in range(8):
-            pixels = RNG.integers(0, 255, (6, 6), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "trees" / name / f"{number}.png")
-    return tmp_path / "trees"
+    shades = {name: RNG.integers(0, 255, (8, 6, 6), dtype=np.uint8) for name in ("oak", "elm")}
+    return write_pictures(tmp_path / "trees", shades)
 
 
 def test_of_pictures_that_are_all_different_nothing_is_said(folder):
@@ -99,9 +95,7 @@ def test_copies_of_pictures_are_named(folder):
 
 
 def test_masks_beside_their_pictures_are_named(folder):
-    for number in range(8):
-        pixels = 255 * RNG.integers(0, 2, (6, 6), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "oak" / f"{number}_mask.png")
+    write_pictures(folder, {"oak": 255 * RNG.integers(0, 2, (8, 6, 6), dtype=np.uint8)}, "{}_mask.png")
     warning = load_dataset(str(folder)).warning
     assert "class oak" in warning
     assert "8 of its 16 images are named like masks of others, such as 0_mask.png" in warning

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import ffstream as ff
 from ffstream.data import Scaling
 from ffstream.errors import RunMismatchError
+from tests.helpers import write_pictures
 
 
 def images_of(*shape, dtype=torch.float32):
@@ -147,10 +147,9 @@ def test_runs_of_before_keep_their_own_channels():
 
 def test_pictures_in_colour_of_a_folder_are_standardised_by_colour(tmp_path):
     for name, tone in (("a", 60), ("b", 120)):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for number in range(6):
-            pixels = np.random.default_rng(number + tone).integers(0, 9, (5, 6, 3)) + np.array([tone, 2 * tone, 5])
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{number}.png")
+        noise = [np.random.default_rng(number + tone).integers(0, 9, (5, 6, 3)) for number in range(6)]
+        pixels = np.stack(noise) + np.array([tone, 2 * tone, 5])
+        write_pictures(tmp_path / "data", {name: pixels.astype(np.uint8)})
     config = ff.Config(data=str(tmp_path / "data"), layers=1, width=8, epochs=1, validation_fraction=0.0)
     config = config.override({"standardise": "channels"})
     run = ff.train(config, tmp_path / "run")

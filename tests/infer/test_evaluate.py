@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ffstream as ff
@@ -15,7 +14,7 @@ from ffstream.data import load_dataset, split_validation
 from ffstream.data.classes import find_renamed
 from ffstream.infer.combination import RIDGES, fit_weights
 from ffstream.infer.evaluation import LabelSweep, count_confusion, error_rate
-from tests.helpers import InterruptAt
+from tests.helpers import InterruptAt, write_pictures
 
 LABELS = torch.tensor([0, 1, 1])
 RIGHT = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
@@ -234,10 +233,7 @@ def test_a_run_can_be_read_while_it_is_trained_and_shows_committed_layers_alone(
 def test_classes_that_have_other_names_by_now_are_said(tmp_path):
     """The images and labels are those of the run, so it is evaluated; the names of a run are shown."""
     shades = np.random.default_rng(0).integers(0, 256, (2, 20, 6, 6), dtype=np.uint8)
-    for name, images in zip(("cats", "dogs"), shades, strict=True):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for number, image in enumerate(images):
-            Image.fromarray(image).save(tmp_path / "data" / name / f"{number}.png")
+    write_pictures(tmp_path / "data", dict(zip(("cats", "dogs"), shades, strict=True)))
     config = ff.Config(data=str(tmp_path / "data"), layers=1, width=16, epochs=1, batch=16, device="cpu")
     run = ff.train(config, tmp_path / "run")
     assert run.evaluate(split="train").warning is None

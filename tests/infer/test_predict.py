@@ -20,7 +20,7 @@ from ffstream.ground.folder import Folder
 from ffstream.infer.combination import measure_probabilities
 from ffstream.run.run import make_splits
 from ffstream.storage.manifest import read_manifest, write_manifest
-from tests.helpers import InterruptAt, make_older, run_cli, run_process
+from tests.helpers import InterruptAt, make_older, run_cli, run_process, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -229,10 +229,7 @@ def test_pictures_in_colour_are_brought_to_either_order_of_axes(shape, tmp_path)
 
 def test_a_folder_of_dim_images_is_read_as_it_was_for_training(tmp_path):
     shades = np.random.default_rng(0).integers(0, 40, (2, 10, 4, 4), dtype=np.uint8)
-    for name, part in zip(("cat", "dog"), shades, strict=True):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for number, image in enumerate(part):
-            Image.fromarray(image).save(tmp_path / "data" / name / f"{number}.png")
+    write_pictures(tmp_path / "data", dict(zip(("cat", "dog"), shades, strict=True)))
     config = ff.Config(data=str(tmp_path / "data"), layers=1, width=8, epochs=1).override({"negatives.per_step": 1})
     run = ff.train(config, tmp_path / "run")
     found = run.load_images([tmp_path / "data" / "dog"])

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -21,7 +20,7 @@ from ffstream.field.normalisation import length_normalise
 from ffstream.studies.doctor import examine_run
 from ffstream.studies.offline import draw_negatives
 from ffstream.training.input_rows import InputRows
-from tests.helpers import InterruptAt, layer_digests
+from tests.helpers import InterruptAt, layer_digests, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +210,7 @@ def test_the_file_keeps_what_arrays_cannot_say(tmp_path):
     """Pictures that are all dark have the white of a picture; classes their names; a validation split is still one."""
     shades = np.random.default_rng(0).integers(0, 40, (3, 2, 20, 6, 6), dtype=np.uint8)
     for part, of_part in zip(("train", "val", "test"), shades, strict=True):
-        for name, images in zip(("cats", "dogs"), of_part, strict=True):
-            (tmp_path / "pictures" / part / name).mkdir(parents=True)
-            for number, image in enumerate(images):
-                Image.fromarray(image).save(tmp_path / "pictures" / part / name / f"{number}.png")
+        write_pictures(tmp_path / "pictures" / part, dict(zip(("cats", "dogs"), of_part, strict=True)))
     ff.write_negatives(tmp_path / "n.safetensors", str(tmp_path / "pictures"), per_sample=2)
     found, wanted = (load_dataset(str(tmp_path / name)) for name in ("n.safetensors", "pictures"))
     assert (found.class_names, found.white) == (wanted.class_names, 255) == (("cats", "dogs"), 255)

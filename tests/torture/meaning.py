@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 import ffstream as ff
+from tests.helpers import write_pictures
 from tests.torture.crash import Counts
 
 _NUM_TRAINING, _NUM_TEST = 300, 200
@@ -410,12 +411,9 @@ def _make_pictures(draw: random.Random, folder: Path) -> None:
         if min(float((pattern != other).mean()) for other in patterns) > 0.4:
             patterns.append(pattern)
     for split, number in (("train", 60), ("test", 25)):
-        for label, pattern in enumerate(patterns):
-            place = folder / split / "abc"[label]
-            place.mkdir(parents=True)
-            for index in range(number):
-                values = np.clip(pattern * 200 + drawn.normal(30, 20, (size, size)), 0, 255).astype(np.uint8)
-                Image.fromarray(values).save(place / f"{index:02d}.png")
+        for label, pattern in zip("abc", patterns, strict=True):
+            values = np.clip(pattern * 200 + drawn.normal(30, 20, (number, size, size)), 0, 255)
+            write_pictures(folder / split, {label: values.astype(np.uint8)}, "{:02d}.png")
 
 
 def _some(draw: random.Random, folder: Path, pattern: str = "train/*/*") -> Path:
