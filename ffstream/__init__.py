@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from ffstream.infer.model import load_network
     from ffstream.infer.predictions import Predictions as Predictions
     from ffstream.plan.plan import Plan as Plan
-    from ffstream.run.launch import make_plan as make_plan
     from ffstream.run.launch import resume as resume
     from ffstream.run.launch import train as train
+    from ffstream.run.preparation import make_plan as make_plan
     from ffstream.run.run import Run as Run
     from ffstream.settings.config import Config as Config
     from ffstream.settings.limits import setting as setting
@@ -107,7 +107,7 @@ _PUBLIC = {
     "load_dataset": ("data", "load_dataset"),
     "load_images": ("data.images", "load_images"),
     "register_recipe": ("settings.recipes", "register_recipe"),
-    "make_plan": ("run.launch", "make_plan"),
+    "make_plan": ("run.preparation", "make_plan"),
     "resume": ("run.launch", "resume"),
     "setting": ("settings.limits", "setting"),
     "train": ("run.launch", "train"),

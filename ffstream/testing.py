@@ -41,7 +41,8 @@ from ffstream.field.objectives import OBJECTIVES
 from ffstream.field.optimisers import OPTIMISERS
 from ffstream.field.parts import complete_parts, describe_parts
 from ffstream.field.similarity import SIMILARITIES
-from ffstream.run.launch import make_plan, train
+from ffstream.run.launch import train
+from ffstream.run.preparation import make_plan
 from ffstream.settings.config import Config
 from ffstream.training.layer_trainer import EpochFigures
 from ffstream.training.observer import Observer

@@ -17,7 +17,7 @@ from ffstream.data import load_dataset
 from ffstream.field.layers import LAYER_KINDS
 from ffstream.plan import fitting
 from ffstream.plan.plan import Rates
-from ffstream.run import launch
+from ffstream.run import preparation
 from tests.helpers import SMALL, write_small_data
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background
@@ -101,4 +101,4 @@ def _one_thread():
 def _rates_are_given(monkeypatch):
     """They take seconds to measure, and decide nothing but the times that a plan shows; their own tests measure."""
     rates = Rates(1e11, 1e10, 1e-5, {"host": 1e10, "disk": 1e9})
-    monkeypatch.setattr(launch, "measure_rates", lambda *_: rates)
+    monkeypatch.setattr(preparation, "measure_rates", lambda *_: rates)

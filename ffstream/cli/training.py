@@ -139,7 +139,7 @@ def plan(
 
     from ffstream.cli.tables import plan_report
     from ffstream.data.shape import DataShape
-    from ffstream.run.launch import make_plan
+    from ffstream.run.preparation import make_plan
 
     data = DataShape.of(samples, features, classes, resolved.validation_fraction) if samples is not None else None
     found = make_plan(resolved, options["run_dir"], resume=options["resume"], machine=machine, data=data)

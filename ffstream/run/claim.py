@@ -1,18 +1,30 @@
-"""Claiming a folder for a run: it is made, locked, and left as it was unless a run was started in it."""
+"""Claiming a folder for a run: it is named, made, locked, and left as it was unless a run was started in it."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ffstream.errors import FFStreamError, RunError, StorageError
-from ffstream.ground.files import make_folder, storage_errors, sync_folder
+from ffstream.ground.files import exists, make_folder, storage_errors, sync_folder
 from ffstream.ground.lock import RunLock
+from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.identity import FolderState
 
 _NUM_TRIES = 5
+_MOST_LETTERS = 80  # of the data's name, in the default name of a run
+
+
+def default_run_dirs(config: Config) -> Iterator[Path]:
+    """Yield runs/<data>-<layers>x<width>-<time>, then the same with -2, -3 ... appended; existing paths are skipped."""
+    data = Path(config.data).stem[:_MOST_LETTERS] or "data"
+    name = f"{data}-{config.layers}x{config.width}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return (path for path in map(Path("runs").joinpath, names) if not exists(path))
 
 
 @contextlib.contextmanager

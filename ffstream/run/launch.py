@@ -1,67 +1,31 @@
-"""Starting and resuming a run: resolves the configuration, takes the lock and refuses what does not fit."""
+"""Starting and resuming a run: the lock is taken, what does not fit is refused, and the schedule is executed."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ffstream.data import SOURCES, Dataset, Split, check_classes, load_dataset
-from ffstream.data.augmentation import check_augmentation
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
-from ffstream.data.shape import DataShape
-from ffstream.device.device import resolve_device, resolve_precision
 from ffstream.device.environment import describe_environment, find_differences, plain_torch
 from ffstream.device.memory import is_out_of_memory
-from ffstream.device.reservations import planning, reserved
 from ffstream.errors import DeviceError, RunError, RunMismatchError, StorageError, to_command
-from ffstream.field.blueprint import Blueprint
-from ffstream.field.labels import make_label_method
-from ffstream.field.network import count_distinct
-from ffstream.field.parts import complete_parts, describe_parts, restore_parts
-from ffstream.ground.files import exists, expand_home, storage_errors, take_notes
+from ffstream.field.parts import describe_parts
+from ffstream.ground.files import expand_home, storage_errors, take_notes
 from ffstream.ground.interrupts import Interrupts
-from ffstream.ground.plugins import Untrusted, load_plugins
-from ffstream.plan.fitting import compute_plan
-from ffstream.plan.footprint import KernelBytes
-from ffstream.plan.machine import parse_machine
-from ffstream.plan.plan import Plan
-from ffstream.plan.probe import measure_kernels, measure_rates, survey_resources
-from ffstream.plan.trial import try_steps
-from ffstream.run.claim import claim_folder
+from ffstream.ground.plugins import load_plugins
+from ffstream.run.claim import claim_folder, default_run_dirs
+from ffstream.run.configuration import merge_with_saved, restore_own_parts, to_absolute, with_absolute_paths
 from ffstream.run.executor import Runner
-from ffstream.run.run import Run, check_same_data, make_splits
+from ffstream.run.preparation import Prepared, prepare
+from ffstream.run.run import Run, check_same_data
 from ffstream.settings.config import Config
 from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.identity import FolderState
-from ffstream.training.input_rows import check_negatives
 from ffstream.training.observer import Observer, WarningObserver
 from ffstream.training.visibility import find_hidden, find_overlaid
-
-# Settings that a resumed run takes from its saved configuration where they are "auto".
-_RESOLVED = (
-    "batch",
-    "micro_batch",
-    "precision",
-    "device",
-    "cache.shard_samples",
-    "network.tile_units",
-    "memory.budget",
-    "memory.host_budget",
-    "memory.disk_budget",
-)
-
-_MOST_LETTERS = 80  # of the data's name, in the default name of a run
-_MIN_BATCH, _MAX_BATCH = 64, 512
-_UPDATES_AN_EPOCH = 64  # aimed at by batch = "auto"
 
 
 def train(
@@ -81,70 +45,13 @@ def train(
     """
     load_plugins(config.plugins)
     with Interrupts(), plain_torch():
-        config = _with_absolute_paths(config)
+        config = with_absolute_paths(config)
         candidates = [expand_home(run_dir)] if run_dir is not None else default_run_dirs(config)
         with claim_folder(candidates, is_new=run_dir is None) as directory:
-            if directory.exists():
-                if not resume:
-                    raise _already_there(directory)
-                config = _merge_with_saved(config, directory, accept_environment=accept_environment)
+            config = merge_with_saved(config, directory, resume=resume, accept_environment=accept_environment)
             return _execute(
                 directory, config, observer or WarningObserver(), accept_environment=accept_environment, download=True
             )
-
-
-def make_plan(
-    config: Config,
-    run_dir: str | Path | None = None,
-    *,
-    resume: bool = False,
-    machine: str | None = None,
-    data: DataShape | None = None,
-) -> Plan:
-    """The plan of what `train` with the same arguments would do and need. Nothing is written.
-
-    It is made for this machine, or for a described `machine` (see `machine.parse_machine`), and for the data of the
-    configuration, or for any `data` of a given shape. A described machine or data need not exist, and the run then need
-    not fit. Raises an FFStreamError where `train` would, a BudgetError where the run does not fit on this machine.
-    """
-    load_plugins(config.plugins)
-    with plain_torch():
-        return _make_plan(config, run_dir, resume=resume, machine=machine, data=data)
-
-
-def _make_plan(
-    config: Config, run_dir: str | Path | None, *, resume: bool, machine: str | None, data: DataShape | None
-) -> Plan:
-    config = _with_absolute_paths(config)
-    directory = RunDirectory(expand_home(run_dir) if run_dir is not None else next(default_run_dirs(config)))
-    directory.check_is_free()
-    if directory.exists():
-        if not resume:
-            raise _already_there(directory)
-        config = _merge_with_saved(config, directory, accept_environment=False)
-    config = complete_parts(config)
-    if machine is None and data is None:
-        prepared = _prepare(directory, config, measure=True)
-        warnings = [text for text in (prepared.plan.warning, prepared.dataset.warning) if text is not None]
-        return dataclasses.replace(prepared.plan, warning="; ".join(warnings) or None)
-    if data is None:
-        dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
-        data, data_bytes = shape_of(dataset, make_splits(dataset, config)), dataset.num_bytes
-    else:
-        data_bytes = data.num_features * sum(data.num_samples.values())  # one byte per feature
-    check_augmentation(config.augmentation, data.image_shape)
-    if machine is not None:
-        resources = parse_machine(machine)
-        precision = "bf16" if config.precision == "auto" else config.precision
-        config = dataclasses.replace(config, device=resources.device_type, precision=precision)
-    else:
-        device = resolve_device(config.device)
-        config = dataclasses.replace(config, precision=resolve_precision(config.precision, device))
-        place = directory.cache_base(config.cache.folder)
-        resources = survey_resources(config.memory, device, place)
-        resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
-    config = dataclasses.replace(config, batch=resolve_batch(config.batch, data.num_samples["train"]))
-    return compute_plan(config, data, data_bytes, resources, must_fit=False)
 
 
 def resume(
@@ -168,14 +75,14 @@ def resume(
     and `data_root` say where the data are now; the run remembers that if they are the same data.
     """
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
-    given |= {"data": data, "data_root": _absolute(data_root), "cache.folder": _absolute(cache_dir)}
+    given |= {"data": data, "data_root": to_absolute(data_root), "cache.folder": to_absolute(cache_dir)}
     with Interrupts(), plain_torch():
         load_plugins(())
         path = Run(Path(run_dir)).path  # raises a RunError if there is no run
         with claim_folder([path], is_new=False) as directory:
             saved = directory.read_config()
             config = saved.override({key: value for key, value in given.items() if value is not None})
-            config = _with_absolute_paths(config)
+            config = with_absolute_paths(config)
             return _execute(
                 directory,
                 config,
@@ -185,153 +92,16 @@ def resume(
             )
 
 
-def default_run_dirs(config: Config) -> Iterator[Path]:
-    """Yield runs/<data>-<layers>x<width>-<time>, then the same with -2, -3 ... appended; existing paths are skipped."""
-    data = Path(config.data).stem[:_MOST_LETTERS] or "data"
-    name = f"{data}-{config.layers}x{config.width}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return (path for path in map(Path("runs").joinpath, names) if not exists(path))
-
-
-def _already_there(directory: RunDirectory) -> RunError:
-    path = directory.path
-    return RunError(
-        f"run {path}: exists already ({directory.count_layers()} layers done); go on with "
-        f"{to_command('resume', path)}, or choose another --run-dir"
-    )
-
-
-def resolve_batch(batch: int | str, num_samples: int) -> int:
-    """Resolve "auto" to the power of two that gives about 64 updates per epoch, between 64 and 512."""
-    if not isinstance(batch, str):
-        return batch
-    wanted = max(num_samples // _UPDATES_AN_EPOCH, 1)
-    return min(max(1 << (wanted.bit_length() - 1), _MIN_BATCH), _MAX_BATCH)
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Make paths absolute, so that a run can be resumed from another folder."""
-    path = expand_home(config.data)
-    data = config.data
-    with contextlib.suppress(OSError):  # a name that no file can have; loading the data reports it
-        if config.data not in SOURCES and path.exists():
-            data = str(path.absolute())
-    config = config.override({"cache.folder": _absolute(config.cache.folder) or ""})
-    return dataclasses.replace(config, data=data, data_root=_absolute(config.data_root) or "")
-
-
-def _absolute(folder: str | None) -> str | None:
-    return str(expand_home(folder).absolute()) if folder else folder
-
-
-def _restore(directory: RunDirectory, *, accept_environment: bool) -> None:
-    """Have the parts of a run registered that are a user's own. Raises RunError, RunMismatchError."""
-    parts = directory.read_parts(accepts_missing=accept_environment)
-    restore_parts(parts, f"run {directory.path}", Untrusted(directory.path), accept=accept_environment)
-
-
-def _merge_with_saved(asked: Config, directory: RunDirectory, *, accept_environment: bool) -> Config:
-    """The requested configuration with "auto" filled in from the saved one. Raises RunMismatchError if they differ."""
-    _restore(directory, accept_environment=accept_environment)  # before the settings of its parts are asked for
-    asked, saved, path = complete_parts(asked), directory.read_config(), directory.path
-    wanted, found = asked.to_flat(), saved.to_flat()
-    asked = asked.override({name: found[name] for name in _RESOLVED if wanted[name] == "auto"})
-    asked = asked.override({} if asked.cache.folder else {"cache.folder": saved.cache.folder})
-    different = asked.differences(saved)
-    if different:
-        raise RunMismatchError(
-            f"run {path}: belongs to another configuration; asked and found differ in {'; '.join(different)}; "
-            "ask for the same, or choose another --run-dir"
-        )
-    return asked
-
-
-def shape_of(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
-    """The shape of a data set and its splits, as a plan needs it."""
-    num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
-    brings_negatives = dataset.train.negatives is not None
-    return DataShape(dataset.num_features, dataset.num_classes, num_samples, dataset.image_shape, brings_negatives)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What a run starts from. All checks that can refuse the run have passed, and nothing has been written yet."""
-
-    plan: Plan
-    dataset: Dataset
-    splits: dict[str, Split]
-    device: torch.device
-
-
-def _prepare(
-    directory: RunDirectory,
-    config: Config,
-    *,
-    measure: bool,
-    reservation: contextlib.ExitStack | None = None,
-    download: bool = False,
-) -> _Prepared:
-    """Resolve the configuration and make the plan. Raises an FFStreamError for a run that is not possible here.
-
-    With `measure`, and always on CUDA, the memory that matrix products take beside their operands is measured, and
-    steps are tried; on a CPU that takes a second or two. Data are fetched only with `download`. Closing `reservation`
-    releases the memory reserved for the run; without it no run follows, and times are measured instead of trying steps.
-    """
-    config = complete_parts(config)
-    num_done = directory.count_layers()
-    if config.layers < num_done:
-        raise RunMismatchError(
-            f"run {directory.path}: has {num_done} finished layers, asked for {config.layers}; allowed {num_done} or "
-            "more (a new --run-dir starts a shallower one)"
-        )
-    device = resolve_device(config.device)
-    place = directory.cache_base(config.cache.folder)
-    resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
-    # The splits are copies, so the data themselves may take half of the memory that is left.
-    room_bytes = (resources.host_bytes - resources.host_used_bytes) // 2
-    skips_bad = config.bad_images == "skip"
-    dataset = load_dataset(config.data, config.data_root, skips_bad=skips_bad, room_bytes=room_bytes, download=download)
-    splits = make_splits(dataset, config)
-    data = shape_of(dataset, splits)
-    method = make_label_method(config, data)
-    check_negatives(config.data, dataset.train, method.rows)
-    check_augmentation(config.augmentation, dataset.image_shape)
-    check_classes(config.data, splits["train"], dataset.class_names)
-    config = dataclasses.replace(
-        config,
-        device=str(device),
-        precision=resolve_precision(config.precision, device),
-        batch=resolve_batch(config.batch, len(splits["train"])),
-    )
-    if reservation is None:
-        resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
-
-    def kernels(sized: Blueprint) -> list[KernelBytes]:
-        if not measure and device.type != "cuda":
-            return []
-        return [measure_kernels(sized, spec, device) for spec in sized.specs[: count_distinct(sized.config)]]
-
-    with planning() if reservation is not None else contextlib.nullcontext():
-        if reservation is not None:  # other processes may have reserved memory while the data were read
-            resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
-        plan = compute_plan(config, data, dataset.num_bytes, resources, num_done, kernels)
-        if reservation is not None:
-            reservation.enter_context(reserved(plan.host.num_bytes))
-    if (measure or device.type == "cuda") and reservation is not None and num_done < config.layers:
-        try_steps(plan, Blueprint.of(plan.config, data, method), device)
-    return _Prepared(plan, dataset, splits, device)
-
-
 def _execute(
     directory: RunDirectory, config: Config, observer: Observer, *, accept_environment: bool, download: bool
 ) -> Run:
     """Start or resume a run and train it. All checks that can refuse it come before anything is written."""
     environments = directory.read_environments(accepts_missing=accept_environment)
-    _restore(directory, accept_environment=accept_environment)
+    restore_own_parts(directory, accept_environment=accept_environment)
     num_threads = environments[-1].get("threads") if environments and not accept_environment else None
     with plain_torch(num_threads), contextlib.ExitStack() as reservation:
         measure = config.memory.budget != "auto"
-        prepared = _prepare(directory, config, measure=measure, reservation=reservation, download=download)
+        prepared = prepare(directory, config, measure=measure, reservation=reservation, download=download)
         environment = describe_environment(prepared.device, prepared.plan.config.precision)
         parts = describe_parts(prepared.plan.config)
         environment |= {"parts": parts} if parts else {}
@@ -402,7 +172,7 @@ def _open_again(directory: RunDirectory) -> Run:
 
 def _write_start(
     directory: RunDirectory,
-    prepared: _Prepared,
+    prepared: Prepared,
     environments: Sequence[Mapping[str, Any]],
     environment: Mapping[str, Any],
     observer: Observer,

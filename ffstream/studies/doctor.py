@@ -23,7 +23,7 @@ from ffstream.ground.files import storage_errors
 from ffstream.ground.units import format_bytes
 from ffstream.plan.plan import Plan
 from ffstream.plan.probe import best_s, find_place, measure_link, measure_rates
-from ffstream.run.launch import make_plan
+from ffstream.run.preparation import make_plan
 from ffstream.run.run import Run
 from ffstream.settings.config import Config
 

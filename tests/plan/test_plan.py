@@ -19,7 +19,7 @@ from ffstream.ground.units import parse_bytes
 from ffstream.plan.fitting import choose_tier, compute_plan
 from ffstream.plan.plan import Rates, Resources
 from ffstream.plan.probe import measure_rates, survey_resources
-from ffstream.run import launch
+from ffstream.run import preparation
 from ffstream.settings.sections import MemoryConfig
 from ffstream.storage.checkpoint import RunDirectory
 from tests.helpers import InterruptAt
@@ -288,13 +288,13 @@ def test_a_run_says_and_remembers_that_too_little_was_free(small_config, tmp_pat
         def on_warning(self, text):
             said.append(text)
 
-    survey = launch.survey_resources
+    survey = preparation.survey_resources
 
     def survey_little(*arguments):
         found = survey(*arguments)
         return dataclasses.replace(found, device_bytes=needed - 1)
 
-    monkeypatch.setattr(launch, "survey_resources", survey_little)
+    monkeypatch.setattr(preparation, "survey_resources", survey_little)
     run = ff.train(config, tmp_path / "run", observer=Listener())
     assert run.config.cache.shard_samples < usual
     words = f"cache.shard_samples {run.config.cache.shard_samples}, not {usual}"

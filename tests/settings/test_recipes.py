@@ -17,7 +17,7 @@ def planned(monkeypatch):
         seen.append(config)
         raise ff.RunError("seen")
 
-    monkeypatch.setattr("ffstream.run.launch.make_plan", see)
+    monkeypatch.setattr("ffstream.run.preparation.make_plan", see)
     return seen
 
 

@@ -33,7 +33,7 @@ from ffstream.data.picture_file import read_picture
 from ffstream.data.shape import DataShape
 from ffstream.ground.folder import Folder
 from ffstream.plan.machine import parse_machine
-from ffstream.run.launch import make_plan
+from ffstream.run.preparation import make_plan
 from ffstream.run.repair import diagnose
 from ffstream.settings.config import parse_assignment
 from ffstream.storage.manifest import write_manifest

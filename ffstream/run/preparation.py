@@ -1,0 +1,173 @@
+"""The preparation of a run: its data, its device and its plan, and every check that can refuse it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ffstream.data import Dataset, Split, check_classes, load_dataset
+from ffstream.data.augmentation import check_augmentation
+from ffstream.data.shape import DataShape
+from ffstream.device.device import resolve_device, resolve_precision
+from ffstream.device.environment import plain_torch
+from ffstream.device.reservations import planning, reserved
+from ffstream.errors import RunMismatchError
+from ffstream.field.blueprint import Blueprint
+from ffstream.field.labels import make_label_method
+from ffstream.field.network import count_distinct
+from ffstream.field.parts import complete_parts
+from ffstream.ground.files import expand_home
+from ffstream.ground.plugins import load_plugins
+from ffstream.plan.fitting import compute_plan
+from ffstream.plan.footprint import KernelBytes
+from ffstream.plan.machine import parse_machine
+from ffstream.plan.plan import Plan
+from ffstream.plan.probe import measure_kernels, measure_rates, survey_resources
+from ffstream.plan.trial import try_steps
+from ffstream.run.claim import default_run_dirs
+from ffstream.run.configuration import merge_with_saved, with_absolute_paths
+from ffstream.run.run import make_splits
+from ffstream.settings.config import Config
+from ffstream.storage.checkpoint import RunDirectory
+from ffstream.training.input_rows import check_negatives
+
+_MIN_BATCH, _MAX_BATCH = 64, 512
+_UPDATES_AN_EPOCH = 64  # aimed at by batch = "auto"
+
+
+def make_plan(
+    config: Config,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    machine: str | None = None,
+    data: DataShape | None = None,
+) -> Plan:
+    """The plan of what `train` with the same arguments would do and need. Nothing is written.
+
+    It is made for this machine, or for a described `machine` (see `machine.parse_machine`), and for the data of the
+    configuration, or for any `data` of a given shape. A described machine or data need not exist, and the run then need
+    not fit. Raises an FFStreamError where `train` would, a BudgetError where the run does not fit on this machine.
+    """
+    load_plugins(config.plugins)
+    with plain_torch():
+        return _make_plan(config, run_dir, resume=resume, machine=machine, data=data)
+
+
+def _make_plan(
+    config: Config, run_dir: str | Path | None, *, resume: bool, machine: str | None, data: DataShape | None
+) -> Plan:
+    config = with_absolute_paths(config)
+    directory = RunDirectory(expand_home(run_dir) if run_dir is not None else next(default_run_dirs(config)))
+    directory.check_is_free()
+    config = complete_parts(merge_with_saved(config, directory, resume=resume, accept_environment=False))
+    if machine is None and data is None:
+        prepared = prepare(directory, config, measure=True)
+        warnings = [text for text in (prepared.plan.warning, prepared.dataset.warning) if text is not None]
+        return dataclasses.replace(prepared.plan, warning="; ".join(warnings) or None)
+    if data is None:
+        dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
+        data, data_bytes = shape_of(dataset, make_splits(dataset, config)), dataset.num_bytes
+    else:
+        data_bytes = data.num_features * sum(data.num_samples.values())  # one byte per feature
+    check_augmentation(config.augmentation, data.image_shape)
+    if machine is not None:
+        resources = parse_machine(machine)
+        precision = "bf16" if config.precision == "auto" else config.precision
+        config = dataclasses.replace(config, device=resources.device_type, precision=precision)
+    else:
+        device = resolve_device(config.device)
+        config = dataclasses.replace(config, precision=resolve_precision(config.precision, device))
+        place = directory.cache_base(config.cache.folder)
+        resources = survey_resources(config.memory, device, place)
+        resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
+    config = dataclasses.replace(config, batch=resolve_batch(config.batch, data.num_samples["train"]))
+    return compute_plan(config, data, data_bytes, resources, must_fit=False)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from. All checks that can refuse the run have passed, and nothing has been written yet."""
+
+    plan: Plan
+    dataset: Dataset
+    splits: dict[str, Split]
+    device: torch.device
+
+
+def prepare(
+    directory: RunDirectory,
+    config: Config,
+    *,
+    measure: bool,
+    reservation: contextlib.ExitStack | None = None,
+    download: bool = False,
+) -> Prepared:
+    """Resolve the configuration and make the plan. Raises an FFStreamError for a run that is not possible here.
+
+    With `measure`, and always on CUDA, the memory that matrix products take beside their operands is measured, and
+    steps are tried; on a CPU that takes a second or two. Data are fetched only with `download`. Closing `reservation`
+    releases the memory reserved for the run; without it no run follows, and times are measured instead of trying steps.
+    """
+    config = complete_parts(config)
+    num_done = directory.count_layers()
+    if config.layers < num_done:
+        raise RunMismatchError(
+            f"run {directory.path}: has {num_done} finished layers, asked for {config.layers}; allowed {num_done} or "
+            "more (a new --run-dir starts a shallower one)"
+        )
+    device = resolve_device(config.device)
+    place = directory.cache_base(config.cache.folder)
+    resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
+    # The splits are copies, so the data themselves may take half of the memory that is left.
+    room_bytes = (resources.host_bytes - resources.host_used_bytes) // 2
+    skips_bad = config.bad_images == "skip"
+    dataset = load_dataset(config.data, config.data_root, skips_bad=skips_bad, room_bytes=room_bytes, download=download)
+    splits = make_splits(dataset, config)
+    data = shape_of(dataset, splits)
+    method = make_label_method(config, data)
+    check_negatives(config.data, dataset.train, method.rows)
+    check_augmentation(config.augmentation, dataset.image_shape)
+    check_classes(config.data, splits["train"], dataset.class_names)
+    config = dataclasses.replace(
+        config,
+        device=str(device),
+        precision=resolve_precision(config.precision, device),
+        batch=resolve_batch(config.batch, len(splits["train"])),
+    )
+    if reservation is None:
+        resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
+
+    def kernels(sized: Blueprint) -> list[KernelBytes]:
+        if not measure and device.type != "cuda":
+            return []
+        return [measure_kernels(sized, spec, device) for spec in sized.specs[: count_distinct(sized.config)]]
+
+    with planning() if reservation is not None else contextlib.nullcontext():
+        if reservation is not None:  # other processes may have reserved memory while the data were read
+            resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
+        plan = compute_plan(config, data, dataset.num_bytes, resources, num_done, kernels)
+        if reservation is not None:
+            reservation.enter_context(reserved(plan.host.num_bytes))
+    if (measure or device.type == "cuda") and reservation is not None and num_done < config.layers:
+        try_steps(plan, Blueprint.of(plan.config, data, method), device)
+    return Prepared(plan, dataset, splits, device)
+
+
+def shape_of(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
+    """The shape of a data set and its splits, as a plan needs it."""
+    num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
+    brings_negatives = dataset.train.negatives is not None
+    return DataShape(dataset.num_features, dataset.num_classes, num_samples, dataset.image_shape, brings_negatives)
+
+
+def resolve_batch(batch: int | str, num_samples: int) -> int:
+    """Resolve "auto" to the power of two that gives about 64 updates per epoch, between 64 and 512."""
+    if not isinstance(batch, str):
+        return batch
+    wanted = max(num_samples // _UPDATES_AN_EPOCH, 1)
+    return min(max(1 << (wanted.bit_length() - 1), _MIN_BATCH), _MAX_BATCH)
