@@ -11,7 +11,7 @@ from ffstream.data.facts import DataFacts
 from ffstream.errors import RunError
 from ffstream.field.blueprint import Blueprint
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ffstream.infer.combination import (
 from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.frozen import Stage, stream_committed_layers
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.propagation import measure_goodness
 
 

@@ -17,7 +17,7 @@ from ffstream.field.layers import Layer
 from ffstream.field.network import LayerSpec
 from ffstream.ground.scratch import make_scratch
 from ffstream.plan.fitting import choose_tier
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import RowsOf
 from ffstream.training.propagation import FrozenLayer, propagate, write_rows
 

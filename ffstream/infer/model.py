@@ -29,10 +29,10 @@ from ffstream.ground.files import expand_home, open_regular
 from ffstream.ground.plugins import Untrusted, load_plugins
 from ffstream.infer.combination import plain_sum
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.earlier_output import DIGEST, digest_tensors_and_text, is_earlier_tensors
 from ffstream.storage.manifest import DATA, PARTS, find_misfit
 from ffstream.storage.outputs import Output
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.storage.tensor_file import read_tensors, save_tensors
 
 _FORMAT, _OLDER_FORMAT = "ffstream-2", "ffstream-1"  # the older format has no digest

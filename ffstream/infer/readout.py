@@ -28,7 +28,7 @@ from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import Evaluation, error_rate
 from ffstream.infer.frozen import Stage, stream_committed_layers
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import RowsOf
 from ffstream.training.layer_trainer import learning_rate_factor
 

@@ -11,7 +11,7 @@ from ffstream.field.blueprint import Blueprint
 from ffstream.ground.folder import Folder
 from ffstream.plan.footprint import cache_layouts
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 
 TRAIN, VALIDATION = "train", "validation"
 

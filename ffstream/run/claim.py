@@ -12,8 +12,8 @@ from ffstream.errors import FFStreamError, RunError, StorageError
 from ffstream.ground.files import exists, make_folder, storage_errors, sync_folder
 from ffstream.ground.lock import RunLock
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.identity import FolderState
+from ffstream.storage.run_directory import RunDirectory
 
 _NUM_TRIES = 5
 _MOST_LETTERS = 80  # of the data's name, in the default name of a run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ffstream.ground.files import storage_errors
 from ffstream.ground.lock import RunLock
 from ffstream.run.run import Run
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 
 
 def clean_run(run: Run) -> int:

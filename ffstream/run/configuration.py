@@ -11,7 +11,7 @@ from ffstream.field.parts import complete_parts, restore_parts
 from ffstream.ground.files import expand_home
 from ffstream.ground.plugins import Untrusted
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 
 # Settings that a resumed run takes from its saved configuration where they are "auto".
 _RESOLVED = (

@@ -31,8 +31,8 @@ from ffstream.plan.plan import Plan
 from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.run.run import read_layer_figures
 from ffstream.run.schedule import Action, Step, remaining_steps
-from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.metrics import MetricsSeal
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.training.observer import LayerFigures, Observer, RunOutline

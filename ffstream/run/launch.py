@@ -22,8 +22,8 @@ from ffstream.run.executor import Runner
 from ffstream.run.preparation import Prepared, prepare
 from ffstream.run.run import Run, check_same_data
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.identity import FolderState
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.observer import Observer, WarningObserver
 from ffstream.training.visibility import find_hidden, find_overlaid
 

@@ -32,7 +32,7 @@ from ffstream.run.claim import default_run_dirs
 from ffstream.run.configuration import merge_with_saved, with_absolute_paths
 from ffstream.run.run import make_splits
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import check_negatives
 
 _MIN_BATCH, _MAX_BATCH = 64, 512

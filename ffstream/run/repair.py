@@ -11,7 +11,7 @@ from ffstream.errors import CorruptFileError, RunError, StorageError
 from ffstream.ground.files import exists, storage_errors
 from ffstream.ground.lock import RunLock
 from ffstream.run.run import Run
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from ffstream.infer.readout import evaluate_softmax
 from ffstream.run.cache_set import verify_cache
 from ffstream.settings.config import Config
 from ffstream.settings.names import METHODS, SPLITS, check_word
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.observer import LayerFigures
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from ffstream.infer.model import load_network
 from ffstream.run.launch import train
 from ffstream.run.run import Run
 from ffstream.settings.config import Config
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.storage.run_names import is_run
 from ffstream.studies.memory_profile import Metering
 from ffstream.training.layer_trainer import EpochFigures

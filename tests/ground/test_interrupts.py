@@ -17,7 +17,7 @@ from ffstream.cache import DiskCache
 from ffstream.cache.transfer import Transfer
 from ffstream.ground.interrupts import Interrupts, check_interrupts
 from ffstream.storage import tensor_file
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 from tests.helpers import check_resumed_equals, layer_digests
 
 

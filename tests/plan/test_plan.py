@@ -21,7 +21,7 @@ from ffstream.plan.plan import Rates, Resources
 from ffstream.plan.probe import measure_rates, survey_resources
 from ffstream.run import preparation
 from ffstream.settings.sections import MemoryConfig
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 from tests.helpers import InterruptAt
 
 MIB, GIB = 1 << 20, 1 << 30

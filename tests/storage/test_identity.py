@@ -23,9 +23,9 @@ from ffstream.ground.lock import RunLock
 from ffstream.run import launch
 from ffstream.run.cleaning import clean_run
 from ffstream.run.repair import diagnose
-from ffstream.storage.checkpoint import RunDirectory
 from ffstream.storage.identity import FolderState
 from ffstream.storage.manifest import write_manifest
+from ffstream.storage.run_directory import RunDirectory
 from tests.helpers import SMALL, InterruptAt, layer_digests
 
 

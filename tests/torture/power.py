@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ffstream.storage.checkpoint import RunDirectory
+from ffstream.storage.run_directory import RunDirectory
 from tests.torture.crash import Bench, Counts
 
 _SECTOR_BYTES = 512
