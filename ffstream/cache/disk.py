@@ -22,7 +22,7 @@ from ffstream.ground.files import storage_errors, write_all
 from ffstream.ground.folder import TEMPORARY, Folder
 from ffstream.storage.manifest import SIZE, TEXT, Shape, find_misfit
 from ffstream.storage.run_names import SHARD_NAMES
-from ffstream.storage.tensor_file import encode_header
+from ffstream.storage.tensor_format import encode_header
 
 _SAFETENSORS_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": "I8"}
 _SHARD = "shard-{:05d}.safetensors"

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ffstream.errors import FFStreamError
 from ffstream.ground.files import MANIFEST_BYTES, read_up_to
-from ffstream.storage.tensor_file import order_entries, payload_of, read_tensors
+from ffstream.storage.tensor_file import read_tensors
+from ffstream.storage.tensor_format import order_entries, payload_of
 
 DIGEST = "sha256"  # the key of the digest of everything else in the file
 _PNG = b"\x89PNG\r\n\x1a\n"

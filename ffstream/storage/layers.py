@@ -13,7 +13,8 @@ from ffstream.errors import CorruptFileError
 from ffstream.field.layers import Layer
 from ffstream.storage.manifest import LAYER, read_manifest
 from ffstream.storage.run_root import MANIFEST, RunRoot
-from ffstream.storage.tensor_file import RESTORE, check_digest, digest_tiles, fill_tensors, load_slices, load_tensor
+from ffstream.storage.tensor_file import RESTORE, check_digest, fill_tensors, load_tensor
+from ffstream.storage.tensor_tiles import digest_tiles, load_slices
 
 WEIGHTS, VALIDATION = "weights.safetensors", "validation.safetensors"
 REPAIR = "restore it from a copy, or put it aside with ffstream repair --apply"

@@ -21,14 +21,8 @@ from ffstream.storage.layers import REPAIR, VALIDATION, WEIGHTS, FinishedLayers,
 from ffstream.storage.manifest import PROGRESS, read_manifest, write_manifest
 from ffstream.storage.metrics import MetricsSeal
 from ffstream.storage.run_root import MANIFEST
-from ffstream.storage.tensor_file import (
-    check_digest,
-    fill_tensors,
-    join_tensors,
-    load_tensors,
-    stage_tensors,
-    write_tensors,
-)
+from ffstream.storage.tensor_file import check_digest, fill_tensors, load_tensors, stage_tensors, write_tensors
+from ffstream.storage.tensor_tiles import join_tensors
 
 _TILE = "-tile-"  # in the name of a progress file that is kept until the layer is finished
 

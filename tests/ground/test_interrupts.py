@@ -200,7 +200,7 @@ def fail():
 @pytest.mark.parametrize("after", [fail, lambda: None], ids=["turned", "lost"])
 @pytest.mark.parametrize(
     ("module", "name", "nth"),
-    [(tensor_file, "_read_header", 2), (DiskCache, "allocate", 5), (RunDirectory, "read_data", 1)],
+    [(tensor_file, "read_header", 2), (DiskCache, "allocate", 5), (RunDirectory, "read_data", 1)],
     ids=["reading a layer", "writing a cache", "looking at the run"],
 )
 def test_a_run_ends_by_an_interrupt_that_foreign_code_hid(

@@ -21,7 +21,8 @@ from ffstream.field.layers import LAYER_KINDS, Layer
 from ffstream.ground.files import sha256_file
 from ffstream.ground.folder import Folder
 from ffstream.plan.probe import _measure_step
-from ffstream.storage import tensor_file
+from ffstream.storage.tensor_file import load_tensors
+from ffstream.storage.tensor_tiles import digest_tiles, join_tensors, load_slices
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import MicroBatch
 from ffstream.training.propagation import FrozenLayer, propagate
@@ -285,16 +286,14 @@ def test_joined_files_hold_what_the_parts_held_and_slices_give_it_back(tmp_path)
         part = {name: t.narrow(axes[name], units.start, units.stop - units.start) for name, t in whole.items()}
         save_file({name: t.contiguous() for name, t in part.items()}, tmp_path / f"{number}")
     folder = Folder(tmp_path)
-    digest = tensor_file.join_tensors(
-        folder, "joined", {str(n): sha256_file(tmp_path / str(n)) for n in range(3)}, axes
-    )
+    digest = join_tensors(folder, "joined", {str(n): sha256_file(tmp_path / str(n)) for n in range(3)}, axes)
     assert digest == sha256_file(tmp_path / "joined")
-    found = tensor_file.load_tensors(folder, "joined", digest)
+    found = load_tensors(folder, "joined", digest)
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
-    of_tiles = tensor_file.digest_tiles(folder, "joined", digest, axes, cuts)
+    of_tiles = digest_tiles(folder, "joined", digest, axes, cuts)
     for units, of_tile in zip(cuts, of_tiles, strict=True):
-        for name, part in tensor_file.load_slices(folder, "joined", axes, units, of_tile).items():
+        for name, part in load_slices(folder, "joined", axes, units, of_tile).items():
             assert torch.equal(part, whole[name].narrow(axes[name], units.start, units.stop - units.start))
 
 
@@ -303,12 +302,12 @@ def test_joined_files_hold_what_the_parts_held_and_slices_give_it_back(tmp_path)
 def test_slices_of_a_file_that_changes_after_its_check_are_an_error(at, cut, tmp_path):
     save_file({"weight": torch.randn(9, 5)}, tmp_path / "file")
     folder, axes, cuts = Folder(tmp_path), {"weight": 0}, [slice(0, 9)]
-    (of_tile,) = tensor_file.digest_tiles(folder, "file", sha256_file(tmp_path / "file"), axes, cuts)
+    (of_tile,) = digest_tiles(folder, "file", sha256_file(tmp_path / "file"), axes, cuts)
     data = bytearray((tmp_path / "file").read_bytes())
     data[at] ^= 1
     (tmp_path / "file").write_bytes(data[:at] if cut else data)
     with pytest.raises(CorruptFileError, match="since it was checked"):
-        tensor_file.load_slices(folder, "file", axes, slice(0, 9), of_tile)
+        load_slices(folder, "file", axes, slice(0, 9), of_tile)
 
 
 # --- plans

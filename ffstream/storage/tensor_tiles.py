@@ -1,0 +1,165 @@
+"""Files of tensors that are cut along their units: joined from the tiles of a layer, and read tile by tile."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.errors import CorruptFileError
+from ffstream.ground.files import storage_errors, write_all
+from ffstream.ground.folder import Folder
+from ffstream.storage.tensor_file import RESTORE, altered, load_tensors, opened, raise_altered
+from ffstream.storage.tensor_format import (
+    CHUNK_BYTES,
+    Header,
+    MisfitError,
+    encode_header,
+    read_header,
+    read_into,
+    shorten,
+)
+
+
+def join_tensors(folder: Folder, name: str, parts: Mapping[str, str], axes: Mapping[str, int]) -> str:
+    """Join the tensors of several files, each along its axis, into one file. Only one part is in memory at a time.
+
+    `parts` maps files of the folder to their digests; all tensors are float32. The new file is not yet durable. Returns
+    its digest. Raises CorruptFileError for a part that does not have its digest.
+    """
+    shapes = [_read_shapes(folder, part) for part in parts]
+    joined = {key: _joined_shape([found[key] for found in shapes], axis) for key, axis in axes.items()}
+    entries: dict[str, Any] = {}
+    end = 0
+    for key, shape in joined.items():
+        start, end = end, end + torch.float32.itemsize * math.prod(shape)
+        entries[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    header = encode_header(entries)
+    with storage_errors(folder.path / name):
+        file = folder.create(name)
+    with folder.removed_on_error(name), file:
+        with storage_errors(folder.path / name):
+            write_all(file, header)
+            file.truncate(len(header) + end)
+        tiles, written, begin = [], [], 0
+        for part, digest in parts.items():
+            tensors = load_tensors(folder, part, digest)
+            num_units = next(tensors[key].shape[axis] for key, axis in axes.items())
+            tiles.append(slice(begin, begin + num_units))
+            of_tile = hashlib.sha256()
+            with storage_errors(folder.path / name):
+                for key, axis in axes.items():
+                    start = len(header) + entries[key]["data_offsets"][0]
+                    tensor = tensors[key].contiguous()
+                    for offset, piece in _pieces(start, joined[key], axis, begin, tensor):
+                        file.seek(offset)
+                        write_all(file, piece)
+                        of_tile.update(piece)
+            written.append(of_tile.hexdigest())
+            begin += num_units
+        # The file is read back once for its digest, and each tile must have the digest of what was written.
+        file.seek(0)
+        digest, found = _digest_tiles(folder, name, file, axes, tiles)
+        if found != written:
+            raise CorruptFileError(f"file {folder.path / name}: altered while it was written; resume to write it anew")
+    return digest
+
+
+def digest_tiles(folder: Folder, name: str, digest: str, axes: Mapping[str, int], tiles: Sequence[slice]) -> list[str]:
+    """Check the digest of a file once, and return a digest for each tile of units, for `load_slices` to check.
+
+    Raises CorruptFileError when the file has another digest.
+    """
+    with opened(folder, name) as file:
+        found, of_tiles = _digest_tiles(folder, name, file, axes, tiles)
+    if found != digest:
+        raise_altered(folder, name, found, digest)
+    return of_tiles
+
+
+def load_slices(folder: Folder, name: str, axes: Mapping[str, int], units: slice, digest: str) -> dict[str, Tensor]:
+    """Read the slice `units` of each float32 tensor along its axis; only that slice takes memory.
+
+    `digest` is that of this tile, from `digest_tiles`. Raises CorruptFileError when the file has changed since then.
+    """
+    parts, found = {}, hashlib.sha256()
+    with opened(folder, name) as file:
+        try:
+            header = read_header(file)
+            _check_axes(header, axes)
+            start = len(header.text)
+            for key, (_, shape) in header.entries.items():
+                axis = axes[key]
+                part = torch.empty([*shape[:axis], units.stop - units.start, *shape[axis + 1 :]])
+                for offset, piece in _pieces(start, shape, axis, units.start, part):
+                    file.seek(offset)
+                    read_into(file, piece, found)
+                parts[key] = part
+                start += header.nbytes(key)
+        except MisfitError as misfit:
+            raise CorruptFileError(f"file {folder.path / name}: {misfit} since it was checked; {RESTORE}") from misfit
+    if found.hexdigest() != digest:
+        raise CorruptFileError(f"file {folder.path / name}: altered since it was checked; {RESTORE}")
+    return parts
+
+
+def _digest_tiles(
+    folder: Folder, name: str, file: io.FileIO, axes: Mapping[str, int], tiles: Sequence[slice]
+) -> tuple[str, list[str]]:
+    """The digest of a whole file and that of each tile, from one read that starts at the beginning."""
+    try:
+        header = read_header(file)
+        _check_axes(header, axes)
+        whole, of_tiles = hashlib.sha256(header.text), [hashlib.sha256() for _ in tiles]
+        room = memoryview(bytearray(CHUNK_BYTES))
+        for key, (dtype, shape) in header.entries.items():
+            axis = axes[key]
+            inner = dtype.itemsize * math.prod(shape[axis + 1 :])
+            for _ in range(math.prod(shape[:axis])):
+                for tile, of_tile in zip(tiles, of_tiles, strict=True):
+                    left = (tile.stop - tile.start) * inner
+                    while left:
+                        piece = room[: min(left, CHUNK_BYTES)]
+                        read_into(file, piece, whole)
+                        of_tile.update(piece)
+                        left -= len(piece)
+    except MisfitError as misfit:
+        raise altered(folder, name, misfit) from misfit
+    return whole.hexdigest(), [of_tile.hexdigest() for of_tile in of_tiles]
+
+
+def _check_axes(header: Header, axes: Mapping[str, int]) -> None:
+    for key, (dtype, shape) in header.entries.items():
+        if key not in axes or dtype != torch.float32 or len(shape) <= axes[key]:
+            raise MisfitError(f"{shorten(key)} is {dtype} of shape {shape}, allowed what a tile has")
+    if header.entries.keys() != axes.keys():
+        raise MisfitError(f"holds {shorten(sorted(header.entries))}, allowed {shorten(sorted(axes))}")
+
+
+def _read_shapes(folder: Folder, name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes in the header of a file. Its digest is checked later, when the data are read."""
+    with opened(folder, name) as file:
+        try:
+            return {key: shape for key, (_, shape) in read_header(file).entries.items()}
+        except MisfitError as misfit:
+            raise altered(folder, name, misfit) from misfit
+
+
+def _joined_shape(shapes: Sequence[tuple[int, ...]], axis: int) -> tuple[int, ...]:
+    first = shapes[0]
+    return (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
+
+
+def _pieces(start: int, shape: Sequence[int], axis: int, begin: int, part: Tensor) -> Iterator[tuple[int, memoryview]]:
+    """Yield the pieces of `part`, each with its offset in the file.
+
+    The file holds a float32 tensor of `shape` from byte `start` on; `part` lies in it from `begin` on along `axis`.
+    """
+    inner = torch.float32.itemsize * math.prod(shape[axis + 1 :])
+    for outer, piece in enumerate(part.view(math.prod(shape[:axis]), -1)):
+        yield start + (outer * shape[axis] + begin) * inner, piece.numpy().data.cast("B")
