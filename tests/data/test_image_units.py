@@ -1,0 +1,212 @@
+"""Units of images: those of another split, of a feature, or of pictures that a run is asked about."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ffstream as ff
+from ffstream.data import SOURCES, Split, load_dataset
+from ffstream.data.dataset import check_dataset
+from ffstream.data.values import Values, find_other_units
+from tests.data.array_files import save
+
+# --- a split in other units
+
+
+UNITS = {
+    "bytes": lambda x: x,
+    "0 to 1": lambda x: x / 255.0,
+    "mean 0, spread 1": lambda x: (x / 255.0 - 0.1307) / 0.3081,
+    "-1 to 1": lambda x: (x / 255.0 - 0.5) / 0.5,
+}
+
+
+def photographs(num_images=200, seed=1):
+    """Images of four classes by the half that is brighter or darker."""
+    generator, labels = np.random.default_rng(seed), np.arange(num_images) % 4
+    images = np.full((num_images, 8, 8), 128.0) + generator.normal(0, 25, (num_images, 8, 8))
+    for label in range(4):
+        images[labels == label, 4 * (label % 2) : 4 * (label % 2) + 4] += 90 if label < 2 else -90
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+@pytest.mark.parametrize("of_test", UNITS)
+@pytest.mark.parametrize("of_train", UNITS)
+def test_a_split_in_other_units_is_named_when_it_is_trained_and_evaluated(of_train, of_test, tmp_path):
+    images, labels = photographs()
+    arrays = {"x_train": UNITS[of_train](images), "y_train": labels}
+    others, _ = photographs(seed=2)
+    arrays |= {"x_test": UNITS[of_test](others[:100]), "y_test": labels[:100]}
+    path, said = save(tmp_path / "d.npz", arrays), []
+    observer = ff.Observer()
+    observer.on_warning = said.append
+    config = ff.Config(recipe="hinton", data=path, layers=1, width=8, epochs=1, device="cpu")
+    run = ff.train(config, tmp_path / "run", observer=observer)
+    found, predicted = run.evaluate(), run.predict(arrays["x_test"])
+    if of_train == of_test:
+        assert (said, found.warning, predicted.warning) == ([], None, None)
+    else:
+        for text in (*said, found.warning, predicted.warning):
+            assert "do not look like those of the training images" in text
+        assert len(said) == 1
+
+
+@pytest.mark.parametrize("name", ["digits"])
+def test_nothing_is_said_of_units_that_are_the_same(name):
+    assert load_dataset(name).warning is None
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_pictures_are_read_as_the_arrays_that_they_were(units, tmp_path):
+    images, labels = photographs(20)
+    images[0, 0, :2] = 0, 255  # black and white are there
+    config = ff.Config(data=save(tmp_path / "d.npz", {"x_train": UNITS[units](images), "y_train": labels}))
+    config = config.override({"layers": 1, "width": 8, "epochs": 1, "device": "cpu", "validation_fraction": 0.2})
+    run = ff.train(config, tmp_path / "run")
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
+    read = run.load_images(sorted(tmp_path.glob("*.png")))
+    np.testing.assert_allclose(read.images.numpy(), UNITS[units](images), atol=1e-5)
+    assert (read.note is not None) == (UNITS[units](images).min() < 0)
+
+
+def test_values_are_measured_in_parts_and_of_few_images_the_magnitude_alone_counts():
+    images = torch.rand(9000, 6, generator=torch.Generator().manual_seed(0)) * 3 - 1
+    found = Values.of(images)
+    assert (found.low, found.high) == (float(images.min()), float(images.max()))
+    assert found.mean == pytest.approx(float(images.mean()), abs=0.02)
+    assert found.spread == pytest.approx(float(images.std()), abs=0.02)
+    assert Values.from_mapping(found.to_mapping()) == found
+    white = Values.of(torch.full((1, 6), 2.0))
+    assert find_other_units(white, found) is None
+    assert find_other_units(Values.of(torch.full((50, 6), 2.0)), found) is not None
+    assert find_other_units(Values.of(torch.full((1, 6), 200.0)), found) is not None
+    assert (find_other_units(Values.of(torch.full((1, 6), -0.5)), found) is None) == (found.low < 0)  # negative ones
+
+
+# --- feature by feature
+
+
+def table_splits(change, shape=(8,)):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(400, *shape, generator=generator)
+    labels = torch.arange(400) % 2
+    test = images[200:].clone()
+    return check_dataset("d", Split(images[:200], labels[:200]), Split(change(test), labels[200:]))
+
+
+SHIFTED = {
+    "one far from the training images": lambda test: test + 5 * torch.eye(8)[3],
+    "one in larger units": lambda test: test * (1 + 99 * torch.eye(8)[3]) - 40 * torch.eye(8)[3],
+    "one that does not vary": lambda test: test * (1 - torch.eye(8)[3]) + 0.5 * torch.eye(8)[3],
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_a_feature_of_the_test_split_in_other_units_is_named(name):
+    assert "feature 3" in table_splits(SHIFTED[name]).warning or "units" in table_splits(SHIFTED[name]).warning
+
+
+@pytest.mark.parametrize("shape", [(8,), (4, 4), (3, 2, 2)])
+def test_of_splits_that_are_alike_nothing_is_said(shape):
+    assert table_splits(lambda test: test, shape).warning is None
+
+
+def test_of_digits_and_few_images_nothing_is_said(digits):
+    assert digits.warning is None
+    few = dataclasses.replace(digits, test=digits.test.take(torch.arange(20)))
+    assert few.warning is None
+
+
+# --- features that are nearly always the same
+
+
+@pytest.mark.parametrize("num_images", [60, 500, 1700])
+def test_a_feature_that_is_nearly_always_the_same_may_be_so_in_all_of_a_split(num_images, digits):
+    parts = (digits.train, digits.test.take(slice(num_images)))
+    inverted = [Split(16 - part.images, part.labels) for part in parts]
+    assert check_dataset("inverted", *inverted).warning is None
+
+
+def test_a_binary_feature_that_is_rare_is_no_other_unit():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(3000, 6, generator=generator)
+    rows[:, 2] = (rows[:, 2] < 0.995).float()
+    labels = torch.arange(3000) % 2
+    for stop in (2060, 2300, 3000):
+        train, test = (Split(rows[part], labels[part]) for part in (slice(2000), slice(2000, stop)))
+        assert check_dataset("t", train, test).warning is None
+
+
+def test_rare_values_that_a_split_lacks_are_no_other_units():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2000, 12, generator=generator)
+    rows[:, 3] = (rows[:, 3] > 2.65).float()
+    rows[:, 3] = (rows[:, 3] - rows[:, 3].mean()) / rows[:, 3].std()
+    lacking = rows[1000:][rows[1000:, 3] < 1][:60]
+    train = Split(rows[:1000], torch.arange(1000) % 2)
+    assert check_dataset("t", train, Split(lacking, torch.arange(len(lacking)) % 2)).warning is None
+
+
+# --- white, of pictures that a run of arrays is asked about
+
+
+@pytest.mark.parametrize(("largest", "white"), [(1, 1), (16, 16), (200, 255), (255, 255), (1023, 1023)])
+def test_white_is_the_largest_value_unless_values_are_bytes(largest, white, digits, tmp_path):
+    images = digits.train.images.numpy() / 16 * largest
+    np.savez(tmp_path / "d.npz", x_train=images.astype(np.float32), y_train=digits.train.labels.numpy())
+    run = ff.train(ff.Config(data=str(tmp_path / "d.npz"), layers=1, width=8, epochs=1), tmp_path / "run")
+    Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
+    assert float(run.load_images([tmp_path / "white.png"]).images.max()) == pytest.approx(white)
+
+
+def test_white_is_known_where_the_source_of_the_data_is_not(digits, tmp_path, monkeypatch):
+    def source(_root):
+        return dataclasses.replace(digits, train=Split(digits.train.images / 16, digits.train.labels), test=None)
+
+    monkeypatch.setitem(SOURCES._parts, "mine", source)
+    run = ff.train(ff.Config(data="mine", layers=1, width=8, epochs=1), tmp_path / "run")
+    monkeypatch.delitem(SOURCES._parts, "mine")
+    Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
+    assert float(run.load_images([tmp_path / "white.png"]).images.max()) == 1.0
+
+
+# --- some of the images
+
+
+@pytest.mark.parametrize("standardise", ["none", "features", "channels"])
+def test_many_images_of_one_class_are_no_other_units(standardise, tmp_path):
+    generator = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    images = (20 + 180 * labels[:, None, None] + generator.normal(0, 10, (400, 8, 8))).clip(0, 255).astype(np.uint8)
+    data = save(tmp_path / "d.npz", {"x_train": images, "y_train": labels})
+    run = ff.train(ff.Config(data=data, layers=1, width=16, epochs=1, standardise=standardise), tmp_path / "run")
+    for label in (0, 1):
+        night = (20 + 180 * label + generator.normal(0, 10, (60, 8, 8))).clip(0, 255).astype(np.uint8)
+        assert run.predict(night).warning is None
+        assert run.predict(night / 255.0).warning is not None
+
+
+@pytest.mark.parametrize("standardise", ["features", "none"])
+def test_a_part_of_the_images_in_other_units_is_named_where_it_matters(standardise, digits, tmp_path):
+    images, labels = digits.train.images.float().numpy() * 10, digits.train.labels.numpy()
+    mixed, test = images.copy(), digits.test.images.float().numpy() * 10
+    mixed[::3] /= 255
+    test[5::3] /= 255
+    said, observer = [], ff.Observer()
+    observer.on_warning = said.append
+    config = ff.Config(layers=1, width=16, epochs=1, standardise=standardise)
+    for name, each in (("clean", images), ("mixed", mixed)):
+        data = save(tmp_path / f"{name}.npz", {"x_train": each, "y_train": labels})
+        run = ff.train(dataclasses.replace(config, data=data), tmp_path / name, observer=observer)
+        if name == "clean":
+            assert said == []
+            assert (run.predict(test).warning is None) == (standardise == "none")
+            assert standardise == "none" or "image 5, all values are" in run.predict(test).warning
+    assert (said == []) == (standardise == "none")
+    assert standardise == "none" or "1275 of 3823, such as image 0, all values are" in said[0]
