@@ -7,13 +7,15 @@ so that a layer can be cut into tiles of units.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
 from ffstream.ground.registry import Registry
 
 
-class Goodness:
+class Goodness(ABC):
     """A differentiable goodness. A subclass needs `value`; `gradient` may be overridden by a closed form.
 
     A goodness that is a sum or a mean over units says so in `over_units`, as "sum" or "mean"; layers can then be cut
@@ -24,9 +26,9 @@ class Goodness:
     over_units: str | None = None
     is_flat_at_zero: bool = False
 
+    @abstractmethod
     def value(self, activities: Tensor) -> Tensor:
         """Goodness of each row: (n, num_units) -> (n,)."""
-        raise NotImplementedError
 
     def gradient(self, activities: Tensor, upstream: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient with respect to the activities: (n, num_units), (n,) -> (n, num_units) or (n, 1).

@@ -6,6 +6,7 @@ distinct within a row and never the true one. A sampler that reads goodness is a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,7 @@ def uniform(labels: Tensor, num_classes: int, num_negatives: int, generator: tor
     return (labels.unsqueeze(1) + offsets) % num_classes
 
 
-class InformedSampler:
+class InformedSampler(ABC):
     """A negative sampler that reads the goodness of each candidate. A subclass needs `draw_noise` and `choose`.
 
     In a layer's first epoch, goodness says little. The sampler is then called like any other, and all wrong labels are
@@ -41,16 +42,16 @@ class InformedSampler:
         """Draw without goodness, all wrong labels being equally likely: (n,) -> (n, K)."""
         return uniform(labels, num_classes, num_negatives, generator)
 
+    @abstractmethod
     def draw_noise(self, num_samples: int, num_values: int, generator: torch.Generator) -> Tensor:
         """All random numbers that `choose` uses, drawn before any goodness is known: (n, values)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choose(self, logits: Tensor, noise: Tensor, num_negatives: int) -> Tensor:
         """Choose K values of each sample: (n, values), (n, values) -> their indices (n, K).
 
         `logits` is scale * goodness, or -inf where a value may not be chosen. May reuse the memory of `logits`.
         """
-        raise NotImplementedError
 
 
 class Hard(InformedSampler):

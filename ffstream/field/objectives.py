@@ -5,6 +5,8 @@ Every objective reads `logits` = scale * (goodness - threshold), shape (n, 1 + K
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,12 +14,12 @@ from torch import Tensor
 from ffstream.ground.registry import Registry
 
 
-class Objective:
+class Objective(ABC):
     """A differentiable objective. A subclass needs `loss`; `loss_and_gradient` may be overridden by a closed form."""
 
+    @abstractmethod
     def loss(self, logits: Tensor) -> Tensor:
         """Loss of each sample: (n, 1 + K) -> (n,)."""
-        raise NotImplementedError
 
     def loss_and_gradient(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The loss (n,) and its gradient with respect to the logits (n, 1 + K)."""

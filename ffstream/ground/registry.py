@@ -37,8 +37,13 @@ class Registry(Generic[T]):
         callable that takes an instance of it and returns the actual part.
 
         A part may replace an earlier version of itself, as when a cell of a notebook is run again. Raises ConfigError
-        for a name that another part has.
+        for a name that another part has, and for a class that lacks a method.
         """
+        if inspect.isabstract(part):
+            lacking = ", ".join(sorted(part.__abstractmethods__))
+            raise ConfigError(
+                f"{self.noun} {name!r}: {part.__name__} lacks {lacking}; define what its base class asks for"
+            )
         module = sys._getframe(1).f_globals.get("__name__", "__main__")
         if name in self._parts and not self._is_version(name, part, module):
             raise ConfigError(

@@ -27,6 +27,10 @@ class Squared(Layer):
         super().__init__(in_features, num_units, compute_dtype)
         self.weight = torch.nn.Parameter(draw(num_units, in_features))
 
+    def initialise(self, generator):
+        with torch.no_grad():
+            self.weight.normal_(generator=generator)
+
     def preactivations(self, rows):
         return rows @ self.weight.square().t()
 
@@ -47,8 +51,7 @@ def whole_gradients(layer, rows, gradient):
 def test_gradients_equal_autograd_over_the_whole_layer(kind, in_features, num_units):
     layer = kind(in_features, num_units)
     rows, gradient = draw(9, in_features, seed=1), draw(9, num_units, seed=2)
-    if kind is Linear:
-        layer.initialise(torch.Generator().manual_seed(3))
+    layer.initialise(torch.Generator().manual_seed(3))
     layer.preactivations(rows).backward(gradient)
     with torch.no_grad():
         for name, value in whole_gradients(layer, rows, gradient).items():
@@ -61,8 +64,7 @@ def test_gradients_equal_autograd_over_the_whole_layer(kind, in_features, num_un
 )
 def test_the_gradient_of_the_rows_equals_autograd(kind, in_features, num_units, workspace):
     layer = kind(in_features, num_units)
-    if kind is Linear:
-        layer.initialise(torch.Generator().manual_seed(3))
+    layer.initialise(torch.Generator().manual_seed(3))
     rows, gradient = draw(9, in_features, seed=1).requires_grad_(), draw(9, num_units, seed=2)
     layer.preactivations(rows).backward(gradient)
     layer.workspace = workspace
@@ -129,8 +131,8 @@ def test_what_is_handed_on_is_normalised_and_keeps_the_image():
     config = ff.Config(layers=2, width=30).override({"network.input_skip": True})
     specs = compute_layer_specs(config, 64)
     image = length_normalise(draw(5, 64))
-    first = hand_on(Layer(1, 30), specs[0], image, draw(5, 30))
-    second = hand_on(Layer(1, 30), specs[1], first, draw(5, 30, seed=9))
+    first = hand_on(Linear(1, 30), specs[0], image, draw(5, 30))
+    second = hand_on(Linear(1, 30), specs[1], first, draw(5, 30, seed=9))
     for rows in (first, second):
         torch.testing.assert_close(rows[:, 30:], image)
         torch.testing.assert_close(rows[:, :30].square().mean(1), torch.ones(5), rtol=1e-3, atol=1e-3)
@@ -266,6 +268,6 @@ def test_forward_gives_preactivations():
 
 def test_without_an_input_skip_only_activities_are_handed_on():
     spec = compute_layer_specs(ff.Config(layers=2, width=30), 64)[0]
-    handed = hand_on(Layer(1, 30), spec, draw(5, 64), draw(5, 30, seed=9))
+    handed = hand_on(Linear(1, 30), spec, draw(5, 64), draw(5, 30, seed=9))
     assert handed.shape == (5, 30)
     torch.testing.assert_close(handed, length_normalise(draw(5, 30, seed=9).clamp(min=0)))

@@ -9,7 +9,7 @@ import ffstream as ff
 from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
 from ffstream.field import similarity
-from ffstream.field.layers import Layer
+from ffstream.field.layers import Linear
 from ffstream.field.similarity import SIMILARITIES, compare
 from tests.helpers import similarity_written_out
 
@@ -18,7 +18,7 @@ MACHINE = "device=32MiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
 
 
 def layer_of(compute_dtype):
-    return Layer(1, 1, compute_dtype)
+    return Linear(1, 1, compute_dtype)
 
 
 def draw(*shape, dtype=torch.float32):

@@ -254,6 +254,17 @@ def test_a_name_is_never_replaced_in_silence():
     del ff.GOODNESSES._parts["of this test"]
 
 
+class Half(ff.Layer):
+    def initialise(self, generator):
+        pass
+
+
+def test_a_class_that_lacks_a_method_is_refused_by_name():
+    with pytest.raises(ff.ConfigError, match="layer kind 'half': Half lacks preactivations; define what"):
+        ff.LAYER_KINDS.register("half", Half)
+    assert "half" not in ff.LAYER_KINDS
+
+
 @pytest.mark.parametrize("make", [lambda: torch.add, lambda: functools.partial(torch.add, 1), lambda: lambda x: x])
 def test_parts_without_a_name_of_their_own_are_no_versions_of_each_other(make):
     registry = Registry("part", "part")
@@ -330,7 +341,16 @@ def test_runs_without_parts_of_ones_own_are_what_they_were(small_config, tmp_pat
     assert layer_digests(run.path) == layer_digests(again.path)
 
 
-@pytest.mark.parametrize("source", ["raise SystemExit(0)", "1 / 0", "nothing", "import ffstream as ff\nff.Goodness(1)"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise SystemExit(0)",
+        "1 / 0",
+        "nothing",
+        "import ffstream as ff\nff.Goodness(1)",
+        "import ffstream as ff\nclass Half(ff.Goodness): pass\nHalf()",
+    ],
+)
 def test_a_module_that_fails_is_one_line_with_its_place(source, tmp_path):
     (tmp_path / "failing.py").write_text(f"# first\n{source}\n")
     done = ffstream("train", "--plugin", "failing", *OPTIONS, cwd=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from ffstream.errors import ConfigError
 from ffstream.field.goodness import Goodness
 
 
-class Layer(nn.Module):
+class Layer(nn.Module, ABC):
     """One layer: rows (n, in_features) in, preactivations (n, num_units) out, in float32.
 
     A subclass fills its parameters in `initialise` and computes `preactivations` from them. That is enough to train it,
@@ -62,9 +63,9 @@ class Layer(nn.Module):
         position 0, where the row is the image.
         """
 
+    @abstractmethod
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the parameters from `generator`, on the CPU."""
-        raise NotImplementedError
 
     def hide(self, hidden: Tensor) -> None:
         """Ignore the features of a row that `hidden` (in_features,) marks: set the weights that multiply them to zero.
@@ -82,9 +83,9 @@ class Layer(nn.Module):
         with torch.no_grad():
             self.label_embedding.normal_(generator=generator).mul_(std)
 
+    @abstractmethod
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) in any floating type -> (n, num_units) float32."""
-        raise NotImplementedError
 
     def gradients(
         self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
