@@ -90,7 +90,7 @@ class LayerTrainer:
         self._num_rows = blueprint.method.rows.num_training_rows
         self._device = device
         self._workspace = layer.workspace = layer.workspace or Workspace(device)
-        self.optimiser = LayerOptimiser(layer, config.optimiser, self._workspace, blueprint.optimiser)
+        self.optimiser = LayerOptimiser(layer, blueprint.optimiser, config.optimiser, self._workspace)
         self._goodness, self._objective = blueprint.goodness, blueprint.objective
         self._similarity = blueprint.similarity
         num_so_far, num_in_tile = units.stop if units is not None else layer.num_units, self._sizes.tile_units

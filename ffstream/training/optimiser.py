@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from ffstream.cache import DTYPES
 from ffstream.device.workspace import Buffer, Workspace
-from ffstream.field.optimisers import OPTIMISERS, Optimiser
+from ffstream.field.optimisers import Optimiser
 from ffstream.settings.sections import OptimiserConfig
 
 _ROUNDING_WORDS = Buffer("rounding words", "gradient")
@@ -39,11 +39,11 @@ class LayerOptimiser:
     def __init__(
         self,
         layer: nn.Module,
+        optimiser: Optimiser,
         settings: OptimiserConfig,
         workspace: Workspace | None = None,
-        optimiser: Optimiser | None = None,
     ) -> None:
-        self._settings, self._optimiser = settings, optimiser or OPTIMISERS[settings.name]
+        self._optimiser, self._settings = optimiser, settings
         self._dtype = DTYPES[settings.state_dtype]
         self._parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
         self._state = {

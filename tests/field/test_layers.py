@@ -12,6 +12,7 @@ from ffstream.device.workspace import Workspace
 from ffstream.field.layers import Layer, Linear, cut_units
 from ffstream.field.network import compute_layer_specs, hand_on
 from ffstream.field.normalisation import length_normalise
+from ffstream.field.optimisers import OPTIMISERS
 from ffstream.training.optimiser import LayerOptimiser
 from tests.helpers import describe
 
@@ -198,7 +199,8 @@ def test_a_short_last_batch_leaves_no_trace_of_the_one_before():
 
 
 def change_by_an_update(layer):
-    optimiser = LayerOptimiser(layer, ff.Config().optimiser)
+    settings = ff.Config().optimiser
+    optimiser = LayerOptimiser(layer, OPTIMISERS[settings.name], settings)
     optimiser.begin_step(1.0)
     optimiser.update("weight", slice(0, 2), torch.ones(2, 6))
 

@@ -33,6 +33,10 @@ def make_layer():
     return layer
 
 
+def optimise(layer, settings):
+    return LayerOptimiser(layer, OPTIMISERS[settings.name], settings)
+
+
 def draw_gradients(step):
     generator = torch.Generator().manual_seed(step + 1)
     return {name: torch.randn(p.shape, generator=generator) for name, p in make_layer().named_parameters()}
@@ -60,7 +64,7 @@ def torchs_own(layer, settings):
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_steps_equal_those_of_torchs_optimiser(settings):
     layer, reference = make_layer(), make_layer()
-    take_steps(LayerOptimiser(layer, settings), range(4))
+    take_steps(optimise(layer, settings), range(4))
     optimiser = torchs_own(reference, settings)
     for step, factor in enumerate(FACTORS):
         for name, gradient in draw_gradients(step).items():
@@ -74,8 +78,8 @@ def test_steps_equal_those_of_torchs_optimiser(settings):
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_updates_by_parts_equal_an_update_of_the_whole(settings):
     whole, cut = make_layer(), make_layer()
-    take_steps(LayerOptimiser(whole, settings), range(4))
-    take_steps(LayerOptimiser(cut, settings), range(4), PARTS)
+    take_steps(optimise(whole, settings), range(4))
+    take_steps(optimise(cut, settings), range(4), PARTS)
     for ours, theirs in zip(cut.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
@@ -84,11 +88,11 @@ def test_updates_by_parts_equal_an_update_of_the_whole(settings):
 @pytest.mark.parametrize("num_before", [0, 1, 2, 4])
 def test_going_on_from_saved_state_equals_never_having_stopped(settings, num_before):
     unbroken, broken = make_layer(), make_layer()
-    take_steps(LayerOptimiser(unbroken, settings), range(4))
-    first = LayerOptimiser(broken, settings)
+    take_steps(optimise(unbroken, settings), range(4))
+    first = optimise(broken, settings)
     take_steps(first, range(num_before))
     saved = {name: tensor.clone() for name, tensor in first.state().items()}
-    second = LayerOptimiser(broken, settings)
+    second = optimise(broken, settings)
     second.load_state(saved)
     take_steps(second, range(num_before, 4))
     assert same_bits(unbroken, broken)
@@ -96,17 +100,17 @@ def test_going_on_from_saved_state_equals_never_having_stopped(settings, num_bef
 
 
 def test_the_state_of_another_layer_is_refused():
-    optimiser = LayerOptimiser(make_layer(), OptimiserConfig())
+    optimiser = optimise(make_layer(), OptimiserConfig())
     with pytest.raises((KeyError, RuntimeError)):
-        LayerOptimiser(Linear(4, 9), OptimiserConfig()).load_state(optimiser.state())
+        optimise(Linear(4, 9), OptimiserConfig()).load_state(optimiser.state())
     with pytest.raises(KeyError):
-        optimiser.load_state(LayerOptimiser(make_layer(), OptimiserConfig(name="sgd")).state())
+        optimiser.load_state(optimise(make_layer(), OptimiserConfig(name="sgd")).state())
 
 
 def test_every_optimiser_has_state():
     for name in OPTIMISERS:
         settings = ff.Config().override({"optimiser.name": name}).optimiser
-        assert LayerOptimiser(make_layer(), settings).state()
+        assert optimise(make_layer(), settings).state()
 
 
 # --- state in half the memory
@@ -117,7 +121,7 @@ NARROW = [OptimiserConfig(name=name, state_dtype="bf16") for name in ("adam", "a
 def take_many_steps(settings, num_steps=1200):
     """The state and the weights of a layer whose gradients become small after a quarter of the steps."""
     layer = make_layer()
-    optimiser = LayerOptimiser(layer, settings)
+    optimiser = optimise(layer, settings)
     generator, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
     for step in range(num_steps):
         optimiser.begin_step(1.0, generator)
