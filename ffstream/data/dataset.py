@@ -109,6 +109,10 @@ class Dataset:
             oddity = None if split is None else find_other_units(Values.of(split.images), self.values)
             oddity = oddity or (None if split is None else find_shifted(split.images, self.train.images))
             said += [] if oddity is None else [f"{part} images: {oddity}"]
+            if part == "test" and split is not None and self.validation is not None and len(split) >= _ENOUGH:
+                held_out = digest_images(self.validation.images, as_floats=as_floats)
+                same = find_seen(digest_images(split.images, as_floats=as_floats), held_out, "validation images")
+                said += [] if same is None else [f"test images: {same}"]
             again = (
                 None
                 if split is None or len(split) < _ENOUGH
@@ -291,6 +295,8 @@ def count_images(found: tuple[int, ...], shape: tuple[int, ...], noun: str) -> i
                 raise DataError(f"{noun}: found no image, allowed one or more")
             return own[0]
     hint = "bring them to that size"
+    if math.prod(found[1:]) == math.prod(shape) and min(len(found) - 1, len(shape)) == 1:
+        hint = "channels can come first or last in a flat row, so give each image in that shape"
     if len(shape) == 3 and len(found) in (3, 4) and sorted(found[-3:]) == sorted(shape):
         hint = "put the axes of each image in that order"
     raise DataError(
@@ -301,8 +307,10 @@ def count_images(found: tuple[int, ...], shape: tuple[int, ...], noun: str) -> i
 
 def _is_same(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether an image of shape `own` can become one of `shape` by axes of length 1, by flattening or its inverse."""
-    is_flat = min(len(own), len(shape)) == 1 and math.prod(own) == math.prod(shape)
-    return is_flat or without_ones(own) == without_ones(shape)
+    own, shape = without_ones(own), without_ones(shape)
+    # Pixels of a plane are flattened in one order; those with channels in two, of which neither can be known.
+    is_flat = min(len(own), len(shape)) <= 1 and max(len(own), len(shape)) <= 2 and math.prod(own) == math.prod(shape)
+    return is_flat or own == shape
 
 
 def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

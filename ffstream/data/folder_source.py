@@ -17,7 +17,7 @@ from ffstream.data.picture_file import open_picture
 from ffstream.data.room import Room
 from ffstream.data.split_folders import check_class, find_layout, list_classes
 from ffstream.data.tree import describe_left_out, list_others, walk
-from ffstream.data.values import WHITE
+from ffstream.data.values import WHITE, is_coloured
 from ffstream.errors import DataError
 
 _MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|groundtruth|gt)(?:[ _.-]?\d+)?$")
@@ -44,12 +44,12 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
     while asked != (asked := _find_mode_and_size(parts)):  # again if files that proved bad had decided it
         room.give_back(sum(split.images.nbytes for split in splits.values()))
         splits = {split: part.read(*asked, room, bad, skips_bad=skips_bad) for split, part in parts.items()}
-    heads = [head for part in parts.values() for head in part.heads]
-    colours = [head.path for head in heads if head.mode == "RGB"]
+    num_images = sum(len(split) for split in splits.values())
+    coloured = [path for part in parts.values() for path in part.coloured]
     notes = layout.notes + [note for part in parts.values() for note in part.notes]
-    if 0 < len(colours) < len(heads):
+    if 0 < len(coloured) < num_images:
         notes.append(
-            f"{len(colours)} of {len(heads)} images are in colour, such as {colours[0]}, so all are read in colour"
+            f"{len(coloured)} of {num_images} images are in colour, such as {coloured[0]}, so all are read in colour"
         )
     left_out = describe_left_out(layout.left_out + [each for part in parts.values() for each in part.left_out])
     notes += [left_out] if left_out is not None else []
@@ -105,6 +105,7 @@ class _Part:
     left_out: list[str]
     notes: list[str]
     heads: list[_Head] = field(default_factory=list)
+    coloured: list[Path] = field(default_factory=list)  # of those that are read in colour, those that show any
 
     def look(self, room: Room, bad: list[str], *, skips_bad: bool) -> None:
         """Read the headers of all files. With `skips_bad`, errors of single files are added to `bad` and not raised."""
@@ -129,7 +130,7 @@ class _Part:
         if odd and not skips_bad:
             raise DataError(f"{_of_another_size(odd[0], size)}; resize all to one size, or {_LEAVE_OUT}")
         bad += [_of_another_size(head, size) for head in odd]
-        heads, self.heads = [head for head in self.heads if head.size == size], []
+        heads, self.heads, self.coloured = [head for head in self.heads if head.size == size], [], []
         shape = size if mode == "L" else (*size, 3)
         images = room.allocate(f"data {self.place}", (len(heads), *shape), torch.uint8)
         for head in heads:
@@ -137,13 +138,16 @@ class _Part:
                 picture = open_picture(head.path, room, mode)
                 if picture.shape != shape:
                     raise DataError(f"data {head.path}: altered while it was read; read it anew")
-                images.numpy()[len(self.heads)] = picture.decode(room)
+                pixels = picture.decode(room)
+                images.numpy()[len(self.heads)] = pixels
             except DataError as error:
                 if not skips_bad:
                     raise DataError(f"{error}, or {_LEAVE_OUT}") from error
                 bad.append(str(error))
                 continue
             self.heads.append(head)
+            if mode == "RGB" and bool(is_coloured(torch.from_numpy(pixels)[None])[0]):
+                self.coloured.append(head.path)
         if not self.heads:
             raise DataError(f"data {self.place}: found no image that can be read; the last of {len(heads)}: {bad[-1]}")
         return Split(images[: len(self.heads)], torch.tensor([head.label for head in self.heads], dtype=torch.int64))

@@ -56,9 +56,16 @@ def load_images(
     for part in parts:
         part.read(images[start : start + part.num_images], room)
         start += part.num_images
+    pictures = [part for part in parts if isinstance(part, _PicturePart)]
     notes = [describe_left_out(left_out)]
+    made_grey = [part for part in pictures if part.was_coloured]
+    if made_grey:
+        notes.append(
+            f"{len(made_grey)} of {len(pictures)} pictures are in colour, such as {made_grey[0].path}, and are read as "
+            "grey, as the images are that the run was trained on"
+        )
     is_doubtful = black != 0 or _MOST_TONES < white < WHITE / 2  # with few grey levels, the largest value is white
-    if is_doubtful and any(isinstance(part, _PicturePart) for part in parts):
+    if is_doubtful and pictures:
         notes.append(
             f"pictures are read with black as {black:g} and white as {white:g}, the least and the largest training "
             "value; if that is wrong, give arrays in place of pictures"
@@ -88,7 +95,7 @@ class _ArrayPart:
         check_values(target, f"data {self.path}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _PicturePart:
     """A picture, which becomes one image of `shape`, or is refused."""
 
@@ -97,6 +104,7 @@ class _PicturePart:
     pixel_shape: tuple[int, ...]
     white: float
     black: float
+    was_coloured = False  # true once it was read, if colours were lost
     num_images = 1
 
     @property
@@ -109,6 +117,7 @@ class _PicturePart:
     def read(self, target: Tensor, room: Room) -> None:
         height, width, *channels = self.pixel_shape
         picture = open_picture(self.path, room, "RGB" if channels else "L")
+        self.was_coloured = not channels and picture.shows_colours(room)
         if picture.shape[:2] != (height, width):
             raise DataError(
                 f"data {self.path}: found {picture.shape[1]} x {picture.shape[0]} pixels (width x height), allowed "

@@ -7,6 +7,7 @@ that are allowed here, as Pillow knows many more and starts other programs for s
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -15,14 +16,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import torch
 from PIL import (
     BmpImagePlugin,
     ExifTags,
     GifImagePlugin,
     Image,
+    ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -33,8 +36,10 @@ from PIL import (
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ffstream.data.room import Room
+from ffstream.data.values import is_coloured
 from ffstream.errors import DataError, FFStreamError
 from ffstream.ground.files import UnsuitableFileError, open_regular, read_up_to
+from ffstream.ground.plain_globals import plain_globals
 
 PICTURES = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".pbm", ".pnm")  # suffixes of picture files
 _OPAQUE = 255
@@ -43,6 +48,8 @@ _TIFF_BITS, _TIFF_SAMPLE_FORMAT = 258, 339  # BitsPerSample, SampleFormat
 _PPM_HEAD_BYTES = 1 << 12  # bytes that are searched for the largest value, as there may be comments
 _PPM_GAP = rb"\s+(?:#[^\n]*\n\s*)*"
 _PPM_HEAD = re.compile(rb"P[2356]" + 2 * (_PPM_GAP + rb"\d+") + _PPM_GAP + rb"(\d{1,9})")  # group: largest value
+# The same up to the first byte, or the white space before the first number, of the pixels.
+_PPM_START = re.compile(rb"P[14]" + 2 * (_PPM_GAP + rb"\d+") + rb"\s|P[2356]" + 3 * (_PPM_GAP + rb"\d+") + rb"\s")
 
 Picture = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -75,6 +82,7 @@ _BEGINNINGS = re.compile(
 _BEGINNING_BYTES = 12
 _MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3  # Pillow's own limit: a quarter of a GiB at 24 bits per pixel
 _MAX_FILE_BYTES = 512 << 20  # more than _MAX_PIXELS take in any of the formats, except numbers as text
+_JPEG_END = b"\xff\xd9"
 _ZEROS = 64  # at the end of a JPEG file, before which its end is looked for
 # Memory per pixel while a picture is decoded: in the decoder, in Pillow, and converted.
 _DECODING_BYTES = 28
@@ -95,12 +103,27 @@ def _check_whole(image: Image.Image, content: bytes) -> None:
                 return
             position = end + 4
         raise ValueError("it is cut short")
-    if (
-        image.format == "JPEG"
-        and content[-_ZEROS:] == bytes(_ZEROS)
-        and not content.rstrip(b"\0").endswith(b"\xff\xd9")
-    ):
-        raise ValueError("it is damaged: its end is all zeros")
+    if image.format == "JPEG":
+        before_end = content.removesuffix(_JPEG_END)
+        if before_end[-_ZEROS:] == bytes(_ZEROS) and not before_end.rstrip(b"\0").endswith(_JPEG_END):
+            raise ValueError("it is damaged: its end is all zeros")
+    if image.format == "PPM" and _holds_more_than(image, content):
+        raise ValueError("more than one picture, or other data after it; save the one that is meant")
+
+
+def _holds_more_than(image: Image.Image, content: bytes) -> bool:
+    """Whether a file of numbers (PBM, PGM, PPM) goes on after its first picture, of which Pillow reads no more."""
+    head = _PPM_START.match(content[:_PPM_HEAD_BYTES])
+    if head is None:
+        return False
+    kind, after = content[:2], content[head.end() :]
+    width, height = image.size
+    if kind in (b"P4", b"P5", b"P6"):
+        row_bytes = {b"P4": -(-width // 8), b"P5": width, b"P6": 3 * width}[kind]
+        return bool(after[row_bytes * height :].strip(b"\0 \t\r\n"))
+    text = re.sub(rb"#[^\n]*", b"", after)
+    num_numbers = len(re.sub(rb"\s", b"", text)) if kind == b"P1" else len(text.split())
+    return num_numbers > width * height * (3 if kind == b"P3" else 1)
 
 
 @dataclass(frozen=True)
@@ -120,6 +143,13 @@ class OpenPicture:
         with _errors(self.path):
             image = self.image.convert(self.mode)
             return np.array(image if self.turn is None else image.transpose(self.turn), dtype=np.uint8)
+
+    def shows_colours(self, room: Room) -> bool:
+        """Whether its pixels are not all grey. Raises as `decode` does."""
+        if self.image.mode in ("1", "L", "LA"):
+            return False
+        colours = dataclasses.replace(self, mode="RGB").decode(room)
+        return bool(is_coloured(torch.from_numpy(colours)[None])[0])
 
     def check_is_opaque(self, room: Room) -> None:
         """Raise DataError for a picture that is transparent in parts, as the file does not say what shows through.
@@ -225,6 +255,18 @@ def read_picture(path: Path, mode: str | None = None) -> tuple[str, Picture]:
     return picture.mode, picture.decode(room)
 
 
+# Settings for the whole process by which a program may have Pillow read other pixels, or take other files. Notebooks
+# often let it take pictures that are cut short.
+_PILLOW: tuple[tuple[Any, str, Any], ...] = (
+    (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
+    (Image, "MAX_IMAGE_PIXELS", None),  # _MAX_PIXELS is checked instead
+    (GifImagePlugin, "LOADING_STRATEGY", GifImagePlugin.LoadingStrategy.RGB_AFTER_FIRST),
+    (TiffImagePlugin, "READ_LIBTIFF", False),
+    (PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 20),
+    (PngImagePlugin, "MAX_TEXT_MEMORY", 64 << 20),
+)
+
+
 class _Content(io.BytesIO):
     """A file in memory that may be read only a few times over.
 
@@ -246,9 +288,9 @@ class _Content(io.BytesIO):
 
 @contextlib.contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """Turn whatever is raised for a file into a DataError."""
+    """Turn whatever is raised for a file into a DataError; meanwhile Pillow has the settings that it comes with."""
     try:
-        with warnings.catch_warnings():
+        with plain_globals(_PILLOW), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unused parts such as EXIF, or large sizes, which are limited here
             yield
     except (FFStreamError, MemoryError):

@@ -10,6 +10,9 @@ from torch import Tensor
 
 _PART_VALUES = 1 << 20  # values of images that are digested at once
 _SEED = 20221227  # for the factors of digests; any seed will do
+# Shifts and factors of SplitMix64; the factors are given as int64.
+_MIXING = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
+_LAST_SHIFT = 31
 _SOME = 0.1  # share of a split's images; a smaller share may be an accident
 _MORE = 3.0  # times the share of repeats within the training split, which is high in tables of few values
 _SEVERAL = 0.05  # share of training images; a smaller share of contradictions or copies may be an oversight
@@ -29,20 +32,35 @@ def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
     for start in range(0, len(images), step):
         rows = images[start : start + step].flatten(1)
         # Splits may have different types: equal numbers of bytes and of floats have one digest, and so have 0 and -0.
-        values = rows.double().add_(0.0).contiguous().view(torch.int64) if is_wide else rows.long()
+        values = (
+            _mix(rows.to(torch.float64, copy=True).add_(0.0).contiguous().view(torch.int64)) if is_wide else rows.long()
+        )
         digests[start : start + step] = (values * factors).sum(dim=1)  # modulo 2^64
     return digests
 
 
-def find_seen(split: Tensor, train: Tensor) -> str | None:
-    """A warning if many images of a split, given by their digests (n,), are training images; None otherwise."""
+def _mix(bits: Tensor) -> Tensor:
+    """Integers (any shape) int64 in which every bit depends on every bit of the given ones, which are overwritten.
+
+    The bits of most floats end in many zeros, which a product with an odd factor would leave as they are; the digest
+    would then be as short as the rest. (The finaliser of SplitMix64: Steele, Lea and Flood, OOPSLA 2014.)
+    """
+    for shift, factor in _MIXING:
+        bits ^= (bits >> shift) & ((1 << (64 - shift)) - 1)  # without the sign, which the shift repeats
+        bits *= factor
+    bits ^= (bits >> _LAST_SHIFT) & ((1 << (64 - _LAST_SHIFT)) - 1)
+    return bits
+
+
+def find_seen(split: Tensor, train: Tensor, noun: str = "training images") -> str | None:
+    """A warning if many images of a split, given by their digests (n,), are those of another one; None otherwise."""
     is_seen = torch.isin(split, train)
     share = float(is_seen.double().mean())
     if share < _SOME or share < _MORE * _share_repeated(train):
         return None
     first = int(is_seen.nonzero()[0])
     return (
-        f"{int(is_seen.sum())} of {len(split)} are training images too, such as image {first}, so that their error "
+        f"{int(is_seen.sum())} of {len(split)} are {noun} too, such as image {first}, so that their error "
         "is not that of new images"
     )
 

@@ -18,6 +18,11 @@ _SPREADS = 1.0  # the largest difference of means in the same units, in training
 _SPREAD_RATIO = 3.0
 _SHIFT, _SPREAD_OF_FEATURE = 4.0, 10.0  # least shift of a feature's mean, in spreads, and ratio of spreads
 _MEDIAN_SHIFT, _MEDIAN_SPREAD = 1.0, 2.5  # the same for the medians over standardised features
+_NUM_COLOURS = 3
+_TINT = 0.04  # the largest difference of the channels of a grey image, as a share of its largest value
+_RARELY = 0.01  # probability below which so many grey images are no accident
+_MOST = 0.5  # share of images
+_EQUAL = 1e-6  # relative difference of equal values of which some were rounded
 _BY_CHANCE = 1e-7  # probability below which an accident is ruled out, small as features may be many
 _NUM_CANDIDATES = 5  # images; the most frequent of their values of a feature is its usual value
 _GAP, _LEAST_SHARE = 20.0, 0.02  # the least ratio of magnitudes between two units, and share of the images in each
@@ -36,6 +41,7 @@ class Values:
     mean: float
     spread: float
     classes: tuple[tuple[float, float], ...] = ()  # mean and spread of the first classes of training images
+    coloured: float | None = None  # share of images whose three channels differ; None without such channels
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor | None = None) -> Values:
@@ -48,7 +54,7 @@ class Values:
                 values = part.double()
                 sums += torch.stack([values.sum(), values.square().sum()])
         mean, square = (sums / some.numel()).tolist()
-        found = cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5)
+        found = cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5, (), _share_coloured(some))
         return found if labels is None else replace(found, classes=_describe_classes(images, labels))
 
     @classmethod
@@ -59,7 +65,7 @@ class Values:
 
     def to_mapping(self) -> dict[str, Any]:
         """The fields as plain values, for a manifest."""
-        found = {name: value for name, value in asdict(self).items() if name != "classes"}
+        found = {name: value for name, value in asdict(self).items() if name != "classes" and value is not None}
         return found | ({"classes": [list(pair) for pair in self.classes]} if self.classes else {})
 
     @property
@@ -88,30 +94,57 @@ def find_other_units(found: Values, trained: Values) -> str | None:
         is_odd |= (trained.low < -_ROUNDING * trained.largest) and found.low >= 0
         are_other |= is_odd and not any(_is_like(found, *each) for each in trained.classes)
     if not are_other:
-        return None
+        return _find_other_colour(found, trained)
     return (
         f"their values ({found.describe()}) do not look like those of the training images ({trained.describe()}), in "
         "whose units they are read; bring them to these units"
     )
 
 
+def _find_other_colour(found: Values, trained: Values) -> str | None:
+    """A warning if images are all grey although training images are in colour, or the other way round; else None."""
+    if found.coloured is None or trained.coloured is None:
+        return None
+    if found.coloured == 0 and (1 - trained.coloured) ** found.num_images < _RARELY:
+        return f"all are grey, and {100 * trained.coloured:.0f} % of the training images are in colour"
+    if trained.coloured == 0 and found.coloured > 0:
+        return f"{100 * found.coloured:.0f} % of them are in colour, and all training images are grey"
+    return None
+
+
+def is_coloured(images: Tensor) -> Tensor:
+    """Which of images (n, height, width, 3) or (n, 3, height, width) show colours: (n,) bool."""
+    channels = images if images.shape[-1] == _NUM_COLOURS else images.movedim(1, -1)
+    channels = channels.float()
+    most = (channels.amax(dim=-1) - channels.amin(dim=-1)).flatten(1).amax(dim=1)
+    return most > _TINT * channels.abs().flatten(1).amax(dim=1)
+
+
+def _share_coloured(images: Tensor) -> float | None:
+    if images.ndim != 4 or _NUM_COLOURS not in (images.shape[-1], images.shape[1]):
+        return None
+    parts = images.split(max(_PART_FEATURES // images[0].numel(), 1))
+    return float(torch.cat([is_coloured(part) for part in parts]).double().mean())
+
+
 def find_shifted(found: Tensor, trained: Tensor) -> str | None:
     """A warning if some features of images (n, *shape) are in other units than in the training images; else None.
 
-    Only features that are nonzero in most training images are compared. Fewer than 50 images are not judged.
+    Only features that are nonzero in most training images are compared, and those that are constant there. Fewer than
+    50 images are not judged.
     """
     if min(len(found), len(trained)) < ENOUGH_IMAGES:
         return None
-    (mean, spread, share, usual), (other_mean, other_spread, *_) = (
-        _describe_features(each) for each in (trained, found)
-    )
-    is_told = (share > 0.5) & (spread > 0)
+    mean, spread, share, usual, usual_share = _describe_features(trained)
+    other_mean, other_spread, _, _, still_usual = _describe_features(found, usual)
     is_shifted = (other_mean - mean).abs() > _SHIFT * spread
     is_shifted |= other_spread > _SPREAD_OF_FEATURE * spread
     # A feature that nearly always has the same value may well be constant in a few images.
-    is_narrow = (other_spread * _SPREAD_OF_FEATURE < spread) & (usual ** len(found) < _BY_CHANCE)
+    is_narrow = (other_spread * _SPREAD_OF_FEATURE < spread) & (usual_share ** len(found) < _BY_CHANCE)
     is_shifted |= is_narrow
-    shifted = (is_shifted & is_told).nonzero().flatten().tolist()
+    # Of a constant feature, some images may differ where its values are rare; most of them do not by chance.
+    is_shifted = torch.where(spread > 0, is_shifted & (share > _MOST), still_usual < 1 - _MOST)
+    shifted = is_shifted.nonzero().flatten().tolist()
     if not shifted:
         return None
     first = shifted[0]
@@ -199,22 +232,24 @@ def _describe_classes(images: Tensor, labels: Tensor) -> tuple[tuple[float, floa
     return tuple(zip(means.tolist(), spreads.tolist(), strict=True))
 
 
-def _describe_features(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean, the spread and two shares of images for each feature, each (features,), from a sample of the images.
+def _describe_features(images: Tensor, usual: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What is known of each feature, from a sample of the images; five tensors (features,).
 
-    The shares are those of images in which the feature is not zero, and in which it has its usual value, if any.
+    They are its mean, its spread, the share of images in which it is not zero, its usual value, which may be given, and
+    the share of images in which it has that value.
     """
     index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:_MOST_IMAGES]
     sums = torch.zeros(4, images[0].numel(), dtype=torch.float64)
     some = images[index[:_NUM_CANDIDATES]].flatten(1).double()
-    usual = some.mode(dim=0).values
+    usual = some.mode(dim=0).values if usual is None else usual
+    rounding = _EQUAL * usual.abs()
     start = some[0]  # it is subtracted first, as squares of large values would lose small spreads
     for part in index.split(max(_PART_FEATURES // images[0].numel(), 1)):
         values = images[part].flatten(1).double()
         sums[2] += (values != 0).sum(dim=0)
-        sums[3] += (values == usual).sum(dim=0)
+        sums[3] += ((values - usual).abs() <= rounding).sum(dim=0)
         values -= start
         sums[0] += values.sum(dim=0)
         sums[1] += values.square().sum(dim=0)
     mean, square, share, usual_share = sums / len(index)
-    return mean + start, (square - mean.square()).clamp(min=0.0).sqrt(), share, usual_share
+    return mean + start, (square - mean.square()).clamp(min=0.0).sqrt(), share, usual, usual_share

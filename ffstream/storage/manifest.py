@@ -62,6 +62,7 @@ DATA: Shape = {
         "num_images": SIZE,
         **dict.fromkeys(("low", "high", "mean", "spread"), NUMBER),
         "classes?": [[NUMBER]],  # mean and spread of each
+        "coloured?": NUMBER,  # share of the images, where they have three channels
     },  # of the training images
 }
 RUN: Shape = {

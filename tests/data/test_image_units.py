@@ -11,9 +11,10 @@ from PIL import Image
 
 import ffstream as ff
 from ffstream.data import SOURCES, Split, load_dataset
-from ffstream.data.dataset import check_dataset
+from ffstream.data.dataset import check_dataset, fit_images
 from ffstream.data.values import Values, find_other_units
 from tests.data.array_files import save
+from tests.helpers import write_pictures
 
 # --- a split in other units
 
@@ -89,6 +90,66 @@ def test_values_are_measured_in_parts_and_of_few_images_the_magnitude_alone_coun
     assert (find_other_units(Values.of(torch.full((1, 6), -0.5)), found) is None) == (found.low < 0)  # negative ones
 
 
+# --- colours
+
+
+def colour_images(num_images, share, axis=-1, seed=0):
+    """Images of bytes, of which a share shows colours; the others have three equal channels."""
+    generator = np.random.default_rng(seed)
+    images = np.repeat(generator.integers(0, 256, (num_images, 6, 6, 1)), 3, axis=-1)
+    some = slice(round(share * num_images))
+    images[some] = generator.integers(0, 256, images[some].shape)
+    return np.moveaxis(images, -1, axis).astype(np.uint8), np.arange(num_images) % 2
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_grey_images_of_a_run_of_colour_images_are_named_and_the_other_way_round(axis, tmp_path):
+    coloured, grey = (colour_images(100, share, axis) for share in (1.0, 0.0))
+    for name, train, test in (("all are grey", coloured, grey), ("100 % of them are in", grey, coloured)):
+        save(tmp_path / "d.npz", {"x_train": train[0], "y_train": train[1], "x_test": test[0], "y_test": test[1]})
+        dataset = load_dataset(str(tmp_path / "d.npz"))
+        assert f"test images: {name}" in dataset.warning
+    for share, num_images, is_named in ((1.0, 1, True), (0.98, 1, False), (0.5, 20, True), (0.0, 5, False)):
+        trained = Values.of(torch.from_numpy(colour_images(100, share, axis)[0]))
+        found = Values.of(torch.from_numpy(colour_images(num_images, 0.0, axis)[0]))
+        assert (find_other_units(found, trained) is not None) == is_named
+
+
+def test_pictures_of_another_kind_than_the_runs_are_said(tmp_path):
+    shades = np.random.default_rng(0).integers(0, 200, (2, 30, 6, 6, 1), dtype=np.uint8)
+    kinds = {"colour": shades + np.array([0, 20, 50], np.uint8), "grey": shades[..., 0], "rgb": shades.repeat(3, -1)}
+    for kind, pixels in kinds.items():
+        write_pictures(tmp_path / kind, {"a": pixels[0], "b": pixels[1] // 2})
+    runs = {
+        kind: ff.train(ff.Config(data=str(tmp_path / kind), layers=1, width=16, epochs=1), tmp_path / f"run-{kind}")
+        for kind in kinds
+    }
+
+    def said(run, pictures):
+        images = runs[run].load_images([tmp_path / pictures])
+        return [images.note, runs[run].predict(images.images, first_layer=1).warning]
+
+    assert said("colour", "colour") == said("grey", "grey") == said("rgb", "rgb") == [None, None]
+    assert said("grey", "rgb") == said("rgb", "grey") == [None, None]  # three equal channels are grey
+    for other in ("grey", "rgb"):
+        assert "all are grey, and 100 % of the training images are in colour" in said("colour", other)[1]
+    assert "60 of 60 pictures are in colour" in said("grey", "colour")[0]
+    assert "100 % of them are in colour, and all training images are grey" in said("rgb", "colour")[1]
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (3, 8, 8), (192,)])
+def test_rows_and_images_with_channels_are_not_taken_for_each_other(shape):
+    others = {(8, 8, 3), (3, 8, 8), (192,)} - {shape}
+    images = torch.zeros(5, *shape)
+    assert torch.equal(fit_images(images, shape, "x"), images)
+    for other in others:
+        with pytest.raises(ff.DataError, match="axes of each image in that order|channels can come first or last"):
+            fit_images(torch.zeros(5, *other), shape, "x")
+    assert fit_images(torch.zeros(5, 64), (8, 8), "x").shape == (5, 8, 8)
+    assert fit_images(torch.zeros(5, 8, 8), (64,), "x").shape == (5, 64)
+    assert fit_images(torch.zeros(5, 8, 8, 1), (64,), "x").shape == (5, 64)
+
+
 # --- feature by feature
 
 
@@ -105,6 +166,26 @@ SHIFTED = {
     "one in larger units": lambda test: test * (1 + 99 * torch.eye(8)[3]) - 40 * torch.eye(8)[3],
     "one that does not vary": lambda test: test * (1 - torch.eye(8)[3]) + 0.5 * torch.eye(8)[3],
 }
+
+
+def constant_splits(value, change):
+    """A feature that has one value in all training images, and others in some test images."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(400, 8, generator=generator)
+    images[:, 3] = value
+    test = images[200:].clone()
+    change(test[:, 3])
+    labels = torch.arange(400) % 2
+    return check_dataset("d", Split(images[:200], labels[:200]), Split(test, labels[200:])).warning
+
+
+@pytest.mark.parametrize("value", [0.5, 0.0])
+def test_a_feature_that_is_constant_in_training_and_not_in_the_test_is_named(value):
+    assert "feature 3" in constant_splits(value, lambda feature: feature.add_(0.4))
+    assert "feature 3" in constant_splits(value, lambda feature: feature.uniform_(0.1, 0.9))
+    assert constant_splits(value, lambda feature: feature) is None
+    assert constant_splits(value, lambda feature: feature.mul_(1 + 2e-7)) is None  # rounded
+    assert constant_splits(value, lambda feature: feature[:20].fill_(0.9)) is None  # as a rare pixel of an image
 
 
 @pytest.mark.parametrize("name", SHIFTED)

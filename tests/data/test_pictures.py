@@ -9,13 +9,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import GifImagePlugin, Image, ImageFile, ImageOps
 
 import ffstream as ff
 from ffstream.data import load_dataset
 from ffstream.data.picture_file import open_picture
 from ffstream.data.room import Room
-from tests.helpers import write_plain_pictures
+from tests.helpers import write_pictures, write_plain_pictures
 
 # --- modes and damage
 
@@ -251,6 +251,64 @@ def test_damage_that_a_decoder_passes_over_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(png)
     with pytest.raises(ff.DataError, match="a checksum is wrong"):
         open_picture(tmp_path / "a.png", Room())
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "gif", "bmp", "tiff", "pgm", "png", "webp"])
+def test_what_a_program_has_told_pillow_decides_nothing(suffix, tmp_path, monkeypatch):
+    """A notebook may have it take pictures that are cut short, which would be black below."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    path, cut = tmp_path / f"a.{suffix}", tmp_path / f"cut.{suffix}"
+    Image.fromarray(noise).save(path)
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size * 11 // 20])
+    expected = open_picture(path, Room()).decode(Room())
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setattr(GifImagePlugin, "LOADING_STRATEGY", GifImagePlugin.LoadingStrategy.RGB_ALWAYS)
+    found = open_picture(path, Room())
+    assert found.mode == ("RGB" if suffix == "webp" else "L")
+    assert (found.decode(Room()) == expected).all()
+    with pytest.raises(ff.DataError):
+        open_picture(cut, Room()).decode(Room())
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize("kind", ["P1", "P2", "P3", "P4", "P5", "P6"])
+def test_a_file_of_numbers_that_holds_a_second_picture_is_refused(kind, tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2, (5, 9 * (3 if kind in ("P3", "P6") else 1)), dtype=np.uint8)
+    head = f"{kind}\n# made by hand\n9 5\n" + ("" if kind in ("P1", "P4") else "255\n")
+    if kind in ("P1", "P2", "P3"):
+        body = "\n".join(" ".join(map(str, row)) for row in rows).encode()
+    else:
+        body = np.packbits(rows, axis=1).tobytes() if kind == "P4" else rows.tobytes()
+    picture = head.encode() + body
+    path = tmp_path / "a.pnm"
+    for content in (picture, picture + b"\n"):
+        path.write_bytes(content)
+        assert open_picture(path, Room()).decode(Room()).shape[:2] == (5, 9)
+    for content in (picture + b"\n" + picture, picture + b"\n7 7 7"):
+        path.write_bytes(content)
+        with pytest.raises(ff.DataError, match="more than one picture"):
+            open_picture(path, Room())
+
+
+def test_zeros_before_the_end_of_a_jpeg_are_damage_too(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8))
+    noise.save(tmp_path / "a.jpg", quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2] + bytes(len(content) // 2) + b"\xff\xd9")
+    with pytest.raises(ff.DataError, match="its end is all zeros"):
+        open_picture(tmp_path / "a.jpg", Room())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_grey_pictures_among_others_that_are_saved_with_colours_are_no_mixture(mode, tmp_path):
+    shades = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 5), dtype=np.uint8)
+    write_pictures(tmp_path, {"a": shades[0], "b": shades[1]})
+    for path in tmp_path.glob("*/[0-2].png"):
+        with Image.open(path) as picture:
+            picture.convert(mode).save(path)
+    assert load_dataset(str(tmp_path)).warning is None
 
 
 # --- pictures that a camera says how to turn

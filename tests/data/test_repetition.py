@@ -56,6 +56,49 @@ def test_many_rows_under_several_classes_are_named(arrays, digits, tmp_path):
     assert "600 of 4123 training images occur under several classes, such as images 0 and 3823" in warning
 
 
+ROWS = {
+    "floats of bytes": RNG.integers(0, 256, (5000, 64)).astype(np.float32),
+    "bits": RNG.integers(0, 2, (3000, 100)).astype(np.float32),
+    "-1 and 1": 2.0 * RNG.integers(0, 2, (3000, 60)) - 1,
+    "one of many": np.eye(60, dtype=np.float32)[RNG.permutation(60)],
+    "halves": RNG.integers(0, 8, (3000, 40)) / 2,
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_few_values_that_differ_have_digests_that_differ(name):
+    rows = torch.from_numpy(np.unique(ROWS[name], axis=0))
+    before = rows.clone()
+    assert len(digest_images(rows).unique()) == len(rows)
+    assert torch.equal(rows, before)
+
+
+def test_the_same_is_said_of_images_as_bytes_and_as_floats(arrays, digits, tmp_path):
+    """Of digits, no two of which are equal; and of a test split of which a third are training images."""
+    x, y = arrays
+    others = digits.test.images.numpy()[:210], digits.test.labels.numpy()[:210]
+    leaking = tuple(np.concatenate([mine[:90], other]) for mine, other in zip((x, y), others, strict=True))
+    for number, test in enumerate((others, leaking)):
+        said = [
+            write_arrays(
+                tmp_path / f"{number}-{dtype}.npz",
+                digits,
+                train=(x.astype(dtype), y),
+                test=(test[0].astype(dtype), test[1]),
+            )
+            for dtype in ("uint8", "float32", "int64", "float64")
+        ]
+        assert len(set(said)) == 1
+        assert (said[0] is None) == (number == 0)
+
+
+def test_a_validation_split_that_is_the_test_split_is_named(arrays, digits, tmp_path):
+    x, y = arrays
+    held_out = digits.test.images.numpy(), digits.test.labels.numpy()
+    warning = write_arrays(tmp_path / "d.npz", digits, train=(x, y), val=held_out, test=held_out)
+    assert f"test images: {len(held_out[1])} of {len(held_out[1])} are validation images too" in warning
+
+
 def test_digests_are_of_values_and_of_their_places():
     images = torch.from_numpy(RNG.integers(0, 255, (3000, 8, 8), dtype=np.uint8))
     found = digest_images(images)
