@@ -1,0 +1,191 @@
+"""What ffstream needs of a GPU, or of another accelerator, beside torch's operators: one small interface for all kinds.
+
+No other file of the package names a kind of device or one of its libraries. `torch.accelerator`, `torch.Stream` and
+`torch.Event` serve every kind that torch knows; what they lack, and kinds that torch does not know, are registered in
+`ACCELERATORS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Event(Protocol):
+    """A point in the work of a stream."""
+
+    def record(self, stream: Any) -> None:
+        """Mark the end of what is queued on a stream now."""
+
+    def synchronize(self) -> None:
+        """Make the host wait until all before the mark is done; at once if nothing was marked."""
+
+
+class Stream(Protocol):
+    """A queue of work that a device carries out in order, beside the work of its other streams."""
+
+    def wait_event(self, event: Any) -> None:
+        """Let what is queued from here on begin only when all before the mark of the event is done."""
+
+
+class Accelerator(ABC):
+    """One kind of device that computes beside the host. Devices of the kind are told apart by their index."""
+
+    kind: str  # as in torch.device(kind, index)
+    has_side_streams = True  # whether copies can run beside the computation
+
+    @abstractmethod
+    def count_devices(self) -> int:
+        """How many devices of the kind can be used here; 0 without any. Nothing is started on them."""
+
+    @abstractmethod
+    def name(self, device: torch.device) -> str:
+        """The name of a device, as its maker gives it."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """The version of the library through which torch uses the kind, as far as it may decide bits."""
+
+    @abstractmethod
+    def multiplies_bf16(self, device: torch.device) -> bool:
+        """Whether the device has instructions for products of bf16."""
+
+    # --- memory
+
+    @abstractmethod
+    def free_bytes(self, device: torch.device) -> int:
+        """Bytes that this process could still allocate."""
+
+    @abstractmethod
+    def total_bytes(self, device: torch.device) -> int:
+        """Bytes of memory that the device has."""
+
+    @abstractmethod
+    def allocated_bytes(self, device: torch.device) -> int:
+        """Bytes of the tensors of this process, as its allocator counts them."""
+
+    @abstractmethod
+    def peak_bytes(self, device: torch.device) -> int:
+        """The most bytes that were allocated at once since the start, or since `reset_peak`."""
+
+    @abstractmethod
+    def reset_peak(self, device: torch.device) -> None:
+        """Let `peak_bytes` begin anew."""
+
+    def allocate_pinned(self, num_bytes: int) -> Tensor:
+        """Bytes on the host from which and to which the device copies by itself. Raises RuntimeError if refused."""
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    # --- order
+
+    @abstractmethod
+    def synchronise(self, device: torch.device) -> None:
+        """Make the host wait until the device has done all that is queued."""
+
+    @abstractmethod
+    def make_stream(self, device: torch.device) -> Stream:
+        """A side stream, beside the one on which operators are queued otherwise."""
+
+    @abstractmethod
+    def make_event(self, device: torch.device) -> Event:
+        """An event without a mark."""
+
+    @abstractmethod
+    def current_stream(self, device: torch.device) -> Stream:
+        """The stream on which this thread queues operators now."""
+
+    @abstractmethod
+    def queueing_on(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
+        """Queue the operators of a block on a stream."""
+
+    @abstractmethod
+    def set_for_thread(self, device: torch.device) -> None:
+        """Let this thread use the device: some libraries start work on device 0 in a thread that has named none."""
+
+
+class TorchAccelerator(Accelerator):
+    """A kind that torch knows, by `torch.accelerator`; what that lacks is asked of the kind's own module of torch."""
+
+    def __init__(self, kind: str, *, has_side_streams: bool = True) -> None:
+        self.kind = kind
+        self.has_side_streams = has_side_streams
+
+    @property
+    def _module(self) -> Any:
+        return getattr(torch, self.kind)
+
+    def count_devices(self) -> int:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.accelerator.device_count() if found is not None and found.type == self.kind else 0
+
+    def name(self, device: torch.device) -> str:
+        ask = getattr(self._module, "get_device_name", None)
+        return str(ask(device)) if ask is not None else self.kind
+
+    def version(self) -> str:
+        return str(getattr(torch.version, self.kind, None) or torch.__version__)
+
+    def multiplies_bf16(self, device: torch.device) -> bool:
+        if self.kind != "cuda":
+            ask = getattr(self._module, "is_bf16_supported", None)
+            return bool(ask is None or ask())
+        with torch.cuda.device(device):  # it is the current device that torch asks
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+    def free_bytes(self, device: torch.device) -> int:
+        ask = getattr(torch.accelerator, "get_memory_info", None) or self._module.mem_get_info
+        free, _ = ask(device)
+        # What the allocator keeps without using it can be allocated too.
+        return int(free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device))
+
+    def total_bytes(self, device: torch.device) -> int:
+        ask = getattr(torch.accelerator, "get_memory_info", None) or self._module.mem_get_info
+        return int(ask(device)[1])
+
+    def allocated_bytes(self, device: torch.device) -> int:
+        return int(torch.accelerator.memory_allocated(device))
+
+    def peak_bytes(self, device: torch.device) -> int:
+        return int(torch.accelerator.max_memory_allocated(device))
+
+    def reset_peak(self, device: torch.device) -> None:
+        torch.accelerator.reset_peak_memory_stats(device)
+
+    def synchronise(self, device: torch.device) -> None:
+        torch.accelerator.synchronize(device)
+
+    def make_stream(self, device: torch.device) -> Stream:
+        return torch.Stream(device)
+
+    def make_event(self, device: torch.device) -> Event:
+        return torch.Event(device)
+
+    def current_stream(self, device: torch.device) -> Stream:
+        return torch.accelerator.current_stream(device)
+
+    def queueing_on(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
+        found: contextlib.AbstractContextManager[Any] = stream
+        return found
+
+    def set_for_thread(self, device: torch.device) -> None:
+        torch.accelerator.set_device_index(device)
+
+
+# By kind, the first being the one that `auto` tries first.
+ACCELERATORS: dict[str, Accelerator] = {
+    each.kind: each
+    for each in (
+        TorchAccelerator("cuda"),
+        TorchAccelerator("xpu"),
+        TorchAccelerator("mps", has_side_streams=False),
+    )
+}
+
+
+def find_accelerator(device: torch.device) -> Accelerator | None:
+    """The interface to a device; None for a CPU, which computes as part of the host."""
+    return ACCELERATORS.get(device.type)
