@@ -72,10 +72,27 @@ def test_only_the_face_prints(path):
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
 
 
-def test_only_transfer_knows_streams_and_pinned_memory():
-    words = ("cuda.Stream", "cuda.Event", "pin_memory", "non_blocking")
+def test_only_transfer_copies_beside_the_computation():
+    words = ("make_stream", "make_event", "queueing_on", "allocate_pinned", "non_blocking")
     knowing = {path.name for path in files() if any(word in path.read_text() for word in words)}
-    assert knowing == {"transfer.py"}
+    assert knowing == {"transfer.py", "accelerator.py"}
+
+
+KINDS = ("cuda", "xpu", "mps", "hip", "accelerator")  # of devices; torch has a module for each
+
+
+def names_a_kind(node):
+    """Whether code uses torch's module for a kind of device, or compares something with the name of a kind."""
+    if isinstance(node, ast.Attribute):
+        return node.attr in KINDS and ast.unparse(node.value) in ("torch", "torch.version", "torch.backends")
+    if isinstance(node, ast.Compare):
+        return any(isinstance(part, ast.Constant) and part.value in KINDS for part in (node.left, *node.comparators))
+    return isinstance(node, ast.For) and any(f"'{kind}'" in ast.unparse(node.iter) for kind in KINDS)
+
+
+def test_one_file_knows_kinds_of_accelerators():
+    knowing = {path.name for path in files() if any(map(names_a_kind, ast.walk(ast.parse(path.read_text()))))}
+    assert knowing == {"accelerator.py"}
 
 
 def test_help_needs_no_torch():

@@ -3,11 +3,11 @@
 There are two slots in each direction, used in turn. Three threads work beside the computation, each on one task after
 another:
 
-    reader     loads the next shard into a slot on the host and, on CUDA, copies it to the device on a side stream
+    reader     loads the next shard into a slot on the host and, for an accelerator, copies it there on a side stream
     writer     stores the shards that were computed, one shard behind the computation
     committer  makes stored shards durable, and carries out other actions that must come after them
 
-Events order the uses of a slot on CUDA:
+Events order the uses of a slot on an accelerator:
 
     copied     the last copy between the slot's host and device memory has ended: the source may be overwritten
     consumed   the computation on the slot's device memory has ended: a copy may overwrite it
@@ -24,11 +24,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from ffstream.cache import ActivationCache, CacheLayout, decode_, encode_
+from ffstream.device.accelerator import Accelerator, Stream, find_accelerator
 from ffstream.device.workspace import Buffer, Workspace
 from ffstream.ground.interrupts import check_interrupts
 from ffstream.ground.stopwatch import Stopwatch
@@ -66,8 +68,14 @@ class Transfer:
         self._failed = False
         names = ("reader", "writer", "committer")  # a thread starts when it is first given work
         self._reader, self._writer, self._committer = (
-            ThreadPoolExecutor(1, thread_name_prefix=f"ffstream-{name}") for name in names
+            ThreadPoolExecutor(1, thread_name_prefix=f"ffstream-{name}", initializer=self._prepare_thread)
+            for name in names
         )
+
+    def _prepare_thread(self) -> None:
+        accelerator = find_accelerator(self.device)
+        if accelerator is not None:
+            accelerator.set_for_thread(self.device)
 
     def __enter__(self) -> Transfer:
         return self
@@ -224,29 +232,30 @@ class Transfer:
 
 
 class _Slot:
-    """Memory for one shard on the host and, on CUDA, on the device."""
+    """Memory for one shard on the host and, on an accelerator, on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._cuda = device.type == "cuda"
+        self._accelerator = find_accelerator(device)
         self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
         self._host = self._rows = self._host_bytes
-        if self._cuda:
-            self._stream = torch.cuda.Stream(device)
-            self._copied, self._consumed = torch.cuda.Event(), torch.cuda.Event()
+        # Without side streams, copies are made in the order of the computation, and the host waits for them.
+        self._order = _Order(self._accelerator, device) if _has_side_streams(self._accelerator) else None
 
     def reserve(self, num_bytes: int) -> None:
         """Make room for a shard of that size; what the slot held before may be lost."""
         if len(self._host_bytes) >= num_bytes:
             return
         self.free()
-        if self._cuda:
-            self._copied.synchronize()
-            self._consumed.synchronize()
+        if self._accelerator is not None:
+            if self._order is not None:
+                self._order.copied.synchronize()
+                self._order.consumed.synchronize()
             self._device_bytes = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-            # Memory from the caching allocator may still be in use on the computing stream.
-            self._consumed.record(torch.cuda.current_stream(self._device))
-        self._host_bytes = allocate_host(num_bytes, pinned=self._cuda)
+            if self._order is not None:
+                # Memory from the caching allocator may still be in use on the computing stream.
+                self._order.consumed.record(self._order.computing_stream())
+        self._host_bytes = allocate_host(num_bytes, self._accelerator)
 
     def free(self) -> None:
         """Free the memory at once, although another thread may still refer to the slot for a moment."""
@@ -255,60 +264,86 @@ class _Slot:
     @property
     def is_as_wanted(self) -> bool:
         """Whether the host memory is pinned, or need not be, as there is no copy to a device."""
-        return not self._cuda or self._host_bytes.is_pinned()
+        return self._order is None or self._host_bytes.is_pinned()
 
     def take(self, layout: CacheLayout, shard: int) -> Tensor:
         """The reserved memory on the device, in the shape of a shard as it is stored."""
         shape, dtype = layout.stored_shape(shard), layout.stored_dtype
         num_bytes = math.prod(shape) * dtype.itemsize
         self._host = self._host_bytes[:num_bytes].view(dtype).view(shape)
-        self._rows = self._device_bytes[:num_bytes].view(dtype).view(shape) if self._cuda else self._host
+        is_apart = self._accelerator is not None
+        self._rows = self._device_bytes[:num_bytes].view(dtype).view(shape) if is_apart else self._host
         return self._rows
 
     def fill(self, cache: ActivationCache, shard: int) -> Tensor:
-        """Load a shard and, on CUDA, start its copy to the device. Called on the reading thread."""
-        if self._cuda:
-            self._copied.synchronize()  # the host's memory may still be the source of the last copy
+        """Load a shard and, on an accelerator, start its copy to the device. Called on the reading thread."""
+        if self._order is not None:
+            self._order.copied.synchronize()  # the host's memory may still be the source of the last copy
         rows = self.take(cache.layout, shard)
         cache.load(shard, self._host)
-        if self._cuda:
-            with torch.cuda.stream(self._stream):
-                self._stream.wait_event(self._consumed)
+        if self._order is not None:
+            with self._order.copying():
+                self._order.stream.wait_event(self._order.consumed)
                 rows.copy_(self._host, non_blocking=True)
-                self._copied.record(self._stream)
+                self._order.copied.record(self._order.stream)
+        elif self._accelerator is not None:
+            rows.copy_(self._host)
         return rows
 
     def await_copy(self) -> None:
         """Make the computing stream wait for the copy to the device; the host does not wait."""
-        if self._cuda:
-            torch.cuda.current_stream(self._device).wait_event(self._copied)
+        if self._order is not None:
+            self._order.computing_stream().wait_event(self._order.copied)
 
     def release(self) -> None:
         """Make later copies into this slot wait for the computation on it, which is queued by now."""
-        if self._cuda:
-            self._consumed.record(torch.cuda.current_stream(self._device))
+        if self._order is not None:
+            self._order.consumed.record(self._order.computing_stream())
 
     def send(self) -> None:
-        """On CUDA, start the copy of what was computed to the host."""
-        if self._cuda:
-            self._consumed.record(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(self._stream):
-                self._stream.wait_event(self._consumed)
+        """On an accelerator, start the copy of what was computed to the host."""
+        if self._order is not None:
+            self._order.consumed.record(self._order.computing_stream())
+            with self._order.copying():
+                self._order.stream.wait_event(self._order.consumed)
                 self._host.copy_(self._rows, non_blocking=True)
-                self._copied.record(self._stream)
+                self._order.copied.record(self._order.stream)
+        elif self._accelerator is not None:
+            self._host.copy_(self._rows)
 
     def drain(self, cache: ActivationCache, shard: int) -> None:
         """Store the shard that `send` was called for. Called on the writing thread."""
-        if self._cuda:
-            self._copied.synchronize()
+        if self._order is not None:
+            self._order.copied.synchronize()
         cache.store(shard, self._host)
 
 
-def allocate_host(num_bytes: int, *, pinned: bool) -> Tensor:
-    """Bytes on the host; with `pinned`, pinned if the system allows it, so that copies run beside the computation."""
-    if pinned:
+class _Order:
+    """The side stream of a slot, and the events that order it with the computation."""
+
+    def __init__(self, accelerator: Accelerator, device: torch.device) -> None:
+        self._accelerator, self._device = accelerator, device
+        self.stream = accelerator.make_stream(device)
+        self.copied, self.consumed = accelerator.make_event(device), accelerator.make_event(device)
+
+    def computing_stream(self) -> Stream:
+        """The stream of the computation: the current one of the thread that asks."""
+        return self._accelerator.current_stream(self._device)
+
+    def copying(self) -> contextlib.AbstractContextManager[object]:
+        """Queue the copies of a block on the side stream."""
+        return self._accelerator.queueing_on(self.stream)
+
+
+def _has_side_streams(accelerator: Accelerator | None) -> TypeGuard[Accelerator]:
+    return accelerator is not None and accelerator.has_side_streams
+
+
+def allocate_host(num_bytes: int, accelerator: Accelerator | None) -> Tensor:
+    """Bytes on the host; for an accelerator, pinned if the system allows it, so that copies run beside its work."""
+    if accelerator is not None:
         try:
-            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+            return accelerator.allocate_pinned(num_bytes)
         except RuntimeError:  # the limit on locked memory; pageable memory copies more slowly but as correctly
             pass
     return torch.empty(num_bytes, dtype=torch.uint8)

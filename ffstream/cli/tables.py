@@ -258,7 +258,7 @@ def speeds_report(found: MachineSpeeds) -> Iterator[Table | str]:
     table.add_row("writing to the disk", _per_s(found.written_bytes_per_s))
     table.add_row("making a small file durable", f"{1e3 * found.sync_s:.1f} ms")
     table.add_section()
-    if found.device_type == "cuda":
+    if found.device_type != "cpu":
         table.add_row("free on the device", format_bytes(found.free_device_bytes))
     table.add_row("free host memory", format_bytes(found.free_host_bytes))
     table.add_row("free on the disk", format_bytes(found.free_disk_bytes))

@@ -37,6 +37,7 @@ class Accelerator(ABC):
 
     kind: str  # as in torch.device(kind, index)
     has_side_streams = True  # whether copies can run beside the computation
+    is_automatic = True  # whether `auto` takes such a device; otherwise it has to be asked for by name
 
     @abstractmethod
     def count_devices(self) -> int:
@@ -110,9 +111,9 @@ class Accelerator(ABC):
 class TorchAccelerator(Accelerator):
     """A kind that torch knows, by `torch.accelerator`; what that lacks is asked of the kind's own module of torch."""
 
-    def __init__(self, kind: str, *, has_side_streams: bool = True) -> None:
+    def __init__(self, kind: str, *, has_side_streams: bool = True, is_automatic: bool = True) -> None:
         self.kind = kind
-        self.has_side_streams = has_side_streams
+        self.has_side_streams, self.is_automatic = has_side_streams, is_automatic
 
     @property
     def _module(self) -> Any:
@@ -133,7 +134,7 @@ class TorchAccelerator(Accelerator):
         if self.kind != "cuda":
             ask = getattr(self._module, "is_bf16_supported", None)
             return bool(ask is None or ask())
-        with torch.cuda.device(device):  # it is the current device that torch asks
+        with torch.cuda.device(device):  # torch asks the current device
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
     def free_bytes(self, device: torch.device) -> int:
@@ -172,7 +173,8 @@ class TorchAccelerator(Accelerator):
         return found
 
     def set_for_thread(self, device: torch.device) -> None:
-        torch.accelerator.set_device_index(device)
+        if device.index is not None:
+            torch.accelerator.set_device_index(device.index)
 
 
 # By kind, the first being the one that `auto` tries first.
@@ -181,9 +183,10 @@ ACCELERATORS: dict[str, Accelerator] = {
     for each in (
         TorchAccelerator("cuda"),
         TorchAccelerator("xpu"),
-        TorchAccelerator("mps", has_side_streams=False),
+        TorchAccelerator("mps", has_side_streams=False, is_automatic=False),  # not tried yet
     )
 }
+ANY = "cuda"  # stands for whichever accelerator a machine has that is only described
 
 
 def find_accelerator(device: torch.device) -> Accelerator | None:

@@ -8,33 +8,41 @@ from pathlib import Path
 
 import torch
 
+from ffstream.device.accelerator import ACCELERATORS, find_accelerator
 from ffstream.device.environment import has_bf16_products
 from ffstream.errors import DeviceError
 
-_NAME = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
+_NAME = re.compile(r"([a-z]{1,20})(?::([0-9]{1,4}))?")
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that exists. Raises DeviceError."""
+    """Turn "auto", "cpu", or a kind of accelerator, such as "cuda" or "cuda:N", into a device. Raises DeviceError."""
     name = str(name)
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not _NAME.fullmatch(name):
-        raise DeviceError(f"device {name!r}: unknown; allowed: auto, cpu, cuda, cuda:N")
-    kind, _, number = name.partition(":")
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise DeviceError(f"device {name!r}: torch {torch.__version__} finds no CUDA device here; use --device cpu")
-        count = torch.cuda.device_count()
-        if int(number or 0) >= count:
-            raise DeviceError(f"device {name!r}: found {count} CUDA devices, allowed cuda:0 to cuda:{count - 1}")
+        found = (each for each in ACCELERATORS.values() if each.is_automatic and each.count_devices())
+        return torch.device(next((each.kind for each in found), "cpu"))
+    if name == "cpu":
+        return torch.device("cpu")
+    parts = _NAME.fullmatch(name)
+    accelerator = ACCELERATORS.get(parts[1]) if parts is not None else None
+    if parts is None or accelerator is None:
+        kinds = ", ".join(f"{kind}, {kind}:N" for kind in ACCELERATORS)
+        raise DeviceError(f"device {name!r}: unknown; allowed: auto, cpu, {kinds}")
+    count, noun = accelerator.count_devices(), accelerator.kind.upper()
+    if not count:
+        raise DeviceError(f"device {name!r}: torch {torch.__version__} finds no {noun} device here; use --device cpu")
+    if int(parts[2] or 0) >= count:
+        kind = accelerator.kind
+        raise DeviceError(f"device {name!r}: found {count} {noun} devices, allowed {kind}:0 to {kind}:{count - 1}")
     return torch.device(name)
 
 
 def device_name(device: str) -> str:
     """The name of the GPU, or of the processor and the instructions with which it multiplies bf16."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
+    on = torch.device(device)
+    accelerator = find_accelerator(on)
+    if accelerator is not None:
+        return accelerator.name(on)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -49,6 +57,6 @@ def resolve_precision(name: str, device: torch.device) -> str:
     """Turn "auto" into "bf16" if the device has instructions that multiply it, else into "fp32". Nothing is timed."""
     if name != "auto":
         return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if has_bf16_products() else "fp32"
+    accelerator = find_accelerator(device)
+    has_products = has_bf16_products() if accelerator is None else accelerator.multiplies_bf16(device)
+    return "bf16" if has_products else "fp32"

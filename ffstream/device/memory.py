@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ffstream.device.accelerator import find_accelerator
 from ffstream.ground.units import format_bytes
 
 # Messages of torch's allocator, of the system if a file cannot be mapped, and of Python if a thread gets no stack.
@@ -21,10 +22,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't star
 
 def device_free_bytes(device: torch.device) -> int:
     """Bytes that this process could still allocate on the device; 0 for a CPU, whose memory is the host's."""
-    if device.type != "cuda":
-        return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    accelerator = find_accelerator(device)
+    return 0 if accelerator is None else accelerator.free_bytes(device)
 
 
 def host_free_bytes() -> int:
@@ -78,10 +77,11 @@ def is_in_memory(folder: Path) -> bool:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Highest device memory so far: allocated bytes on CUDA, the resident set of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # missing on Windows, where only CUDA's figure is known
+    """Highest device memory so far: allocated bytes on an accelerator, the resident set of the process on a CPU."""
+    accelerator = find_accelerator(device)
+    if accelerator is not None:
+        return accelerator.peak_bytes(device)
+    import resource  # missing on Windows, where only an accelerator's figure is known
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -96,8 +96,8 @@ class PeakMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before_bytes = 0  # on CUDA: bytes that were allocated at the start
+        self._device, self._accelerator = device, find_accelerator(device)
+        self._before_bytes = 0  # on an accelerator: bytes that were allocated at the start
         self._blocks: dict[int, int] = {}  # on a CPU: bytes, by address, of what was made since and is alive
         self._profiler: Any = None  # while it is open
 
@@ -110,10 +110,10 @@ class PeakMeter:
 
     def start(self) -> None:
         """Begin to measure: what is allocated from here on counts."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._before_bytes = torch.cuda.memory_allocated(self._device)
+        if self._accelerator is not None:
+            self._accelerator.synchronise(self._device)
+            self._accelerator.reset_peak(self._device)
+            self._before_bytes = self._accelerator.allocated_bytes(self._device)
         else:
             self._blocks.clear()
             self._open_account()
@@ -121,17 +121,17 @@ class PeakMeter:
     def lap(self) -> int:
         """The peak in bytes since the start or the last lap; another lap begins."""
         peak_bytes = self.stop()
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if self._accelerator is not None:
+            self._accelerator.reset_peak(self._device)
         else:
             self._open_account()
         return peak_bytes
 
     def stop(self) -> int:
         """The peak in bytes since the start or the last lap; the measurement ends."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            return int(torch.cuda.max_memory_allocated(self._device)) - self._before_bytes
+        if self._accelerator is not None:
+            self._accelerator.synchronise(self._device)
+            return self._accelerator.peak_bytes(self._device) - self._before_bytes
         return self._follow(self._close_account())
 
     def _follow(self, changes: Iterable[tuple[int, int]]) -> int:

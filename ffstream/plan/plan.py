@@ -38,7 +38,7 @@ class Rates:
 class Resources:
     """What a run may take, in bytes. `probe.survey_resources` finds it for this machine."""
 
-    device_type: str  # cpu, cuda
+    device_type: str  # cpu, or a kind of accelerator
     device_bytes: int
     host_bytes: int  # of the whole process
     host_used_bytes: int  # by the interpreter and its libraries

@@ -16,6 +16,7 @@ import torch
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.cache.transfer import Transfer, allocate_host
 from ffstream.data.shape import DataShape
+from ffstream.device.accelerator import find_accelerator
 from ffstream.device.ledger import PAPER, Ledger, Work
 from ffstream.device.memory import (
     device_free_bytes,
@@ -74,8 +75,9 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
     place = find_place(folder)
     usage = shutil.disk_usage(place)
     disk = _budget("disk", settings.disk_budget, int(_SHARE * usage.free) + held_bytes, usage.free + held_bytes)
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
+    accelerator = find_accelerator(device)
+    if accelerator is not None:
+        total = accelerator.total_bytes(device)
         device_bytes = _budget("device", settings.budget, int(_SHARE * device_free_bytes(device)), total)
     else:
         total = host_total
@@ -104,7 +106,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
 
 def _find_unpinned(device: torch.device) -> str | None:
     """The warning if the system refuses to pin host memory, from which copies to the device start; else None."""
-    if device.type == "cpu" or allocate_host(_TRANSFER_BYTES, pinned=True).is_pinned():
+    if device.type == "cpu" or allocate_host(_TRANSFER_BYTES, find_accelerator(device)).is_pinned():
         return None
     return unpinned_reason()
 
@@ -198,7 +200,7 @@ def measure_link(device: torch.device, *, back: bool = False) -> float:
     """Bytes per second from host memory to the device, or `back`; host memory is pinned unless the system refuses."""
     if device.type == "cpu":
         return float("inf")
-    on_host = allocate_host(_TRANSFER_BYTES, pinned=True)
+    on_host = allocate_host(_TRANSFER_BYTES, find_accelerator(device))
     on_device = torch.zeros(_TRANSFER_BYTES, dtype=torch.uint8, device=device)
     source, target = (on_device, on_host) if back else (on_host, on_device)
     return _TRANSFER_BYTES / best_s(lambda: target.copy_(source), device)
@@ -226,11 +228,12 @@ def _measure_disk(folder: Path) -> float:
 def best_s(work: Callable[[], object], device: torch.device, num_repeats: int = _NUM_REPEATS) -> float:
     """Seconds of the fastest of several calls of `work`, which are ended after about a second."""
     times: list[float] = []
+    accelerator = find_accelerator(device)
     while len(times) < num_repeats and not (len(times) > 1 and sum(times) > _ENOUGH_S):
         start_s = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if accelerator is not None:
+            accelerator.synchronise(device)
         times.append(time.perf_counter() - start_s)
     return min(times)  # disturbances only slow a call down
 

@@ -143,7 +143,7 @@ def prepare(
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
 
     def kernels(sized: Blueprint) -> list[KernelBytes]:
-        if not measure and device.type != "cuda":
+        if not measure and device.type == "cpu":
             return []
         return [measure_kernels(sized, spec, device) for spec in sized.specs[: count_distinct(sized.config)]]
 
@@ -153,7 +153,7 @@ def prepare(
         plan = compute_plan(config, data, dataset.num_bytes, resources, num_done, kernels)
         if reservation is not None:
             reservation.enter_context(reserved(plan.host.num_bytes))
-    if (measure or device.type == "cuda") and reservation is not None and num_done < config.layers:
+    if (measure or device.type != "cpu") and reservation is not None and num_done < config.layers:
         try_steps(plan, Blueprint.of(plan.config, data, method), device)
     return Prepared(plan, dataset, splits, device)
 

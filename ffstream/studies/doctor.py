@@ -16,6 +16,7 @@ import torch
 
 from ffstream.cache import CODED
 from ffstream.cache.transfer import READING, SYNCING, WRITING, allocate_host
+from ffstream.device.accelerator import find_accelerator
 from ffstream.device.device import device_name, resolve_precision
 from ffstream.device.memory import device_free_bytes, host_free_bytes, is_in_memory, unpinned_reason
 from ffstream.errors import RunError
@@ -41,7 +42,7 @@ class MachineSpeeds:
     """What `ffstream doctor` measures; None for what this machine does not have."""
 
     device_name: str
-    device_type: str  # cpu, cuda
+    device_type: str  # cpu, or a kind of accelerator
     num_threads: int
     precision: str  # what `auto` stands for
     product_flops_per_s: dict[str, float]  # by precision: of a large matrix product
@@ -81,11 +82,11 @@ def examine_machine(device: torch.device, folder: Path) -> MachineSpeeds:
     """Measure a device, and the disk that `folder` is or would be on, in half a minute. Raises StorageError."""
     precision = resolve_precision("auto", device)
     rates = measure_rates(Config(precision=precision, batch=512), device, folder)
-    on_cuda, warnings = device.type == "cuda", []
+    has_memory, warnings = find_accelerator(device) is not None, []
     link = back = None
-    if on_cuda:
+    if has_memory:
         link, back = measure_link(device), measure_link(device, back=True)
-        if not allocate_host(_PAGE_BYTES, pinned=True).is_pinned():
+        if not allocate_host(_PAGE_BYTES, find_accelerator(device)).is_pinned():
             warnings.append(unpinned_reason())
     place = find_place(folder)
     if is_in_memory(place):
@@ -104,7 +105,7 @@ def examine_machine(device: torch.device, folder: Path) -> MachineSpeeds:
         operator_s=rates.operator_s,
         to_device_bytes_per_s=link,
         from_device_bytes_per_s=back,
-        free_device_bytes=device_free_bytes(device) if on_cuda else host_free_bytes(),
+        free_device_bytes=device_free_bytes(device) if has_memory else host_free_bytes(),
         free_host_bytes=host_free_bytes(),
         free_disk_bytes=shutil.disk_usage(place).free,
         warnings=warnings,

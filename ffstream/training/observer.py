@@ -56,7 +56,7 @@ class RunOutline:
     num_tiles: int  # per layer
     num_epochs: int  # per tile, or per layer if it is not cut
     is_labelled: bool  # if not, validation errors count hybrids taken for images, not wrong classes
-    device_type: str  # cpu, cuda
+    device_type: str  # cpu, or a kind of accelerator
     planned_bytes: int  # most memory that the work of a layer takes on the device
     allowed_bytes: int  # memory that it may take there
 

@@ -10,6 +10,7 @@ import torch
 
 import ffstream as ff
 from ffstream.cache.transfer import allocate_host
+from ffstream.device.accelerator import ACCELERATORS
 from ffstream.data.shape import DataShape
 from ffstream.device.memory import unpinned_reason
 from ffstream.plan.fitting import compute_plan
@@ -20,7 +21,7 @@ from tests.cli.test_reporting import show
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a system that refuses to pin: one without a driver")
 def test_memory_that_cannot_be_pinned_is_pageable_and_the_survey_says_so():
-    found = allocate_host(4096, pinned=True)
+    found = allocate_host(4096, ACCELERATORS["cuda"])
     assert found.nbytes == 4096
     assert not found.is_pinned()
     assert _find_unpinned(torch.device("cuda")) == unpinned_reason()

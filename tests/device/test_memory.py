@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ffstream.cache.transfer import allocate_host
+from ffstream.device.accelerator import ACCELERATORS
 from ffstream.device import ledger
 from ffstream.device.memory import (
     PeakMeter,
@@ -190,7 +191,7 @@ def test_memory_that_cannot_be_locked_is_taken_pageable(monkeypatch):
         return torch.zeros(*shape, **settings)
 
     monkeypatch.setattr(torch, "empty", empty)
-    taken = allocate_host(100, pinned=True)
+    taken = allocate_host(100, ACCELERATORS["cuda"])
     assert (taken.shape, taken.dtype) == ((100,), torch.uint8)
     assert not taken.any()
 
