@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ _INSTRUCTIONS = [
 # entry differs; `memory` says which sizes a lack of memory chose, and these sizes stand in the configuration.
 _NOT_COMPARED = ("threads", "arithmetic", "memory", "parts")  # parts are compared in field/parts.py
 _PROBE = (192, 1000, 257)  # rows, features and units of a test product, not all multiples of the sizes of kernels
+# Where torch keeps the precision of float32 products: for the products of each library, and, for a library that has
+# none of its own, in these more general places, the most general one first. "none" refers to the more general place.
+_PRODUCTS = (("cuda", "matmul"), ("mkldnn", "matmul"))
+_ABOVE_PRODUCTS = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
+_EXACT = ("none", "ieee")  # of the values that such a place may have, those with which products are float32 throughout
 
 
 @contextlib.contextmanager
@@ -49,17 +54,11 @@ def plain_torch(num_threads: int | None = None) -> Iterator[None]:
     Default types and devices, gradients and the precision of products are then those that our code assumes. The number
     of threads is set too if `num_threads` is given, as the way a sum is split among threads decides its last bits.
     """
-    dtype, precision, threads = (
-        torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
-        torch.get_num_threads(),
-    )
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
-        if precision != "highest":
-            stack.callback(torch.set_float32_matmul_precision, precision)
-            torch.set_float32_matmul_precision("highest")
+        stack.callback(_make_products_exact())
         if num_threads is not None and num_threads != threads:
             stack.callback(torch.set_num_threads, threads)
             torch.set_num_threads(num_threads)
@@ -71,6 +70,54 @@ def plain_torch(num_threads: int | None = None) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def _make_products_exact() -> Callable[[], None]:
+    """Have products of float32 computed in float32, whichever of torch's two ways lowered that; returns the undoing.
+
+    The older way is one word for all libraries, which also sets the places of their products, and which torch refuses
+    to tell as long as a place says something else. The newer way sets these places, or those above them, one by one.
+    """
+    are_exact = all(_get_precision(*place) in _EXACT for place in _PRODUCTS)
+    if are_exact and torch.get_float32_matmul_precision() == "highest":
+        return lambda: None
+    places = _read_products()
+    for place in _PRODUCTS:
+        _set_precision(*place, "ieee")
+    word = torch.get_float32_matmul_precision()  # torch tells it now, as no place says anything else
+    torch.set_float32_matmul_precision("highest")
+
+    def undo() -> None:
+        torch.set_float32_matmul_precision(word)
+        for place, value in places.items():
+            _set_precision(*place, value)
+
+    return undo
+
+
+def _read_products() -> dict[tuple[str, str], str]:
+    """What the place of each library's products says itself: for "none", torch tells what the places above it say."""
+    above = {}
+    try:
+        for place in _ABOVE_PRODUCTS:
+            above[place] = _get_precision(*place)
+            _set_precision(*place, "none")
+        return {place: _get_precision(*place) for place in _PRODUCTS}
+    finally:
+        for place, value in above.items():
+            _set_precision(*place, value)
+
+
+# The attributes `fp32_precision` in torch.backends call these two. They are not used here, as that of mkldnn reads one
+# place and sets another.
+def _get_precision(library: str, operation: str) -> str:
+    get = getattr(torch._C, "_get_fp32_precision_getter", None)
+    return "none" if get is None else str(get(library, operation))
+
+
+def _set_precision(library: str, operation: str, value: str) -> None:
+    if (set_ := getattr(torch._C, "_set_fp32_precision_setter", None)) is not None:
+        set_(library, operation, value)
 
 
 def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -104,6 +105,45 @@ def _matmul_precision():
         torch.set_float32_matmul_precision("highest")
 
 
+PLACES = (("cuda", "matmul"), ("cuda", "all"), ("mkldnn", "matmul"), ("mkldnn", "all"), ("generic", "all"))
+NEWER = {
+    "cuda.matmul tf32": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "cuda.matmul ieee": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+    "cudnn tf32": lambda: setattr(torch.backends.cudnn, "fp32_precision", "tf32"),
+    "all tf32": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "all bf16": lambda: setattr(torch.backends, "fp32_precision", "bf16"),
+    "mkldnn bf16": lambda: setattr(torch.backends.mkldnn, "fp32_precision", "bf16"),
+    "mkldnn alone tf32": lambda: torch.backends.mkldnn.set_flags(_fp32_precision="tf32"),
+    "mkldnn.matmul bf16": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+}
+
+
+def _read_precisions():
+    """What every place tells, and what each would tell if those above it said otherwise."""
+    found = []
+    for above in (None, "ieee", "tf32"):
+        if above is not None:
+            torch.backends.fp32_precision = above
+        found.append([torch._C._get_fp32_precision_getter(*place) for place in PLACES])
+    return found
+
+
+@contextlib.contextmanager
+def _newer_precision(*names):
+    """The words of torch's newer interface, in the order of the names; all places are as at first on leaving."""
+    before = [torch._C._get_fp32_precision_getter(*place) for place in PLACES]
+    try:
+        for name in names:
+            NEWER[name]()
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for place, value in zip(PLACES, before, strict=True):
+            torch._C._set_fp32_precision_setter(*place, value)
+
+
 GLOBALS = {
     "type": _default_dtype,
     "device": _default_device,
@@ -111,6 +151,7 @@ GLOBALS = {
     "inference": torch.inference_mode,
     "no gradients": torch.no_grad,
     "precision": _matmul_precision,
+    "precision by library": lambda: _newer_precision("all tf32", "mkldnn.matmul bf16"),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
 }
 
@@ -145,6 +186,28 @@ def test_nothing_of_ours_depends_on_what_a_program_sets_in_torch(name, recipe, s
     if name != "autocast":  # which a loaded network obeys, as any module does
         assert torch.equal(found[2], wanted[2])
         assert torch.equal(loaded, wanted[2])
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in NEWER), *itertools.permutations(NEWER, 2)], ids=", ".join)
+def test_products_are_exact_in_a_block_and_what_was_asked_for_stands_behind_it(names):
+    left, right = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0)).unbind()
+    wanted = left @ right
+    with _newer_precision(*names):
+        expected = _read_precisions()
+    with _newer_precision(*names):
+        with plain_torch():
+            assert torch.get_float32_matmul_precision() == "highest"
+            for library in ("cuda", "mkldnn"):
+                assert torch._C._get_fp32_precision_getter(library, "matmul") in ("none", "ieee")
+            assert torch.equal(left @ right, wanted)
+        assert _read_precisions() == expected
+
+
+def test_the_older_word_for_the_precision_of_products_stands_behind_a_block_too():
+    with _newer_precision("medium", "cuda.matmul ieee", "mkldnn.matmul bf16"):
+        with plain_torch():
+            pass
+        assert torch.get_float32_matmul_precision() == "medium"
 
 
 def test_the_arithmetic_of_an_environment_is_the_same_every_time_and_another_with_other_instructions():
