@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+_T = TypeVar("_T")
 
 # Variables with which users choose the instructions and precision of the libraries below torch.
 _VARIABLES = (
@@ -47,21 +52,33 @@ _ABOVE_PRODUCTS = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 _EXACT = ("none", "ieee")  # of the values that such a place may have, those with which products are float32 throughout
 
 
+class _Entry:
+    """What one entry into `plain_torch` found in the states of torch that all threads share, as what sets them back."""
+
+    def __init__(self) -> None:
+        self.undo: dict[str, Callable[[], None]] = {}
+
+
+# Threads of one program may be in blocks of `plain_torch` at once, and need not leave them in the order in which they
+# came. Of torch's states, all threads share the default type, the precision of products, and the number of threads with
+# which a further thread starts; so these are plain as long as any thread is in a block. Each thread has its own default
+# device, inference mode, gradients, autocast, and number of threads once it has started.
+_entries: list[_Entry] = []  # blocks that were entered and not left yet, in the order of entry
+_entries_lock = threading.RLock()  # a signal's handler may enter a block while its thread is entering one
+
+
 @contextlib.contextmanager
 def plain_torch(num_threads: int | None = None) -> Iterator[None]:
     """Run a block with torch's own defaults, whatever the calling program has set; all is restored on leaving.
 
     Default types and devices, gradients and the precision of products are then those that our code assumes. The number
-    of threads is set too if `num_threads` is given, as the way a sum is split among threads decides its last bits.
+    of threads is set too if `num_threads` is given, as the way a sum is split among threads decides its last bits. It
+    is that of the thread in the block: other threads in blocks keep theirs.
     """
-    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     with contextlib.ExitStack() as stack:
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
-        stack.callback(_make_products_exact())
-        if num_threads is not None and num_threads != threads:
-            stack.callback(torch.set_num_threads, threads)
-            torch.set_num_threads(num_threads)
+        entry = _Entry()
+        stack.callback(_leave, entry)
+        _enter(entry, num_threads, stack)
         if torch.get_default_device().type != "cpu":  # only then, as every call of torch goes through this context
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(mode=False))
@@ -70,6 +87,49 @@ def plain_torch(num_threads: int | None = None) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def _enter(entry: _Entry, num_threads: int | None, stack: contextlib.ExitStack) -> None:
+    with _entries_lock:
+        _entries.append(entry)
+        entry.undo["type"] = functools.partial(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        entry.undo["products"] = _make_products_exact()
+        own = torch.get_num_threads()
+        if num_threads is not None and num_threads != own:
+            entry.undo["threads"] = functools.partial(_set_of_further_threads, _get_of_further_threads())
+            stack.callback(torch.set_num_threads, own)
+            torch.set_num_threads(num_threads)
+
+
+def _leave(entry: _Entry) -> None:
+    """Set back what an entry found. If a later one is still open, that one sets it back, in place of what it found."""
+    with _entries_lock:
+        if entry not in _entries:  # it was interrupted before it changed anything
+            return
+        position = _entries.index(entry)
+        del _entries[position]
+        if position < len(_entries):
+            _entries[position].undo |= entry.undo
+            return
+        for undo in entry.undo.values():
+            undo()
+
+
+def _get_of_further_threads() -> int:
+    """The number of threads with which a thread starts: only one that has just started tells it."""
+    return _in_further_thread(torch.get_num_threads)
+
+
+def _set_of_further_threads(num_threads: int) -> None:
+    """Set the number of threads with which a thread starts, but not that of this thread."""
+    if _get_of_further_threads() != num_threads:
+        _in_further_thread(lambda: torch.set_num_threads(num_threads))
+
+
+def _in_further_thread(call: Callable[[], _T]) -> _T:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 def _make_products_exact() -> Callable[[], None]:

@@ -78,7 +78,8 @@ class Blueprint:
         layer.first_unit = units.start
         layer.place(spec.place, spec.image_shape, spec.num_skip_features)
         if self.method.reading.uses_embedding:
-            layer.label_embedding = torch.nn.Parameter(torch.empty(self.data.num_classes, num_units))
+            embedding = torch.empty(self.data.num_classes, num_units, dtype=torch.float32)
+            layer.label_embedding = torch.nn.Parameter(embedding)
         return layer
 
     def build_layer(self, spec: LayerSpec, units: slice | None = None) -> Layer:

@@ -87,7 +87,7 @@ class FFNetwork(nn.Module):
         for name in tensors:
             index, _, part = name.partition(".")
             if part == "weight":
-                readout = nn.Linear(self.config.width, self._facts.num_classes)
+                readout = nn.Linear(self.config.width, self._facts.num_classes, dtype=torch.float32)
                 readout.load_state_dict({key: tensors[f"{index}.{key}"] for key in ("weight", "bias")}, assign=True)
                 self.readout[index] = readout
 

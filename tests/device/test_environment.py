@@ -7,6 +7,8 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -240,6 +242,74 @@ def test_plain_torch_sets_back_what_it_finds_also_after_an_error():
             1 / 0  # noqa: B018
         assert torch.get_default_dtype() == torch.float64
         assert torch.get_num_threads() == 1
+
+
+def _in_thread(call):
+    thread = threading.Thread(target=call, daemon=True)  # a test that fails waits for none
+    thread.start()
+    return thread
+
+
+def _number_of_a_new_thread():
+    found = []
+    _in_thread(lambda: found.append(torch.get_num_threads())).join()
+    return found[0]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_threads_leave_in_any_order_and_only_the_last_one_sets_back(order):
+    """Each asks for another number of threads, of which it has its own; the rest of these states all of them share."""
+    inside, leave, seen = threading.Barrier(4), [threading.Event() for _ in order], [[] for _ in order]
+
+    def work(number):
+        own = torch.get_num_threads()
+        with plain_torch(num_threads=number + 2):
+            inside.wait()
+            leave[number].wait()
+            seen[number] = [torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision()]
+        seen[number] += [own == torch.get_num_threads()]
+
+    with _default_dtype(), _newer_precision("cuda.matmul tf32"):
+        expected = _read_precisions()
+    with _default_dtype(), _newer_precision("cuda.matmul tf32"):
+        threads = []
+        for number in range(3):
+            threads.append(_in_thread(lambda number=number: work(number)))
+        inside.wait()
+        for number in order:
+            assert torch.get_default_dtype() == torch.float32
+            leave[number].set()
+            threads[number].join()
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_num_threads() == 1
+        assert _number_of_a_new_thread() == 1
+        assert _read_precisions() == expected
+    assert seen == [[torch.float32, number + 2, "highest", True] for number in range(3)]
+
+
+def test_a_block_in_a_block_sets_back_what_an_observer_set_in_between():
+    with plain_torch():
+        with _default_dtype():
+            with plain_torch():
+                assert torch.get_default_dtype() == torch.float32
+            assert torch.get_default_dtype() == torch.float64
+        assert torch.get_default_dtype() == torch.float32
+
+
+def test_runs_are_loaded_and_predict_in_threads_side_by_side_and_leave_the_defaults_alone(small_config, tmp_path):
+    run = ff.train(small_config(layers=2), tmp_path / "run")
+    images = torch.randint(0, 16, (9, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    wanted = run.predict(images).probabilities
+    with _default_dtype():
+
+        def work(number):
+            for _ in range(10):
+                found = run.predict(images).probabilities if number else ff.load(run.path)(images)
+                assert torch.equal(found, wanted) if number else found.dtype == torch.float32
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(work, range(3)))
+        assert torch.get_default_dtype() == torch.float64
 
 
 def test_the_command_line_has_the_word(stopped, monkeypatch):

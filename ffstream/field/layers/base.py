@@ -48,7 +48,7 @@ class Layer(nn.Module, ABC):
         self.register_parameter("label_embedding", None)
         # Running mean activity of each unit, for peer normalisation; Hinton's program starts it at 0.5.
         self.mean_activity: Tensor
-        self.register_buffer("mean_activity", torch.full((num_units,), 0.5))
+        self.register_buffer("mean_activity", torch.full((num_units,), 0.5, dtype=torch.float32))
 
     @staticmethod
     def unit_axis(name: str) -> int:

@@ -36,8 +36,8 @@ class Linear(Layer):
 
     def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__(in_features, num_units, compute_dtype)
-        self.weight = nn.Parameter(torch.empty(num_units, in_features))
-        self.bias = nn.Parameter(torch.zeros(num_units))
+        self.weight = nn.Parameter(torch.empty(num_units, in_features, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(num_units, dtype=torch.float32))
         self._token = object()  # unique to this layer, even after the layer is freed
 
     def initialise(self, generator: torch.Generator) -> None:

@@ -44,8 +44,8 @@ class Local(Layer):
             raise ConfigError("config network.input_skip: found true, allowed false with network.kind=local")
         found = _windows_below(index, self.in_features) if index else _windows_of(image_shape)
         self.register_buffer("windows", torch.tensor(found), persistent=False)
-        self.weight = nn.Parameter(torch.empty(self.num_units, len(found[0])))
-        self.bias = nn.Parameter(torch.zeros(self.num_units))
+        self.weight = nn.Parameter(torch.empty(self.num_units, len(found[0]), dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(self.num_units, dtype=torch.float32))
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/fan_in), as Hinton's program does for dense layers."""
