@@ -172,6 +172,34 @@ def test_it_is_differentiated_by_what_it_reads(runs, images, kind):
     assert float(jacobian.detach().abs().sum()) > 0
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's own, where it first differentiates forwards
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_blank_image_has_a_gradient_and_leaves_those_of_the_others_as_they_are(runs, images, kind):
+    """Its rows have no length to divide by, in the network's input or in any layer that its units leave silent."""
+    network, labels = runs(kind).load(), torch.arange(5)
+    blank = network._scaling.mean.view(8, 8) if kind == "standardised" else torch.zeros(8, 8)
+    images[3] = blank
+    trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1, bias=False), torch.nn.Flatten(0, 1), network)
+
+    def differentiate(chosen):
+        leaf = images[chosen].unsqueeze(1).requires_grad_()
+        loss = torch.nn.functional.cross_entropy(trunk(leaf), labels[chosen], reduction="sum")
+        return torch.autograd.grad(loss, [trunk[0].weight, leaf])
+
+    for make_silent in (False, True):
+        if make_silent:
+            with torch.no_grad():
+                network.layers[0].bias.fill_(-1e6)
+        weight, through = differentiate([0, 1, 2, 3, 4])
+        others, _ = differentiate([0, 1, 2, 4])
+        (saliency,) = torch.autograd.grad(network(leaf := images.clone().requires_grad_()).sum(), leaf)
+        assert all(bool(found.isfinite().all()) for found in (weight, through, saliency))
+        if kind != "standardised":  # where a blank image is far from the mean
+            torch.testing.assert_close(weight, others, rtol=1e-3, atol=1e-3 * float(others.abs().max()) + 1e-9)
+    jacobian = torch.func.jacfwd(lambda each: network(each.unsqueeze(0))[0])(blank)
+    assert bool(jacobian.isfinite().all())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_that_are_pruned_or_given_are_used(runs, images, kind):
     network = runs(kind).load()
