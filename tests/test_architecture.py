@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ OPTIMISERS Objective Observer Optimiser OutputError Plan Predictions Run RunErro
 RunOutline SIMILARITIES SOURCES Split StorageError __version__ draw_errors load load_dataset load_images make_plan
 register_recipe resume setting train write_negatives
 """.split()
+
+NAME = re.compile(r"\{(?!task\.)[^\W\d][\w.]*(\[[^\]{}]*\]|\([^){}]*\))*(![rsa])?(:[^{}]*)?\}")  # in braces
 
 
 def files():
@@ -74,6 +77,22 @@ def test_only_the_face_prints(path):
 
 def test_only_transfer_copies_beside_the_computation():
     words = ("make_stream", "make_event", "queueing_on", "allocate_pinned", "non_blocking")
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_names_in_braces_are_replaced_by_what_they_stand_for(path):
+    """A part of a message that lacks its f would show them. Progress bars of rich have templates of their own."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and node.body]
+    described = {id(first.value) for first in docstrings if isinstance(first, ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    found = [
+        f"line {text.lineno}: {text.value}" for text in texts if NAME.search(text.value) and id(text) not in described
+    ]
+    assert not found
+
+
+def test_only_transfer_knows_streams_and_pinned_memory():
+    words = ("cuda.Stream", "cuda.Event", "pin_memory", "non_blocking")
     knowing = {path.name for path in files() if any(word in path.read_text() for word in words)}
     assert knowing == {"transfer.py", "accelerator.py"}
 

@@ -120,8 +120,8 @@ def find_overlaid(images: Tensor, num_classes: int, scaling: Scaling) -> str | N
         return None
     return (
         f"the label is laid over the first {num_classes} of {look.num_features} features, which hold {share:.0%} of "
-        "the training images' sum of squares; use a recipe without overlay, such as inject, or put {num_classes} "
-        "features of zero in front"
+        "the training images' sum of squares; use a recipe without overlay, such as inject, or put "
+        f"{num_classes} features of zero in front"
     )
 
 

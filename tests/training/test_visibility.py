@@ -233,6 +233,8 @@ def test_what_is_standardised_already_is_not_told_to_be():
 def test_labels_that_hide_most_of_an_image_are_said(digits):
     generator = torch.Generator().manual_seed(0)
     table = torch.rand(300, 4, generator=generator)
-    assert "over the first 3 of 4 features" in find_overlaid(table, 3, Scaling(1.0))
+    said = find_overlaid(table, 3, Scaling(1.0))
+    assert "over the first 3 of 4 features" in said
+    assert said.endswith("or put 3 features of zero in front")
     assert find_overlaid(digits.train.images, 10, Scaling(16.0)) is None
     assert find_overlaid(torch.rand(300, 40, generator=generator), 3, Scaling(1.0)) is None
