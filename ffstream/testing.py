@@ -41,6 +41,7 @@ from ffstream.field.objectives import OBJECTIVES
 from ffstream.field.optimisers import OPTIMISERS
 from ffstream.field.parts import complete_parts, describe_parts
 from ffstream.field.similarity import SIMILARITIES
+from ffstream.ground.files import find_current
 from ffstream.run.launch import train
 from ffstream.run.preparation import make_plan
 from ffstream.settings.config import Config
@@ -352,7 +353,8 @@ def _check_training(own: Settings, settings: Settings | None) -> None:
         path = Path(folder) / "stopped"
         with contextlib.suppress(KeyboardInterrupt):
             train(config, path, observer=_StopInLayer())
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
+        places = [entry or str(find_current() or "") for entry in sys.path]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
         command = [sys.executable, "-c", _RESUME, str(path)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         _claim(done.returncode == 0, f"a new process cannot go on with its run: {done.stderr.strip()[-500:]}")

@@ -6,6 +6,10 @@ The memory that code needs is thus known before it runs: the same lines run on t
 from __future__ import annotations
 
 import functools
+import importlib
+import os
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +19,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from ffstream.ground.files import find_current
 
 PAPER = torch.device("meta")
 
@@ -44,6 +50,20 @@ class Work:
         return Work(self.flops // count, self.moved_bytes // count, self.num_operators // count)
 
 
+def _import_compiler() -> None:
+    """Import a part of torch that some operators on paper ask for, where the current folder was deleted.
+
+    It asks for the current folder while it is imported, so another folder is the current one until it is.
+    """
+    gone = os.open(".", os.O_RDONLY)  # which can be returned to
+    try:
+        os.chdir(tempfile.gettempdir())
+        importlib.import_module("torch._dynamo")
+    finally:
+        os.fchdir(gone)
+        os.close(gone)
+
+
 class Ledger(TorchDispatchMode):
     """While it is active, it has an entry with the bytes of every storage that is made, until the storage is freed.
 
@@ -60,6 +80,8 @@ class Ledger(TorchDispatchMode):
         self._entries: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak_bytes = 0
         self.work = Work()
+        if "torch._dynamo" not in sys.modules and find_current() is None:
+            _import_compiler()
 
     @property
     def live_bytes(self) -> int:

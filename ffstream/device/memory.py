@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ffstream.device.accelerator import find_accelerator
+from ffstream.ground.files import to_absolute
 from ffstream.ground.units import format_bytes
 
 # Messages of torch's allocator, of the system if a file cannot be mapped, and of Python if a thread gets no stack.
@@ -71,7 +72,7 @@ def is_in_memory(folder: Path) -> bool:
     except OSError:
         return False
     kinds = {line.split()[1]: line.split()[2] for line in lines}
-    path = folder.resolve()
+    path = to_absolute(folder).resolve()
     mount = next((str(place) for place in (path, *path.parents) if str(place) in kinds), "/")
     return kinds.get(mount) in ("tmpfs", "ramfs")
 

@@ -111,6 +111,25 @@ def expand_home(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib raises RuntimeError for an unknown user
 
 
+def find_current() -> Path | None:
+    """The current folder; None if there is none, as when it was deleted while the program was in it."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
+
+
+def to_absolute(path: Path) -> Path:
+    """The absolute path of a file or folder. Raises ConfigError if it begins at a current folder that is gone."""
+    try:
+        return path.absolute()
+    except OSError as error:
+        raise ConfigError(
+            f"path {path}: begins at the current folder, which is not there any more, allowed an absolute path; give "
+            "one, or change to another folder"
+        ) from error
+
+
 def exists(path: Path) -> bool:
     """Whether anything has this path, even a broken link. Raises StorageError when that cannot be determined."""
     try:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ffstream.errors import ConfigError, RunError, RunMismatchError
+from ffstream.ground.files import find_current
 
 VARIABLE = "FFSTREAM_PLUGINS"  # names of modules, separated by commas
 ENTRY_POINTS = "ffstream.plugins"
@@ -36,12 +37,12 @@ def load_plugins(names: Iterable[str], *, search_here: bool = False) -> None:
     of the variable and of installed packages are not, because that folder may be somebody else's. Raises ConfigError
     for a module that is missing or cannot be imported.
     """
-    trusted = _trusted_path()
+    trusted, here = _trusted_path(), find_current()
     for name in os.environ.get(VARIABLE, "").split(","):
         if name.strip():
             _load(name.strip(), f"plugin {name.strip()}", trusted)
     for name in names:
-        _load(name, f"plugin {name}", [*sys.path, str(Path.cwd())] if search_here else sys.path)
+        _load(name, f"plugin {name}", [*sys.path, str(here)] if search_here and here is not None else sys.path)
     for distribution in importlib.metadata.distributions(path=trusted):
         for point in distribution.entry_points:
             if point.group == ENTRY_POINTS:
@@ -196,17 +197,25 @@ def _list_places(spec: importlib.machinery.ModuleSpec) -> list[Path]:
 
 def _named_folders() -> set[Path]:
     """The folders that the user named for modules: those in PYTHONPATH, and that of the program that was started."""
-    own = {Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    own = [_resolve(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    if main is not None and Path(main).parent.name != _PACKAGE:
-        own.add(Path(main).resolve().parent)
-    return own
+    if main is not None and Path(main).parent.name != _PACKAGE and (file := _resolve(main)) is not None:
+        own.append(file.parent)
+    return {folder for folder in own if folder is not None}
 
 
 def _trusted_path() -> list[str]:
     """`sys.path` without the current folder, in which a command may merely happen to run, unless the user named it."""
-    own, here = _named_folders(), Path.cwd()
-    return [entry for entry in filter(None, sys.path) if Path(entry).resolve() != here or here in own]
+    own, here = _named_folders(), find_current()
+    return [entry for entry in filter(None, sys.path) if (place := _resolve(entry)) and (place != here or place in own)]
+
+
+def _resolve(entry: str) -> Path | None:
+    """The place that a path leads to; None for one that begins at a current folder that is gone."""
+    try:
+        return Path(entry).resolve()
+    except OSError:
+        return None
 
 
 def _read(spec: importlib.machinery.ModuleSpec) -> bytes | None:

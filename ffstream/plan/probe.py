@@ -33,6 +33,7 @@ from ffstream.errors import BudgetError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import LAYER_KINDS
 from ffstream.field.network import LayerSpec
+from ffstream.ground.files import to_absolute
 from ffstream.ground.units import format_bytes, parse_bytes
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import KernelBytes, cache_layouts
@@ -208,7 +209,8 @@ def measure_link(device: torch.device, *, back: bool = False) -> float:
 
 def find_place(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    folder = to_absolute(folder)
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _measure_disk(folder: Path) -> float:

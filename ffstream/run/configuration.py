@@ -8,7 +8,7 @@ import dataclasses
 from ffstream.data import SOURCES
 from ffstream.errors import RunError, RunMismatchError, to_command
 from ffstream.field.parts import complete_parts, restore_parts
-from ffstream.ground.files import expand_home
+from ffstream.ground.files import expand_home, to_absolute
 from ffstream.ground.plugins import Untrusted
 from ffstream.settings.config import Config
 from ffstream.storage.run_directory import RunDirectory
@@ -66,11 +66,11 @@ def with_absolute_paths(config: Config) -> Config:
     data = config.data
     with contextlib.suppress(OSError):  # a name that no file can have; loading the data reports it
         if config.data not in SOURCES and path.exists():
-            data = str(path.absolute())
+            data = str(to_absolute(path))
     config = config.override({"cache.folder": to_absolute(config.cache.folder) or ""})
     return dataclasses.replace(config, data=data, data_root=to_absolute(config.data_root) or "")
 
 
 def to_absolute(folder: str | None) -> str | None:
     """Make the path of a folder absolute, if one is given."""
-    return str(expand_home(folder).absolute()) if folder else folder
+    return str(to_absolute(expand_home(folder))) if folder else folder

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ffstream.data.facts import DataFacts
 from ffstream.errors import CorruptFileError, RunError, RunMismatchError, StorageError, say_no_run
-from ffstream.ground.files import storage_errors
+from ffstream.ground.files import storage_errors, to_absolute
 from ffstream.ground.folder import TEMPORARY, Folder
 from ffstream.ground.lock import RunLock
 from ffstream.settings.config import LATER_SETTINGS, Config, parse_toml
@@ -88,7 +88,7 @@ class RunRoot:
 
     def check_is_free(self) -> None:
         """Raise RunError, or CorruptFileError, where a run can neither be started nor resumed."""
-        other = find_run(self.path.resolve())
+        other = find_run(to_absolute(self.path).resolve())
         if other is not None:
             raise RunError(
                 f"run {self.path}: is a part of the run {other}, which would put it aside or remove it; choose another "
@@ -343,8 +343,7 @@ class RunRoot:
     def check_cache_base(self, cache_dir: str) -> None:
         """Raise StorageError when the folder for caches is missing, or is part of a run."""
         base = self.cache_base(cache_dir)
-        target = base.resolve()
-        own = self.path.resolve()
+        target, own = to_absolute(base).resolve(), to_absolute(self.path).resolve()
         is_own = target == own / CACHE
         other = None if is_own else target if is_run(target) else find_run(target)
         if not is_own and own in (target, *target.parents):  # also while there is no run in this folder yet

@@ -18,7 +18,7 @@ from ffstream.data import Dataset, load_dataset
 from ffstream.device.environment import plain_torch
 from ffstream.device.memory import PeakMeter
 from ffstream.errors import FFStreamError, OutputError
-from ffstream.ground.files import expand_home
+from ffstream.ground.files import expand_home, to_absolute
 from ffstream.ground.scratch import make_scratch
 from ffstream.infer.model import load_network
 from ffstream.run.launch import train
@@ -81,7 +81,7 @@ def demonstrate(folder: Path, device: str, observer: Observer, tell: Callable[[s
 
     A demonstration that was interrupted is resumed. Raises an FFStreamError as `train` does.
     """
-    folder = expand_home(folder).absolute()
+    folder = to_absolute(expand_home(folder))
     if is_run(folder):
         raise OutputError(f"output {folder}: is a run, and the demo needs a folder of its own; choose another --output")
     config = make_config(device)

@@ -21,7 +21,7 @@ from ffstream.device.environment import plain_torch
 from ffstream.device.memory import is_out_of_memory
 from ffstream.errors import ConfigError, DataError
 from ffstream.ground import seeding
-from ffstream.ground.files import expand_home
+from ffstream.ground.files import expand_home, to_absolute
 from ffstream.ground.units import format_bytes
 from ffstream.infer.model import FFNetwork, load_network
 from ffstream.settings.limits import check_fields
@@ -76,7 +76,7 @@ def write_negatives(
         "seed": seed,
         "draws": draws if run is not None else 0,
     }
-    options |= {"run": str(Path(run).resolve())} if run is not None else {}
+    options |= {"run": str(to_absolute(Path(run)).resolve())} if run is not None else {}
     metadata = {"format": _FORMAT, "data": dataset.digest(), "options": json.dumps(options)}
     output.is_own = lambda file: is_earlier_tensors(file, metadata)
     output.check()

@@ -10,8 +10,8 @@ import torch
 
 import ffstream as ff
 from ffstream.cache.transfer import allocate_host
-from ffstream.device.accelerator import ACCELERATORS
 from ffstream.data.shape import DataShape
+from ffstream.device.accelerator import ACCELERATORS
 from ffstream.device.memory import unpinned_reason
 from ffstream.plan.fitting import compute_plan
 from ffstream.plan.machine import parse_machine

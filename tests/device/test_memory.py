@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ffstream.cache.transfer import allocate_host
-from ffstream.device.accelerator import ACCELERATORS
 from ffstream.device import ledger
+from ffstream.device.accelerator import ACCELERATORS
 from ffstream.device.memory import (
     PeakMeter,
     _find_limits,

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import ffstream as ff
-from ffstream.ground.files import sha256_file, storage_errors
+from ffstream.ground.files import find_current, sha256_file, storage_errors, to_absolute
 from ffstream.ground.folder import Folder
 from ffstream.ground.lock import RunLock, is_holder_name
 from ffstream.storage import tensor_file
@@ -33,6 +33,48 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         1 / 0  # noqa: B018
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def no_current_folder(tmp_path, monkeypatch):
+    """Somebody deletes the folder in which the program runs."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a current folder cannot be deleted there")
+def test_absolute_paths_need_no_current_folder(no_current_folder, small_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["relative", str(tmp_path)]))
+    monkeypatch.setattr(sys, "path", ["", "relative", *sys.path])
+    config = small_config(layers=2, cache__tier="disk", cache__folder=str(tmp_path), data_root=str(tmp_path))
+    run = ff.train(config, tmp_path / "run")
+    assert ff.resume(run.path, layers=3).num_layers_done == 3
+    run.export(tmp_path / "net.safetensors")
+    images = torch.rand(3, 8, 8) * 16
+    assert torch.equal(ff.load(tmp_path / "net.safetensors")(images), ff.load(run.path)(images))
+    assert len(run.predict(images).labels) == 3
+    run.evaluate()
+    ff.write_negatives(tmp_path / "negatives.safetensors", data=config.data)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a current folder cannot be deleted there")
+def test_relative_paths_without_a_current_folder_are_refused_in_one_line(no_current_folder, small_config, tmp_path):
+    assert find_current() is None
+    assert to_absolute(tmp_path) == tmp_path
+    for attempt in (
+        lambda: ff.train(small_config(), "run"),
+        lambda: ff.train(small_config()),
+        lambda: ff.train(small_config(data_root="data"), tmp_path / "run"),
+        lambda: ff.make_plan(small_config(), "run"),
+        lambda: ff.make_plan(small_config()),
+        lambda: ff.resume("run"),
+        lambda: ff.load("run"),
+    ):
+        with pytest.raises(ff.FFStreamError) as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_written_file_has_the_mode_of_an_ordinary_one(tmp_path):
