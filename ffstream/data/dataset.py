@@ -184,8 +184,11 @@ def check_dataset(
     return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes), tuple(files), white)
 
 
-def as_tensor(values: Any, noun: str) -> Tensor:
-    """Convert an array, lists or a tensor to a tensor of real numbers. `noun` begins the message of a DataError."""
+def as_tensor(values: Any, noun: str, *, on_paper: bool = False) -> Tensor:
+    """Convert an array, lists or a tensor to a tensor of real numbers. `noun` begins the message of a DataError.
+
+    With `on_paper`, a tensor on the meta device, which has a shape and no values, is one too.
+    """
     try:
         if not isinstance(values, Tensor):
             if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
@@ -198,7 +201,9 @@ def as_tensor(values: Any, noun: str) -> Tensor:
         raise DataError(f"{noun}: found {found}, allowed numbers") from error
     if values.is_complex():
         raise DataError(f"{noun}: found {values.dtype}, allowed real numbers")
-    if values.layout != torch.strided or values.device.type == "meta" or values.is_quantized or _is_short(values):
+    if values.device.type == "meta" and not on_paper:
+        raise DataError(f"{noun}: found a tensor on the meta device, which holds no values, allowed one that does")
+    if values.layout != torch.strided or values.is_quantized or _is_short(values):
         found = values.layout if values.layout != torch.strided else values.dtype
         raise DataError(
             f"{noun}: found a tensor of {found} on {values.device.type}, allowed a dense one of integers, booleans or "

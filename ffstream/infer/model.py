@@ -67,7 +67,7 @@ class FFNetwork(nn.Module):
 
         Layers that were trained without labels give the goodness of the image, (n, 1).
         """
-        images = as_tensor(images, "images")
+        images = as_tensor(images, "images", on_paper=True)
         rows = self._make_rows(images, self._method.rows.sweep_rows)
         return [
             self._method.reading.sweep(layer, self._goodness, preactivations, images.shape[0])
@@ -107,7 +107,7 @@ class FFNetwork(nn.Module):
 
     def _make_rows(self, images: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
         """The rows that `make` makes of images, rounded to the dtype of the cache, as for training."""
-        images = as_tensor(images, "images")
+        images = as_tensor(images, "images", on_paper=True)
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, this network reads {('n', *self.image_shape)}")
         rows = make(self._scaling.apply(images)).flatten(0, 1)

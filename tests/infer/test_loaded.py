@@ -157,6 +157,18 @@ def test_no_images_at_all_have_no_rows(runs, images, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_it_has_a_shape_on_paper_where_nothing_is_computed(runs, images, kind):
+    network, paper = copy.deepcopy(runs(kind).load()).to("meta"), images.to("meta")
+    assert network(paper).device.type == "meta"
+    assert tuple(network(paper).shape) == (5, 10)
+    assert [tuple(found.shape) for found in network.features(paper)] == [
+        (5, layer.num_units) for layer in network.layers
+    ]
+    with pytest.raises(ff.DataError, match="on the meta device, which holds no values"):
+        network.predict(paper)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_arrays_of_numpy_and_images_of_bytes_are_taken(runs, images, kind):
     network, images = runs(kind).load(), images.to(torch.uint8)
     assert torch.equal(network(images.numpy()), network(images.float()))
