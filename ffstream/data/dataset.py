@@ -199,6 +199,10 @@ def as_tensor(values: Any, noun: str, *, on_paper: bool = False) -> Tensor:
     except (TypeError, ValueError) as error:
         found = getattr(values, "dtype", type(values).__name__)
         raise DataError(f"{noun}: found {found}, allowed numbers") from error
+    if values.is_nested:
+        raise DataError(f"{noun}: found a nested tensor, allowed a dense one, of one shape a sample; pad or crop them")
+    if isinstance(values, torch.masked.MaskedTensor):
+        raise DataError(f"{noun}: found a masked tensor, allowed numbers; fill it by to_tensor(value)")
     if values.is_complex():
         raise DataError(f"{noun}: found {values.dtype}, allowed real numbers")
     if values.device.type == "meta" and not on_paper:
@@ -211,6 +215,11 @@ def as_tensor(values: Any, noun: str, *, on_paper: bool = False) -> Tensor:
         )
     # torch supports few operations on the unsigned types other than uint8.
     return cast(Tensor, values.float() if values.dtype in _UNSIGNED else values)
+
+
+def to_host(values: Any, noun: str) -> Tensor:
+    """The same without an autograd graph, on the host, and with a negation that torch has only noted carried out."""
+    return as_tensor(values, noun).detach().cpu().resolve_neg()
 
 
 def _is_short(values: Tensor) -> bool:
@@ -285,7 +294,7 @@ def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
 
     Raises DataError for any other shape, no image, or values that are not finite; `noun` begins its message.
     """
-    images = as_tensor(images, noun).detach().cpu()
+    images = to_host(images, noun)
     num_images = count_images(tuple(images.shape), shape, noun)
     images = images.reshape(num_images, *shape)
     check_values(images, noun)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ffstream.data.classes import check_columns, to_class_names, to_classes
-from ffstream.data.dataset import Dataset, Split, as_tensor, check_dataset
+from ffstream.data.dataset import Dataset, Split, check_dataset, to_host
 from ffstream.data.rounding import WIDE, Rounding
 from ffstream.errors import DataError
 
 
 def _read(values: Any, noun: str) -> Tensor:
-    """Convert values to a tensor without an autograd graph, on the host, in a type that numpy has too."""
-    tensor = as_tensor(values, noun).detach().cpu()
+    """Convert values to a tensor on the host, in a type that numpy has too."""
+    tensor = to_host(values, noun)
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 

@@ -81,6 +81,25 @@ def test_images_of_numpy_are_predicted(dtype, small_config, tmp_path):
         run.predict(np.array([["a"]]))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # nested and masked tensors are prototypes
+@pytest.mark.parametrize("part", ["images", "labels", "negatives"])
+def test_an_own_source_of_nested_tensors_is_refused_and_one_of_noted_negations_is_read(part, monkeypatch):
+    arrays = {"images": torch.rand(20, 4), "labels": torch.arange(20) % 2, "negatives": torch.rand(20, 2, 4)}
+
+    def load(**other):
+        split = Split(**arrays | other)
+        monkeypatch.setitem(SOURCES._parts, "own", lambda _: Dataset("own", split, None, ("a", "b")))
+        return load_dataset("own")
+
+    nested = torch.nested.nested_tensor(list(arrays[part].flatten(1) if part != "labels" else arrays[part].view(20, 1)))
+    with pytest.raises(ff.DataError, match=f"data own: train {part}: found a nested tensor"):
+        load(**{part: nested})
+    negated = torch._neg_view(-arrays[part])
+    assert load(**{part: negated}).digest() == load().digest()
+    conjugate = torch.complex(arrays[part].float(), -arrays[part].float()).conj().imag
+    assert load(**{part: conjugate}).digest() == load().digest()
+
+
 def test_images_of_every_other_kind_are_taken_without_a_word(recwarn):
     images = np.random.default_rng(0).random((3, 8)).astype(np.float32)
     fixed = images.copy()
@@ -208,11 +227,15 @@ def test_values_that_are_not_finite_are_refused_in_safetensors_too(value, dtype,
         load_dataset(str(tmp_path / "data.safetensors"))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # nested and masked tensors are prototypes
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda x: np.ma.masked_greater(x, 0.9), "masked"),
         (lambda x: torch.from_numpy(x).to_sparse(), "sparse"),
+        (lambda x: torch.nested.nested_tensor(list(torch.from_numpy(x))), "nested"),
+        (lambda x: torch.nested.nested_tensor(list(torch.from_numpy(x)), layout=torch.jagged), "nested"),
+        (lambda x: torch.masked.masked_tensor(torch.from_numpy(x), torch.from_numpy(x < 0.9)), "masked"),
         (lambda x: torch.from_numpy(x).to(torch.float8_e4m3fn), "float8"),
         (lambda x: torch.empty(x.shape, device="meta"), "meta"),
         (lambda x: x.astype(complex), "real numbers"),
