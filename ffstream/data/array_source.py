@@ -180,7 +180,8 @@ def _find_split(file: ArrayFile, part: str, name: str) -> list[_Wanted]:
     assert images.dtype is not None and labels.dtype is not None  # noqa: PT018
     if labels.dtype.is_complex:
         raise DataError(f"data {name}: array {labels_name}: found {labels.dtype}, allowed classes, numbered from 0")
-    is_plain = len(labels.shape) == 1 and not labels.dtype.is_floating_point
+    # Numbers of uint64 may be too large for int64, and would come out below 0.
+    is_plain = len(labels.shape) == 1 and not (labels.dtype.is_floating_point or labels.dtype == torch.uint64)
     return [
         _Wanted(images_name, images.shape, find_image_type(images, name, f"{part} images")),
         _Wanted(labels_name, labels.shape, torch.int64 if is_plain else torch.float64),

@@ -138,9 +138,12 @@ class Dataset:
         return self.test.digest() if self.test is not None else None
 
     def scale(self) -> float:
-        """The largest magnitude among the training images, by which images are divided; 1 where all values are 0."""
+        """The largest magnitude among the training images, by which images are divided; 1 where all values are 0.
+
+        They are divided as float32, to which numbers of 64 bits may all be 0.
+        """
         largest = max(abs(float(self.train.images.max())), abs(float(self.train.images.min())))
-        return largest or 1.0
+        return largest if float(torch.tensor(largest, dtype=torch.float32)) else 1.0
 
 
 def check_dataset(

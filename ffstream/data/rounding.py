@@ -1,4 +1,4 @@
-"""Finds what wide numbers lose as 32-bit floats: small differences beside a large offset, such as those of times."""
+"""Finds what wide numbers lose as 32-bit floats: small differences beside a large offset, and very small numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  # float32 cannot hold these exactly
+_SMALLEST = torch.finfo(torch.float32).tiny  # float32 holds numbers below it with fewer digits, or takes them for 0
 _SHARE = 1 / 50  # share of a feature's range above which a rounding error is reported
 
 
@@ -44,9 +45,20 @@ class Rounding:
         is_lost = (self._error > _SHARE * spread) & (spread > 0)
         if not bool(is_lost.any()):
             return None
-        first = int(is_lost.nonzero()[0])
-        more = f" and {int(is_lost.sum()) - 1} more" if int(is_lost.sum()) > 1 else ""
-        return (
-            f"the values of feature {first}{more} vary by {float(spread[first]):.3g} only, around "
-            f"{float(self._high[first]):.3g}, which numbers of 32 bits do not hold; subtract that offset"
-        )
+        largest = torch.maximum(self._low.abs(), self._high.abs())
+        is_small = largest < _SMALLEST  # rounding such numbers loses differences without any offset
+        said = []
+        for lost in (is_lost & ~is_small, is_lost & is_small):
+            if not bool(lost.any()):
+                continue
+            first = int(lost.nonzero()[0])
+            more = f" and {int(lost.sum()) - 1} more" if int(lost.sum()) > 1 else ""
+            words = (
+                f"are {float(largest[first]):.3g} at most, which numbers of 32 bits take for 0, or nearly so; bring "
+                "them to larger units"
+                if bool(is_small[first])
+                else f"vary by {float(spread[first]):.3g} only, around {float(self._high[first]):.3g}, which numbers "
+                "of 32 bits do not hold; subtract that offset"
+            )
+            said.append(f"the values of feature {first}{more} {words}")
+        return "; ".join(said)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffstream.data import SOURCES, Dataset, Split, load_dataset
+from ffstream.data import SOURCES, Dataset, Scaling, Split, load_dataset
 from ffstream.data.rounding import Rounding
 
 LABELS = np.arange(300) % 2
@@ -29,6 +29,27 @@ def test_of_numbers_that_are_small_nothing_is_said(tmp_path):
     for rows in (ROWS, ROWS * 1e6, ROWS + 1000, np.round(ROWS * 100).astype(int)):
         np.savez(tmp_path / "d.npz", x_train=rows, y_train=LABELS)
         assert load_dataset(str(tmp_path / "d.npz")).warning is None
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+@pytest.mark.parametrize(("factor", "is_said"), [(1e-50, True), (1e-44, True), (1e-36, False)])
+def test_numbers_that_are_too_small_for_32_bits_are_not_said_to_have_an_offset(
+    factor, is_said, is_own, tmp_path, monkeypatch
+):
+    rows = TIMES * np.array([1, 1, 1, factor])
+    np.savez(tmp_path / "d.npz", x_train=rows, y_train=LABELS)
+    monkeypatch.setitem(SOURCES._parts, "own", lambda _: Dataset("own", Split(rows, LABELS), None, None))
+    warning = load_dataset("own" if is_own else str(tmp_path / "d.npz")).warning
+    assert "feature 1 vary by" in warning
+    assert ("feature 3 are" in warning) == is_said
+    assert not is_said or "32 bits take for 0, or nearly so; bring them to larger units" in warning
+
+
+def test_images_that_are_all_too_small_for_32_bits_are_not_divided_by_zero(monkeypatch):
+    rows = ROWS * 1e-50
+    monkeypatch.setitem(SOURCES._parts, "own", lambda _: Dataset("own", Split(rows, LABELS), None, None))
+    dataset = load_dataset("own")
+    assert bool((Scaling(dataset.scale()).apply(dataset.train.images) == 0).all())
 
 
 def test_parts_that_end_within_a_row_are_looked_at_alike():

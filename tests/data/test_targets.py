@@ -29,6 +29,7 @@ OTHERS = {
     "dates": (np.full(30, "2020-01-01", dtype="datetime64[D]"), "y_train"),
     "few": (CLASSES[:20], r"labels have shape \(20,\)"),
     "below 0": (CLASSES - 1, "go down to -1"),
+    "too large for int64": (CLASSES.astype(np.uint64) + np.uint64(2**63 + 5), "targets such as 9.22337e.18, allowed"),
 }
 
 
