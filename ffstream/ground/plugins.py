@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ VARIABLE = "FFSTREAM_PLUGINS"  # names of modules, separated by commas
 ENTRY_POINTS = "ffstream.plugins"
 _PACKAGE = __name__.partition(".")[0]
 _NO_SOURCE = "no source"  # stands for the digest of a package without an __init__.py
+# Held while `sys.path`, which is one for all threads, is exchanged; a module that is imported may load others.
+_path_lock = threading.RLock()
 _loaded: set[str] = set()  # names of modules that `load_plugins` has imported
 
 
@@ -37,16 +40,17 @@ def load_plugins(names: Iterable[str], *, search_here: bool = False) -> None:
     of the variable and of installed packages are not, because that folder may be somebody else's. Raises ConfigError
     for a module that is missing or cannot be imported.
     """
-    trusted, here = _trusted_path(), find_current()
-    for name in os.environ.get(VARIABLE, "").split(","):
-        if name.strip():
-            _load(name.strip(), f"plugin {name.strip()}", trusted)
-    for name in names:
-        _load(name, f"plugin {name}", [*sys.path, str(here)] if search_here and here is not None else sys.path)
-    for distribution in importlib.metadata.distributions(path=trusted):
-        for point in distribution.entry_points:
-            if point.group == ENTRY_POINTS:
-                _load(point.module, f"plugin {point.name} of an installed package", trusted)
+    with _path_lock:
+        trusted, here = _trusted_path(), find_current()
+        for name in os.environ.get(VARIABLE, "").split(","):
+            if name.strip():
+                _load(name.strip(), f"plugin {name.strip()}", trusted)
+        for name in names:
+            _load(name, f"plugin {name}", [*sys.path, str(here)] if search_here and here is not None else sys.path)
+        for distribution in importlib.metadata.distributions(path=trusted):
+            for point in distribution.entry_points:
+                if point.group == ENTRY_POINTS:
+                    _load(point.module, f"plugin {point.name} of an installed package", trusted)
 
 
 def has_loaded() -> bool:

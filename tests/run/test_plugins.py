@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 
 import ffstream as ff
 from ffstream.field.negatives import NEGATIVE_SAMPLERS
-from ffstream.ground.plugins import Untrusted
+from ffstream.ground.plugins import Untrusted, load_plugins
 from ffstream.ground.registry import Registry
 from tests.helpers import layer_digests
 from tests.warm import run_python
@@ -50,6 +51,17 @@ def run_unchecked(*command, cwd, path=None, variable=None):
 
 def ffstream(*command, cwd, path=None):
     return run("-m", "ffstream", *command, cwd=cwd, path=path)
+
+
+def test_threads_that_import_at_once_leave_the_path_as_it_was(tmp_path, monkeypatch):
+    names = [f"slow_{number}" for number in range(4)]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("import time; time.sleep(0.01)")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = list(sys.path)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: load_plugins([name], search_here=True), names))
+    assert sys.path == before
 
 
 @pytest.fixture(scope="module")
