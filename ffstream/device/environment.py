@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from ffstream.device.accelerator import ACCELERATORS, find_accelerator
+
 _T = TypeVar("_T")
 
 # Variables with which users choose the instructions and precision of the libraries below torch.
@@ -83,7 +85,7 @@ def plain_torch(num_threads: int | None = None) -> Iterator[None]:
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
-        for kind in ("cpu", "cuda"):
+        for kind in ("cpu", *ACCELERATORS):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
@@ -185,16 +187,16 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
 
     `arithmetic` is a digest of the results of a few products and sums: it also reveals differences without a name.
     """
-    on_gpu = device.type != "cpu"
+    accelerator = find_accelerator(device)
     found: dict[str, Any] = {
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device.type if accelerator is None else accelerator.name(device),
         "instructions": _describe_instructions(),
         "threads": torch.get_num_threads(),
         "arithmetic": _digest_arithmetic(device, precision),
     }
-    if on_gpu:
-        found["cuda"] = str(torch.version.cuda)
+    if accelerator is not None:
+        found[accelerator.kind] = accelerator.version()
     found["variables"] = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if os.environ.get(name))
     return found
 

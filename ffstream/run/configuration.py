@@ -67,10 +67,10 @@ def with_absolute_paths(config: Config) -> Config:
     with contextlib.suppress(OSError):  # a name that no file can have; loading the data reports it
         if config.data not in SOURCES and path.exists():
             data = str(to_absolute(path))
-    config = config.override({"cache.folder": to_absolute(config.cache.folder) or ""})
-    return dataclasses.replace(config, data=data, data_root=to_absolute(config.data_root) or "")
+    config = config.override({"cache.folder": make_absolute(config.cache.folder) or ""})
+    return dataclasses.replace(config, data=data, data_root=make_absolute(config.data_root) or "")
 
 
-def to_absolute(folder: str | None) -> str | None:
+def make_absolute(folder: str | None) -> str | None:
     """Make the path of a folder absolute, if one is given."""
     return str(to_absolute(expand_home(folder))) if folder else folder

@@ -17,7 +17,7 @@ from ffstream.ground.files import expand_home, storage_errors, take_notes
 from ffstream.ground.interrupts import Interrupts
 from ffstream.ground.plugins import load_plugins
 from ffstream.run.claim import claim_folder, default_run_dirs
-from ffstream.run.configuration import merge_with_saved, restore_own_parts, to_absolute, with_absolute_paths
+from ffstream.run.configuration import make_absolute, merge_with_saved, restore_own_parts, with_absolute_paths
 from ffstream.run.executor import Runner
 from ffstream.run.preparation import Prepared, prepare
 from ffstream.run.run import Run, check_same_data
@@ -75,7 +75,7 @@ def resume(
     and `data_root` say where the data are now; the run remembers that if they are the same data.
     """
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
-    given |= {"data": data, "data_root": to_absolute(data_root), "cache.folder": to_absolute(cache_dir)}
+    given |= {"data": data, "data_root": make_absolute(data_root), "cache.folder": make_absolute(cache_dir)}
     with Interrupts(), plain_torch():
         load_plugins(())
         path = Run(Path(run_dir)).path  # raises a RunError if there is no run

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import ffstream as ff
-from ffstream.data import fit_images, load_dataset
+from ffstream.data import SOURCES, Dataset, Split, fit_images, load_dataset
 from tests.data.array_files import CLASSES, arrays, labelled, save
 
 # --- names and types
