@@ -51,14 +51,15 @@ def compute_plan(
     measure_kernels: KernelProbe = lambda _: (),
     *,
     must_fit: bool = True,
+    is_started: bool = False,
 ) -> Plan:
     """The plan with the fewest tiles, the fastest tier and the largest shards (up to 4096 samples) that fit.
 
     `data_bytes` is what the data set takes on the host, `num_done` the number of finished layers. `measure_kernels` is
     called for a plan that fits with kernels left out. Sizes that affect the trained bits are chosen by
     `resources.installed`, if it is given and they fit into what is free as well, so that they are the same whenever a
-    run is started. If nothing fits, raises BudgetError, which names what does not fit and what would; without
-    `must_fit`, the plan that comes nearest is returned instead.
+    run is started. If nothing fits, raises BudgetError, which names what does not fit and what would, among the options
+    of `ffstream resume` for a run that `is_started`; without `must_fit`, the plan that comes nearest is returned.
     """
     planner = _Planner(make_label_method(config, data), data, data_bytes, resources, num_done, measure_kernels)
     plan = planner.decide(config)
@@ -66,7 +67,7 @@ def compute_plan(
         return plan
     if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly which budget would do
         plan = planner.draft(plan.config, plan.tier, kernels=measure_kernels(planner.blueprint(plan.config)))
-    raise BudgetError(_explain(plan, planner.smaller_batch(plan)))
+    raise BudgetError(_explain(plan, _find_ways_on(plan) if is_started else _find_ways(plan, planner)))
 
 
 def choose_tier(
@@ -359,27 +360,43 @@ def _describe(layer: LayerPlan) -> str:
 _BUDGETS = {"device": "--budget", "host": "--host-budget", "disk": "--disk-budget"}
 
 
-def _explain(plan: Plan, smaller_batch: int | None) -> str:
-    """One line on the first resource that has too little room, for a plan that comes nearest."""
-    name = next(name for name in ("device", "host", "disk") if getattr(plan, name).excess_bytes)
-    need: Need = getattr(plan, name)
+def _explain(plan: Plan, ways: list[str]) -> str:
+    """One line on the first resource that has too little room, for a plan that comes nearest, and ways out."""
+    need: Need = getattr(plan, _find_lacking(plan))
     terms = sorted(need.terms.items(), key=lambda item: -item[1])
     parts = ", ".join(f"{term} {format_bytes(num_bytes)}" for term, num_bytes in terms if num_bytes)
-    ways = [f"--batch {smaller_batch}"] if smaller_batch else []
-    ways += [*_find_ways(name, plan.tier, plan.config), f"{_BUDGETS[name]} {-(-need.num_bytes // _MIB)}MiB or more"]
     return (
         f"plan: {need.noun} needs {format_bytes(need.num_bytes)} with the cache on {plan.tier} ({parts}); allowed "
         f"{format_bytes(need.allowed_bytes)}; use {', '.join(ways[:-1])}{', or ' if ways[1:] else ''}{ways[-1]}"
     )
 
 
-def _find_ways(name: str, tier: str, config: Config) -> list[str]:
-    """Options with which a run takes less of a resource."""
+def _find_lacking(plan: Plan) -> str:
+    """The first resource that has too little room."""
+    return next(name for name in ("device", "host", "disk") if getattr(plan, name).excess_bytes)
+
+
+def _find_ways(plan: Plan, planner: _Planner) -> list[str]:
+    """Options with which a new run takes less of the resource that lacks room."""
+    name, config, smaller_batch = _find_lacking(plan), plan.config, planner.smaller_batch(plan)
+    ways = [f"--batch {smaller_batch}"] if smaller_batch else []
     if name == "device":
-        return ["a smaller --width"]
+        ways += ["a smaller --width"]
+    elif name == "host":
+        ways += ["--cache disk"] if plan.tier != "disk" else []
+    else:
+        ways += ["--cache host"] + (["--cache-dtype int8"] if config.cache.dtype != CODED else [])
+        ways += ["fewer --views"] if config.augmentation.views > 1 else []
+        ways += ["a smaller --width"]
+        ways += ["fewer --negatives-per-sample"] if config.labels.method in ("overlay", "none") else []
+    return [*ways, f"{_BUDGETS[name]} {-(-getattr(plan, name).num_bytes // _MIB)}MiB or more"]
+
+
+def _find_ways_on(plan: Plan) -> list[str]:
+    """The same for a run that was started: what decides its bits, such as its width and batches, stays as it is."""
+    name = _find_lacking(plan)
+    if name == "device":
+        return [f"--budget {-(-plan.device.num_bytes // _MIB)}MiB or more", "a --device with more memory"]
     if name == "host":
-        return ["--cache disk"] if tier != "disk" else []
-    halved = ["--cache-dtype int8"] if config.cache.dtype != CODED else []
-    fewer_views = ["fewer --views"] if config.augmentation.views > 1 else []
-    fewer_rows = ["fewer --negatives-per-sample"] if config.labels.method in ("overlay", "none") else []
-    return ["--cache host", *halved, *fewer_views, "a smaller --width", *fewer_rows]
+        return [*(["--cache disk"] if plan.tier != "disk" else []), "a machine on which more memory is free"]
+    return ["--cache host", "--cache-dir on a larger disk", "the same again once space is free there"]

@@ -150,7 +150,9 @@ def prepare(
     with planning() if reservation is not None else contextlib.nullcontext():
         if reservation is not None:  # other processes may have reserved memory while the data were read
             resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
-        plan = compute_plan(config, data, dataset.num_bytes, resources, num_done, kernels)
+        plan = compute_plan(
+            config, data, dataset.num_bytes, resources, num_done, kernels, is_started=directory.exists()
+        )
         if reservation is not None:
             reservation.enter_context(reserved(plan.host.num_bytes))
     if (measure or device.type != "cpu") and reservation is not None and num_done < config.layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -22,19 +23,19 @@ from ffstream.plan.probe import measure_rates, survey_resources
 from ffstream.run import preparation
 from ffstream.settings.sections import MemoryConfig
 from ffstream.storage.run_directory import RunDirectory
-from tests.helpers import InterruptAt
+from tests.helpers import InterruptAt, run_cli
 
 MIB, GIB = 1 << 20, 1 << 30
 PLENTY = Resources("cpu", 64 * GIB, 64 * GIB, GIB // 4, 64 * GIB)
 CUDA = dataclasses.replace(PLENTY, device_type="cuda")
 
 
-def plan(resources=PLENTY, num_samples=60000, num_features=784, num_done=0, **changes):
+def plan(resources=PLENTY, num_samples=60000, num_features=784, num_done=0, is_started=False, **changes):
     recipe = changes.pop("recipe", "inject")
     config = ff.Config(recipe=recipe, layers=changes.pop("layers", 4), width=changes.pop("width", 500), batch=256)
     config = config.override({"precision": "bf16", "negatives.sampler": "uniform"} | changes)
     data = DataShape(num_features, 10, {"train": num_samples, "validation": num_samples // 10})
-    return compute_plan(config, data, num_samples * num_features, resources, num_done)
+    return compute_plan(config, data, num_samples * num_features, resources, num_done, is_started=is_started)
 
 
 def with_less(resources=PLENTY, **fields):
@@ -102,6 +103,19 @@ def test_the_smallest_budget_that_is_named_is_enough_and_a_smaller_one_is_not():
     assert plan(with_less(device_bytes=named)).fits
     with pytest.raises(BudgetError):
         plan(with_less(device_bytes=named - 2 * MIB))
+
+
+@pytest.mark.parametrize("lacking", ["device_bytes", "host_bytes", "disk_bytes"])
+@pytest.mark.parametrize("is_started", [True, False])
+def test_only_options_that_the_command_has_are_advised(lacking, is_started):
+    tier = {"cache.tier": "disk"} if lacking == "disk_bytes" else {}
+    with pytest.raises(BudgetError) as caught:
+        plan(with_less(CUDA, **{lacking: 1}), is_started=is_started, **tier)
+    advised = re.findall(r"--[a-z-]+", str(caught.value))
+    code, text, _ = run_cli("resume" if is_started else "train", "--help")
+    assert code == 0
+    assert advised or is_started
+    assert all(re.search(rf"{option}\b", text) for option in advised)
 
 
 def test_the_batch_that_is_named_is_enough():
