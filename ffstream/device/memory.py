@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -13,12 +14,26 @@ from typing import Any
 import torch
 
 from ffstream.device.accelerator import find_accelerator
+from ffstream.errors import DeviceError
 from ffstream.ground.files import to_absolute
 from ffstream.ground.units import format_bytes
 
 # Messages of torch's allocator, of the system if a file cannot be mapped, and of Python if a thread gets no stack.
 _NO_THREAD = "Resource temporarily unavailable"  # of pthread_create, if a process may not start another thread
-_OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", _NO_THREAD)
+# And of the libraries of accelerators, whose errors have types of their own or none. (cuBLAS and cuDNN allocate
+# workspaces beside torch's allocator; ROCm and oneAPI have words of their own.)
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "can't start new thread",
+    _NO_THREAD,
+    "out of memory",
+    "_ALLOC_FAILED",
+    "OUT_OF_MEMORY",
+    "OUT_OF_DEVICE_MEMORY",
+    "OUT_OF_HOST_MEMORY",
+    "OUT_OF_RESOURCES",
+)
 
 
 def device_free_bytes(device: torch.device) -> int:
@@ -187,6 +202,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def naming_lack_of_memory(device: torch.device, remedy: str) -> Iterator[None]:
+    """Turn an error that says that memory is out into a DeviceError that ends with a remedy."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__  # a MemoryError may have no message
+        raise DeviceError(f"device {device}: out of memory ({reason}); {remedy}") from error
 
 
 def _meminfo_available_bytes() -> int:

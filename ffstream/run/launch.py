@@ -10,8 +10,8 @@ from typing import Any
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
 from ffstream.device.environment import describe_environment, find_differences, plain_torch
-from ffstream.device.memory import is_out_of_memory
-from ffstream.errors import DeviceError, RunError, RunMismatchError, StorageError, to_command
+from ffstream.device.memory import naming_lack_of_memory
+from ffstream.errors import RunError, RunMismatchError, StorageError, to_command
 from ffstream.field.parts import describe_parts
 from ffstream.ground.files import expand_home, storage_errors, take_notes
 from ffstream.ground.interrupts import Interrupts
@@ -135,8 +135,15 @@ def _execute(
             _write_start(directory, prepared, environments, environment, observer)
             config, splits, device = prepared.plan.config, prepared.splits, prepared.device
             on_disk = prepared.plan.tier == "disk"
+            remedy = (
+                "free some, lower --batch or --width, or use --cache disk; what is committed is kept, go on with "
+                + to_command("resume", directory.path)
+            )
             try:
-                with directory.cache_locked(config.cache.folder, make=True) if on_disk else contextlib.nullcontext():
+                with (
+                    naming_lack_of_memory(device, remedy),
+                    directory.cache_locked(config.cache.folder, make=True) if on_disk else contextlib.nullcontext(),
+                ):
                     runner = Runner(directory, prepared.plan, directory.read_data(), splits, device, observer)
                     del prepared, splits  # the runner frees the images once no more caches are written from them
                     try:
@@ -144,14 +151,6 @@ def _execute(
                     finally:
                         with contextlib.suppress(StorageError):
                             directory.remove_half_shards(config.cache.folder)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error).partition("\n")[0] or type(error).__name__  # a MemoryError may have no message
-                raise DeviceError(
-                    f"device {device}: out of memory ({reason}); free some, lower --batch or --width, or use "
-                    f"--cache disk; what is committed is kept, go on with " + to_command("resume", directory.path)
-                ) from error
             finally:
                 with contextlib.suppress(StorageError):  # from a failing disk, which has been reported by now
                     directory.remove_temporaries()

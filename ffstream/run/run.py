@@ -14,6 +14,7 @@ from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
 from ffstream.device.device import resolve_device
 from ffstream.device.environment import plain_torch
+from ffstream.device.memory import naming_lack_of_memory
 from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError
 from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home
@@ -40,6 +41,9 @@ from ffstream.training.observer import LayerFigures
 
 if TYPE_CHECKING:
     from ffstream.data.images import NamedImages
+
+
+_MORE_MEMORY = "free some, or use another --device, such as cpu; nothing of the run is changed"
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class Run:
         layers = CommittedLayers(self.directory, config, facts, resolve_device(device))
         common = (layers, split, splits[split])
         labels = splits["validation"].labels if "validation" in splits else None
-        with Interrupts(defers=True):
+        with Interrupts(defers=True), naming_lack_of_memory(layers.device, _MORE_MEMORY):
             if method == "softmax":
                 found = evaluate_softmax(*common, splits["train"], first_layer)
             elif method == "goodness":
@@ -176,7 +180,7 @@ class Run:
         layers = CommittedLayers(directory, config, facts, resolve_device(device))
         if method == "softmax":
             held_out = self._load_held_out(facts, source) if calibrated else None
-            with Interrupts(defers=True):
+            with Interrupts(defers=True), naming_lack_of_memory(layers.device, _MORE_MEMORY):
                 found = predict_softmax(layers, images, held_out, first_layer)
             return replace(found, warning=warning)
         self._check_labels_were_shown(method, "softmax, or auto")
@@ -190,7 +194,7 @@ class Run:
             else:
                 goodness = list(read_validation_goodness(directory, num_layers))
                 combination = fit_weights(goodness, labels, first_layer, None, stack_layers)
-        with Interrupts(defers=True):
+        with Interrupts(defers=True), naming_lack_of_memory(layers.device, _MORE_MEMORY):
             found = predict(layers, images, method, combination, is_calibrated=calibrated)
         return replace(found, warning=warning)
 

@@ -72,6 +72,8 @@ class LayerOptimiser:
     def update(self, name: str, rows: slice, gradient: Tensor) -> None:
         """Update rows of a parameter from their gradient. Each row is updated once per step."""
         parameter = self._parameters[name][rows]
+        if gradient.stride() != parameter.stride():  # as autograd may leave it; fused updates read memory in its order
+            gradient = torch.empty_like(parameter).copy_(gradient)
         increment_version(parameter)  # fused updates do not do so, but casts of the weights depend on it
         keys, slow = self._optimiser.state_names, self._optimiser.slow_names
         state = [self._state[f"{name}.{key}"][rows] for key in keys]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ffstream as ff
+from ffstream.cache.transfer import Transfer
 from ffstream.data import load_dataset, split_validation
 from ffstream.data.classes import find_renamed
 from ffstream.infer.combination import RIDGES, fit_weights
@@ -100,6 +101,17 @@ def test_a_readout_of_other_layers_is_fitted_anew(small_config, tmp_path):
     before = (run.path / "readout/manifest.json").read_text()
     ff.resume(run.path, layers=3).evaluate("softmax")
     assert (run.path / "readout/manifest.json").read_text() != before
+
+
+@pytest.mark.parametrize("use", ["evaluate", "predict"])
+def test_a_device_without_memory_is_one_line_that_says_what_helps(use, run, monkeypatch):
+    def fail(*_, **__):
+        raise torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr(Transfer, "blocks", fail)
+    images = torch.zeros(3, *run.directory.read_data().image_shape)
+    with pytest.raises(ff.DeviceError, match=r"device cpu: out of memory \(CUDA error: out of memory\); free some"):
+        run.evaluate() if use == "evaluate" else run.predict(images)
 
 
 def test_it_is_said_when_a_readout_cannot_be_kept(small_config, tmp_path):

@@ -50,6 +50,32 @@ def take_steps(optimiser, steps, parts=WHOLE):
                 optimiser.update(name, part, gradient[part])
 
 
+STRIDED = {
+    "transposed": lambda gradient: gradient.t().contiguous().t() if gradient.ndim == 2 else gradient,
+    "every second": lambda gradient: torch.stack([gradient, gradient], dim=-1).flatten(-2)[..., ::2],
+    "expanded": lambda gradient: gradient[:1].expand_as(gradient),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda each: each.name)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("order", STRIDED)
+def test_the_order_of_a_gradient_in_memory_decides_nothing(order, dtype, settings):
+    """Autograd may give it in any, and fused updates take the memory of all tensors to be in the same."""
+    settings = dataclasses.replace(settings, state_dtype=dtype)
+    found = []
+    for is_strided in (False, True):
+        layer = make_layer()
+        optimiser = optimise(layer, settings)
+        for step in range(3):
+            optimiser.begin_step(1.0, torch.Generator().manual_seed(step))
+            for name, gradient in draw_gradients(step).items():
+                strided = STRIDED[order](gradient)
+                optimiser.update(name, slice(None), strided if is_strided else strided.clone().contiguous())
+        found.append(layer)
+    assert same_bits(*found)
+
+
 def same_bits(layer, other):
     return all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
 
