@@ -8,11 +8,19 @@ No other file of the package names a kind of device or one of its libraries. `to
 from __future__ import annotations
 
 import contextlib
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([a-z]?)")
+# CUDA 13 has no code for devices before Turing; wheels for CUDA 12.6, which torch is published with up to 2.14, have.
+_OLDEST_OF_TODAY = (7, 5)
+_LEGACY = "torch 2.14 or older for CUDA 12.6"
+_LEGACY_INSTALL = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
 
 
 class Event(Protocol):
@@ -46,6 +54,10 @@ class Accelerator(ABC):
     @abstractmethod
     def name(self, device: torch.device) -> str:
         """The name of a device, as its maker gives it."""
+
+    def find_misfit(self, _device: torch.device) -> str | None:
+        """Why the installed torch cannot compute on a device, and which one would; None if it can."""
+        return None
 
     @abstractmethod
     def version(self) -> str:
@@ -127,6 +139,19 @@ class TorchAccelerator(Accelerator):
         ask = getattr(self._module, "get_device_name", None)
         return str(ask(device)) if ask is not None else self.kind
 
+    def find_misfit(self, device: torch.device) -> str | None:
+        if self.kind != "cuda" or torch.version.cuda is None:  # ROCm's wheels name architectures in another way
+            return None
+        capability, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+        if is_served(capability, built):
+            return None
+        number = f"{capability[0]}.{capability[1]}"
+        wheel = f"{_LEGACY} ({_LEGACY_INSTALL})" if capability < _OLDEST_OF_TODAY else "a newer torch"
+        return (
+            f"{self.name(device)} has compute capability {number}, and torch {torch.__version__} was built for "
+            f"{', '.join(built) or 'none'}; {wheel} would serve it"
+        )
+
     def version(self) -> str:
         return str(getattr(torch.version, self.kind, None) or torch.__version__)
 
@@ -175,6 +200,27 @@ class TorchAccelerator(Accelerator):
     def set_for_thread(self, device: torch.device) -> None:
         if device.index is not None:
             torch.accelerator.set_device_index(device.index)
+
+
+def is_served(capability: tuple[int, int], built: Sequence[str]) -> bool:
+    """Whether a build of torch has code for a CUDA device, by its compute capability.
+
+    `built` is as `torch.cuda.get_arch_list` gives it. Code for sm_XY runs on devices of the same X with at least that
+    Y; compute_XY is compiled for any later device when it is first used; the letter a ties code to exactly one device
+    (CUDA C++ Programming Guide, on compute capabilities).
+    """
+    for each in built:
+        found = _ARCHITECTURE.fullmatch(each)
+        if found is None:
+            continue
+        kind, letter, own = found[1], found[4], (int(found[2]), int(found[3]))
+        if letter == "a" and own == capability:
+            return True
+        if letter == "" and kind == "compute" and own <= capability:
+            return True
+        if letter != "a" and kind == "sm" and own[0] == capability[0] and own[1] <= capability[1]:
+            return True
+    return False
 
 
 # By kind, the first being the one that `auto` tries first.

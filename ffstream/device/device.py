@@ -19,8 +19,8 @@ def resolve_device(name: str | torch.device) -> torch.device:
     """Turn "auto", "cpu", or a kind of accelerator, such as "cuda" or "cuda:N", into a device. Raises DeviceError."""
     name = str(name)
     if name == "auto":
-        found = (each for each in ACCELERATORS.values() if each.is_automatic and each.count_devices())
-        return torch.device(next((each.kind for each in found), "cpu"))
+        found = (kind for kind, misfit in _find_automatic() if misfit is None)
+        return torch.device(next(found, "cpu"))
     if name == "cpu":
         return torch.device("cpu")
     parts = _NAME.fullmatch(name)
@@ -34,7 +34,24 @@ def resolve_device(name: str | torch.device) -> torch.device:
     if int(parts[2] or 0) >= count:
         kind = accelerator.kind
         raise DeviceError(f"device {name!r}: found {count} {noun} devices, allowed {kind}:0 to {kind}:{count - 1}")
+    misfit = accelerator.find_misfit(torch.device(accelerator.kind, int(parts[2] or 0)))
+    if misfit is not None:
+        raise DeviceError(f"device {name!r}: {misfit}; install that, or use --device cpu")
     return torch.device(name)
+
+
+def explain_fallback(name: str | torch.device) -> str | None:
+    """A warning if "auto" takes the CPU although there is an accelerator, which torch cannot use; None otherwise."""
+    if str(name) != "auto" or resolve_device("auto").type != "cpu":
+        return None
+    misfit = next((misfit for _, misfit in _find_automatic() if misfit is not None), None)
+    return None if misfit is None else f"the CPU computes: {misfit}"
+
+
+def _find_automatic() -> list[tuple[str, str | None]]:
+    """The kinds of accelerators that are here and that "auto" may take, each with why torch cannot use it."""
+    found = [each for each in ACCELERATORS.values() if each.is_automatic and each.count_devices()]
+    return [(each.kind, each.find_misfit(torch.device(each.kind, 0))) for each in found]
 
 
 def device_name(device: str) -> str:

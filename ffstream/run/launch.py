@@ -9,6 +9,7 @@ from typing import Any
 
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
+from ffstream.device.device import explain_fallback
 from ffstream.device.environment import describe_environment, find_differences, plain_torch
 from ffstream.device.memory import naming_lack_of_memory
 from ffstream.errors import RunError, RunMismatchError, StorageError, to_command
@@ -128,6 +129,9 @@ def _execute(
                 "and "
                 "start a new run, or set --budget and --host-budget to what is always available"
             )
+        fallback = explain_fallback(config.device)
+        if fallback is not None:
+            observer.on_warning(fallback)
         if prepared.dataset.warning is not None:
             observer.on_warning(prepared.dataset.warning)
         # From here on, removing old files included, an OSError becomes a StorageError, and an interrupt is deferred.

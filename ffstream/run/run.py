@@ -12,7 +12,7 @@ from torch import Tensor
 from ffstream.data import Dataset, Split, fit_images, holds_pictures, load_dataset, split_validation
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
-from ffstream.device.device import resolve_device
+from ffstream.device.device import explain_fallback, resolve_device
 from ffstream.device.environment import plain_torch
 from ffstream.device.memory import naming_lack_of_memory
 from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError
@@ -140,7 +140,12 @@ class Run:
                 raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
             else:
                 found = evaluate_fitted(*common, labels, first_layer)
-        warnings = [found.warning, renamed, facts.find_other_units(splits[split].images, f"{split} images")]
+        warnings = [
+            explain_fallback(device),
+            found.warning,
+            renamed,
+            facts.find_other_units(splits[split].images, f"{split} images"),
+        ]
         return replace(found, warning="; ".join(filter(None, warnings)) or None)
 
     @plain_torch()
@@ -176,7 +181,8 @@ class Run:
         if method == "auto":
             method = "softmax" if config.labels.method == "none" else "goodness"
         images = fit_images(images, facts.image_shape, f"run {self.path}")
-        warning = facts.find_other_units(images, "images")
+        warnings = [explain_fallback(device), facts.find_other_units(images, "images")]
+        warning = "; ".join(filter(None, warnings)) or None
         layers = CommittedLayers(directory, config, facts, resolve_device(device))
         if method == "softmax":
             held_out = self._load_held_out(facts, source) if calibrated else None
