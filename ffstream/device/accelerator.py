@@ -77,6 +77,10 @@ class Accelerator(ABC):
     def total_bytes(self, device: torch.device) -> int:
         """Bytes of memory that the device has."""
 
+    def shares_host_memory(self, _device: torch.device) -> bool:
+        """Whether the device has no memory of its own and takes that of the host, as the GPU of a Jetson does."""
+        return False
+
     @abstractmethod
     def allocated_bytes(self, device: torch.device) -> int:
         """Bytes of the tensors of this process, as its allocator counts them."""
@@ -171,6 +175,11 @@ class TorchAccelerator(Accelerator):
     def total_bytes(self, device: torch.device) -> int:
         ask = getattr(torch.accelerator, "get_memory_info", None) or self._module.mem_get_info
         return int(ask(device)[1])
+
+    def shares_host_memory(self, device: torch.device) -> bool:
+        if self.kind == "cuda":
+            return bool(torch.cuda.get_device_properties(device).is_integrated)
+        return self.kind == "mps"
 
     def allocated_bytes(self, device: torch.device) -> int:
         return int(torch.accelerator.memory_allocated(device))

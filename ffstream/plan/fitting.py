@@ -256,7 +256,8 @@ class _Planner:
         copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # of tiles so far, this tile, all layers
         goodness = sum(copies[name] * size for name, size in kept.items())
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
-        host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness)
+        on_device = device.num_bytes if self.resources.shares_host else 0
+        host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness, on_device)
         return Plan(
             config,
             blueprint.sizes,
@@ -291,7 +292,7 @@ class _Planner:
             return roomy, None
         return _need("the disk", self.resources.disk_bytes, terms | {"cache": cache_bytes}), 1
 
-    def _host(self, footprint: Footprint, cache_bytes: int, by_sample: int) -> Need:
+    def _host(self, footprint: Footprint, cache_bytes: int, by_sample: int, on_device: int) -> Need:
         work = footprint.peak
         if self.resources.device_type != "cpu":  # pinned slots, and a layer's state as it is made and saved
             work = 2 * footprint.slots + footprint.weights + footprint.optimiser
@@ -302,6 +303,7 @@ class _Planner:
             "goodness": by_sample,
             "a layer's work": work,
         }
+        terms |= {"the device": on_device} if on_device else {}
         slack = (sum(terms.values()) - self.resources.host_used_bytes) // _SLACK_DIVISOR
         return _need("host memory", self.resources.host_bytes, terms | {"allocator": slack})
 

@@ -43,6 +43,7 @@ class Resources:
     host_bytes: int  # of the whole process
     host_used_bytes: int  # by the interpreter and its libraries
     disk_bytes: int
+    shares_host: bool = False  # an accelerator whose memory is the host's; a CPU's always is
     disk_is_memory: bool = False  # the run directory lies in a file system that is kept in memory
     rates: Rates | None = None  # None: no times are planned
     unpinned: str | None = None  # the warning, if the system refuses to pin host memory for the device

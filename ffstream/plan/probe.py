@@ -77,20 +77,20 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
     usage = shutil.disk_usage(place)
     disk = _budget("disk", settings.disk_budget, int(_SHARE * usage.free) + held_bytes, usage.free + held_bytes)
     accelerator = find_accelerator(device)
-    if accelerator is not None:
-        total = accelerator.total_bytes(device)
-        device_bytes = _budget("device", settings.budget, int(_SHARE * device_free_bytes(device)), total)
-    else:
-        total = host_total
-        device_bytes = _budget("device", settings.budget, host - used, total)
+    total = host_total if accelerator is None else accelerator.total_bytes(device)
+    shares_host = accelerator is not None and accelerator.shares_host_memory(device)
+    has_own = accelerator is not None and not shares_host
+    device_bytes = int(_SHARE * device_free_bytes(device)) if has_own else min(host - used, total)
+    device_bytes = _budget("device", settings.budget, device_bytes, total)
     most_host = _budget("host", settings.host_budget, INTERPRETER_BYTES + int(_SHARE * host_total), host_total)
-    most_device = most_host - INTERPRETER_BYTES if device.type == "cpu" else int(_SHARE * total)
+    most_device = int(_SHARE * total) if has_own else min(most_host - INTERPRETER_BYTES, total)
     installed = Resources(
         device_type=device.type,
         device_bytes=_budget("device", settings.budget, most_device, total),
         host_bytes=most_host,
         host_used_bytes=INTERPRETER_BYTES,
         disk_bytes=disk,  # by what is free: all sizes need the same
+        shares_host=shares_host,
         disk_is_memory=is_in_memory(place),
     )
     return Resources(
@@ -99,6 +99,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
         host_bytes=host,
         host_used_bytes=used,
         disk_bytes=disk,
+        shares_host=shares_host,
         disk_is_memory=is_in_memory(place),
         unpinned=_find_unpinned(device),
         installed=installed,

@@ -105,6 +105,22 @@ def test_the_smallest_budget_that_is_named_is_enough_and_a_smaller_one_is_not():
         plan(with_less(device_bytes=named - 2 * MIB))
 
 
+@pytest.mark.parametrize("tier", ["device", "host", "disk"])
+def test_a_device_without_memory_of_its_own_takes_that_of_the_host(tier):
+    """As the GPU of a Jetson does: what lies on the device counts in both budgets."""
+    apart, shared = (plan(with_less(CUDA, shares_host=shares), **{"cache.tier": tier}) for shares in (False, True))
+    assert shared.device == apart.device
+    assert shared.host.terms["the device"] == apart.device.num_bytes
+    assert shared.host.num_bytes >= apart.host.num_bytes + apart.device.num_bytes
+    just_enough = with_less(CUDA, shares_host=True, host_bytes=shared.host.num_bytes)
+    assert plan(just_enough, **{"cache.tier": tier}).fits
+    with pytest.raises(BudgetError, match="host memory needs"):
+        plan(with_less(just_enough, host_bytes=apart.host.num_bytes), **FIXED | {"cache.tier": tier})
+
+
+FIXED = {"cache.shard_samples": 4096, "micro_batch": 256, "network.tile_units": 500}
+
+
 @pytest.mark.parametrize("lacking", ["device_bytes", "host_bytes", "disk_bytes"])
 @pytest.mark.parametrize("is_started", [True, False])
 def test_only_options_that_the_command_has_are_advised(lacking, is_started):
