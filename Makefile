@@ -23,7 +23,8 @@ demo: $(VENV)/run.stamp  ## what ffstream is for, in a minute; `make clean` star
 test: $(VENV)/dev.stamp  ## the whole test suite; tests marked gpu run where there is one
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 10
 
-test-gpu: $(VENV)/dev.stamp
+test-gpu: $(VENV)/dev.stamp  ## what only a GPU can show; its self-check comes first
+	$(BIN)/ffstream doctor --check --device cuda
 	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/dev.stamp

@@ -134,9 +134,18 @@ def doctor(
         Path | None, typer.Argument(readable=False, metavar="[RUN]", help="Where the time of this run went.")
     ] = None,
     device: Device = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check that the device does what a run relies on; exits with 1 if not.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how fast this machine does what a run does; with RUN, show where its time went and what would help."""
+    """Measure how fast this machine does what a run does; with RUN, show where its time went and what would help.
+
+    With --check, a minute of small runs shows whether a device keeps what ffstream promises: a line for each check.
+    """
+    if check:
+        _check_device(run, device or "auto", as_json=as_json)
+        return
     if run is not None:
         check_is_there(run)
     from ffstream.cli.tables import account_report, speeds_report
@@ -153,6 +162,25 @@ def doctor(
         typer.echo(json.dumps(found, indent=1))
         return
     show(parts)
+
+
+def _check_device(run: Path | None, device: str, *, as_json: bool) -> None:
+    """Say what holds, and exit with 1 if something does not."""
+    if run is not None:
+        raise ConfigError("--check: found with a run, allowed alone; a run is checked by ffstream inspect RUN --verify")
+    import tempfile
+
+    from ffstream.studies.self_check import FAILS, check_device
+
+    found = []
+    for each in check_device(device, Path(tempfile.gettempdir())):
+        found.append(each)
+        if not as_json:
+            say(f"{each.outcome:<11}  {each.name}: {each.text}")
+    if as_json:
+        typer.echo(json.dumps([each.to_mapping() for each in found], indent=1))
+    if any(each.outcome == FAILS for each in found):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -90,6 +91,10 @@ class Accelerator(ABC):
         """The most bytes that were allocated at once since the start, or since `reset_peak`."""
 
     @abstractmethod
+    def reserved_bytes(self, device: torch.device) -> int:
+        """Bytes that the allocator of this process has taken from the device, used or not."""
+
+    @abstractmethod
     def reset_peak(self, device: torch.device) -> None:
         """Let `peak_bytes` begin anew."""
 
@@ -102,6 +107,10 @@ class Accelerator(ABC):
     @abstractmethod
     def synchronise(self, device: torch.device) -> None:
         """Make the host wait until the device has done all that is queued."""
+
+    def count_waits(self, _work: Callable[[], object]) -> int | None:
+        """How often the host waits for the device in some work; None where that cannot be seen."""
+        return None
 
     @abstractmethod
     def make_stream(self, device: torch.device) -> Stream:
@@ -187,11 +196,27 @@ class TorchAccelerator(Accelerator):
     def peak_bytes(self, device: torch.device) -> int:
         return int(torch.accelerator.max_memory_allocated(device))
 
+    def reserved_bytes(self, device: torch.device) -> int:
+        return int(torch.accelerator.memory_reserved(device))
+
     def reset_peak(self, device: torch.device) -> None:
         torch.accelerator.reset_peak_memory_stats(device)
 
     def synchronise(self, device: torch.device) -> None:
         torch.accelerator.synchronize(device)
+
+    def count_waits(self, work: Callable[[], object]) -> int | None:
+        if self.kind != "cuda":
+            return None
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                work()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        return sum("synchronizing" in str(each.message) for each in caught)
 
     def make_stream(self, device: torch.device) -> Stream:
         return torch.Stream(device)

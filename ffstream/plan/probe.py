@@ -8,7 +8,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -172,9 +172,20 @@ def _measure_products(config: Config, device: torch.device) -> float:
     return 4 * rows * units * features / best_s(multiply, device)
 
 
-@torch.no_grad()
 def _measure_step(config: Config, width: int, batch: int, device: torch.device) -> tuple[float, Work]:
     """Seconds and work of one step, within an epoch, of a layer that is as wide as its input."""
+    with epochs_of_one_layer(config, width, batch, device) as (train_epoch, num_steps, step):
+        return best_s(train_epoch, device, _NUM_EPOCHS) / num_steps, step
+
+
+@contextlib.contextmanager
+def epochs_of_one_layer(
+    config: Config, width: int, batch: int, device: torch.device
+) -> Iterator[tuple[Callable[[], object], int, Work]]:
+    """Yield a function that trains a layer as wide as its input for an epoch, its number of steps, and a step's work.
+
+    The rows that the layer reads lie on the device. The rest of the configuration decides what a step does.
+    """
     num_classes, num_samples = 1 + max(config.negatives.per_step, 9), _NUM_STEPS * batch
     if config.labels.method == "overlay":
         config = config.override({"negatives.per_sample": "all"})  # as the number of classes is another here
@@ -193,9 +204,8 @@ def _measure_step(config: Config, width: int, batch: int, device: torch.device) 
     rows.fill_(1.0)
     labels = torch.zeros(num_samples, dtype=torch.int64)
     trainer = LayerTrainer(blueprint.build_layer(spec), 0, blueprint, device)
-    with Transfer(device) as transfer:
-        epoch_s = best_s(lambda: trainer.train_epoch(transfer, cache, labels, 0), device, _NUM_EPOCHS)
-    return epoch_s / _NUM_STEPS, on_paper.step
+    with torch.no_grad(), Transfer(device) as transfer:
+        yield lambda: trainer.train_epoch(transfer, cache, labels, 0), _NUM_STEPS, on_paper.step
 
 
 def measure_link(device: torch.device, *, back: bool = False) -> float:
