@@ -85,6 +85,8 @@ class Transfer:
     ) -> None:
         for executor in (self._reader, self._writer, self._committer):
             executor.shutdown(wait=True)  # all that was submitted is still carried out
+        for slot in (*self._read_slots, *self._write_slots):
+            slot.free()
         if kind is None:
             self.finish()
 
@@ -105,7 +107,7 @@ class Transfer:
         slots = self._read_slots
         for slot in slots[: len(order)]:
             self._reserve(slot, cache.layout.shard_bytes)
-        pending = self._reader.submit(slots[0].fill, cache, order[0]) if order else None
+        pending = self._fill(slots[0], cache, order[0]) if order else None
         try:
             for position, shard in enumerate(order):
                 check_interrupts()
@@ -115,13 +117,17 @@ class Transfer:
                     rows, pending = pending.result(), None
                 if position + 1 < len(order):
                     following = slots[(position + 1) % NUM_SLOTS]
-                    pending = self._reader.submit(following.fill, cache, order[position + 1])
+                    pending = self._fill(following, cache, order[position + 1])
                 slot.await_copy()
                 yield shard, self._decode(cache.layout, shard, rows)
-                slot.release()
         finally:
             if pending is not None:  # the caller stopped early: the slots must be free for the next reading
                 wait([pending])
+
+    def _fill(self, slot: _Slot, cache: ActivationCache, shard: int) -> Future[Tensor]:
+        """Let the reading thread fill a slot, on which the computation is queued as far as it will be."""
+        slot.release()  # here and not after the block: a caller need not come back after the last block that it takes
+        return self._reader.submit(slot.fill, cache, shard)
 
     # --- from the device
 
@@ -248,17 +254,17 @@ class _Slot:
             return
         self.free()
         if self._accelerator is not None:
-            if self._order is not None:
-                self._order.copied.synchronize()
-                self._order.consumed.synchronize()
             self._device_bytes = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-            if self._order is not None:
-                # Memory from the caching allocator may still be in use on the computing stream.
-                self._order.consumed.record(self._order.computing_stream())
         self._host_bytes = allocate_host(num_bytes, self._accelerator)
 
     def free(self) -> None:
-        """Free the memory at once, although another thread may still refer to the slot for a moment."""
+        """Free the memory at once, although another thread may still refer to the slot for a moment.
+
+        What is queued on the computing stream comes before what that stream does with the memory later. A copy on the
+        side stream does not.
+        """
+        if self._order is not None:
+            self._order.copied.synchronize()
         self._host = self._rows = self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
 
     @property
