@@ -353,3 +353,20 @@ def allocate_host(num_bytes: int, accelerator: Accelerator | None) -> Tensor:
         except RuntimeError:  # the limit on locked memory; pageable memory copies more slowly but as correctly
             pass
     return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, for what is queued from here on. The host does not wait for the copy."""
+    accelerator = find_accelerator(device)
+    if not _has_side_streams(accelerator):
+        return tensor.to(device)
+    source = allocate_host(tensor.nbytes, accelerator).view(tensor.dtype).view(tensor.shape)
+    return source.copy_(tensor).to(device, non_blocking=True)
+
+
+def all_to_device(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """The same for tensors that differ only in their length, by one copy."""
+    if find_accelerator(device) is None:
+        return tensors
+    parts: Sequence[Tensor] = to_device(torch.cat(list(tensors)), device).split([len(tensor) for tensor in tensors])
+    return parts

@@ -99,7 +99,10 @@ class Accelerator(ABC):
         """Let `peak_bytes` begin anew."""
 
     def allocate_pinned(self, num_bytes: int) -> Tensor:
-        """Bytes on the host from which and to which the device copies by itself. Raises RuntimeError if refused."""
+        """Bytes on the host from which and to which the device copies by itself. Raises RuntimeError if refused.
+
+        They may be freed while a copy from them is under way: they are not handed out again before it has ended.
+        """
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
     # --- order

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ffstream.cache import ActivationCache, CacheLayout, compute_batches, compute_shard_order
-from ffstream.cache.transfer import Transfer
+from ffstream.cache.transfer import Transfer, all_to_device
 from ffstream.data import Scaling, Split
 from ffstream.errors import RunError, RunLockedError, StorageError
 from ffstream.field.blueprint import Blueprint
@@ -162,8 +162,7 @@ def _fit(
         for shard, block in transfer.blocks(cache, order):
             samples = cache.layout.shard_range(shard)
             shard_labels, shard_logits = labels[samples], logits[samples]
-            for index in compute_batches(len(block), settings.batch, generator):
-                index = index.to(device)
+            for index in all_to_device(compute_batches(len(block), settings.batch, generator), device):
                 rows = block[:, 0, : spec.num_units].index_select(0, index).float()
                 scores = shard_logits.index_select(0, index) + F.linear(rows, weight, bias)
                 gradient = torch.softmax(scores, dim=1)

@@ -282,9 +282,7 @@ class _PaperWork:
                 kind.draw_pool(labels, generator)
                 sampler.draw_noise(num_samples, kind.num_choices, generator)
             del batches
-            order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
-        else:
-            order = torch.empty(size, dtype=torch.int64, device=PAPER)
+        order = torch.empty(num_samples, dtype=torch.int64, device=PAPER)
         candidates = torch.empty(num_samples, kind.num_candidates, dtype=torch.int64, device=PAPER)
         choices = num_samples, kind.num_choices
         noise = torch.empty(choices, device=PAPER) if sampler is not None else None

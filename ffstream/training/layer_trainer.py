@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ffstream.cache import ActivationCache, compute_batches, compute_shard_order, group_shards
-from ffstream.cache.transfer import Transfer
+from ffstream.cache.transfer import Transfer, all_to_device
 from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
 from ffstream.errors import DivergedError
 from ffstream.field.blueprint import Blueprint
@@ -190,8 +190,8 @@ class LayerTrainer:
         """The samples of a block in batches, with the candidates that this epoch shows them."""
         batches = compute_batches(len(block), self._sizes.batch, generator)
         drawn = draw_for(labels, self._candidates, others, generator, self._device, informed=informed)
-        for index in batches:
-            yield drawn.take(block, index.to(self._device))
+        for index in all_to_device(batches, self._device):
+            yield drawn.take(block, index)
 
     @torch.no_grad()
     def step(self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ffstream.cache.transfer import to_device
 from ffstream.field.labels import Candidates
 
 
@@ -72,8 +73,8 @@ def draw_for(
         noise = candidates.informed.draw_noise(len(labels), candidates.num_choices, generator)
     elif others is not None:
         others = others.gather(1, drawn)
-    rest = (tensor.to(device) if tensor is not None else None for tensor in (others, noise, pool))
-    return Draw(drawn.to(device), *rest)
+    rest = (to_device(tensor, device) if tensor is not None else None for tensor in (others, noise, pool))
+    return Draw(to_device(drawn, device), *rest)
 
 
 def samples_in_sweep(num_samples: int, num_candidates: int, num_rows: int) -> int:

@@ -1,0 +1,65 @@
+"""Within an epoch, the host waits for the device only where it reports progress."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import pytest
+
+import ffstream as ff
+from ffstream.training import layer_trainer
+from ffstream.training.layer_trainer import LayerTrainer
+from tests.late.accelerator import late_cuda
+
+
+def count_in_epochs(config, folder, monkeypatch):
+    """Train. Returns the numbers of epochs and of steps, and what made this thread wait within the epochs, by line."""
+    num_steps, waits, own = Counter(), Counter(), threading.current_thread().name
+    train_epoch, step = LayerTrainer.train_epoch, LayerTrainer.step
+    with late_cuda("lazy") as late:
+
+        def note_epoch(trainer, *args, **options):
+            late.waits.clear()
+            before = num_steps["all"]  # with those of a trial
+            figures = train_epoch(trainer, *args, **options)
+            num_steps["epochs"] += 1
+            num_steps["of epochs"] += num_steps["all"] - before
+            waits.update({(wait.cause, wait.line): n for wait, n in late.waits.items() if wait.thread == own})
+            return figures
+
+        def note_step(trainer, *args, **options):
+            num_steps["all"] += 1
+            return step(trainer, *args, **options)
+
+        monkeypatch.setattr(LayerTrainer, "train_epoch", note_epoch)
+        monkeypatch.setattr(LayerTrainer, "step", note_step)
+        ff.train(config, folder)
+    return num_steps["epochs"], num_steps["of epochs"], waits
+
+
+WAYS = {
+    "as it is": {"epochs": 2, "network__stack_layers": 0},
+    "on the device": {"cache__tier": "device"},
+    "tiles": {"network__tile_units": 12, "epochs": 1},
+    "cut": {"batch": 96, "micro_batch": 20, "cache__shard_samples": 32, "optimiser__state_dtype": "bf16"},
+    "8 bits": {"cache__dtype": "int8"},
+}
+
+
+@pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
+def test_the_host_waits_for_no_step(settings, small_config, tmp_path, monkeypatch):
+    """An epoch ends with its figures, for which the host waits; no step before has to."""
+    monkeypatch.setattr(layer_trainer, "_TICK_S", float("inf"))
+    settings = {"layers": 2, "epochs": 2, "device": "cuda", "cache__tier": "disk"} | settings
+    num_epochs, num_steps, waits = count_in_epochs(small_config(**settings), tmp_path / "run", monkeypatch)
+    assert num_steps >= 3 * num_epochs
+    assert waits.total() <= 2 * num_epochs, waits
+    assert {line.split(":")[0] for _, line in waits} == {"training/layer_trainer.py"}
+
+
+def test_the_host_waits_once_for_each_report(small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(layer_trainer, "_TICK_S", 0.0)
+    config = small_config(layers=1, epochs=2, device="cuda", cache__tier="disk")
+    num_epochs, num_steps, waits = count_in_epochs(config, tmp_path / "run", monkeypatch)
+    assert waits.total() == num_steps + 2 * num_epochs, waits
