@@ -61,7 +61,7 @@ def write_plain_pictures(folder, classes=("cat", "dog"), num_images=4, size=(6, 
     shape = size[::-1] if mode == "L" else (*size[::-1], 3)
     for column, label in enumerate(classes):
         numbers = range(first, first + num_images)
-        colours = [40 * column + number if mode == "L" else (number, column, 7) for number in numbers]
+        colours = [40 * column + number if mode == "L" else (number, column, 70) for number in numbers]
         write_pictures(folder, {label: [np.full(shape, colour, np.uint8) for colour in colours]})
     return folder
 

@@ -30,7 +30,7 @@ RENAMED = {
     "disk_budget": "memory.disk_budget",
 }
 # Words that a shell offers for settings that may have other values too.
-_WORDS = {"recipe": tuple(RECIPES), "data": DATA_SETS, "device": ("auto", "cpu", "cuda")}
+_WORDS = {"recipe": tuple(RECIPES), "data": DATA_SETS, "device": ("auto", "cpu", "cuda", "xpu", "mps")}
 
 
 def setting_option(name: str, metavar: str, panel: str, *, flag: str = "", is_of_run: bool = False) -> Any:

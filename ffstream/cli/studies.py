@@ -31,7 +31,7 @@ def profile(
     methods: Annotated[
         str, typer.Option(help="Of ffstream, resident, backprop, checkpointing and accumulation.")
     ] = "ffstream,resident,backprop,checkpointing,accumulation",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, xpu, mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of matrix products: auto, bf16 or fp32.")] = "auto",
     output: Annotated[
         Path | None,
@@ -77,7 +77,7 @@ def demo(
     output: Annotated[Path, typer.Option(readable=False, help="Folder for the run and demo.png (runs/demo).")] = Path(
         "runs/demo"
     ),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, xpu, mps.")] = "auto",
     force: Force = False,
 ) -> None:
     """Show in a minute what ffstream is for: a deep network in the memory of one layer, and an exact resume."""

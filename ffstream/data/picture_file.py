@@ -120,6 +120,7 @@ def _holds_more_than(image: Image.Image, content: bytes) -> bool:
     width, height = image.size
     if kind in (b"P4", b"P5", b"P6"):
         row_bytes = {b"P4": -(-width // 8), b"P5": width, b"P6": 3 * width}[kind]
+        row_bytes *= 2 if _count_bits(image, content) > 8 else 1
         return bool(after[row_bytes * height :].strip(b"\0 \t\r\n"))
     text = re.sub(rb"#[^\n]*", b"", after)
     num_numbers = len(re.sub(rb"\s", b"", text)) if kind == b"P1" else len(text.split())
@@ -264,6 +265,8 @@ _PILLOW: tuple[tuple[Any, str, Any], ...] = (
     (TiffImagePlugin, "READ_LIBTIFF", False),
     (PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 20),
     (PngImagePlugin, "MAX_TEXT_MEMORY", 64 << 20),
+    # About unused parts such as EXIF. (Filters of warnings are lost where threads set and restore them at once.)
+    (warnings, "warn", lambda *_, **__: None),
 )
 
 
@@ -290,8 +293,7 @@ class _Content(io.BytesIO):
 def _errors(path: Path) -> Iterator[None]:
     """Turn whatever is raised for a file into a DataError; meanwhile Pillow has the settings that it comes with."""
     try:
-        with plain_globals(_PILLOW), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unused parts such as EXIF, or large sizes, which are limited here
+        with plain_globals(_PILLOW):
             yield
     except (FFStreamError, MemoryError):
         raise

@@ -32,9 +32,12 @@ def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
     for start in range(0, len(images), step):
         rows = images[start : start + step].flatten(1)
         # Splits may have different types: equal numbers of bytes and of floats have one digest, and so have 0 and -0.
-        values = (
-            _mix(rows.to(torch.float64, copy=True).add_(0.0).contiguous().view(torch.int64)) if is_wide else rows.long()
-        )
+        if is_wide:
+            values = _mix(rows.to(torch.float64, copy=True).add_(0.0).contiguous().view(torch.int64))
+        elif rows.dtype == torch.uint8:
+            values = rows.long()
+        else:  # integers that are multiples of a large power of two, say
+            values = _mix(rows.to(torch.int64, copy=True))
         digests[start : start + step] = (values * factors).sum(dim=1)  # modulo 2^64
     return digests
 

@@ -19,7 +19,8 @@ _SPREAD_RATIO = 3.0
 _SHIFT, _SPREAD_OF_FEATURE = 4.0, 10.0  # least shift of a feature's mean, in spreads, and ratio of spreads
 _MEDIAN_SHIFT, _MEDIAN_SPREAD = 1.0, 2.5  # the same for the medians over standardised features
 _NUM_COLOURS = 3
-_TINT = 0.04  # the largest difference of the channels of a grey image, as a share of its largest value
+_TINT = 0.04  # the largest difference of the channels of a grey image, as a share of white
+_SOME_COLOURED = 0.05  # share of images; a smaller one may have been missed in training images that are all grey
 _RARELY = 0.01  # probability below which so many grey images are no accident
 _MOST = 0.5  # share of images
 _EQUAL = 1e-6  # relative difference of equal values of which some were rounded
@@ -54,7 +55,7 @@ class Values:
                 values = part.double()
                 sums += torch.stack([values.sum(), values.square().sum()])
         mean, square = (sums / some.numel()).tolist()
-        found = cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5, (), _share_coloured(some))
+        found = cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5, (), _share_coloured(images))
         return found if labels is None else replace(found, classes=_describe_classes(images, labels))
 
     @classmethod
@@ -105,26 +106,30 @@ def _find_other_colour(found: Values, trained: Values) -> str | None:
     """A warning if images are all grey although training images are in colour, or the other way round; else None."""
     if found.coloured is None or trained.coloured is None:
         return None
-    if found.coloured == 0 and (1 - trained.coloured) ** found.num_images < _RARELY:
+    if found.coloured == 0 and (1 - trained.coloured) ** min(found.num_images, _MOST_IMAGES) < _RARELY:
         return f"all are grey, and {100 * trained.coloured:.0f} % of the training images are in colour"
-    if trained.coloured == 0 and found.coloured > 0:
+    if trained.coloured == 0 and found.coloured >= _SOME_COLOURED:
         return f"{100 * found.coloured:.0f} % of them are in colour, and all training images are grey"
     return None
 
 
 def is_coloured(images: Tensor) -> Tensor:
-    """Which of images (n, height, width, 3) or (n, 3, height, width) show colours: (n,) bool."""
+    """Which of images (n, height, width, 3) or (n, 3, height, width) show colours: (n,) bool.
+
+    White is 255 for bytes, else the largest value of all these images.
+    """
     channels = images if images.shape[-1] == _NUM_COLOURS else images.movedim(1, -1)
     channels = channels.float()
     most = (channels.amax(dim=-1) - channels.amin(dim=-1)).flatten(1).amax(dim=1)
-    return most > _TINT * channels.abs().flatten(1).amax(dim=1)
+    return most > _TINT * (WHITE if images.dtype == torch.uint8 else float(channels.abs().amax()))
 
 
 def _share_coloured(images: Tensor) -> float | None:
     if images.ndim != 4 or _NUM_COLOURS not in (images.shape[-1], images.shape[1]):
         return None
-    parts = images.split(max(_PART_FEATURES // images[0].numel(), 1))
-    return float(torch.cat([is_coloured(part) for part in parts]).double().mean())
+    index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:_MOST_IMAGES]
+    parts = index.split(max(_PART_FEATURES // images[0].numel(), 1))
+    return float(torch.cat([is_coloured(images[part]) for part in parts]).double().mean())
 
 
 def find_shifted(found: Tensor, trained: Tensor) -> str | None:

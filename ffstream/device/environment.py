@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from ffstream.device.accelerator import ACCELERATORS, find_accelerator
+from ffstream.ground.interrupts import Interrupts
 
 _T = TypeVar("_T")
 
@@ -92,7 +93,7 @@ def plain_torch(num_threads: int | None = None) -> Iterator[None]:
 
 
 def _enter(entry: _Entry, num_threads: int | None, stack: contextlib.ExitStack) -> None:
-    with _entries_lock:
+    with Interrupts(defers=True), _entries_lock:
         _entries.append(entry)
         entry.undo["type"] = functools.partial(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
@@ -106,7 +107,7 @@ def _enter(entry: _Entry, num_threads: int | None, stack: contextlib.ExitStack) 
 
 def _leave(entry: _Entry) -> None:
     """Set back what an entry found. If a later one is still open, that one sets it back, in place of what it found."""
-    with _entries_lock:
+    with Interrupts(defers=True), _entries_lock:
         if entry not in _entries:  # it was interrupted before it changed anything
             return
         position = _entries.index(entry)

@@ -87,7 +87,14 @@ class Blueprint:
         units = units or slice(0, spec.num_units)
         layer = self.make_layer(spec, units)
         generator = seeding.generator(self.config.seed, spec.index, units.start, "initialise")
+        before = layer.state_dict().keys()
         layer.initialise(generator)
+        made = sorted(layer.state_dict().keys() - before)
+        if made:  # a finished layer is read from disk, and not initialised
+            raise ConfigError(
+                f"layer kind {self.config.network.kind!r}: initialise made {', '.join(made)}, allowed to fill what is "
+                "there; make parameters in __init__ or in place"
+            )
         hidden = self.draw_hidden(spec) if spec.num_image_features else None
         if hidden is not None:
             layer.hide(torch.cat([hidden.new_zeros(spec.in_features - len(hidden)), hidden]))

@@ -65,15 +65,18 @@ class Interrupts:
             raise self._raised
 
     def _handle(self, handler: _Handler, number: int, frame: FrameType | None) -> None:
-        if time.monotonic() < self._unwinds_until_s:
-            return
         try:
             handler(number, frame)
         except BaseException as error:
+            if time.monotonic() < self._unwinds_until_s:
+                return
             first, self._raised = self._raised is None, error
-            if not (self._defers and first):
-                self._unwinds_until_s = time.monotonic() + _UNWINDING_S
-                raise
+            if self._defers and first:
+                return
+            if _open[-1:] == [self]:  # the innermost block lets it through, so all are being left
+                for each in _open:
+                    each._unwinds_until_s = time.monotonic() + _UNWINDING_S
+            raise
 
 
 def check_interrupts() -> None:

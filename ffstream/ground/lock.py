@@ -172,9 +172,9 @@ class RunLock:
             "folder": self._name_folder(),
             **Process.here().to_mapping(),
         }
+        _held.add(self._token)  # first: other threads of this process may see the file as soon as it is there
         file = self.folder.create_new(self._name)
         if file is not None:
-            _held.add(self._token)
             with self.folder.removed_on_error(self._name), file:
                 write_all(file, json.dumps(content).encode())
 

@@ -35,9 +35,10 @@ def merge_with_saved(asked: Config, directory: RunDirectory, *, resume: bool, ac
     if not directory.exists():
         return asked
     if not resume:
+        command = " ".join([to_command("resume", directory.path), *(f"--plugin {name}" for name in asked.plugins)])
         raise RunError(
-            f"run {directory.path}: exists already ({directory.count_layers()} layers done); go on with "
-            f"{to_command('resume', directory.path)}, or choose another --run-dir"
+            f"run {directory.path}: exists already ({directory.count_layers()} layers done); go on with {command}, or "
+            "choose another --run-dir"
         )
     # Before the settings of its parts are asked for.
     restore_own_parts(directory, accept_environment=accept_environment)

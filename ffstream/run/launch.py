@@ -204,7 +204,7 @@ def _write_start(
             f"run {path} was started by a version that gave runs no identity: it is assumed that its {num_layers} "
             "layers are its own, trained with this version of torch on this machine; from here on that is checked"
         )
-    elif directory.count_layers() < config.layers and (not environments or environment != environments[-1]):
+    elif not environments or (directory.count_layers() < config.layers and environment != environments[-1]):
         directory.record_environment(environment, directory.list_environments())
     directory.folder.identity = directory.read_identity() or ""
     directory.remove_temporaries()

@@ -32,10 +32,12 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
     """
     run = Run(directory.path)
     config = run.config  # without the files at the top level there is no run: they must be restored from a copy
-    directory.read_environments()
+    problems: list[str] = []
+    if not directory.read_environments(accepts_missing=True) and directory.marker is not None:
+        missing = _problem(directory.read_environments)  # nothing has to be put aside for it
+        problems += [missing] if missing is not None else []
     directory.load_validation_labels()
     indices = directory.list_layers()
-    problems: list[str] = []
     num_valid = 0
     for index in indices:
         if index == num_valid:

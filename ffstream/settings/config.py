@@ -101,7 +101,7 @@ class Config:
         word="auto",
     )
     seed: int = setting(0, "The seed of everything random.", at_least=0)
-    device: str = setting("auto", "The device: auto, cpu, cuda or cuda:N.")
+    device: str = setting("auto", "The device: auto, cpu, cuda or cuda:N, xpu, mps.")
     precision: str = setting(
         "auto",
         "The type of the operands of matrix products. auto: bf16 where the device has such products, else fp32. "

@@ -115,6 +115,19 @@ def test_grey_images_of_a_run_of_colour_images_are_named_and_the_other_way_round
         assert (find_other_units(found, trained) is not None) == is_named
 
 
+def test_images_that_alternate_or_rarely_show_colours_are_like_each_other():
+    """A sample of every second image would see one kind alone."""
+    images = torch.from_numpy(colour_images(8192, 0.5)[0])
+    alternating = torch.stack([images[:4096], images[4096:]], dim=1).flatten(0, 1)
+    found = [Values.of(part) for part in (alternating[:4000], alternating[:8192], alternating[:500])]
+    assert {find_other_units(one, other) for one in found for other in found} == {None}
+    rare = [Values.of(torch.from_numpy(colour_images(num, 1.01 / num)[0])) for num in (1000, 20_000)]
+    assert {find_other_units(one, other) for one in rare for other in rare} == {None}
+    almost_black = torch.zeros(1, 6, 6, 3, dtype=torch.uint8)
+    almost_black[0, 0, 0, 0] = 1
+    assert Values.of(almost_black).coloured == 0.0
+
+
 def test_pictures_of_another_kind_than_the_runs_are_said(tmp_path):
     shades = np.random.default_rng(0).integers(0, 200, (2, 30, 6, 6, 1), dtype=np.uint8)
     kinds = {"colour": shades + np.array([0, 20, 50], np.uint8), "grey": shades[..., 0], "rgb": shades.repeat(3, -1)}

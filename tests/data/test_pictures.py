@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from unittest.mock import Mock
 
@@ -290,6 +292,23 @@ def test_a_file_of_numbers_that_holds_a_second_picture_is_refused(kind, tmp_path
         path.write_bytes(content)
         with pytest.raises(ff.DataError, match="more than one picture"):
             open_picture(path, Room())
+
+
+@pytest.mark.parametrize("head", ["P5 4 4 65535 ", "P6 4 4 65535 ", "P5 4 4 1023 "])
+def test_a_file_of_numbers_of_more_than_eight_bits_is_refused_for_that(head, tmp_path):
+    (tmp_path / "a.pnm").write_bytes(head.encode() + bytes(range(32)) * (3 if head.startswith("P6") else 1))
+    with pytest.raises(ff.DataError, match="bits per channel, allowed 8"):
+        open_picture(tmp_path / "a.pnm", Room())
+
+
+def test_warnings_of_the_program_are_not_lost_where_threads_read_pictures(tmp_path):
+    Image.new("L", (4, 4), 7).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda _: open_picture(tmp_path / "a.png", Room()).decode(Room()), range(300)))
+    assert warnings.filters == before
+    with pytest.warns(UserWarning, match="still here"):
+        warnings.warn("still here", stacklevel=1)
 
 
 def test_zeros_before_the_end_of_a_jpeg_are_damage_too(tmp_path):

@@ -61,6 +61,7 @@ ROWS = {
     "bits": RNG.integers(0, 2, (3000, 100)).astype(np.float32),
     "-1 and 1": 2.0 * RNG.integers(0, 2, (3000, 60)) - 1,
     "one of many": np.eye(60, dtype=np.float32)[RNG.permutation(60)],
+    "large powers of two": RNG.integers(0, 2**5, (3000, 60)) << 58,
     "halves": RNG.integers(0, 8, (3000, 40)) / 2,
 }
 

@@ -15,6 +15,7 @@ import torch
 import ffstream as ff
 from ffstream.cache import DiskCache
 from ffstream.cache.transfer import Transfer
+from ffstream.ground import plain_globals as plain_globals_module
 from ffstream.ground.interrupts import Interrupts, check_interrupts
 from ffstream.storage import tensor_file
 from ffstream.storage.run_directory import RunDirectory
@@ -68,6 +69,47 @@ def test_a_second_interrupt_does_not_come_into_the_cleaning_up_after_the_first()
     assert cleaned == ["inner", "outer"]
     with pytest.raises(KeyboardInterrupt), Interrupts():  # another block is not concerned
         send()
+
+
+def test_a_handler_that_does_not_raise_is_called_in_the_cleaning_up_too():
+    called = []
+    signal.signal(signal.SIGTERM, lambda *_: called.append(1))
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        try:
+            send()
+        finally:
+            send(signal.SIGTERM)
+    assert called == [1]
+
+
+@pytest.mark.parametrize("line", range(1, 40))
+def test_an_interrupt_at_any_line_leaves_settings_of_the_whole_process_as_they_were(line):
+    """Where a signal comes cannot be chosen from outside, so a tracer sends it at each line in turn."""
+
+    class Library:
+        first, second = "own", "own"
+
+    settings, left = [(Library, "first", "plain"), (Library, "second", "plain")], [line]
+
+    def trace(frame, event, _argument):
+        if frame.f_code.co_filename == plain_globals_module.__file__:
+            if event == "line":
+                left[0] -= 1
+                if not left[0]:
+                    send()
+            return trace
+        return None
+
+    before = sys.gettrace()
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.settrace(trace)
+        try:
+            with plain_globals_module.plain_globals(settings):
+                pass
+        finally:
+            sys.settrace(before)
+    assert (Library.first, Library.second) == ("own", "own")
+    assert not [key for key in plain_globals_module._needed if key[0] == id(Library)]
 
 
 def test_an_error_without_an_interrupt_stays_what_it_is():

@@ -58,6 +58,22 @@ def test_what_lies_behind_a_link_is_not_said_to_be_put_aside(linked, damaged, tm
     assert all(path.read_bytes() == content for path, content in before.items() if elsewhere in path.parents)
 
 
+def test_damage_is_put_aside_where_the_record_of_environments_is_missing_too(damaged):
+    (damaged.path / "environment.json").unlink()
+    flip(damaged.path / "layers/001/weights.safetensors")
+    diagnosis, aside = put_aside(damaged.directory)
+    assert "has no environment.json" in diagnosis.problems[0]
+    assert (aside / "layers/001").is_dir()
+    assert ff.resume(damaged.path, accept_environment=True).verify() == 3
+
+
+def test_the_record_of_environments_is_made_again_once_that_is_accepted(damaged):
+    (damaged.path / "environment.json").unlink()
+    ff.resume(damaged.path, accept_environment=True)  # no layer is trained
+    assert damaged.verify() == 3
+    assert diagnose(damaged.directory).problems == []
+
+
 def test_no_repair_is_advised_for_what_none_can_mend(damaged):
     (damaged.path / "validation.safetensors").unlink()
     for use in (damaged.verify, lambda: diagnose(damaged.directory)):

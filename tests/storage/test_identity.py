@@ -235,9 +235,13 @@ def test_copies_of_a_runs_files_alone_are_no_start_of_a_run_and_are_kept(runs, s
         assert (place / names[1]).read_text() == "mine"
 
 
+def say_first(problems):
+    raise ff.CorruptFileError(problems[0])
+
+
 USES = {
     "verify": lambda run, **_: ff.Run(run).verify(),
-    "repair": lambda run, **_: diagnose(RunDirectory(run)),
+    "repair": lambda run, **_: say_first(diagnose(RunDirectory(run)).problems),
     "evaluate": lambda run, **options: ff.Run(run).evaluate(**options),
     "load": lambda run, **options: ff.load(run, **options),
     "export": lambda run, **options: ff.Run(run).export(run.parent / "net.safetensors", **options),

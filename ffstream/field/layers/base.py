@@ -65,7 +65,10 @@ class Layer(nn.Module, ABC):
 
     @abstractmethod
     def initialise(self, generator: torch.Generator) -> None:
-        """Fill the parameters from `generator`, on the CPU."""
+        """Fill the parameters from `generator`, on the CPU.
+
+        They exist by then: `__init__` or `place` made them, as a finished layer is read from disk without this.
+        """
 
     def hide(self, hidden: Tensor) -> None:
         """Ignore the features of a row that `hidden` (in_features,) marks: set the weights that multiply them to zero.
