@@ -43,7 +43,7 @@ def test_plan_for_another_machine_and_no_data_in_particular():
         (["--machine", ""], "found ''"),
         (
             ["--samples", 2**31, "--batch", 2**31],
-            "config batch: found 2147483648, allowed an integer >= 1 and <= 1e+07",
+            "config batch: found 2147483648, allowed an integer >= 1 and <= 10000000",
         ),
         (["--samples", 1], "--samples 1: allowed an integer >= 2"),
         (["--samples", 10, "--classes", 1], "--classes 1: allowed"),
