@@ -99,6 +99,7 @@ class Dataset:
         splits = [split for split in (self.train, self.validation, self.test) if split is not None]
         as_floats = any(split.images.is_floating_point() for split in splits)
         said, seen = list(self.notes), digest_images(self.train.images, as_floats=as_floats)
+        held_out: Tensor | None = None  # digests of the validation split
         for found in (
             find_label_feature(self.train.images, self.train.labels),
             find_contradictions(seen, self.train.labels, self.files or None),
@@ -109,16 +110,13 @@ class Dataset:
             oddity = None if split is None else find_other_units(Values.of(split.images), self.values)
             oddity = oddity or (None if split is None else find_shifted(split.images, self.train.images))
             said += [] if oddity is None else [f"{part} images: {oddity}"]
-            if part == "test" and split is not None and self.validation is not None and len(split) >= _ENOUGH:
-                held_out = digest_images(self.validation.images, as_floats=as_floats)
-                same = find_seen(digest_images(split.images, as_floats=as_floats), held_out, "validation images")
-                said += [] if same is None else [f"test images: {same}"]
-            again = (
-                None
-                if split is None or len(split) < _ENOUGH
-                else find_seen(digest_images(split.images, as_floats=as_floats), seen)
-            )
-            said += [] if again is None else [f"{part} images: {again}"]
+            if split is not None:
+                digests = digest_images(split.images, as_floats=as_floats)
+                is_enough = len(split) >= _ENOUGH
+                same = find_seen(digests, held_out, "validation images") if held_out is not None and is_enough else None
+                again = find_seen(digests, seen) if is_enough else None
+                said += [f"{part} images: {found}" for found in (same, again) if found is not None]
+                held_out = digests
             lacking = None if split is None else find_lacking(split.labels, self.train.labels, self.class_names)
             said += [] if lacking is None else [f"{part} labels: {lacking}"]
         if self.left_out:

@@ -68,9 +68,9 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
 
 def _find_mode_and_size(parts: Mapping[str, _Part]) -> tuple[str, tuple[int, ...]]:
     """The mode and size that all pictures are read in: RGB if any is in colour, and the most common training size."""
-    is_coloured = any(head.mode == "RGB" for part in parts.values() for head in part.heads)
+    has_colours = any(head.mode == "RGB" for part in parts.values() for head in part.heads)
     ((size, _),) = Counter(head.size for head in parts["train"].heads).most_common(1)
-    return "RGB" if is_coloured else "L", size
+    return "RGB" if has_colours else "L", size
 
 
 def _say_difference(train: Sequence[str], split: str, names: Sequence[str]) -> str:

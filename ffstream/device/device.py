@@ -42,10 +42,10 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 def explain_fallback(name: str | torch.device) -> str | None:
     """A warning if "auto" takes the CPU although there is an accelerator, which torch cannot use; None otherwise."""
-    if str(name) != "auto" or resolve_device("auto").type != "cpu":
+    misfits = [misfit for _, misfit in _find_automatic()] if str(name) == "auto" else []
+    if not misfits or None in misfits:
         return None
-    misfit = next((misfit for _, misfit in _find_automatic() if misfit is not None), None)
-    return None if misfit is None else f"the CPU computes: {misfit}"
+    return f"the CPU computes: {misfits[0]}"
 
 
 def _find_automatic() -> list[tuple[str, str | None]]:

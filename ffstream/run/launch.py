@@ -140,8 +140,8 @@ def _execute(
             config, splits, device = prepared.plan.config, prepared.splits, prepared.device
             on_disk = prepared.plan.tier == "disk"
             remedy = (
-                "free some, lower --batch or --width, or use --cache disk; what is committed is kept, go on with "
-                + to_command("resume", directory.path)
+                "free some; what is committed is kept, go on with "
+                f"{to_command('resume', directory.path)}, and if need be with --cache disk or a smaller --budget"
             )
             try:
                 with (

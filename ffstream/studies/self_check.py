@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.cache.transfer import Transfer, allocate_host
-from ffstream.device.accelerator import Accelerator, find_accelerator
+from ffstream.device.accelerator import ACCELERATORS, Accelerator, find_accelerator
 from ffstream.device.device import device_name, explain_fallback, resolve_device, resolve_precision
 from ffstream.device.memory import unpinned_reason
 from ffstream.errors import DeviceError
@@ -61,15 +61,16 @@ def check_device(asked: str, folder: Path) -> Iterator[Check]:
     """Check what runs rely on, and yield each result as it is there. `asked` is as for `train`.
 
     If the device that is asked for is not here, that is said, and the rest is checked on the CPU. Runs are made in a
-    temporary folder in `folder`, which exists.
+    temporary folder in `folder`, which exists. Raises DeviceError for a kind of device that is not known.
     """
     try:
-        device = resolve_device(asked)
-        found = _name(device, explain_fallback(asked))
-        yield Check("device", FAILS if "compute capability" in found else HOLDS, found)
+        device, fallback = resolve_device(asked), explain_fallback(asked)
+        yield Check("device", HOLDS if fallback is None else FAILS, fallback or _name(device))
     except DeviceError as error:
-        device = torch.device("cpu")
-        is_here = "compute capability" in str(error)
+        kind = asked.partition(":")[0]
+        if kind not in ACCELERATORS:
+            raise
+        device, is_here = torch.device("cpu"), ACCELERATORS[kind].count_devices() > 0
         yield Check("device", FAILS if is_here else UNCHECKED, f"{error}; the CPU is checked instead")
     accelerator = find_accelerator(device)
     with storage_errors(folder), make_scratch(folder) as scratch:
@@ -93,8 +94,8 @@ def check_device(asked: str, folder: Path) -> Iterator[Check]:
                 yield Check(name, FAILS, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def _name(device: torch.device, fallback: str | None) -> str:
-    return fallback or f"{device_name(str(device))}, torch {torch.__version__}, {resolve_precision('auto', device)}"
+def _name(device: torch.device) -> str:
+    return f"{device_name(str(device))}, torch {torch.__version__}, {resolve_precision('auto', device)}"
 
 
 def _check_pinned(accelerator: Accelerator | None) -> str:

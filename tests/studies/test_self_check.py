@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ffstream.cache.transfer import Transfer
+from ffstream.device.accelerator import ACCELERATORS, TorchAccelerator
 from ffstream.studies import self_check
 from ffstream.studies.self_check import FAILS, HOLDS, UNCHECKED, check_device
 from tests.helpers import run_cli
@@ -81,6 +82,23 @@ def test_without_the_device_that_is_asked_for_the_rest_is_checked():
     assert lines[0].startswith("not checked  device: device 'cuda'")
     assert "the CPU is checked instead" in lines[0]
     assert len(lines) == len(NAMES)
+
+
+def test_a_card_that_is_here_and_cannot_be_used_fails(monkeypatch, tmp_path):
+    cuda = TorchAccelerator("cuda")
+    monkeypatch.setattr(cuda, "count_devices", lambda: 1)
+    monkeypatch.setattr(cuda, "find_misfit", lambda _: "a card has compute capability 6.1")
+    monkeypatch.setitem(ACCELERATORS, "cuda", cuda)
+    for asked in ("auto", "cuda"):
+        first = next(check_device(asked, tmp_path))
+        assert (first.name, first.outcome) == ("device", FAILS)
+        assert "a card has compute capability 6.1" in first.text
+
+
+def test_a_device_of_no_kind_is_refused():
+    code, _, error = run_cli("doctor", "--check", "--device", "tpu")
+    assert code == 1
+    assert "device 'tpu': unknown; allowed: auto, cpu, cuda" in str(error)
 
 
 def test_a_run_is_not_checked_in_this_way(tmp_path):
