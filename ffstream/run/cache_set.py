@@ -33,7 +33,6 @@ class CacheSet:
     ) -> None:
         self.current: dict[str, ActivationCache] = {}
         self.fresh = ""  # the layer and epoch for which caches that do not last are written
-        self._directory = directory
         self.tier = tier
         config = blueprint.config
         self._layouts = [cache_layouts(blueprint, spec.in_features) for spec in blueprint.specs]
@@ -43,7 +42,8 @@ class CacheSet:
         ]
         self._device = device
         self._config, self._data_digest = config, data_digest
-        self._folder, self._prefix = directory.open_cache(config.cache.folder, make=tier == "disk")
+        self._caches = directory.caches(config.cache.folder)
+        self._folder, self._prefix = self._caches.open(make=tier == "disk")
 
     def make(self, index: int, name: str) -> ActivationCache:
         """The cache that layer `index` reads of a split, with the shards that an earlier process left in it."""
@@ -69,7 +69,7 @@ class CacheSet:
                 self.current, useful = caches, [index]
                 break
         kept = [self._name(k, name) for i in useful for k in (i, i + 1) for name in self.lasting]
-        self._directory.drop_caches(self._config.cache.folder, kept)
+        self._caches.drop(kept)
         return useful
 
     def _name(self, index: int, name: str) -> str:
@@ -84,7 +84,7 @@ class CacheSet:
         for cache in self.current.values():
             cache.drop()
         self.current = {}
-        self._directory.drop_caches(self._config.cache.folder)
+        self._caches.drop()
 
 
 def verify_cache(folder: Folder, name: str, config: Config, data_digest: str) -> None:

@@ -20,8 +20,9 @@ def clean_run(run: Run) -> int:
         directory = RunDirectory(run.path, lock)
         directory.check_is_run()
         directory.folder.identity = directory.read_identity() or ""
-        with directory.cache_locked(cache_dir):
-            num_bytes = directory.remove_temporaries() + directory.drop_caches(cache_dir)
+        caches = directory.caches(cache_dir)
+        with caches.locked():
+            num_bytes = directory.remove_temporaries() + caches.drop()
         progress = directory.read_progress()
         if progress is not None and progress[0] < directory.count_layers():  # the layer is committed already
             num_bytes += directory.drop_progress()

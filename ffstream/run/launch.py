@@ -121,7 +121,7 @@ def _execute(
                 for index in range(directory.count_layers()):
                     directory.verify_layer(index)
         if prepared.plan.tier == "disk":
-            directory.check_cache_base(prepared.plan.config.cache.folder)
+            directory.caches(prepared.plan.config.cache.folder).check_base()
         if prepared.plan.sizes_by_free is not None:
             observer.on_warning(
                 "too little memory is free for the sizes that this machine would use otherwise; the run takes "
@@ -138,6 +138,7 @@ def _execute(
         with Interrupts(defers=True), storage_errors(directory.path):
             _write_start(directory, prepared, environments, environment, observer)
             config, splits, device = prepared.plan.config, prepared.splits, prepared.device
+            caches = directory.caches(config.cache.folder)
             on_disk = prepared.plan.tier == "disk"
             remedy = (
                 "free some; what is committed is kept, go on with "
@@ -146,7 +147,7 @@ def _execute(
             try:
                 with (
                     naming_lack_of_memory(device, remedy),
-                    directory.cache_locked(config.cache.folder, make=True) if on_disk else contextlib.nullcontext(),
+                    caches.locked(make=True) if on_disk else contextlib.nullcontext(),
                 ):
                     runner = Runner(directory, prepared.plan, directory.read_data(), splits, device, observer)
                     del prepared, splits  # the runner frees the images once no more caches are written from them
@@ -154,7 +155,7 @@ def _execute(
                         runner.run()
                     finally:
                         with contextlib.suppress(StorageError):
-                            directory.remove_half_shards(config.cache.folder)
+                            caches.remove_half_shards()
             finally:
                 with contextlib.suppress(StorageError):  # from a failing disk, which has been reported by now
                     directory.remove_temporaries()
@@ -210,8 +211,9 @@ def _write_start(
     directory.remove_temporaries()
     saved = directory.read_config()
     if saved.cache.folder != config.cache.folder:  # the caches in the old folder are made again in the new one
-        with directory.cache_locked(saved.cache.folder):
-            directory.drop_caches(saved.cache.folder)
+        caches = directory.caches(saved.cache.folder)
+        with caches.locked():
+            caches.drop()
     if saved != config:
         directory.write_config(config)
     following = f"layers/{directory.count_layers():03d}"

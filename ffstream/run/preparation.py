@@ -82,7 +82,7 @@ def _make_plan(
     else:
         device = resolve_device(config.device)
         config = dataclasses.replace(config, precision=resolve_precision(config.precision, device))
-        place = directory.cache_base(config.cache.folder)
+        place = directory.caches(config.cache.folder).base
         resources = survey_resources(config.memory, device, place)
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
     config = dataclasses.replace(config, batch=resolve_batch(config.batch, data.num_samples["train"]))
@@ -121,7 +121,7 @@ def prepare(
             "more (a new --run-dir starts a shallower one)"
         )
     device = resolve_device(config.device)
-    place = directory.cache_base(config.cache.folder)
+    place = directory.caches(config.cache.folder).base
     resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
     # The splits are copies, so the data themselves may take half of the memory that is left.
     room_bytes = (resources.host_bytes - resources.host_used_bytes) // 2

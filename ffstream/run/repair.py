@@ -49,9 +49,9 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
             break
         num_valid += 1
     damaged = [directory.layer_folder(index) for index in indices[num_valid:]]
-    caches = directory.list_caches(config.cache.folder)
-    where, _ = directory.open_cache(config.cache.folder)
-    places = {name: where.path / name for name in caches}
+    caches = directory.caches(config.cache.folder)
+    where, _ = caches.open()
+    places = {name: where.path / name for name in caches.names()}
     if damaged:  # progress and caches were made with those layers
         damaged += [path for path in (directory.path / "progress", *places.values()) if exists(path)]
     else:
@@ -83,11 +83,11 @@ def put_aside(directory: RunDirectory) -> tuple[Diagnosis, Path | None]:
         locked = RunDirectory(directory.path, lock)
         diagnosis = diagnose(locked)
         inside = [path for path in diagnosis.damaged if _is_inside(path, directory)]
-        cache_dir = locked.read_config().cache.folder
-        where, _ = locked.open_cache(cache_dir)
-        caches = {where.path / name for name in locked.list_caches(cache_dir)}
+        caches = locked.caches(locked.read_config().cache.folder)
+        where, _ = caches.open()
+        in_caches = {where.path / name for name in caches.names()}
         for path in diagnosis.damaged:
-            if path not in caches and path not in inside:
+            if path not in in_caches and path not in inside:
                 raise StorageError(
                     f"repair {directory.path}: {path} lies behind a link, through which nothing is moved; put what the "
                     "link leads to in its place, then do it again"
@@ -96,8 +96,8 @@ def put_aside(directory: RunDirectory) -> tuple[Diagnosis, Path | None]:
         names = [path.relative_to(directory.path).as_posix() for path in reversed(inside)]
         aside = locked.put_aside(names) if names else None
         if len(inside) < len(diagnosis.damaged):
-            with locked.cache_locked(cache_dir):
-                locked.drop_caches(cache_dir)
+            with caches.locked():
+                caches.drop()
     return diagnosis, aside
 
 

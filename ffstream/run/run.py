@@ -305,13 +305,13 @@ class Run:
             directory.verify_layer(index)
         directory.verify_progress()
         directory.verify_readout()
-        for name in directory.list_caches(config.cache.folder):
+        for name in directory.caches(config.cache.folder).names():
             self.verify_cache(name)
         return self.num_layers_done
 
     def verify_cache(self, name: str) -> None:
-        """Check every shard of a cache, named as `RunDirectory.list_caches` does. Raises CorruptFileError."""
-        folder, _ = self.directory.open_cache(self.config.cache.folder)
+        """Check every shard of a cache, named as `RunCaches.names` does. Raises CorruptFileError."""
+        folder, _ = self.directory.caches(self.config.cache.folder).open()
         verify_cache(folder, name, self.config, self.directory.read_data().digest)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ffstream.errors import CorruptFileError
 from ffstream.field.layers import Layer
 from ffstream.storage.manifest import LAYER, read_manifest
-from ffstream.storage.run_root import MANIFEST, RunRoot
+from ffstream.storage.run_environments import RunEnvironments
+from ffstream.storage.run_root import MANIFEST
 from ffstream.storage.tensor_file import RESTORE, check_digest, fill_tensors, load_tensor
 from ffstream.storage.tensor_tiles import digest_tiles, load_slices
 
@@ -21,7 +22,7 @@ REPAIR = "restore it from a copy, or put it aside with ffstream repair --apply"
 _NUMBER = re.compile(r"[0-9]{3,18}")
 
 
-class FinishedLayers(RunRoot):
+class FinishedLayers(RunEnvironments):
     """Reads the committed layers of one run directory."""
 
     def count_layers(self) -> int:

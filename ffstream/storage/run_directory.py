@@ -29,12 +29,17 @@ from ffstream.storage.layers import REPAIR, WEIGHTS, layer_name
 from ffstream.storage.manifest import LAYER, PROGRESS, READOUT, read_manifest, write_manifest
 from ffstream.storage.metrics import METRICS, MetricsFile, MetricsSeal
 from ffstream.storage.progress import LayerProgress
+from ffstream.storage.run_caches import RunCaches
 from ffstream.storage.run_root import MANIFEST
 from ffstream.storage.tensor_file import load_tensors, write_tensors
 
 
 class RunDirectory(LayerProgress):
     """Reads and writes one run directory. Nothing is ever unpickled, and the checked bytes are those used."""
+
+    def caches(self, cache_dir: str = "") -> RunCaches:
+        """The run's activation caches, which lie in the folder `cache_dir` if one was given."""
+        return RunCaches(self, cache_dir)
 
     # --- environments
 
@@ -145,8 +150,7 @@ class RunDirectory(LayerProgress):
 
     def passing_bytes(self, cache_dir: str = "") -> int:
         """Bytes of the run's temporary files: caches and progress."""
-        folder, _ = self.open_cache(cache_dir)
-        in_caches = sum(
-            folder.size(f"{name}/{each}") for name in self.list_caches(cache_dir) for each in folder.names(name)
-        )
+        caches = self.caches(cache_dir)
+        folder, _ = caches.open()
+        in_caches = sum(folder.size(f"{name}/{each}") for name in caches.names() for each in folder.names(name))
         return in_caches + sum(self.folder.size(f"progress/{name}") for name in self.folder.names("progress"))

@@ -19,6 +19,7 @@ _OF_RUN |= {"layers", "progress", "readout", CACHE}
 _PARTS_OF_RUN = ("damaged-", TEMPORARY)
 # Patterns of the file names in a cache: finished shards and unfinished ones.
 SHARD_NAMES = (r"shard-(\d{5,18})\.safetensors", re.escape(TEMPORARY) + r"shard-\d{5,18}")
+CACHE_NAMES = re.compile(r"\d{3,18}-\w+")  # of the folder of one layer's cache
 _CACHES_ELSEWHERE = re.compile(r"ffstream-[0-9a-f]{16}")  # the folder of a run's caches on another disk
 
 

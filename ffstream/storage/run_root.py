@@ -1,4 +1,4 @@
-"""The top level of a run directory: the marker that makes it a run, its configuration, data and environment."""
+"""The top level of a run directory: the marker that makes it a run, its configuration and its data."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import errno
 import hashlib
 import itertools
 import math
-import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data.facts import DataFacts
-from ffstream.errors import CorruptFileError, RunError, RunMismatchError, StorageError, say_no_run
+from ffstream.errors import CorruptFileError, RunError, RunMismatchError, say_no_run
 from ffstream.ground.files import storage_errors, to_absolute
 from ffstream.ground.folder import TEMPORARY, Folder
 from ffstream.ground.lock import RunLock
@@ -41,19 +40,14 @@ from ffstream.storage.identity import (
 )
 from ffstream.storage.manifest import (
     DATA,
-    ENVIRONMENT,
-    PARTS,
     content_digest,
-    find_misfit,
     read_manifest,
     write_manifest,
 )
-from ffstream.storage.run_names import SHARD_NAMES, find_run, is_run
+from ffstream.storage.run_names import CACHE_NAMES, SHARD_NAMES, find_run
 from ffstream.storage.tensor_file import RESTORE, digest_tensors, load_tensor, write_tensors
 
 MANIFEST = "manifest.json"
-_CACHES = re.compile(r"\d{3,18}-\w+")
-_DIGEST_ONLY = "digest"  # the only key of an environment whose record was lost
 
 
 class RunRoot:
@@ -63,7 +57,6 @@ class RunRoot:
         self.path = Path(path)
         self.folder = lock.folder if lock is not None else Folder(self.path)
         self._marker: dict[str, Any] | None = None
-        self._known_environments: set[str] = set()  # digests that were found in environment.json
 
     # --- the marker
 
@@ -158,7 +151,7 @@ class RunRoot:
         write_manifest(self.folder, ENVIRONMENT_FILE, {"run": content_digest(content), "environments": environments})
         write_marker(self.folder, content)
         if self.folder.find_kind(CACHE) == "a folder":  # its caches are made again, in a folder named after the run
-            for name in filter(_CACHES.fullmatch, self.folder.names(CACHE)):
+            for name in filter(CACHE_NAMES.fullmatch, self.folder.names(CACHE)):
                 self.folder.remove_matching(f"{CACHE}/{name}", *SHARD_NAMES)
 
     @property
@@ -265,135 +258,6 @@ class RunRoot:
         except CorruptFileError as error:  # a repair puts aside what is trained again, and labels are not
             raise CorruptFileError(str(error).replace(RESTORE, "restore it from a copy")) from error
 
-    # --- environment
-
-    def read_environments(self, *, accepts_missing: bool = False) -> list[dict[str, Any]]:
-        """What decided the bits of the run, in order since its start; empty if unknown, as in earlier versions' runs.
-
-        Raises CorruptFileError, also for a missing record unless `accepts_missing`.
-        """
-        if self.marker is None:
-            return []
-        try:
-            found = read_manifest(self.folder, ENVIRONMENT_FILE, ENVIRONMENT)
-        except FileNotFoundError:
-            if accepts_missing or self.folder.find_kind(CONFIG) is None:  # without that, the run was never started
-                return []
-            raise CorruptFileError(
-                f"run {self.path}: has no {ENVIRONMENT_FILE}, which records torch, the processor and the parts that it "
-                "was trained with; restore it from a copy, or go on unchecked with --accept-environment"
-            ) from None
-        self.check_names_this_run(found, ENVIRONMENT_FILE, "restore it from a copy")
-        return list(found["environments"])
-
-    def read_parts(self, *, accepts_missing: bool = False) -> dict[str, Any]:
-        """The run's record of the parts that do not come with this package. Raises CorruptFileError."""
-        environments = self.read_environments(accepts_missing=accepts_missing)
-        found = environments[-1].get("parts", {}) if environments else {}
-        misfit = find_misfit(found, PARTS, "parts")
-        if misfit is not None:
-            raise CorruptFileError(f"manifest {self.path / ENVIRONMENT_FILE}: {misfit}; restore it from a copy")
-        return dict(found)
-
-    def record_environment(self, environment: Mapping[str, Any], earlier: Sequence[str] = ()) -> None:
-        """Record the environment in which the run is trained from here on.
-
-        `earlier` are digests of environments in which it was trained so far, for those whose record was lost.
-        """
-        environments = self.read_environments(accepts_missing=True)
-        lost = set(earlier) - {_name_environment(each) for each in environments}
-        environments = [{_DIGEST_ONLY: each} for each in sorted(lost)] + environments + [dict(environment)]
-        write_manifest(self.folder, ENVIRONMENT_FILE, {"run": self.run_digest, "environments": environments})
-
-    def name_environment(self) -> dict[str, str]:
-        """The digest of the run's environment, as manifests of layers and of the progress name it."""
-        environments = self.read_environments(accepts_missing=True)
-        return {"environment": _name_environment(environments[-1])} if environments else {}
-
-    def check_names_environment(self, manifest: dict[str, Any], name: str, remedy: str) -> None:
-        """Raise CorruptFileError for a manifest that names an environment which the run does not record.
-
-        A record that is missing as a whole is reported elsewhere.
-        """
-        found = manifest.get("environment")
-        if found is None or found in self._known_environments:  # earlier versions named none
-            return
-        environments = self.read_environments(accepts_missing=True)
-        self._known_environments |= {_name_environment(each) for each in environments}
-        if environments and found not in self._known_environments:
-            raise CorruptFileError(
-                f"manifest {self.path / name}: trained in an environment that {ENVIRONMENT_FILE} does not record, as "
-                f"layers and records of two copies of a run are; restore both from one copy, or {remedy}"
-            )
-
-    # --- caches
-
-    def open_cache(self, cache_dir: str = "", *, make: bool = False) -> tuple[Folder, str]:
-        """The folder, and the name below it, under which the caches of this run lie: in the run or on another disk."""
-        own = f"ffstream-{self.read_identity()}" if self.marker is not None else ""
-        kind = None if cache_dir else self.folder.find_kind(CACHE)
-        if kind == "a folder" or (kind is None and not cache_dir):
-            if make and kind is None:
-                self.folder.make_folder(CACHE)
-            return self.folder, f"{CACHE}/{own}" if own else CACHE
-        if make:
-            self.check_cache_base(cache_dir)
-        return Folder(self.cache_base(cache_dir), self.folder.identity), own
-
-    def check_cache_base(self, cache_dir: str) -> None:
-        """Raise StorageError when the folder for caches is missing, or is part of a run."""
-        base = self.cache_base(cache_dir)
-        target, own = to_absolute(base).resolve(), to_absolute(self.path).resolve()
-        is_own = target == own / CACHE
-        other = None if is_own else target if is_run(target) else find_run(target)
-        if not is_own and own in (target, *target.parents):  # also while there is no run in this folder yet
-            other = self.path
-        if other is not None:
-            raise StorageError(f"cache {base}: is a part of the run {other}; choose another --cache-dir, or link")
-        if not base.is_dir() and (cache_dir or self.folder.find_kind(CACHE) is not None):
-            raise StorageError(f"cache {base}: is no folder; make it, or choose another --cache-dir")
-        if base.is_dir() and not os.access(base, os.W_OK | os.X_OK):
-            raise StorageError(f"cache {base}: cannot be written; mend its permissions, or choose another --cache-dir")
-
-    @contextlib.contextmanager
-    def cache_locked(self, cache_dir: str = "", *, make: bool = False) -> Iterator[None]:
-        """Lock caches that lie on another disk: a copy of the run has the same identity and would use them too."""
-        folder, name = self.open_cache(cache_dir, make=make)
-        if folder is self.folder or not name or not (make or folder.find_kind(name)):
-            yield
-            return
-        with storage_errors(folder.path / name):
-            folder.make_folder(name)
-        with contextlib.ExitStack() as stack:
-            stack.callback(folder.remove_if_empty, name)
-            lock = stack.enter_context(RunLock(folder.path / name, noun="cache", needs_room=make))
-            stack.callback(lock.remove)
-            yield
-
-    def cache_base(self, cache_dir: str = "") -> Path:
-        """The folder in which caches lie."""
-        return Path(cache_dir) if cache_dir else self.path / CACHE
-
-    def list_caches(self, cache_dir: str = "") -> list[str]:
-        """The names of the existing caches, below the folder that `open_cache` returns."""
-        folder, prefix = self.open_cache(cache_dir)
-        names = folder.names(prefix) if prefix else []
-        return [f"{prefix}/{name}" for name in names if _CACHES.fullmatch(name)]
-
-    def drop_caches(self, cache_dir: str = "", kept: Sequence[str] | None = None) -> int:
-        """Remove all caches and their folder, or only those that are not in `kept`. Returns the bytes removed."""
-        folder, prefix = self.open_cache(cache_dir)
-        if self.marker is None:
-            return 0
-        names = [name for name in self.list_caches(cache_dir) if name not in (kept or ())]
-        num_bytes = sum(folder.remove_matching(name, *SHARD_NAMES) for name in names)
-        if kept is not None:
-            return num_bytes
-        folder.remove_if_empty(prefix)
-        if not cache_dir and self.folder.find_kind(CACHE) == "a folder":
-            self.folder.remove_if_empty(CACHE)
-        return num_bytes
-
     # --- tidying up
 
     def remove_temporaries(self) -> int:
@@ -407,15 +271,6 @@ class RunRoot:
             if name.startswith(prefix):
                 num_bytes += self.remove_staged(f"layers/{name}")
         return num_bytes
-
-    def remove_half_shards(self, cache_dir: str = "") -> int:
-        """Remove the half-written shards of the run's caches. Returns the bytes removed.
-
-        Only the holder of the caches may call this: a copy of the run has the same identity, and may be using them.
-        """
-        folder, _ = self.open_cache(cache_dir)
-        names = self.list_caches(cache_dir) if self.marker is not None else []
-        return sum(folder.remove_matching(name, SHARD_NAMES[1]) for name in names)
 
     def remove_staged(self, name: str) -> int:
         """Remove the temporary folder of a layer that was not committed. Returns the bytes removed."""
@@ -444,8 +299,3 @@ class RunRoot:
             for each in self.folder.names(name):
                 self._move(f"{name}/{each}", f"{to}/{each}")
             self.folder.remove_if_empty(name)
-
-
-def _name_environment(environment: dict[str, Any]) -> str:
-    """The digest by which layers name an environment."""
-    return str(environment[_DIGEST_ONLY]) if environment.keys() == {_DIGEST_ONLY} else content_digest(environment)

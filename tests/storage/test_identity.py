@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,30 +14,9 @@ from safetensors.torch import load_file, save_file
 import ffstream as ff
 from ffstream.cache import DiskCache
 from ffstream.ground.folder import Folder
-from ffstream.ground.lock import RunLock
-from ffstream.run import launch
-from ffstream.run.cleaning import clean_run
 from ffstream.run.repair import diagnose
-from ffstream.storage.identity import FolderState
 from ffstream.storage.manifest import write_manifest
-from ffstream.storage.run_directory import RunDirectory
-from tests.helpers import SMALL, InterruptAt, layer_digests
-
-
-@pytest.fixture(scope="module")
-def runs(small_data, tmp_path_factory):
-    """The same training twice, and one of another seed."""
-    config = ff.Config(data=str(small_data)).override(SMALL | {"layers": 2, "epochs": 2})
-    folder = tmp_path_factory.mktemp("identity")
-    for name, seed in (("one", 0), ("twin", 0), ("other", 1)):
-        ff.train(config.override({"seed": seed}), folder / name)
-        ff.Run(folder / name).evaluate("softmax")
-    return folder
-
-
-@pytest.fixture
-def copy(runs, tmp_path):
-    return shutil.copytree(runs / "one", tmp_path / "copy")
+from tests.helpers import InterruptAt, layer_digests
 
 
 def test_two_runs_of_one_training_have_the_same_bits_and_not_the_same_identity(runs):
@@ -55,10 +29,7 @@ PARTS = ["layers/000", "layers/001", "layers", "readout", "data.json", "config.t
 
 
 @pytest.mark.parametrize("other", ["twin", "other"])
-@pytest.mark.parametrize(
-    "name",
-    ["layers/000", "layers/001", "layers", "readout", "data.json", "config.toml", "run.json", "environment.json"],
-)
+@pytest.mark.parametrize("name", PARTS)
 def test_what_is_another_runs_is_never_taken_for_its_own(name, other, runs, copy):
     """Even where both have the same bits: whoever copies parts of runs together is told so."""
     path = copy / name
@@ -126,39 +97,6 @@ def test_the_data_of_every_split_that_is_used_are_those_of_the_start(small_data,
     assert ff.Run(run.path).evaluate().num_samples == 100
 
 
-def test_processes_that_start_in_one_second_have_a_folder_each_and_their_own_weights(small_data, tmp_path):
-    options = f"--data {small_data} --layers 1 --width 16 --epochs 1 --device cpu --precision fp32".split()
-    command = [sys.executable, "-m", "ffstream", "train", *options]
-    started = [
-        subprocess.Popen([*command, "--seed", str(seed)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        for seed in (1, 2, 3, 4)
-    ]
-    assert [process.wait() for process in started] == [0] * 4
-    found = {ff.Run(path).config.seed: layer_digests(path) for path in (tmp_path / "runs").iterdir()}
-    assert sorted(found) == [1, 2, 3, 4]
-    for seed, digests in found.items():
-        config = ff.Config(
-            data=str(small_data), layers=1, width=16, epochs=1, device="cpu", precision="fp32", seed=seed
-        )
-        assert layer_digests(ff.train(config, tmp_path / f"alone-{seed}").path) == digests
-
-
-def test_a_start_that_was_killed_is_gone_on_with_whatever_is_asked_then(small_config, tmp_path, monkeypatch):
-    """Killed here between its marker and its configuration."""
-    whole = ff.train(small_config(seed=3), tmp_path / "whole").path
-    with pytest.raises(KeyboardInterrupt):
-        ff.train(small_config(), tmp_path / "run", observer=InterruptAt("on_epoch", 1))
-    for name in ("layers", "progress", "cache"):
-        shutil.rmtree(tmp_path / "run" / name, ignore_errors=True)
-    identity = ff.Run(tmp_path / "run").directory.read_identity()
-    for name in ("config.toml", "metrics.jsonl"):
-        (tmp_path / "run" / name).unlink()
-    directory = ff.train(small_config(seed=3), tmp_path / "run").directory
-    assert directory.survey().state is FolderState.RUN
-    assert directory.read_identity() != identity  # which may be that of a run from which these files were copied
-    assert layer_digests(tmp_path / "run") == layer_digests(whole)
-
-
 @pytest.mark.parametrize("name", ["layers", "layers/000", "progress", "cache", "."])
 def test_what_cannot_be_listed_is_neither_absent_nor_damaged(name, small_config, tmp_path, monkeypatch):
     whole = ff.train(small_config(cache__tier="disk"), tmp_path / "whole").path
@@ -223,156 +161,6 @@ def test_a_loaded_network_does_not_change_when_its_files_do(runs, copy):
     assert torch.equal(network(images), before)
 
 
-def test_copies_of_a_runs_files_alone_are_no_start_of_a_run_and_are_kept(runs, small_config, tmp_path):
-    for names in (["run.json", "data.json"], ["run.json", "validation.safetensors"], ["run.json", "environment.json"]):
-        place = tmp_path / "-".join(names)
-        place.mkdir()
-        shutil.copy(runs / "one/run.json", place)
-        (place / names[1]).write_text("mine")
-        for resume in (False, True):
-            with pytest.raises(ff.RunError, match=names[1]):
-                ff.train(small_config(seed=7), place, resume=resume)
-        assert (place / names[1]).read_text() == "mine"
-
-
-def say_first(problems):
-    raise ff.CorruptFileError(problems[0])
-
-
-USES = {
-    "verify": lambda run, **_: ff.Run(run).verify(),
-    "repair": lambda run, **_: say_first(diagnose(RunDirectory(run)).problems),
-    "evaluate": lambda run, **options: ff.Run(run).evaluate(**options),
-    "load": lambda run, **options: ff.load(run, **options),
-    "export": lambda run, **options: ff.Run(run).export(run.parent / "net.safetensors", **options),
-    "resume": lambda run, **options: ff.resume(run, **options),
-    "grow": lambda run, **options: ff.resume(run, layers=3, **options),
-}
-
-
-@pytest.mark.parametrize("use", USES)
-def test_an_environment_that_is_gone_is_noticed_by_whatever_uses_it(use, copy):
-    (copy / "environment.json").unlink()
-    with pytest.raises(ff.CorruptFileError, match=r"has no environment\.json"):
-        USES[use](copy)
-
-
-def test_a_run_can_go_on_without_its_environment_if_told_so(copy):
-    (copy / "environment.json").unlink()
-    ff.Run(copy).evaluate(accept_environment=True)
-    ff.resume(copy, layers=3, accept_environment=True)
-    assert ff.Run(copy).verify() == 3  # the layers from before name an environment of which only the digest is known
-    ff.resume(copy, layers=4)
-
-
-def grow_elsewhere(run, layers, monkeypatch):
-    """Add layers in another environment, which is accepted."""
-    describe = launch.describe_environment
-    with monkeypatch.context() as patch:
-        patch.setattr(launch, "describe_environment", lambda *where: describe(*where) | {"torch": "of another day"})
-        ff.resume(run, layers=layers, accept_environment=True)
-
-
-def test_copies_of_a_run_that_went_apart_are_not_put_together(copy, tmp_path, monkeypatch):
-    other = tmp_path / "other"
-    shutil.copytree(copy, other)
-    grow_elsewhere(other, 3, monkeypatch)
-    shutil.copytree(other / "layers/002", copy / "layers/002")
-    for name in ("metrics.jsonl", "config.toml"):
-        shutil.copy(other / name, copy / name)
-    with pytest.raises(ff.CorruptFileError, match=r"trained in an environment that environment\.json does not record"):
-        ff.Run(copy).verify()
-    with pytest.raises(ff.CorruptFileError, match=r"environment\.json does not record"):
-        ff.resume(copy, layers=4)
-
-
-def test_an_older_record_of_environments_does_not_fit_newer_layers(copy, monkeypatch):
-    older = (copy / "environment.json").read_text()
-    grow_elsewhere(copy, 3, monkeypatch)
-    (copy / "environment.json").write_text(older)
-    with pytest.raises(ff.CorruptFileError, match=r"environment\.json does not record"):
-        ff.Run(copy).verify()
-    with pytest.raises(ff.CorruptFileError, match=r"environment\.json does not record"):
-        ff.Run(copy).evaluate()
-
-
-def copy_while_it_changes(source, target):
-    """Until a copy has all that its original names."""
-    while True:
-        with contextlib.suppress(shutil.Error, ff.FFStreamError):
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target, symlinks=True)
-            ff.Run(target).verify()
-            return target
-
-
-def test_a_copy_that_was_made_while_a_run_is_trained_is_not_in_use(small_config, tmp_path):
-    copies = []
-
-    class Copying(ff.Observer):
-        def on_epoch(self, layer, epoch, *_):
-            if (layer, epoch) == (2, 2):
-                copies.append(copy_while_it_changes(tmp_path / "run", tmp_path / "copy"))
-                clean_run(ff.Run(tmp_path / "copy"))
-
-    whole = ff.train(small_config(), tmp_path / "run", observer=Copying()).path
-    assert copies
-    assert layer_digests(ff.resume(tmp_path / "copy").path) == layer_digests(whole)
-
-
-@pytest.mark.parametrize("restream", [False, True])
-@pytest.mark.parametrize("how", ["setting", "link"])
-def test_a_copy_and_its_original_do_not_use_one_cache_at_once(how, restream, small_config, tmp_path):
-    """They have one identity, by which a folder on another disk is named."""
-    scratch, run, copy = tmp_path / "scratch", tmp_path / "run", tmp_path / "copy"
-    scratch.mkdir()
-    settings = {"cache__folder": str(scratch)} if how == "setting" else {}
-    settings |= {"augmentation__restream": restream, "augmentation__max_shift": 1}
-    if how == "link":
-        run.mkdir()
-        (run / "cache").symlink_to(scratch)
-    said = []
-
-    class Copying(ff.Observer):
-        def on_epoch(self, layer, epoch, *_):
-            if (layer, epoch) == (2, 2):
-                copy_while_it_changes(run, copy)
-                for use in (lambda: clean_run(ff.Run(copy)), lambda: ff.resume(copy)):
-                    with pytest.raises(ff.RunLockedError) as caught:
-                        use()
-                    said.append(str(caught.value))
-
-    ff.train(small_config(cache__tier="disk", **settings), run, observer=Copying())
-    assert all(text.startswith("cache ") and "in use by process" in text for text in said)
-    assert len(said) == 2
-    assert layer_digests(ff.resume(copy).path) == layer_digests(run)
-    assert list(scratch.iterdir()) == []
-
-
-@pytest.mark.parametrize("instead", ["a folder", "another run"])
-def test_a_run_that_is_moved_while_it_is_trained_goes_on_where_it_is(small_config, tmp_path, instead):
-    other = ff.train(small_config(seed=1, layers=1), tmp_path / "other").path
-    whole = ff.train(small_config(cache__tier="disk"), tmp_path / "whole").path
-
-    class Moving(ff.Observer):
-        def on_epoch(self, layer, epoch, *_):
-            if (layer, epoch) == (2, 2):
-                (tmp_path / "run").rename(tmp_path / "moved")
-                if instead == "another run":
-                    shutil.copytree(other, tmp_path / "run")
-                else:
-                    (tmp_path / "run/cache").mkdir(parents=True)
-                    (tmp_path / "run/cache/mine").write_text("mine")
-
-    with pytest.raises(ff.RunError, match="was moved while it was trained"):
-        ff.train(small_config(cache__tier="disk"), tmp_path / "run", observer=Moving())
-    if instead == "another run":
-        assert layer_digests(tmp_path / "run") == layer_digests(other)
-    else:
-        assert [path.name for path in (tmp_path / "run").rglob("*")] == ["cache", "mine"]
-    assert layer_digests(ff.resume(tmp_path / "moved").path) == layer_digests(whole)
-
-
 def test_a_shard_of_another_epoch_does_not_pass(small_config, tmp_path, monkeypatch):
     """Where images are shifted anew for every epoch, its rows are others."""
     settings = {"cache__tier": "disk", "augmentation__restream": True, "augmentation__max_shift": 1, "layers": 1}
@@ -420,70 +208,3 @@ def test_a_finished_run_is_not_called_done_where_a_layer_is_damaged(small_config
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     with pytest.raises(ff.CorruptFileError, match="layers/001"):
         ff.resume(run.path)
-
-
-# --- a start that is killed, and killed again
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_at(number, work, monkeypatch):
-    """Let the process die before its change `number` to the file system: nothing changes after that, cleaning neither.
-
-    Returns whether it died.
-    """
-    num_changes = 0
-
-    def before(function, changes):
-        def call(*arguments, **options):
-            nonlocal num_changes
-            if changes(*arguments):
-                num_changes += 1
-                if num_changes >= number:
-                    raise Killed
-            return function(*arguments, **options)
-
-        return call
-
-    with monkeypatch.context() as patched:
-        for name in ("rename", "replace", "unlink", "mkdir", "rmdir", "link"):
-            patched.setattr(os, name, before(getattr(os, name), lambda *_: True))
-        patched.setattr(os, "open", before(os.open, lambda _path, flags, *_: bool(flags & os.O_CREAT)))
-        with contextlib.suppress(Killed):
-            work()
-    return num_changes >= number
-
-
-def start(path, config, data, labels):
-    path.mkdir(exist_ok=True)
-    with RunLock(path, "") as lock:
-        RunDirectory(path, lock).create(config, data, {"torch": "2"}, labels)
-
-
-def test_wherever_two_starts_are_killed_a_third_one_starts_the_run(runs, tmp_path, monkeypatch):
-    run = ff.Run(runs / "one")
-    config, data = run.config, run.directory.read_data()
-    labels = run.directory.load_validation_labels()
-    work = partial(start, config=config, data=data, labels=labels)
-    num_changes = next(n for n in itertools.count(1) if not kill_at(n, partial(work, tmp_path / f"{n}"), monkeypatch))
-    assert num_changes > 10
-    template = tmp_path / "template"
-    for first in range(1, num_changes):
-        shutil.rmtree(template, ignore_errors=True)
-        template.mkdir()
-        kill_at(first, partial(work, template), monkeypatch)
-        if RunDirectory(template).survey().state is FolderState.RUN:  # it died after everything was there
-            continue
-        for second in itertools.count(1):
-            path = tmp_path / "again"
-            shutil.rmtree(path, ignore_errors=True)
-            shutil.copytree(template, path)
-            died = kill_at(second, partial(work, path), monkeypatch)
-            if RunDirectory(path).survey().state is not FolderState.RUN:
-                assert RunDirectory(path).survey().state is FolderState.FREE, (first, second)
-                work(path)
-            assert RunDirectory(path).survey().state is FolderState.RUN
-            if not died:
-                break
