@@ -97,7 +97,7 @@ class Dataset:
     def warning(self) -> str | None:
         """One line of all warnings, such as files left out or a split in other units; None without any."""
         splits = [split for split in (self.train, self.validation, self.test) if split is not None]
-        as_floats = any(split.images.is_floating_point() for split in splits)
+        as_floats = len({split.images.dtype for split in splits}) > 1
         said, seen = list(self.notes), digest_images(self.train.images, as_floats=as_floats)
         held_out: Tensor | None = None  # digests of the validation split
         for found in (

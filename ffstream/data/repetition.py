@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_PART_VALUES = 1 << 20  # values of images that are digested at once
+_PART_WORDS = 1 << 16  # words of images that are digested at once; few, as memory that is new costs page faults
+_WORD_BYTES = 8
 _SEED = 20221227  # for the factors of digests; any seed will do
 # Shifts and factors of SplitMix64; the factors are given as int64.
 _MIXING = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
@@ -22,23 +23,23 @@ _FEW = 3  # copies; fewer may be an oversight
 def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
     """A digest of each image, (n,) int64: the same for equal images, and almost never for different ones.
 
-    Digests of integers are comparable with those of floats only where both are taken `as_floats`.
+    Digests of images of two number types are comparable only where both are taken `as_floats`.
     """
     is_wide = as_floats or images.is_floating_point()
-    num_features = images[0].numel()
-    factors = torch.randint(-(1 << 62), 1 << 62, (num_features,), generator=torch.Generator().manual_seed(_SEED)) | 1
+    images = images.flatten(1)
+    row_bytes = images.shape[1] * (_WORD_BYTES if is_wide else images.element_size())
+    num_words = -(-row_bytes // _WORD_BYTES)
+    factors = torch.randint(-(1 << 62), 1 << 62, (num_words,), generator=torch.Generator().manual_seed(_SEED)) | 1
     digests = torch.empty(len(images), dtype=torch.int64)
-    step = max(_PART_VALUES // num_features, 1)
+    step = max(_PART_WORDS // num_words, 1)
     for start in range(0, len(images), step):
-        rows = images[start : start + step].flatten(1)
-        # Splits may have different types: equal numbers of bytes and of floats have one digest, and so have 0 and -0.
-        if is_wide:
-            values = _mix(rows.to(torch.float64, copy=True).add_(0.0).contiguous().view(torch.int64))
-        elif rows.dtype == torch.uint8:
-            values = rows.long()
-        else:  # integers that are multiples of a large power of two, say
-            values = _mix(rows.to(torch.int64, copy=True))
-        digests[start : start + step] = (values * factors).sum(dim=1)  # modulo 2^64
+        rows = images[start : start + step]
+        if is_wide:  # equal numbers of bytes and of floats have one digest, and so have 0 and -0
+            words = rows.to(torch.float64, copy=True).add_(0.0).contiguous()
+        else:
+            words = torch.zeros(len(rows), num_words * _WORD_BYTES, dtype=torch.uint8)
+            words[:, :row_bytes] = rows.contiguous().view(torch.uint8)
+        digests[start : start + step] = (_mix(words.view(torch.int64)) * factors).sum(dim=1)  # modulo 2^64
     return digests
 
 

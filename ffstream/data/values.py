@@ -11,7 +11,7 @@ from torch import Tensor
 
 WHITE = 255  # the value of white in a picture, whose values are bytes
 _MOST_IMAGES = 4096  # images, at most, from which means and spreads are taken
-_PART_FEATURES = 1 << 18  # values whose squares are in memory at once
+_PART_FEATURES = 1 << 16  # values whose squares are in memory at once; few, as new memory costs page faults
 ENOUGH_IMAGES = 50  # images; the mean, spread and sign of fewer say little about their units
 _RATIO = 8.0  # the largest ratio of magnitudes in the same units
 _SPREADS = 1.0  # the largest difference of means in the same units, in training spreads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 
 import numpy as np
@@ -62,6 +63,8 @@ ROWS = {
     "-1 and 1": 2.0 * RNG.integers(0, 2, (3000, 60)) - 1,
     "one of many": np.eye(60, dtype=np.float32)[RNG.permutation(60)],
     "large powers of two": RNG.integers(0, 2**5, (3000, 60)) << 58,
+    "bytes that fill no words": RNG.integers(0, 256, (3000, 13)).astype(np.uint8),
+    "bits that fill no words": RNG.integers(0, 2, (3000, 21)).astype(bool),
     "halves": RNG.integers(0, 8, (3000, 40)) / 2,
 }
 
@@ -70,7 +73,7 @@ ROWS = {
 def test_rows_of_few_values_that_differ_have_digests_that_differ(name):
     rows = torch.from_numpy(np.unique(ROWS[name], axis=0))
     before = rows.clone()
-    assert len(digest_images(rows).unique()) == len(rows)
+    assert len(digest_images(rows).unique()) == len(digest_images(rows, as_floats=True).unique()) == len(rows)
     assert torch.equal(rows, before)
 
 
@@ -82,12 +85,12 @@ def test_the_same_is_said_of_images_as_bytes_and_as_floats(arrays, digits, tmp_p
     for number, test in enumerate((others, leaking)):
         said = [
             write_arrays(
-                tmp_path / f"{number}-{dtype}.npz",
+                tmp_path / f"{number}-{dtype}-{of_test}.npz",
                 digits,
                 train=(x.astype(dtype), y),
-                test=(test[0].astype(dtype), test[1]),
+                test=(test[0].astype(of_test), test[1]),
             )
-            for dtype in ("uint8", "float32", "int64", "float64")
+            for dtype, of_test in itertools.product(("uint8", "float32", "int64"), ("uint8", "int16", "float64"))
         ]
         assert len(set(said)) == 1
         assert (said[0] is None) == (number == 0)
