@@ -126,15 +126,26 @@ def test_a_run_reserves_what_it_plans_to_take_until_it_ends(small_config, tmp_pa
 
 
 @pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}])
-def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_how(given, tmp_path):
+@pytest.mark.parametrize(
+    ("load", "waiting"),
+    [
+        ("0.10 0.20 0.30 3/250 77", {"GOMP_SPINCOUNT": "5000"}),
+        ("9.10 0.20 0.30 1/250 77", {}),
+        ("unlike Linux", {}),
+        (None, {}),
+    ],
+)
+def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_how(load, waiting, given, tmp_path):
+    if load is not None:
+        (tmp_path / "load").write_text(load)
     code = "import os, sys; sys.argv[1:] = ['recipes', 'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY']\n"
-    code += "from ffstream import cli; from ffstream.entry import main\n"
+    code += f"from ffstream import cli, entry; entry._LOAD = {str(tmp_path / 'load')!r}\n"
     code += "names = sys.argv[2:]; cli.main = lambda: print({k: v for k, v in os.environ.items() if k in names})\n"
-    code += "main()"
+    code += "entry.main()"
     environment = {
         k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
     }
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == str(given or {"GOMP_SPINCOUNT": "20000"})
+    assert done.stdout.strip() == str(given or waiting)
