@@ -32,7 +32,7 @@ def profile(
         str, typer.Option(help="Of ffstream, resident, backprop, checkpointing and accumulation.")
     ] = "ffstream,resident,backprop,checkpointing,accumulation",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, xpu, mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="Of matrix products: auto, bf16 or fp32.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of matrix products: auto, bf16, fp16 or fp32.")] = "auto",
     output: Annotated[
         Path | None,
         typer.Option(readable=False, help="Folder for profile.json and profile.png (runs/profile-<width>x<batch>)."),

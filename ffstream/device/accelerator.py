@@ -17,9 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # of the operands of products
+
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([a-z]?)")
 # CUDA 13 has no code for devices before Turing; wheels for CUDA 12.6, which torch is published with up to 2.14, have.
 _OLDEST_OF_TODAY = (7, 5)
+_FIRST_FP16 = (7, 0)  # Volta: the first with units that multiply fp16 and sum in fp32
 _LEGACY = "torch 2.14 or older for CUDA 12.6"
 _LEGACY_INSTALL = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
 
@@ -65,8 +68,11 @@ class Accelerator(ABC):
         """The version of the library through which torch uses the kind, as far as it may decide bits."""
 
     @abstractmethod
-    def multiplies_bf16(self, device: torch.device) -> bool:
-        """Whether the device has instructions for products of bf16."""
+    def narrow_products(self, device: torch.device) -> tuple[str, ...]:
+        """The types of 16 bits, of bf16 and fp16, that the device has fast instructions to multiply; the best first.
+
+        bf16 is better where there are both: it has the range of fp32.
+        """
 
     # --- memory
 
@@ -171,12 +177,14 @@ class TorchAccelerator(Accelerator):
     def version(self) -> str:
         return str(getattr(torch.version, self.kind, None) or torch.__version__)
 
-    def multiplies_bf16(self, device: torch.device) -> bool:
+    def narrow_products(self, device: torch.device) -> tuple[str, ...]:
         if self.kind != "cuda":
             ask = getattr(self._module, "is_bf16_supported", None)
-            return bool(ask is None or ask())
+            return ("bf16", "fp16") if ask is None or ask() else ("fp16",)
         with torch.cuda.device(device):  # torch asks the current device
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+            has_bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        has_fp16 = torch.version.cuda is None or bool(torch.cuda.get_device_capability(device) >= _FIRST_FP16)
+        return ("bf16",) * has_bf16 + ("fp16",) * has_fp16
 
     def free_bytes(self, device: torch.device) -> int:
         ask = getattr(torch.accelerator, "get_memory_info", None) or self._module.mem_get_info

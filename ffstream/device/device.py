@@ -71,9 +71,13 @@ def device_name(device: str) -> str:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Turn "auto" into "bf16" if the device has instructions that multiply it, else into "fp32". Nothing is timed."""
+    """Turn "auto" into the narrowest type that the device has instructions to multiply. Nothing is timed.
+
+    That is bf16 or, on GPUs that lack it, fp16; without either it is fp32. A CPU that lacks bf16 takes fp32.
+    """
     if name != "auto":
         return name
     accelerator = find_accelerator(device)
-    has_products = has_bf16_products() if accelerator is None else accelerator.multiplies_bf16(device)
-    return "bf16" if has_products else "fp32"
+    if accelerator is None:
+        return "bf16" if has_bf16_products() else "fp32"
+    return next(iter(accelerator.narrow_products(device)), "fp32")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ffstream.device.accelerator import ACCELERATORS, find_accelerator
+from ffstream.device.accelerator import ACCELERATORS, PRECISIONS, find_accelerator
 from ffstream.ground.interrupts import Interrupts
 
 _T = TypeVar("_T")
@@ -247,7 +247,7 @@ def _digest_arithmetic(device: torch.device, precision: str) -> str:
     right = torch.empty(units, features).normal_(generator=generator)
     digest = hashlib.sha256(left.numpy().data)
     left, right = left.to(device), right.to(device)
-    for dtype in (torch.float32, torch.bfloat16) if precision == "bf16" else (torch.float32,):
+    for dtype in dict.fromkeys((torch.float32, PRECISIONS[precision])):
         products = torch.mm(left.to(dtype), right.to(dtype).t()).float()
         back = torch.mm(products.to(dtype).t(), left.to(dtype)).float()
         sums = (products.sum(dim=0), products.square().sum(dim=1), torch.softmax(products, dim=1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data.shape import DataShape
+from ffstream.device.accelerator import PRECISIONS
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import GOODNESSES, Goodness
 from ffstream.field.labels import LabelMethod, make_label_method
@@ -59,7 +60,7 @@ class Blueprint:
     @property
     def compute_dtype(self) -> torch.dtype:
         """The type of the operands of matrix products."""
-        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        return PRECISIONS[self.config.precision]
 
     @cached_property
     def tiles(self) -> list[slice]:

@@ -75,10 +75,13 @@ def compare(
     """The sum of all samples' terms, and its gradient with respect to the preactivations, (n, num_units).
 
     The gradient lies in the workspace. Samples are compared within groups of `GROUP_SAMPLES` that follow each other;
-    the last group may be smaller. The two products of a group's activities run in the layer's `compute_dtype`. The
-    preactivations are not changed.
+    the last group may be smaller. The two products of a group's activities run in the layer's `compute_dtype`, or in
+    the preactivations' own type if that is float16, in which sums of squares are soon infinite. The preactivations are
+    not changed.
     """
     shape, wide, compute_dtype = tuple(preactivations.shape), preactivations.dtype, layer.compute_dtype
+    if compute_dtype == torch.float16:
+        compute_dtype = wide
     activities = layer.activate_(workspace.take(_COMPARED, shape, compute_dtype).copy_(preactivations))
     gradient = workspace.take(_GRADIENT, shape, wide)
     num_grouped = len(labels) // GROUP_SAMPLES * GROUP_SAMPLES

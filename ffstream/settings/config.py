@@ -104,10 +104,9 @@ class Config:
     device: str = setting("auto", "The device: auto, cpu, cuda or cuda:N, xpu, mps.")
     precision: str = setting(
         "auto",
-        "The type of the operands of matrix products. auto: bf16 where the device has such products, else fp32. "
-        "Weights "
-        "stay fp32.",
-        choices=("auto", "bf16", "fp32"),
+        "The type of the operands of matrix products. auto: bf16 where the device has such products, fp16 on GPUs that "
+        "have only these, else fp32. Weights stay fp32.",
+        choices=("auto", "bf16", "fp16", "fp32"),
     )
     plugins: tuple[str, ...] = setting(
         (), "Modules that register parts of your own, such as my_package.my_module; imported before anything else."

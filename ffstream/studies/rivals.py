@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from ffstream.cache import DTYPES
 from ffstream.data import Scaling
 from ffstream.data.shape import DataShape
+from ffstream.device.accelerator import PRECISIONS
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
 from ffstream.ground import seeding
@@ -95,7 +96,7 @@ class ResidentFF(Rival):
 
 
 class Backprop(Rival):
-    """ReLU layers and a linear readout, with cross-entropy and Adam; in bf16 by autocast if the run's products are.
+    """ReLU layers and a linear readout, with cross-entropy and Adam; the run's type of products by autocast.
 
     With `checkpointed`, only the activities at the ends of about sqrt(layers) segments are kept and the rest computed
     again (Chen et al. 2016). With `accumulated`, gradients are summed over micro-batches.
@@ -120,12 +121,12 @@ class Backprop(Rival):
         sizes = Sizes.of(config)
         self._num_in_part = sizes.num_in_micro_batch if accumulated else sizes.batch
         self._num_segments = round(math.sqrt(config.layers)) if checkpointed else 1
-        self._in_bf16 = config.precision == "bf16"
+        self._dtype = PRECISIONS[config.precision]
 
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
         """Compute the gradient of the whole batch, then take one step."""
         for part, wanted in zip(images.split(self._num_in_part), labels.split(self._num_in_part), strict=True):
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bf16):
+            with self._narrowed():
                 scores = self._forward(self._load(part))
                 loss = nn.functional.cross_entropy(scores, wanted.to(self._device), reduction="sum") / len(images)
             loss.backward()
@@ -135,8 +136,11 @@ class Backprop(Rival):
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """The readout's scores."""
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bf16):
+        with self._narrowed():
             return torch.cat([self._network(self._load(part)) for part in images.split(self._num_in_part)])
+
+    def _narrowed(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
     def _forward(self, rows: Tensor) -> Tensor:
         if self._num_segments == 1:

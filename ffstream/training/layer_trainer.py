@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ffstream.training.optimiser import LayerOptimiser
 _DROPPED_ROWS = 128  # rows whose mask exists at once; few, so that it stays in a CPU core's own cache
 _DROPOUT_WORDS, _MOVED_ROWS = Buffer("dropout words", "rows"), Buffer("moved rows", "rows")
 _GRADIENT_SUMS = Buffer("gradient sums", "gradient")
+_SCALED = 16.0  # the bound of a scaled gradient by an activity of 1, summed over a batch of at least so many samples
 _TICK_S = 0.2  # time between two reports within an epoch; each report makes the host wait for the device
 
 
@@ -43,6 +45,19 @@ class EpochFigures:
 def learning_rate_factor(progress: float, decay_start: float) -> float:
     """1 until `decay_start` of the steps, then linear to 0. `progress` is the share of steps taken, in [0, 1)."""
     return 1.0 if progress < decay_start else (1.0 - progress) / max(1.0 - decay_start, 1e-12)
+
+
+def scale_gradients(num_samples: int, steepest: float) -> float:
+    """The power of two by which a batch's mean loss is multiplied where products are in float16, whose range is small.
+
+    The gradient of the mean loss by an activity is at most `steepest` / `num_samples` times that activity. Scaled, it
+    is far above the smallest number of float16 (6e-8), and its sums over the batch are far below the largest (65504).
+    The objective bounds it, so that nothing has to be adapted while a layer trains (as in Micikevicius et al. 2018,
+    section 3.2, where nothing bounds gradients).
+    """
+    if not 0 < steepest < math.inf:
+        return 1.0
+    return float(2.0 ** math.floor(math.log2(min(num_samples, _SCALED) / steepest)))
 
 
 def drop_features_(
@@ -100,6 +115,12 @@ class LayerTrainer:
         if not isinstance(config.objective.threshold, str):
             threshold = config.objective.threshold * (threshold / whole if whole else 1.0)
         self._threshold = threshold
+        self._steepest: float | None = None
+        if layer.compute_dtype == torch.float16:
+            # The bound of dL/dactivity for a unit whose activity is 1 and an objective whose gradient is at most 1.
+            ones = torch.ones(1, 1).expand(1, max(layer.num_units // self._reading.num_groups, 1))
+            slope = float(self._goodness.gradient(ones, torch.ones(1)).abs().max())
+            self._steepest = config.objective.scale * abs(self._weight) * slope
 
     def _default_threshold(self, num_units: int) -> float:
         return self._goodness.default_threshold(max(num_units // self._reading.num_groups, 1))
@@ -232,12 +253,15 @@ class LayerTrainer:
     ) -> tuple[Tensor, Iterator[tuple[str, slice, Tensor]]]:
         """The figures of a batch, or of a part of it, and an iterator over the gradients of its mean loss.
 
-        The mean is over the `num_samples` of the whole batch.
+        The mean is over the `num_samples` of the whole batch. Products in float16 are of gradients times a factor, by
+        which what they give is divided.
         """
+        factor = scale_gradients(num_samples, self._steepest) if self._steepest is not None else 1.0
+        divisor = num_samples / factor
         part, rows, preactivations = self.multiply(part, generator)
         if self._config.objective.perturbation and part.others is None:
             activities, goodness = self.read_goodness(preactivations, part.candidates)
-            _, upstream = self._differentiate_loss(goodness, num_samples)
+            _, upstream = self._differentiate_loss(goodness, divisor)
             gradient, _ = self._differentiate_goodness(activities, part, upstream, embedding=False)
             self._perturb_(rows, gradient)
             preactivations = self.layer.preactivations(rows)
@@ -245,11 +269,11 @@ class LayerTrainer:
         activities, goodness = self.read_goodness(preactivations, part.candidates)
         if part.others is not None:
             goodness += part.others
-        loss, upstream = self._differentiate_loss(goodness, num_samples)
+        loss, upstream = self._differentiate_loss(goodness, divisor)
         figures = _sum_figures(loss, goodness)
         pull = None
         if self._config.objective.peer_normalisation:
-            pull = self._peer_gradient(activities[0][0], len(part.index) / num_samples) / num_samples
+            pull = self._peer_gradient(activities[0][0], len(part.index) / num_samples) / divisor
         gradient, embedding_gradient = self._differentiate_goodness(activities, part, upstream, pull)
         total = None
         if embedding_gradient is not None and self._reading.adds_embedding and similarity is None:
@@ -257,17 +281,17 @@ class LayerTrainer:
         if similarity is not None:
             term, by_preactivation = similarity
             figures[0] += term * self._config.objective.similarity_weight
-            gradient.add_(by_preactivation, alpha=self._config.objective.similarity_weight / num_samples)
+            gradient.add_(by_preactivation, alpha=self._config.objective.similarity_weight / divisor)
         found = self.layer.gradients(rows, gradient, total)
         if embedding_gradient is not None:
             found = itertools.chain(found, [("label_embedding", slice(None), embedding_gradient)])
-        return figures, found
+        return figures, found if factor == 1 else ((name, units, value.div_(factor)) for name, units, value in found)
 
-    def _differentiate_loss(self, goodness: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-        """The loss of each sample, (n,), and dL/dgoodness, (n, 1 + K), where L is the mean loss over `num_samples`."""
+    def _differentiate_loss(self, goodness: Tensor, divisor: float) -> tuple[Tensor, Tensor]:
+        """The loss of each sample, (n,), and dL/dgoodness, (n, 1 + K), where L is the summed loss over `divisor`."""
         scale = self._config.objective.scale
         loss, upstream = self._objective.loss_and_gradient((goodness - self._threshold) * scale)
-        return loss, upstream * (scale * self._weight / num_samples)
+        return loss, upstream * (scale * self._weight / divisor)
 
     def _differentiate_goodness(
         self,

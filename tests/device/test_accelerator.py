@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
 import ffstream as ff
 from ffstream.device import accelerator
 from ffstream.device.accelerator import ACCELERATORS, TorchAccelerator, is_served
-from ffstream.device.device import explain_fallback, resolve_device
+from ffstream.device.device import explain_fallback, resolve_device, resolve_precision
 
 OF_CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 OF_CUDA_12 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "compute_90"]
@@ -108,3 +110,22 @@ def test_no_accelerator_is_no_fallback(monkeypatch):
         monkeypatch.setattr(each, "count_devices", lambda: 0)
     assert explain_fallback("auto") is None
     assert resolve_device("auto").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_bf16", "expected"),
+    [
+        ((8, 6), True, "bf16"),  # Ampere
+        ((7, 5), False, "fp16"),  # Turing
+        ((7, 0), False, "fp16"),  # Volta
+        ((6, 1), False, "fp32"),  # Pascal
+        ((5, 2), False, "fp32"),  # Maxwell
+    ],
+)
+def test_products_are_of_the_narrowest_type_that_a_card_multiplies(capability, has_bf16, expected, card, monkeypatch):
+    card(capability, OF_CUDA_12)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
+    )
+    assert resolve_precision("auto", torch.device("cuda:0")) == expected

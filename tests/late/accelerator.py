@@ -35,8 +35,8 @@ class LateAccelerator(Accelerator):
     def version(self) -> str:
         return torch.__version__
 
-    def multiplies_bf16(self, device: torch.device) -> bool:
-        return True
+    def narrow_products(self, device: torch.device) -> tuple[str, ...]:
+        return ("bf16", "fp16")
 
     def free_bytes(self, device: torch.device) -> int:
         return self._late.arena.capacity_bytes - self._late.arena.allocated_bytes

@@ -62,6 +62,7 @@ SETTINGS = {
     "local": {"network__kind": "local", "width": 144},
     "skips": {"optimiser__name": "adamw", "network__input_skip": True},
     "similarity and peers": {"objective__similarity": "contrastive", "objective__peer_normalisation": 0.03},
+    "in fp16": {"precision": "fp16", "cache__dtype": "fp16"},
 }
 
 
