@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import tempfile
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of the processes that tests start as well
 
@@ -19,6 +20,13 @@ from ffstream.plan import fitting
 from ffstream.plan.plan import Rates
 from ffstream.run import preparation
 from tests.helpers import SMALL, write_small_data
+
+# Trainings of one user wait for each other while they plan. Those of other workers, and the user's own, have nothing to
+# do with a test's.
+_own = Path(tempfile.gettempdir()) / f"ffstream-tests-{os.getuid() if hasattr(os, 'getuid') else ''}"
+_own /= os.environ.get("PYTEST_XDIST_WORKER", "alone")
+_own.mkdir(parents=True, exist_ok=True)
+os.environ["TMPDIR"] = tempfile.tempdir = str(_own)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the processes that tests start inherit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import random
 import sys
 import tempfile
@@ -70,6 +71,7 @@ def main() -> int:
     found: dict[str, Counts] = {}
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         place, data = Path(folder), Path(folder) / "data.safetensors"
+        os.environ["TMPDIR"] = tempfile.tempdir = folder  # else trainings wait for others of this user while they plan
         write_small_data(data)
         plan_once()
         train(make_config("disk", data), place / "warm")  # what is imported late is imported by now
