@@ -137,7 +137,10 @@ class ArrayFile:
             with self._errors():
                 found = self._format.read_header(name)
                 if found.dtype is None:
-                    raise _MisfitError(f"{name}: type {found.type_name}, allowed numbers in this machine's byte order")
+                    raise _MisfitError(
+                        f"{name}: type {found.type_name}, allowed integers, booleans or floating numbers, in this "
+                        "machine's byte order"
+                    )
                 self._headers[name] = found
         return self._headers[name]
 

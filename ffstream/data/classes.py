@@ -12,6 +12,7 @@ from torch import Tensor
 from ffstream.errors import DataError
 
 _BY_CHANCE = 1e-6  # probability of lacking a class by accident, below which it is reported
+_MOST_NAMED = 4  # features in a message
 _FEW, _PART = 20, 4096  # samples: fewer than _FEW say nothing, _PART are compared at once
 
 
@@ -105,16 +106,49 @@ def find_renamed(found: Sequence[str], trained: Sequence[str]) -> str | None:
 
 
 def find_label_feature(images: Tensor, labels: Tensor) -> str | None:
-    """A warning if a feature of a table, images (n, features), is the label itself; None otherwise."""
+    """A warning if features of a table, images (n, features), tell the label exactly; None otherwise.
+
+    A feature tells it by a value of its own for each class, such as the label itself or that in other units; or each
+    class has a feature with two values, one of them for that class alone, as in one-hot labels.
+    """
     if images.dim() != 2 or len(labels) < _FEW:
         return None
-    is_label = torch.ones(images.shape[1], dtype=torch.bool)
-    for rows, own in zip(images.split(_PART), labels.split(_PART), strict=True):
-        is_label &= (rows == own.unsqueeze(1)).all(dim=0)
-    if not bool(is_label.any()):
+    present = labels.unique()
+    if len(present) < 2:
         return None
-    feature = int(is_label.nonzero()[0])
-    return f"feature {feature} of the training images is their label, which new images do not have; leave it out"
+    first = torch.stack([images[int((labels == label).nonzero()[0])] for label in present])  # (classes, features)
+    place = torch.searchsorted(present, labels)
+    is_constant = torch.ones(images.shape[1], dtype=torch.bool)  # within each class
+    for rows, own in zip(images.split(_PART), place.split(_PART), strict=True):
+        is_constant &= (rows == first[own]).all(dim=0)
+    candidates = is_constant.nonzero().flatten()
+    values = first[:, candidates]  # (classes, candidates)
+    ordered = values.sort(dim=0).values
+    tells = (ordered[1:] != ordered[:-1]).all(dim=0)
+    if bool(tells.any()):
+        feature = int(candidates[tells.nonzero()[0]])
+        return f"feature {feature} of the training images is their label, which new images do not have; leave it out"
+    # A feature that sets a class apart has one value for it and another for all others.
+    is_lowest, is_highest = ordered[1] == ordered[-1], ordered[0] == ordered[-2]
+    of_class: list[list[int]] = [[] for _ in present]
+    for feature, lowest, highest, low, high in zip(
+        candidates.tolist(),
+        is_lowest.tolist(),
+        is_highest.tolist(),
+        values.argmin(dim=0).tolist(),
+        values.argmax(dim=0).tolist(),
+        strict=True,
+    ):
+        if lowest != highest:  # not both, as all classes have one value then
+            of_class[low if lowest else high].append(feature)
+    if not all(of_class):
+        return None
+    names = ", ".join(str(each[0]) for each in of_class[:_MOST_NAMED])
+    more = ", ..." if len(of_class) > _MOST_NAMED else ""
+    return (
+        f"features {names}{more} of the training images are their label, one for each class, which new images do not "
+        "have; leave them out"
+    )
 
 
 def to_class_names(names: Any, noun: str) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ffstream.data.class_means import draw_alike, find_other_classes
 from ffstream.data.classes import find_label_feature, find_lacking
-from ffstream.data.repetition import digest_images, find_contradictions, find_copies, find_seen
+from ffstream.data.repetition import digest_images, find_contradictions, find_copies, find_seen, repeats_by_chance
 from ffstream.data.values import Values, find_other_units, find_shifted
 from ffstream.errors import DataError
 from ffstream.ground import seeding
@@ -99,22 +100,27 @@ class Dataset:
         splits = [split for split in (self.train, self.validation, self.test) if split is not None]
         as_floats = len({split.images.dtype for split in splits}) > 1
         said, seen = list(self.notes), digest_images(self.train.images, as_floats=as_floats)
+        files = self.files or None
+        by_chance = files is None and repeats_by_chance(self.train.images, seen)
         held_out: Tensor | None = None  # digests of the validation split
         for found in (
             find_label_feature(self.train.images, self.train.labels),
-            find_contradictions(seen, self.train.labels, self.files or None),
-            find_copies(seen, self.files) if self.files else None,
+            find_contradictions(seen, self.train.labels, files),
+            None if by_chance else find_copies(seen, files),
         ):
             said += [] if found is None else [found]
         for part, split in (("validation", self.validation), ("test", self.test)):
-            oddity = None if split is None else find_other_units(Values.of(split.images), self.values)
-            oddity = oddity or (None if split is None else find_shifted(split.images, self.train.images))
+            oddity = None if split is None else self._find_oddity(split)
             said += [] if oddity is None else [f"{part} images: {oddity}"]
             if split is not None:
                 digests = digest_images(split.images, as_floats=as_floats)
                 is_enough = len(split) >= _ENOUGH
-                same = find_seen(digests, held_out, "validation images") if held_out is not None and is_enough else None
-                again = find_seen(digests, seen) if is_enough else None
+                same = (
+                    find_seen(digests, held_out, "validation images", by_chance=by_chance)
+                    if held_out is not None and is_enough
+                    else None
+                )
+                again = find_seen(digests, seen, by_chance=by_chance) if is_enough else None
                 said += [f"{part} images: {found}" for found in (same, again) if found is not None]
                 held_out = digests
             lacking = None if split is None else find_lacking(split.labels, self.train.labels, self.class_names)
@@ -124,6 +130,15 @@ class Dataset:
             num_images = num_read + len(self.left_out)
             said.insert(0, f"left out {len(self.left_out)} of {num_images} images; the first: {self.left_out[0]}")
         return "; ".join(said) or None
+
+    def _find_oddity(self, split: Split) -> str | None:
+        """A warning if the images of a split are in other units, or in another order, than the training images."""
+        expected = self.values.expected_of(split.labels)
+        return (
+            find_other_units(Values.of(split.images), expected)
+            or find_shifted(split.images, self.train.images, draw_alike(split.labels, self.train.labels))
+            or find_other_classes(split.images, split.labels, self.train.images, self.train.labels)
+        )
 
     def digest(self) -> str:
         """The digest of the training data and a validation split; a run refuses to go on with other data."""

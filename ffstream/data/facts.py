@@ -13,7 +13,15 @@ from torch import Tensor
 from ffstream.data.dataset import Dataset, Split
 from ffstream.data.scaling import NONE, Scaling, find_parts, parts_of
 from ffstream.data.shape import DataShape
-from ffstream.data.values import WHITE, Values, find_mixed, find_other_units, find_shifted_rows, measure_rows
+from ffstream.data.values import (
+    ENOUGH_IMAGES,
+    WHITE,
+    Values,
+    find_mixed,
+    find_other_units,
+    find_shifted_rows,
+    measure_rows,
+)
 
 _MOST_VALUES = 1 << 21  # values of images that are checked for their units
 _MOST_CLASSES, _FEW_IMAGES = 20, 10  # classes that are measured singly, and the images that each needs
@@ -118,9 +126,13 @@ class DataFacts:
         brings_negatives = bool(self.content.get("brings_negatives", False))  # earlier versions had no negatives
         return DataShape(self.num_features, self.num_classes, num_samples or {}, self.image_shape, brings_negatives)
 
-    def find_other_units(self, images: Tensor, noun: str) -> str | None:
-        """A warning in one line if images (n, *image_shape) are not in the training images' units; None otherwise."""
-        oddity = find_other_units(Values.of(images), self.values)
+    def find_other_units(self, images: Tensor, noun: str, labels: Tensor | None = None) -> str | None:
+        """A warning in one line if images (n, *image_shape) are not in the training images' units; None otherwise.
+
+        Without labels (n,), they may all be of one class.
+        """
+        expected = self.values if labels is None else self.values.expected_of(labels)
+        oddity = find_other_units(Values.of(images), expected)
         if oddity is None and "standardised" in self.content:
             oddity = find_mixed(images)
         if oddity is None and "standardised" in self.content:
@@ -139,15 +151,19 @@ def _by_part(rows: Tensor, parts: Tensor) -> Tensor:
 
 
 def _describe_classes(train: Split, scaling: Scaling, standardise: str) -> dict[str, Any]:
-    """The limits within which standardised images of single classes lie.
+    """The limits within which standardised images of single classes, and small samples of all images, lie.
 
-    They keep images that are all of one class from counting as images in other units.
+    They keep images that are all of one class, or few, from counting as images in other units.
     """
     parts = find_parts(tuple(train.images.shape[1:]), standardise)
     num_images = max(_MOST_VALUES // len(parts) // _MOST_CLASSES, 50)
     found = []
-    for label in train.labels.unique()[:_MOST_CLASSES]:
-        images = train.images[(train.labels == label).nonzero().flatten()[:num_images]]
+    groups = [(train.labels == label).nonzero().flatten() for label in train.labels.unique()[:_MOST_CLASSES]]
+    # Where values are rare and far, the spread of few images differs from that of all.
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    groups += [part for part in order.split(ENOUGH_IMAGES)[:_MOST_CLASSES] if len(part) == ENOUGH_IMAGES]
+    for group in groups:
+        images = train.images[group[:num_images]]
         measured = measure_rows(_by_part(scaling.apply(images), parts))
         found += [] if measured is None or len(images) < _FEW_IMAGES else [measured]
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +19,16 @@ _SOME = 0.1  # share of a split's images; a smaller share may be an accident
 _MORE = 3.0  # times the share of repeats within the training split, which is high in tables of few values
 _SEVERAL = 0.05  # share of training images; a smaller share of contradictions or copies may be an oversight
 _FEW = 3  # copies; fewer may be an oversight
+_PAIRS = 512  # different images from which the chance is estimated that two images are equal
+# Bits of a feature all of whose values differ, and the share of the bits of all features that is counted: features
+# depend on each other.
+_UNIQUE_BITS, _INDEPENDENT = 40.0, 0.25
 
 
 def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
     """A digest of each image, (n,) int64: the same for equal images, and almost never for different ones.
 
-    Digests of images of two number types are comparable only where both are taken `as_floats`.
+    Digests of images of two number types are comparable only where both are taken `as_floats`, of 32 bits.
     """
     is_wide = as_floats or images.is_floating_point()
     images = images.flatten(1)
@@ -35,6 +40,7 @@ def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
     for start in range(0, len(images), step):
         rows = images[start : start + step]
         if is_wide:  # equal numbers of bytes and of floats have one digest, and so have 0 and -0
+            rows = rows.float() if as_floats else rows
             words = rows.to(torch.float64, copy=True).add_(0.0).contiguous()
         else:
             words = torch.zeros(len(rows), num_words * _WORD_BYTES, dtype=torch.uint8)
@@ -56,11 +62,42 @@ def _mix(bits: Tensor) -> Tensor:
     return bits
 
 
-def find_seen(split: Tensor, train: Tensor, noun: str = "training images") -> str | None:
-    """A warning if many images of a split, given by their digests (n,), are those of another one; None otherwise."""
+def repeats_by_chance(images: Tensor, digests: Tensor) -> bool:
+    """Whether images (n, *shape) that have the digests (n,) have so few values that equal ones are no surprise.
+
+    The chance that two images are equal follows from the chances that their features are, as if these were independent,
+    of which a quarter of the bits is counted. False without asking if no images are equal.
+    """
+    different, place = torch.unique(digests, return_inverse=True)
+    if len(different) == len(digests):
+        return False
+    first = torch.full((len(different),), len(digests)).scatter_reduce_(0, place, torch.arange(len(digests)), "amin")
+    index = first[torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:_PAIRS]]
+    num = len(index)
+    if num < 2:
+        return True
+    bits = most = 0.0
+    for features in torch.arange(images[0].numel()).split(_PART_WORDS // _PAIRS):
+        values = images[index].flatten(1)[:, features].sort(dim=0).values
+        group = torch.zeros(values.shape, dtype=torch.int64)  # of equal values, for each feature
+        group[1:] = (values[1:] != values[:-1]).cumsum(dim=0)
+        group += torch.arange(len(features)) * num
+        counts = torch.bincount(group.flatten(), minlength=num * len(features)).view(len(features), num).double()
+        shares = (counts * (counts - 1)).sum(dim=1) / (num * (num - 1))
+        of_features = torch.where(shares > 0, -torch.log2(shares), _UNIQUE_BITS)
+        bits += float(of_features.sum())
+        most = max(most, float(of_features.max()))
+    return max(most, _INDEPENDENT * bits) < 2 * math.log2(len(digests))
+
+
+def find_seen(split: Tensor, train: Tensor, noun: str = "training images", *, by_chance: bool = True) -> str | None:
+    """A warning if many images of a split, given by their digests (n,), are those of another one; None otherwise.
+
+    If images may be equal `by_chance`, it takes three times the share of those that repeat within the other split.
+    """
     is_seen = torch.isin(split, train)
     share = float(is_seen.double().mean())
-    if share < _SOME or share < _MORE * _share_repeated(train):
+    if share < _SOME or (by_chance and share < _MORE * _share_repeated(train)):
         return None
     first = int(is_seen.nonzero()[0])
     return (
@@ -90,8 +127,8 @@ def find_contradictions(train: Tensor, labels: Tensor, files: Sequence[Path] | N
     return f"{num_images} of {len(train)} training images occur under several classes, such as {names}"
 
 
-def find_copies(train: Tensor, files: Sequence[Path]) -> str | None:
-    """A warning if many pictures, given by their digests (n,), are copies of others; None otherwise."""
+def find_copies(train: Tensor, files: Sequence[Path] | None) -> str | None:
+    """A warning if many images, given by their digests (n,) and maybe `files`, are copies of others; None otherwise."""
     order = torch.argsort(train, stable=True)
     repeats = train[order][1:] == train[order][:-1]
     num_copies = int(repeats.sum())
@@ -99,9 +136,10 @@ def find_copies(train: Tensor, files: Sequence[Path]) -> str | None:
         return None
     first = int(torch.isin(train, train[order][1:][repeats]).nonzero()[0])
     second = int((train == train[first]).nonzero()[1])
+    names = f"image {second} of image {first}" if files is None else f"{files[second]} of {files[first]}"
     return (
-        f"{num_copies} of {len(train)} training images are copies of others, such as {files[second]} of "
-        f"{files[first]}, so that a validation split holds images that are trained on"
+        f"{num_copies} of {len(train)} training images are copies of others, such as {names}, so that a validation "
+        "split holds images that are trained on"
     )
 
 

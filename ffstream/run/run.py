@@ -144,7 +144,7 @@ class Run:
             explain_fallback(device),
             found.warning,
             renamed,
-            facts.find_other_units(splits[split].images, f"{split} images"),
+            facts.find_other_units(splits[split].images, f"{split} images", splits[split].labels),
         ]
         return replace(found, warning="; ".join(filter(None, warnings)) or None)
 

@@ -105,7 +105,10 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
     found = found or (None if standardise == NONE else _find_spreading(plain, images))
     if found is not None:
         return f"{found}; mend or leave out such images"
-    found = None if standardise == FEATURES else _find_units(look, tuple(images.shape[1:]))
+    shape = tuple(images.shape[1:])
+    found = None if standardise == FEATURES else _find_units(look, shape)
+    if found is None and standardise == CHANNELS and len(shape) == 1:  # a mean that all features share is no unit
+        found = _find_units(plain, shape)
     found = found or _find_offset(look)
     if found is not None:
         return f"{found}; add --standardise features, or bring the data to such units yourself"

@@ -8,7 +8,7 @@ import torch
 
 import ffstream as ff
 from ffstream.data import SOURCES, Dataset, Split, load_dataset
-from ffstream.data.classes import check_columns, to_class_names
+from ffstream.data.classes import check_columns, find_label_feature, to_class_names
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(60) % 4
@@ -140,3 +140,39 @@ def test_a_column_that_is_the_label_is_named(tmp_path):
     rows = np.concatenate([IMAGES, LABELS[:, None]], axis=1)
     assert "feature 6 of the training images is their label" in warn_of(tmp_path, x_train=rows, y_train=LABELS)
     assert warn_of(tmp_path, x_train=IMAGES, y_train=LABELS) is None
+
+
+LABELS_IN_OTHER_UNITS = {
+    "from 1": lambda y: y + 1,
+    "the other way round": lambda y: 9 - y,
+    "standardised": lambda y: (y - y.mean()) / y.std(),
+    "in disorder": lambda y: np.array([3.5, 1, 4, 15, 9, 2, 6, 5, 35, 8])[y],
+}
+
+
+@pytest.mark.parametrize("name", LABELS_IN_OTHER_UNITS)
+def test_a_column_that_tells_the_label_in_other_units_is_named(name):
+    labels = np.arange(200) % 10
+    rows = np.random.default_rng(0).random((200, 4)).astype(np.float32)
+    rows[:, 2] = LABELS_IN_OTHER_UNITS[name](labels)
+    said = find_label_feature(torch.from_numpy(rows), torch.from_numpy(labels))
+    assert said.startswith("feature 2 of the training images is their label")
+
+
+@pytest.mark.parametrize("values", [(1, 0), (0, 1), (-1, 1)])
+def test_columns_that_tell_one_class_each_are_named(values):
+    labels = torch.arange(120) % 3
+    rows = torch.rand(120, 7, generator=torch.Generator().manual_seed(0))
+    for label, column in enumerate((4, 1, 6)):
+        rows[:, column] = torch.where(labels == label, float(values[0]), float(values[1]))
+    assert "features 4, 1, 6 of the training images are their label" in find_label_feature(rows, labels)
+    rows[0, 1] += 0.5
+    assert find_label_feature(rows, labels) is None
+
+
+def test_columns_that_tell_some_classes_are_none():
+    """As whether an animal has feathers, which tells birds from all others."""
+    labels = torch.arange(120) % 4
+    rows = torch.rand(120, 5, generator=torch.Generator().manual_seed(0))
+    rows[:, 0], rows[:, 1], rows[:, 2] = (labels == 2).float(), (labels >= 2).float(), 7.0
+    assert find_label_feature(rows, labels) is None

@@ -103,6 +103,14 @@ def test_a_validation_split_that_is_the_test_split_is_named(arrays, digits, tmp_
     assert f"test images: {len(held_out[1])} of {len(held_out[1])} are validation images too" in warning
 
 
+def test_repeats_hide_no_leak_where_images_are_not_equal_by_chance(arrays, digits, tmp_path):
+    x, y = arrays
+    twice = np.concatenate([x, x]), np.concatenate([y, y])
+    warning = write_arrays(tmp_path / "d.npz", digits, train=twice, test=(x[:300], y[:300]))
+    assert f"{len(x)} of {2 * len(x)} training images are copies of others" in warning
+    assert "test images: 300 of 300 are training images too" in warning
+
+
 def test_digests_are_of_values_and_of_their_places():
     images = torch.from_numpy(RNG.integers(0, 255, (3000, 8, 8), dtype=np.uint8))
     found = digest_images(images)

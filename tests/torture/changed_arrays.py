@@ -219,7 +219,8 @@ def _one_image(case: Case) -> None:
 @_says("brightness", "common")
 def _brightness_alone(case: Case) -> None:
     for images, labels in ((case.train, case.train_labels), (case.test, case.test_labels)):
-        shade = 20 + 60 * np.asarray(labels, dtype=float).reshape(len(images), -1)[:, :1]
+        found = np.asarray(labels, dtype=float).reshape(len(images), -1)
+        shade = 20 + 60 * (found.argmax(axis=1)[:, None] if found.shape[1] > 1 else found)  # of one-hot labels
         images[:] = np.broadcast_to(shade.reshape(-1, *[1] * (images.ndim - 1)), images.shape).astype(images.dtype)
 
 

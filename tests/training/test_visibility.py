@@ -238,3 +238,11 @@ def test_labels_that_hide_most_of_an_image_are_said(digits):
     assert said.endswith("or put 3 features of zero in front")
     assert find_overlaid(digits.train.images, 10, Scaling(16.0)) is None
     assert find_overlaid(torch.rand(300, 40, generator=generator), 3, Scaling(1.0)) is None
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e6, 1e-5])
+def test_a_column_in_other_units_hides_the_rest_of_a_table_that_is_one_channel(factor):
+    """Standardised as one channel, all other columns lie at the same distance from a mean that is not theirs."""
+    images = with_feature(3, lambda values: values.abs() * factor)
+    assert "feature 3" in said_of(images, standardise="channels")
+    assert said_of(table(), standardise="channels") is None
