@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ffstream.device.parts import PartSizes, part_sizes
+
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
@@ -31,10 +33,14 @@ BESIDE_ROWS = Buffer("beside rows", "rows")  # as large as the rows, or smaller:
 
 
 class Workspace:
-    """Buffers on one device, each as large in bytes as the largest request for it so far, whatever its type."""
+    """Buffers on one device, each as large in bytes as the largest request for it so far, whatever its type.
 
-    def __init__(self, device: torch.device) -> None:
+    `parts` says in which parts those compute that use the buffers: by default, as is usual on this kind of device.
+    """
+
+    def __init__(self, device: torch.device, parts: PartSizes | None = None) -> None:
         self._device = device
+        self.parts = parts or part_sizes(device.type)
         self._buffers: dict[Buffer, Tensor] = {}
         self._views: dict[tuple[Buffer, tuple[int, ...], torch.dtype], Tensor] = {}  # of the buffers, each made once
         self._contents: dict[Buffer, object] = {}  # what buffers from `take_again` are filled with

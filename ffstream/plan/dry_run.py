@@ -14,7 +14,9 @@ from torch import Tensor
 from ffstream.cache import CacheLayout, compute_batches
 from ffstream.data import Scaling, Split
 from ffstream.data.augmentation import SHIFT_BYTES, draw_fresh
+from ffstream.device.accelerator import ANY
 from ffstream.device.ledger import PAPER, Ledger, Work
+from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
@@ -43,16 +45,22 @@ _TERMS = ("rows", "activities", "gradient")  # terms of a footprint that count b
 
 
 def do_on_paper(
-    blueprint: Blueprint, *, draws_on_device: bool, kernels: Sequence[KernelBytes] = ()
+    blueprint: Blueprint,
+    *,
+    draws_on_device: bool,
+    kernels: Sequence[KernelBytes] = (),
+    parts: PartSizes | None = None,
 ) -> list[PaperLayer]:
     """What each of the first layers takes, up to the last one that differs, with the cache on the device.
 
     With `draws_on_device` the device is the host, so that orders and candidates are drawn in its memory. `kernels` is
-    what `probe` measured for each layer.
+    what `probe` measured for each layer. A step is computed in `parts`, by default those of a CPU, or of an accelerator
+    where nothing is drawn on the device.
     """
     config = blueprint.config
     specs = blueprint.specs[: count_distinct(config)]
-    work = _PaperWork(blueprint, draws_on_device)
+    parts = parts or part_sizes("cpu" if draws_on_device else ANY)
+    work = _PaperWork(blueprint, draws_on_device, parts)
     layers: list[PaperLayer] = []
     write, writing = Work(), 0
     if config.augmentation.restream or has_stacks(config):  # images are written again after training has begun
@@ -96,12 +104,12 @@ class _Shard:
 class _PaperWork:
     """Does on paper what the runner does with a layer: a few steps in two epochs, and one chunk of each split."""
 
-    def __init__(self, blueprint: Blueprint, draws_on_device: bool) -> None:
+    def __init__(self, blueprint: Blueprint, draws_on_device: bool, parts: PartSizes) -> None:
         self._blueprint = blueprint
         self._config, self._sizes, self._method = blueprint.config, blueprint.sizes, blueprint.method
         self._draws_on_device = draws_on_device
         self._small_bytes = _SMALL_BYTES["cpu" if draws_on_device else "accelerator"]
-        self._workspace = Workspace(PAPER)
+        self._workspace = Workspace(PAPER, parts)
         self._ledger = Ledger()
 
     @torch.no_grad()

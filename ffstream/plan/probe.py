@@ -27,6 +27,7 @@ from ffstream.device.memory import (
     resident_bytes,
     unpinned_reason,
 )
+from ffstream.device.parts import part_sizes
 from ffstream.device.reservations import reserved_by_others
 from ffstream.device.workspace import Workspace
 from ffstream.errors import BudgetError
@@ -43,9 +44,6 @@ from ffstream.settings.sections import MemoryConfig
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import samples_in_sweep
 from ffstream.training.propagation import chunk_samples
-
-_PART_UNITS = 1024  # a layer works on so many units at a time, or on a divisor of this number, and on a remainder
-
 
 # The share of what is installed, and of what is free, that a run takes unless it is given a budget: the rest is for the
 # allocator and for other programs.
@@ -196,7 +194,7 @@ def epochs_of_one_layer(
     config = config.override({"cache.shard_samples": num_samples, "layers": 1})
     blueprint = Blueprint.of(config, DataShape(width, num_classes, {"train": num_samples}))
     (spec,) = blueprint.specs
-    (on_paper,) = do_on_paper(blueprint, draws_on_device=False)
+    (on_paper,) = do_on_paper(blueprint, draws_on_device=False, parts=part_sizes(device.type))
     layout = cache_layouts(blueprint, width)["train"]
     cache = MemoryCache(layout, device)
     rows = cache.allocate(0, device)
@@ -259,8 +257,9 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
     """
     config, num_units = blueprint.config, blueprint.sizes.tile_units
     layouts = cache_layouts(blueprint, spec.in_features)
-    if num_units > _PART_UNITS and LAYER_KINDS.of(config).tileable:
-        num_units = _PART_UNITS + num_units % _PART_UNITS
+    most = part_sizes(device.type).product_units  # a layer works on so many units at a time, and on a remainder
+    if num_units > most and LAYER_KINDS.of(config).tileable:
+        num_units = most + num_units % most
     spec = dataclasses.replace(spec, num_units=num_units)
     of_one_class = dataclasses.replace(blueprint, data=dataclasses.replace(blueprint.data, num_classes=1))
 
@@ -270,7 +269,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
             layer = of_one_class.build_layer(spec).to(where)
         rows = torch.zeros(most, spec.in_features, device=where)
         gradient = torch.zeros(most, spec.num_units, device=where)
-        layer.workspace = Workspace(where)
+        layer.workspace = Workspace(where, part_sizes(device.type))
         for num_rows in (most, *row_counts):  # the most rows first, which makes all buffers
             layer.preactivations(rows[:num_rows])
             if training and config.objective.perturbation:

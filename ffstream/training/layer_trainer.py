@@ -23,7 +23,6 @@ from ffstream.ground import seeding
 from ffstream.training.micro_batch import MicroBatch, draw_for, samples_in_sweep
 from ffstream.training.optimiser import LayerOptimiser
 
-_DROPPED_ROWS = 128  # rows whose mask exists at once; few, so that it stays in a CPU core's own cache
 _DROPOUT_WORDS, _MOVED_ROWS = Buffer("dropout words", "rows"), Buffer("moved rows", "rows")
 _GRADIENT_SUMS = Buffer("gradient sums", "gradient")
 _SCALED = 16.0  # the bound of a scaled gradient by an activity of 1, summed over a batch of at least so many samples
@@ -69,7 +68,7 @@ def drop_features_(
     `Tensor.bernoulli_` on a CPU.
     """
     threshold, num_features = round(rate * 256), rows.shape[1]
-    for part in rows.view(num_candidates, -1, num_features).split(_DROPPED_ROWS, dim=1):
+    for part in rows.view(num_candidates, -1, num_features).split(workspace.parts.dropped_rows, dim=1):
         shape = part.shape[1:]
         words = workspace.take(_DROPOUT_WORDS, ((shape.numel() + 7) // 8,), torch.int64)
         words.random_(torch.iinfo(torch.int64).min, None, generator=generator)

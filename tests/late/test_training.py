@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import ffstream as ff
+from ffstream.device import workspace
+from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.ground.units import parse_bytes
 from ffstream.settings.recipes import RECIPES
 from tests.helpers import InterruptAt, layer_digests
@@ -121,3 +123,21 @@ def test_a_tight_budget_is_kept(small_config, tmp_path):
         assert 0.5 * parse_bytes(named) <= late.arena.peak_bytes <= parse_bytes(named)
     chosen = {"network.tile_units": run.config.network.tile_units}
     assert layer_digests(run.path) == layer_digests(ff.train(config.override(chosen), tmp_path / "cpu").path)
+
+
+def test_the_parts_of_a_device_give_the_bits_of_those_of_a_cpu(check_on_late, monkeypatch):
+    """On an accelerator, each operator has to be launched, and parts are larger.
+
+    Only the gradient by the rows is a sum over groups of units, which is rounded in another way.
+    """
+    small = PartSizes(dropped_rows=8, product_units=16, gradient_units=8, gradient_features=16)
+    monkeypatch.setattr(workspace, "part_sizes", lambda kind: small if kind == "cpu" else part_sizes(kind))
+    check_on_late(
+        "inject", "copies first", "disk", layers=2, precision="bf16", network__dropout=0.4, objective__perturbation=0.0
+    )
+
+
+def test_every_kind_of_accelerator_has_the_same_parts_whatever_the_machine():
+    sizes = {part_sizes(kind) for kind in ("cuda", "xpu", "mps", "anything")}
+    assert len(sizes) == 1
+    assert sizes != {part_sizes("cpu")}

@@ -12,6 +12,7 @@ from benchmarks.footprint import compare, draw_config
 from ffstream.data.shape import DataShape
 from ffstream.device.ledger import PAPER, Ledger
 from ffstream.device.memory import measure_peak_bytes
+from ffstream.device.parts import part_sizes
 from ffstream.field.blueprint import Blueprint
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import add_slots
@@ -244,3 +245,23 @@ def test_parts_that_leave_their_gradient_to_autograd_are_planned_for(kind, tmp_p
         config.override({settings[kind]: "mine", "network.tile_units": "auto"}), num_features, tmp_path / "sweep"
     )
     assert measured <= planned <= 1.1 * measured
+
+
+def test_an_accelerator_computes_a_wide_step_in_few_parts():
+    """Each operator has to be launched there; the parts of a CPU are smaller, and take less memory."""
+    steps = {}
+    for width in (512, 4096):
+        config = ff.Config(layers=2, width=width, batch=4096).override(
+            {"cache.shard_samples": 8192, "precision": "bf16"}
+        )
+        blueprint = Blueprint.of(config, DataShape(width, 10, {"train": 8192}))
+        for device_type in ("cpu", "cuda"):
+            layers = do_on_paper(blueprint, draws_on_device=False, parts=part_sizes(device_type))
+            steps[device_type, width] = layers[-1]
+    operators = {key: layer.step.num_operators for key, layer in steps.items()}
+    assert operators["cuda", 4096] < 1.5 * operators["cuda", 512]
+    assert operators["cuda", 4096] < 0.5 * operators["cpu", 4096]
+    flops = {key: layer.step.flops for key, layer in steps.items()}
+    assert flops["cuda", 4096] == flops["cpu", 4096]
+    memory = {key: layer.footprint.training for key, layer in steps.items()}
+    assert memory["cpu", 4096] < memory["cuda", 4096] < 1.1 * memory["cpu", 4096]

@@ -12,13 +12,7 @@ from ffstream.device.row_sums import sum_rows
 from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
 from ffstream.field.layers.base import Layer, cut_units
 
-# How many units are multiplied at once, and how many have a gradient in float32 at once. Fewer make narrow products,
-# which are slow: on a CPU with AMX, a step of 1000 units takes 20 % longer with 256 for both, and no longer with these.
-_PRODUCT_UNITS = 1024
-_GRADIENT_UNITS = 512
-# How many features of the layer's input have their gradient at once: this number, or a quarter of them if that is more,
-# as every group of features takes a pass over all groups of units.
-_GRADIENT_FEATURES, _MOST_FEATURE_PARTS = 1024, 4
+_MOST_FEATURE_PARTS = 4  # in which the input has its gradient
 
 _CAST_ROWS = Buffer("cast rows", "rows")
 _PREACTIVATIONS = Buffer("preactivations", "activities")
@@ -61,7 +55,7 @@ class Linear(Layer):
         if self.compute_dtype == weight.dtype:
             torch.mm(left, weight.t(), out=result)
         else:
-            for units in cut_units(self.num_units, _PRODUCT_UNITS):
+            for units in cut_units(self.num_units, room.parts.product_units):
                 right = self._cast_weights(weight[units], room)
                 shape = (len(rows), len(right))
                 product = torch.mm(left, right.t(), out=room.take(_PRODUCT, shape, self.compute_dtype))
@@ -87,26 +81,26 @@ class Linear(Layer):
         """
         dtype = self.weight.dtype
         if self.compute_dtype == dtype:
-            for units in cut_units(self.num_units, _GRADIENT_UNITS):
+            for units in cut_units(self.num_units, room.parts.gradient_units):
                 left = gradient[:, units].t()
                 yield units, torch.mm(left, right, out=room.take(_PART, (len(left), self.in_features), dtype))
             return
-        for units in cut_units(self.num_units, _PRODUCT_UNITS):
+        for units in cut_units(self.num_units, room.parts.product_units):
             left = self._cast(_PRODUCT, gradient[:, units], room).t()
             product = torch.mm(left, right, out=room.take(_WEIGHTS, (len(left), self.in_features), self.compute_dtype))
-            for rows in cut_units(len(product), _GRADIENT_UNITS):
+            for rows in cut_units(len(product), room.parts.gradient_units):
                 part = room.take(_PART, tuple(product[rows].shape), dtype).copy_(product[rows])
                 yield slice(units.start + rows.start, units.start + rows.stop), part
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """gradient W in `compute_dtype`, for some features at a time, summed over groups of units."""
         room, weight = self.workspace or Workspace(gradient.device), self.weight.detach()
-        most = max(_GRADIENT_FEATURES, -(-self.in_features // _MOST_FEATURE_PARTS))
+        most = max(room.parts.gradient_features, -(-self.in_features // _MOST_FEATURE_PARTS))
         for features in cut_units(self.in_features, most):
             part = weight[:, features]
             # The dropout mask that this buffer held is no longer needed.
             total = room.take(BESIDE_ROWS, (len(gradient), part.shape[1]), self.compute_dtype)
-            for units in cut_units(self.num_units, _PRODUCT_UNITS):
+            for units in cut_units(self.num_units, room.parts.product_units):
                 left = self._cast(_PRODUCT, gradient[:, units], room)
                 total.addmm_(left, self._cast_weights(part[units], room), beta=min(units.start, 1))
             yield features, total
@@ -120,7 +114,7 @@ class Linear(Layer):
         if weight.dtype == self.compute_dtype:
             return weight
         cast, is_there = room.take_again(_WEIGHTS, tuple(weight.shape), self.compute_dtype, self._content(weight))
-        for units in cut_units(0 if is_there else len(weight), _GRADIENT_UNITS):
+        for units in cut_units(0 if is_there else len(weight), room.parts.gradient_units):
             cast[units].copy_(weight[units])
         return cast
 
