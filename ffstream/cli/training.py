@@ -72,6 +72,7 @@ def train(
     cache: Cache = None,
     cache_dir: CacheDir = None,
     cache_dtype: Annotated[str | None, setting_option("cache_dtype", "TYPE", MEMORY)] = None,
+    save_every: Annotated[str | None, setting_option("save_every", "TIME", RUN)] = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
@@ -171,6 +172,7 @@ def resume(
     cache: CacheOfRun = None,
     cache_dir: CacheDirOfRun = None,
     budget: BudgetOfRun = None,
+    save_every: Annotated[str | None, setting_option("save_every", "TIME", RUN, is_of_run=True)] = None,
     data: MovedData = None,
     data_root: DataRootOfRun = None,
     download: Download = False,
@@ -191,6 +193,7 @@ def resume(
             cache=cache,
             cache_dir=cache_dir,
             budget=budget,
+            save_every=save_every,
             data=data,
             data_root=data_root,
             download=download,

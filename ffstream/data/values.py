@@ -105,7 +105,9 @@ class Values:
         """The inverse of `to_mapping`."""
         fields = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
         fields["classes"] = tuple((mean, spread) for mean, spread in found.get("classes", []))
-        return cls(**fields | {"class_labels": tuple(found.get("class_labels", []))})
+        labels = tuple(found.get("class_labels", []))
+        is_aligned = len(labels) == len(fields["classes"]) and list(labels) == sorted(set(labels))
+        return cls(**fields | {"class_labels": labels if is_aligned else ()})
 
     def to_mapping(self) -> dict[str, Any]:
         """The fields as plain values, for a manifest."""

@@ -8,6 +8,7 @@ import re
 _BINARY = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _DECIMAL = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS = _BINARY | _DECIMAL
+_TIMES = {"s": 1, "min": 60, "h": 3600}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
 _SHOWN = 40  # characters of an invalid text that a message shows
@@ -24,6 +25,18 @@ def parse_bytes(text: str) -> int:
     if math.isinf(size):
         raise ValueError(f"{_shorten(text)!r} is more than can be counted")
     return round(size)
+
+
+def parse_seconds(text: str) -> float:
+    """ "30s" -> 30.0, "5min" -> 300.0, "1.5h" -> 5400.0; a bare number counts seconds. Raises ValueError."""
+    found = _SIZE.fullmatch(text)
+    unit = found[2].lower() or "s" if found else ""
+    if found is None or unit not in _TIMES:
+        raise ValueError(f"{_shorten(text)!r} is not a time, such as 30s, 5min or 1h")
+    seconds = float(found[1]) * _TIMES[unit]
+    if math.isinf(seconds):
+        raise ValueError(f"{_shorten(text)!r} is more than can be counted")
+    return seconds
 
 
 def parse_integer(text: str) -> int | None:

@@ -19,6 +19,7 @@ _RESOLVED = (
     "micro_batch",
     "precision",
     "device",
+    "save_every",
     "cache.shard_samples",
     "network.tile_units",
     "memory.budget",

@@ -25,12 +25,14 @@ from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
 from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.ground.interrupts import check_interrupts
+from ffstream.ground.units import parse_seconds
 from ffstream.infer.evaluation import LabelSweep
 from ffstream.infer.frozen import load_committed
 from ffstream.plan.plan import Plan
 from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.run.run import read_layer_figures
 from ffstream.run.schedule import Action, Step, remaining_steps
+from ffstream.storage.epoch_part import EpochPart
 from ffstream.storage.metrics import MetricsSeal
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import InputRows
@@ -80,6 +82,9 @@ class Runner:
         self._resident: FrozenLayer | None = None  # the layer that is kept on the device
         self._written: Future[None] | None = None  # the last file written, until it is committed
         self._epochs_taken: dict[int, int] = {}  # by layer, if an earlier process left its progress
+        self._is_within_epoch = False  # whether that progress was saved within an epoch
+        self._save_every_s = None if config.save_every == "auto" else parse_seconds(config.save_every)
+        self._saved_s = 0.0
         self._sweep = LabelSweep(torch.empty(0))
 
     def run(self) -> None:
@@ -228,23 +233,32 @@ class Runner:
                 with self._stopwatch.lap("writing images"):
                     self._write_fresh_input(spec, epoch)
                 beside = so_far | self._measure_tiles(spec, number)
+            part: EpochPart | None = None
             if trainer is None:
-                trainer = self._make_trainer(spec, number, epoch)
-            figures, goodness = self._take_epoch(spec, trainer, epoch, beside)
+                trainer, part = self._make_trainer(spec, number, epoch)
+            figures, goodness = self._take_epoch(spec, trainer, epoch, beside, part)
             taken.append(figures)
             del beside  # so that its memory is free before it is measured again
         assert trainer is not None, "a tile that has taken all its epochs is finished"
         return trainer.layer, taken, goodness
 
-    def _make_trainer(self, spec: LayerSpec, number: int, epoch: int) -> LayerTrainer:
-        """The trainer of a tile before an epoch: newly built before the first one, else loaded from the progress."""
+    def _make_trainer(self, spec: LayerSpec, number: int, epoch: int) -> tuple[LayerTrainer, EpochPart | None]:
+        """The trainer of a tile before an epoch, or within one: newly built, or loaded from the progress.
+
+        Also what is done of the epoch, if the progress was saved within it.
+        """
         units = self._tiles[number]
         layer = self._blueprint.build_layer(spec, units)
         layer.workspace = self._workspace
         trainer = LayerTrainer(layer, spec.index, self._blueprint, self._device, units)
-        if epoch % self._config.epochs:
+        self._saved_s = _now_s()
+        part = None
+        if self._is_within_epoch:
+            part = self._directory.load_progress(layer, trainer.optimiser, trainer.start_part())
+            self._is_within_epoch = False
+        elif epoch % self._config.epochs:
             self._directory.load_progress(layer, trainer.optimiser)
-        return trainer
+        return trainer, part
 
     def _write_fresh_input(self, spec: LayerSpec, epoch: int) -> None:
         """Replace what the layer read in the last epoch by images with fresh shifts, put through the layers below.
@@ -278,28 +292,44 @@ class Runner:
         )
 
     def _take_epoch(
-        self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness
+        self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness, part: EpochPart | None
     ) -> tuple[EpochFigures, Tensor | None]:
-        """Train for one epoch, measure, and save the progress."""
+        """Train for one epoch, or what is left of it behind `part`, measure, and save the progress."""
         number, num_epochs = spec.index + 1, self._config.epochs * len(self._tiles)
 
         def on_tick(figures: EpochFigures) -> None:
             check_interrupts()
             self._observer.on_tick(number, epoch + 1, num_epochs, figures)
 
+        def on_part(describe: Callable[[], EpochPart]) -> None:
+            if self._is_due():
+                self._save(spec, epoch, trainer, describe())
+
         cache, labels = self._caches.current[TRAIN], self._labels[TRAIN]
         with self._stopwatch.lap("training"):
-            figures = trainer.train_epoch(self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN))
+            figures = trainer.train_epoch(
+                self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN), part, on_part
+            )
         goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
         error = self._make_sweep().add(goodness)[0] if goodness is not None else None
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
         self._metrics.append(record | dataclasses.asdict(figures))
-        if (epoch + 1) % self._config.epochs:  # after the last one, the tile or the layer is committed
-            self._commit(
-                partial(self._directory.write_progress, spec.index, epoch + 1, trainer.layer, trainer.optimiser)
-            )
+        is_last = (epoch + 1) % self._config.epochs == 0  # after which the tile or the layer is committed
+        is_loaded_next = TRAIN not in self._caches.lasting  # as images are put through the layers below first
+        if not is_last and (self._save_every_s is None or is_loaded_next or self._is_due()):
+            self._save(spec, epoch + 1, trainer)
         self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
         return figures, goodness
+
+    def _is_due(self) -> bool:
+        """Whether the progress is saved by time, and that time has passed."""
+        return self._save_every_s is not None and _now_s() - self._saved_s >= self._save_every_s
+
+    def _save(self, spec: LayerSpec, num_epochs: int, trainer: LayerTrainer, part: EpochPart | None = None) -> None:
+        """Save the progress of the layer, or its tile, after so many epochs and maybe a part of the next one."""
+        write = partial(self._directory.write_progress, spec.index, num_epochs, trainer.layer, trainer.optimiser)
+        self._commit(lambda seal: write(seal, part))
+        self._saved_s = _now_s()
 
     def _propagate(self, spec: LayerSpec) -> None:
         """Move the caches through the layer: the input of the next layer replaces the input of this one."""
@@ -391,9 +421,15 @@ class Runner:
         if progress is not None and progress[0] < num_done:  # a process was killed before cleaning up
             self._directory.drop_progress()
             progress = None
+        self._is_within_epoch = progress is not None and self._directory.is_within_epoch()
         self._directory.check_metrics()
         self._epochs_taken = {progress[0]: progress[1]} if progress else {}
         self._metrics.rewind(self._directory.read_seal(), num_done, self._epochs_taken.get(num_done, 0))
+
+
+def _now_s() -> float:
+    """The clock by which progress is saved."""
+    return time.perf_counter()
 
 
 def _describe(step: Step) -> str:

@@ -63,6 +63,7 @@ def resume(
     cache: str | None = None,
     cache_dir: str | None = None,
     budget: str | None = None,
+    save_every: str | None = None,
     data: str | None = None,
     data_root: str | None = None,
     accept_environment: bool = False,
@@ -76,6 +77,7 @@ def resume(
     and `data_root` say where the data are now; the run remembers that if they are the same data.
     """
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
+    given |= {"save_every": save_every}
     given |= {"data": data, "data_root": make_absolute(data_root), "cache.folder": make_absolute(cache_dir)}
     with Interrupts(), plain_torch():
         load_plugins(())

@@ -43,10 +43,13 @@ _FROM_RECIPE: Any = None
 
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are identified
 # by their digest and not by their path.
-_FREE_SETTINGS = ("layers", "device", "data", "data_root", "bad_images", "plugins", "cache.tier", "cache.folder")
+_FREE_SETTINGS = (
+    *("layers", "device", "data", "data_root", "bad_images", "plugins", "save_every"),
+    *("cache.tier", "cache.folder"),
+)
 # Settings that were added later, each with the value that describes what all runs did before. A setting of this value
 # is left out of a run's identity, so that the identities of older runs do not change.
-LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": ()}
+LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto"}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -107,6 +110,11 @@ class Config:
         "The type of the operands of matrix products. auto: bf16 where the device has such products, fp16 on GPUs that "
         "have only these, else fp32. Weights stay fp32.",
         choices=("auto", "bf16", "fp16", "fp32"),
+    )
+    save_every: str = setting(
+        "auto",
+        "How often the progress of a layer is saved: a time such as 30s, also within an epoch. auto: after each epoch.",
+        duration=True,
     )
     plugins: tuple[str, ...] = setting(
         (), "Modules that register parts of your own, such as my_package.my_module; imported before anything else."

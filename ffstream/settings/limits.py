@@ -9,7 +9,7 @@ from dataclasses import field
 from typing import Any, TypeVar, get_type_hints
 
 from ffstream.errors import ConfigError, nearest
-from ffstream.ground.units import parse_bytes
+from ffstream.ground.units import parse_bytes, parse_seconds
 
 # The largest magnitudes allowed: what 64 bits hold. Comparing with them refuses nan and infinity as well.
 _LARGEST_INTEGER, _LARGEST_NUMBER = 2**63 - 1, sys.float_info.max
@@ -22,7 +22,8 @@ _Section = TypeVar("_Section", bound=type)
 def setting(default: Any, text: str, **rules: Any) -> Any:
     """A dataclass field with a line of help, whose value `check_fields` checks against rules.
 
-    Rules: at_least, above, at_most, below, choices, word (a text that is always allowed), size (a text such as 8GB).
+    Rules: at_least, above, at_most, below, choices, word (a text that is always allowed), size (a text such as 8GB),
+    duration (a text such as 30s).
     """
     return field(default=default, metadata={"help": text, **rules})
 
@@ -103,6 +104,12 @@ def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
         except ValueError:
             positive = False
         return "" if positive else "'auto', or a size such as 512MiB, 1.5GiB or 8GB"
+    if rules.get("duration") and value != "auto":
+        try:
+            positive = parse_seconds(value) > 0
+        except ValueError:
+            positive = False
+        return "" if positive else "'auto', or a time such as 30s, 5min or 1h"
     if "choices" in rules and value not in rules["choices"]:
         return nearest(value, rules["choices"]).removeprefix("allowed: ")
     return ""

@@ -62,7 +62,10 @@ DATA: Shape = {
         "num_images": SIZE,
         **dict.fromkeys(("low", "high", "mean", "spread"), NUMBER),
         "classes?": [[NUMBER]],  # mean and spread of each
-        "coloured?": NUMBER,  # share of the images, where they have three channels
+        "class_labels?": [COUNT],
+        # Shares of the images of all classes, and of the class with the smallest, where they have three channels.
+        **dict.fromkeys(("coloured?", "least_coloured?"), NUMBER),
+        "dark?": NUMBER,
     },  # of the training images
 }
 RUN: Shape = {
@@ -88,7 +91,8 @@ PROGRESS: Shape = {
     "layer": COUNT,
     "run?": DIGEST,
     "environment?": DIGEST,
-    "num_epochs": SIZE,
+    "num_epochs": COUNT,
+    "part?": {"num_groups": SIZE, "num_samples": SIZE, "elapsed_s": NUMBER},  # of the next epoch
     "digests": {NAME: DIGEST},
     "digest_below?": TEXT,  # not in runs of earlier versions
     "metrics?": _SEAL,

@@ -1,6 +1,7 @@
 """The layer of a run that is being trained: its progress after each epoch, and its commit once it is finished.
 
 RUN/progress/layer-000-epoch-0001-IDENTITY.safetensors  the layer, or its current tile, and its optimiser
+RUN/progress/layer-000-epoch-0001-part-00003-IDENTITY.safetensors  the same within an epoch, with its generators
 RUN/progress/layer-000-tile-000-IDENTITY.safetensors    a finished tile, kept until the layer is finished
 RUN/progress/manifest.json                              their digests, and the epochs taken so far
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from ffstream.errors import CorruptFileError
 from ffstream.field.layers import Layer
 from ffstream.ground.files import storage_errors
+from ffstream.storage.epoch_part import EpochPart
 from ffstream.storage.layers import REPAIR, VALIDATION, WEIGHTS, FinishedLayers, assign_state, layer_name, unit_axes
 from ffstream.storage.manifest import PROGRESS, read_manifest, write_manifest
 from ffstream.storage.metrics import MetricsSeal
@@ -24,6 +27,7 @@ from ffstream.storage.run_root import MANIFEST
 from ffstream.storage.tensor_file import check_digest, fill_tensors, load_tensors, stage_tensors, write_tensors
 from ffstream.storage.tensor_tiles import join_tensors
 
+_PART_TENSORS = ("totals", "host_state", "device_state")
 _TILE = "-tile-"  # in the name of a progress file that is kept until the layer is finished
 
 
@@ -43,17 +47,27 @@ class LayerProgress(FinishedLayers):
     # --- each epoch and each tile
 
     def write_progress(
-        self, index: int, num_epochs: int, layer: Layer, optimiser: OptimiserState, metrics: MetricsSeal
+        self,
+        index: int,
+        num_epochs: int,
+        layer: Layer,
+        optimiser: OptimiserState,
+        metrics: MetricsSeal,
+        part: EpochPart | None = None,
     ) -> Callable[[], None]:
         """Write the layer being trained, or its tile, after `num_epochs` epochs; it may change once this returns.
 
-        `metrics` seals the lines that describe those epochs. The returned function makes the new progress durable; the
-        previous progress is kept until then.
+        `part` is what is done of the next epoch. `metrics` seals the lines that describe those epochs. The returned
+        function makes the new progress durable; the previous progress is kept until then.
         """
         tensors = {f"layer.{key}": value for key, value in _host_state(layer).items()}
         tensors |= {f"optimiser.{key}": value.cpu() for key, value in optimiser.state().items()}
-        name = f"progress/layer-{index:03d}-epoch-{num_epochs:04d}-{self.folder.identity}.safetensors"
-        return self._write_progress(index, num_epochs, name, tensors, metrics)
+        of_part: dict[str, Any] = {}
+        if part is not None:
+            tensors |= {f"epoch.{key}": getattr(part, key).cpu() for key in _PART_TENSORS}
+            of_part = {key: getattr(part, key) for key in ("num_groups", "num_samples", "elapsed_s")}
+        name = f"progress/{_epoch_name(index, num_epochs, of_part)}-{self.folder.identity}.safetensors"
+        return self._write_progress(index, num_epochs, name, tensors, metrics, of_part)
 
     def write_tile(
         self, index: int, tile: int, num_epochs: int, layer: Layer, metrics: MetricsSeal
@@ -62,7 +76,13 @@ class LayerProgress(FinishedLayers):
         return self._write_progress(index, num_epochs, self._tile_name(index, tile), _host_state(layer), metrics)
 
     def _write_progress(
-        self, index: int, num_epochs: int, name: str, tensors: dict[str, Tensor], metrics: MetricsSeal
+        self,
+        index: int,
+        num_epochs: int,
+        name: str,
+        tensors: dict[str, Tensor],
+        metrics: MetricsSeal,
+        of_part: Mapping[str, Any] | None = None,
     ) -> Callable[[], None]:
         """Add a file to the progress. On commit it replaces all files there except finished tiles of this layer."""
         with storage_errors(self.path / name):
@@ -76,7 +96,7 @@ class LayerProgress(FinishedLayers):
             kept = before if found is not None and found["layer"] == index else {}
             digests = {each: kept[each] for each in kept if _TILE in each} | {name.rpartition("/")[2]: digest}
             content: dict[str, Any] = {"layer": index, "run": self.run_digest, **self.name_environment()}
-            content |= {"num_epochs": num_epochs, "digests": digests}
+            content |= {"num_epochs": num_epochs, "digests": digests} | ({"part": dict(of_part)} if of_part else {})
             content |= {"metrics": metrics.to_mapping(), "digest_below": self._digest_below(index)}
             with storage_errors(self.path / name):
                 write_manifest(self.folder, f"progress/{MANIFEST}", content)
@@ -86,7 +106,7 @@ class LayerProgress(FinishedLayers):
 
     def _remove_progress(self, named: Mapping[str, str], kept: Mapping[str, str]) -> int:
         """Remove the progress files that a manifest named or that bear the run's identity, except those in `kept`."""
-        own = re.compile(rf"layer-\d+-(epoch|tile)-\d+-{self.folder.identity}\.safetensors")
+        own = re.compile(rf"layer-\d+-(epoch|tile)-\d+(-part-\d+)?-{self.folder.identity}\.safetensors")
         names = [name for name in self.folder.names("progress") if name in named or own.fullmatch(name)]
         return self.folder.remove_matching("progress", *(re.escape(name) for name in names if name not in kept))
 
@@ -95,17 +115,31 @@ class LayerProgress(FinishedLayers):
         manifest = self._read_progress_manifest()
         return (int(manifest["layer"]), int(manifest["num_epochs"])) if manifest is not None else None
 
-    def load_progress(self, layer: Layer, optimiser: OptimiserState) -> None:
-        """Fill layer and optimiser from the saved progress. Raises CorruptFileError."""
+    def is_within_epoch(self) -> bool:
+        """Whether the saved progress was saved within an epoch. Raises CorruptFileError."""
+        manifest = self._read_progress_manifest()
+        return manifest is not None and "part" in manifest
+
+    def load_progress(self, layer: Layer, optimiser: OptimiserState, part: EpochPart | None = None) -> EpochPart | None:
+        """Fill layer and optimiser from the saved progress. Raises CorruptFileError.
+
+        Returns what was done of an epoch, if it was saved within one; its tensors are those of `part`, which is needed
+        then.
+        """
         manifest, state = self._read_progress_manifest(), optimiser.state()
         assert manifest is not None, "there is progress to load"
-        prefix = f"layer-{manifest['layer']:03d}-epoch-{manifest['num_epochs']:04d}"
+        of_part = manifest.get("part", {})
+        prefix = _epoch_name(manifest["layer"], manifest["num_epochs"], of_part)
         name, digest = _find_named(manifest["digests"], prefix, self.path)
         # Reads into the tensors of both: there may be no memory for a second layer beside this one.
         targets = {f"layer.{key}": value for key, value in layer.state_dict().items()}
         targets |= {f"optimiser.{key}": value for key, value in state.items()}
+        if of_part:
+            assert part is not None, "the caller has asked"
+            targets |= {f"epoch.{key}": getattr(part, key) for key in _PART_TENSORS}
         fill_tensors(self.folder, f"progress/{name}", digest, targets)
         optimiser.load_state(state)
+        return replace(part, **of_part) if of_part and part is not None else None
 
     def verify_progress(self) -> None:
         """Check every digest of the layer being trained, if there is one. Raises CorruptFileError."""
@@ -222,6 +256,12 @@ class LayerProgress(FinishedLayers):
             return join_tensors(self.folder, name, parts | {last: publish_last()}, axes)
 
         return join
+
+
+def _epoch_name(index: int, num_epochs: int, of_part: Mapping[str, Any]) -> str:
+    """The beginning of the name of a progress file."""
+    part = f"-part-{of_part['num_groups']:05d}" if of_part else ""
+    return f"layer-{index:03d}-epoch-{num_epochs:04d}{part}"
 
 
 def _find_named(digests: Mapping[str, str], prefix: str, path: Path) -> tuple[str, str]:

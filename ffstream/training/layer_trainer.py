@@ -20,6 +20,7 @@ from ffstream.field.labels import take_rows
 from ffstream.field.layers import Layer
 from ffstream.field.similarity import compare
 from ffstream.ground import seeding
+from ffstream.storage.epoch_part import EpochPart
 from ffstream.training.micro_batch import MicroBatch, draw_for, samples_in_sweep
 from ffstream.training.optimiser import LayerOptimiser
 
@@ -124,6 +125,13 @@ class LayerTrainer:
     def _default_threshold(self, num_units: int) -> float:
         return self._goodness.default_threshold(max(num_units // self._reading.num_groups, 1))
 
+    def start_part(self) -> EpochPart:
+        """The part of an epoch of which nothing is done, whose tensors another part can be read into."""
+        on_host, on_device = (
+            seeding.generator(0, 0, 0, "part", device) for device in (torch.device("cpu"), self._device)
+        )
+        return EpochPart(0, 0, 0.0, torch.zeros(4), on_host.get_state(), on_device.get_state())
+
     def train_epoch(
         self,
         transfer: Transfer,
@@ -132,28 +140,50 @@ class LayerTrainer:
         epoch: int,
         on_tick: Callable[[EpochFigures], None] | None = None,
         others: Tensor | None = None,
+        done: EpochPart | None = None,
+        on_part: Callable[[Callable[[], EpochPart]], None] | None = None,
     ) -> EpochFigures:
         """Train on one view of every sample, in an order that (seed, layer, epoch) decides.
 
         `labels` (num_samples,) are those of the samples of `cache`. `epoch` counts on through the tiles of a layer.
         `others` (num_stored, values) is the goodness that earlier tiles give every value that a candidate may take.
+        An epoch of which a part is `done` is gone on with. `on_part` is called between groups of shards, with a
+        function that describes the part that is done by then.
         Raises DivergedError when the loss is no longer finite.
         """
         start_s = last_tick_s = time.perf_counter()
         totals = torch.zeros(4, device=self._device)
-        num_samples = 0
+        num_samples = num_groups = 0
         seed = self._config.seed
         host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
         generator = seeding.generator(seed, self._index, epoch, "dropout", self._device)
         order = compute_shard_order(cache.layout, seed, self._index, epoch, self._config.epochs)
         informed = others is not None or epoch % self._config.epochs > 0
-        batches = self.load_batches(transfer, cache, order, labels, others, host_generator, informed=informed)
+        ends = self._group_ends(cache, order)
+        if done is not None:
+            num_groups, num_samples = done.num_groups, done.num_samples
+            start_s -= done.elapsed_s
+            totals.copy_(done.totals)
+            host_generator.set_state(done.host_state)
+            generator.set_state(done.device_state)
+
+        def describe() -> EpochPart:
+            elapsed_s, states = time.perf_counter() - start_s, (host_generator.get_state(), generator.get_state())
+            return EpochPart(num_groups, num_samples, elapsed_s, totals.cpu(), *states)
+
+        batches = self.load_batches(
+            transfer, cache, order, labels, others, host_generator, informed=informed, num_skipped=num_groups
+        )
         for num_in_batch, parts in batches:
             progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
             factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
             totals += self.step(parts, num_in_batch, factor, generator)
             num_samples += num_in_batch
             now_s = time.perf_counter()
+            if num_samples == ends[num_groups]:
+                num_groups += 1
+                if on_part is not None and num_groups < len(ends):
+                    on_part(describe)
             if on_tick is not None and now_s - last_tick_s >= _TICK_S:
                 last_tick_s = now_s
                 on_tick(_figures(totals, num_samples, now_s - start_s))
@@ -166,6 +196,14 @@ class LayerTrainer:
             )
         return figures
 
+    def _group_ends(self, cache: ActivationCache, order: Sequence[int]) -> list[int]:
+        """For each group of shards that are batched together, the number of samples up to its end."""
+        sizes = [
+            sum(part.stop - part.start for part in map(cache.layout.shard_range, group))
+            for group in group_shards(order, self._sizes.num_shards_in_batch)
+        ]
+        return list(itertools.accumulate(sizes))
+
     def load_batches(
         self,
         transfer: Transfer,
@@ -176,14 +214,17 @@ class LayerTrainer:
         generator: torch.Generator,
         *,
         informed: bool,
+        num_skipped: int = 0,
     ) -> Iterator[tuple[int, Iterator[MicroBatch]]]:
         """Yield every batch of an epoch: the number of its samples, and an iterator that loads these in parts.
 
         A batch is a part of one shard or, where shards are smaller, all samples of several shards. `informed` is true
-        after the layer's first epoch, when its goodness can rank negatives.
+        after the layer's first epoch, when its goodness can rank negatives. The first `num_skipped` groups of shards
+        are left out.
         """
-        blocks = transfer.blocks(cache, order)
-        for group in group_shards(order, self._sizes.num_shards_in_batch):
+        groups = group_shards(order, self._sizes.num_shards_in_batch)[num_skipped:]
+        blocks = transfer.blocks(cache, [shard for group in groups for shard in group])
+        for group in groups:
             loaded = itertools.islice(blocks, len(group))
             samples = [cache.layout.shard_range(shard) for shard in group]
             kept = [cache.layout.stored_range(shard) for shard in group]

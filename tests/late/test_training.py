@@ -73,10 +73,10 @@ def test_other_ways(settings, check_on_late):
     check_on_late("inject", "copies first", "disk", **({"layers": 2} | settings))
 
 
-@pytest.mark.parametrize("tier", ["host", "disk"])
-def test_an_interrupted_run_goes_on_bitwise(tier, small_config, tmp_path):
+@pytest.mark.parametrize(("tier", "save_every"), [("host", "auto"), ("disk", "auto"), ("disk", "0.000001s")])
+def test_an_interrupted_run_goes_on_bitwise(tier, save_every, small_config, tmp_path):
     whole = ff.train(small_config(epochs=2), tmp_path / "whole")
-    config = small_config(epochs=2, device="cuda", cache__tier=tier)
+    config = small_config(epochs=2, device="cuda", cache__tier=tier, save_every=save_every)
     with late_cuda("copies first"):
         with pytest.raises(KeyboardInterrupt):
             ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 2))

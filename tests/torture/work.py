@@ -26,8 +26,11 @@ from tests.helpers import SMALL, InterruptAt, layer_digests, metrics_without_tim
 WORKLOADS: dict[str, dict[str, Any]] = {
     "disk": {"cache.tier": "disk"},
     "host": {"cache.tier": "host"},
-    "device": {"cache.tier": "device"},
-    "tiles": {"cache.tier": "disk", "cache.dtype": "int8", "network.tile_units": 12, "layers": 2},
+    "device": {"cache.tier": "device", "save_every": "0.003s"},  # of a clock that counts
+    "tiles": {
+        **{"cache.tier": "disk", "cache.dtype": "int8", "network.tile_units": 12, "layers": 2},
+        "save_every": "0.004s",
+    },
     "stacks": {"cache.tier": "disk", "network.stack_layers": 2, "augmentation.views": 3, "augmentation.max_shift": 1},
     "restream": {"cache.tier": "disk", "augmentation.restream": True, "augmentation.max_shift": 1, "layers": 2},
 }
