@@ -17,7 +17,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # of the operands of products
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # of the operands of products
+
+
+def operand_dtype(precision: str) -> torch.dtype:
+    """The type of the operands of products; float32 for "auto", as long as no device was asked for its own."""
+    return _PRECISIONS.get(precision, torch.float32)
+
 
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([a-z]?)")
 # CUDA 13 has no code for devices before Turing; wheels for CUDA 12.6, which torch is published with up to 2.14, have.

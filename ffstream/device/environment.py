@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ffstream.device.accelerator import ACCELERATORS, PRECISIONS, find_accelerator
+from ffstream.device.accelerator import ACCELERATORS, find_accelerator, operand_dtype
 from ffstream.ground.interrupts import Interrupts
 
 _T = TypeVar("_T")
@@ -247,7 +247,7 @@ def _digest_arithmetic(device: torch.device, precision: str) -> str:
     right = torch.empty(units, features).normal_(generator=generator)
     digest = hashlib.sha256(left.numpy().data)
     left, right = left.to(device), right.to(device)
-    for dtype in dict.fromkeys((torch.float32, PRECISIONS[precision])):
+    for dtype in dict.fromkeys((torch.float32, operand_dtype(precision))):
         products = torch.mm(left.to(dtype), right.to(dtype).t()).float()
         back = torch.mm(products.to(dtype).t(), left.to(dtype)).float()
         sums = (products.sum(dim=0), products.square().sum(dim=1), torch.softmax(products, dim=1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data.shape import DataShape
-from ffstream.device.accelerator import PRECISIONS
+from ffstream.device.accelerator import operand_dtype
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import GOODNESSES, Goodness
 from ffstream.field.labels import LabelMethod, make_label_method
@@ -60,7 +60,7 @@ class Blueprint:
     @property
     def compute_dtype(self) -> torch.dtype:
         """The type of the operands of matrix products."""
-        return PRECISIONS[self.config.precision]
+        return operand_dtype(self.config.precision)
 
     @cached_property
     def tiles(self) -> list[slice]:

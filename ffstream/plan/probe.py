@@ -16,7 +16,7 @@ import torch
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.cache.transfer import Transfer, allocate_host
 from ffstream.data.shape import DataShape
-from ffstream.device.accelerator import PRECISIONS, find_accelerator
+from ffstream.device.accelerator import find_accelerator, operand_dtype
 from ffstream.device.ledger import PAPER, Ledger, Work
 from ffstream.device.memory import (
     device_free_bytes,
@@ -154,7 +154,7 @@ def _rest_s(step_s: float, work: Work, flops_per_s: float) -> float:
 
 def _measure_products(config: Config, device: torch.device) -> float:
     """FLOP/s of the two products of a step."""
-    dtype = PRECISIONS[config.precision]
+    dtype = operand_dtype(config.precision)
     rows, units, features = 512, 1000, 1000
     left, right = (
         torch.zeros(rows, features, dtype=dtype, device=device),

@@ -16,7 +16,7 @@ import torch
 
 from ffstream.cache import CODED
 from ffstream.cache.transfer import READING, SYNCING, WRITING, allocate_host
-from ffstream.device.accelerator import PRECISIONS, find_accelerator
+from ffstream.device.accelerator import find_accelerator, operand_dtype
 from ffstream.device.device import device_name, resolve_precision
 from ffstream.device.memory import device_free_bytes, host_free_bytes, is_in_memory, unpinned_reason
 from ffstream.errors import RunError
@@ -99,7 +99,7 @@ def examine_machine(device: torch.device, folder: Path) -> MachineSpeeds:
         num_threads=torch.get_num_threads(),
         precision=precision,
         product_flops_per_s={
-            name: _measure_product(PRECISIONS[name], device) for name in dict.fromkeys(("fp32", "bf16", precision))
+            name: _measure_product(operand_dtype(name), device) for name in dict.fromkeys(("fp32", "bf16", precision))
         },
         moved_bytes_per_s=rates.moved_bytes_per_s,
         operator_s=rates.operator_s,

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from ffstream.cache import DTYPES
 from ffstream.data import Scaling
 from ffstream.data.shape import DataShape
-from ffstream.device.accelerator import PRECISIONS
+from ffstream.device.accelerator import operand_dtype
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
 from ffstream.ground import seeding
@@ -121,7 +121,7 @@ class Backprop(Rival):
         sizes = Sizes.of(config)
         self._num_in_part = sizes.num_in_micro_batch if accumulated else sizes.batch
         self._num_segments = round(math.sqrt(config.layers)) if checkpointed else 1
-        self._dtype = PRECISIONS[config.precision]
+        self._dtype = operand_dtype(config.precision)
 
     def train_batch(self, images: Tensor, labels: Tensor) -> None:
         """Compute the gradient of the whole batch, then take one step."""

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.cache.transfer import Transfer, allocate_host
-from ffstream.device.accelerator import ACCELERATORS, PRECISIONS, Accelerator, find_accelerator
+from ffstream.device.accelerator import ACCELERATORS, Accelerator, find_accelerator, operand_dtype
 from ffstream.device.device import device_name, explain_fallback, resolve_device, resolve_precision
 from ffstream.device.memory import unpinned_reason
 from ffstream.errors import DeviceError
@@ -228,7 +228,7 @@ def _check_steps(device: torch.device, accelerator: Accelerator | None) -> str:
 def _check_speed(device: torch.device) -> str:
     """The arithmetic of a step beside that of a matrix product of the same size."""
     precision = resolve_precision("auto", device)
-    dtype = PRECISIONS[precision]
+    dtype = operand_dtype(precision)
     left = torch.randn(_BATCH, _WIDTH, device=device).to(dtype)
     right = torch.randn(_WIDTH, _WIDTH, device=device).to(dtype)
     out = torch.empty(_BATCH, _WIDTH, dtype=dtype, device=device)
