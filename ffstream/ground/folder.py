@@ -233,6 +233,11 @@ class Folder:
                 with io.FileIO(os.open(last, os.O_RDWR | _FILE_FLAGS, dir_fd=above), "r+b") as file:
                     sync_file(file)
 
+    def sync_name(self, name: str) -> None:
+        """Make it durable that something has this name: write the folder that holds it through to the disk."""
+        with self._reached(name) as (above, _):
+            self._sync(above, name.rpartition("/")[0])
+
     @contextlib.contextmanager
     def removed_on_error(self, name: str) -> Iterator[None]:
         """Remove a half-written file if the block fails. Errors of the removal itself are ignored."""

@@ -43,12 +43,14 @@ class MetricsFile:
         self._path = folder.path / METRICS
         self._digest, self._num_bytes = hashlib.sha256(), 0
         self._file: io.FileIO | None = None
+        self._is_new = False
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line, which a later `sync` makes durable."""
         line = _encode(record)
         with storage_errors(self._path):
             if self._file is None:
+                self._is_new = self._folder.find_kind(METRICS) is None
                 self._file = self._folder.append(METRICS)
             write_all(self._file, line)
         self._count(line)
@@ -58,6 +60,9 @@ class MetricsFile:
         with storage_errors(self._path):
             if self._file is not None:
                 sync_file(self._file)
+            if self._is_new:  # its name is durable only when the folder is
+                self._folder.sync_name(METRICS)
+                self._is_new = False
 
     def close(self) -> None:
         """Close the file."""

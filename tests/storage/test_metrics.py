@@ -10,6 +10,7 @@ import pytest
 import ffstream as ff
 from ffstream.ground.folder import Folder
 from ffstream.storage.manifest import write_manifest
+from ffstream.storage.metrics import MetricsFile
 from tests.helpers import InterruptAt, layer_digests, metrics_without_times
 
 
@@ -82,3 +83,16 @@ def test_metrics_that_are_another_runs_are_refused(stopped, small_config, tmp_pa
     (stopped / "metrics.jsonl").unlink()
     ff.resume(stopped)
     ff.Run(stopped).verify()
+
+
+def test_the_name_of_a_new_file_is_durable_before_what_its_lines_describe_is_committed(tmp_path, monkeypatch):
+    synced, sync = [], Folder._sync
+    monkeypatch.setattr(Folder, "_sync", lambda folder, *of: (synced.append(folder.path), sync(folder, *of)))
+    for expected in ([tmp_path], []):  # the second process finds the file there
+        synced.clear()
+        metrics = MetricsFile(Folder(tmp_path))
+        for layer in (1, 1):
+            metrics.append({"layer": layer, "kind": "epoch", "epoch": 1})
+            metrics.sync()
+        metrics.close()
+        assert synced == expected
