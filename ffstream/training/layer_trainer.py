@@ -14,7 +14,7 @@ from torch import Tensor
 from ffstream.cache import ActivationCache, compute_batches, compute_shard_order, group_shards
 from ffstream.cache.transfer import Transfer, all_to_device
 from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
-from ffstream.errors import DivergedError
+from ffstream.errors import CorruptFileError, DivergedError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import take_rows
 from ffstream.field.layers import Layer
@@ -149,7 +149,7 @@ class LayerTrainer:
         `others` (num_stored, values) is the goodness that earlier tiles give every value that a candidate may take.
         An epoch of which a part is `done` is gone on with. `on_part` is called between groups of shards, with a
         function that describes the part that is done by then.
-        Raises DivergedError when the loss is no longer finite.
+        Raises DivergedError when the loss is no longer finite, CorruptFileError for a part that does not fit.
         """
         start_s = last_tick_s = time.perf_counter()
         totals = torch.zeros(4, device=self._device)
@@ -164,8 +164,18 @@ class LayerTrainer:
             num_groups, num_samples = done.num_groups, done.num_samples
             start_s -= done.elapsed_s
             totals.copy_(done.totals)
-            host_generator.set_state(done.host_state)
-            generator.set_state(done.device_state)
+            try:
+                host_generator.set_state(done.host_state)
+                generator.set_state(done.device_state)
+                fits = num_groups < len(ends) and num_samples == ends[num_groups - 1]
+            except RuntimeError:  # torch refuses a state that no generator can have
+                fits = False
+            if not fits:
+                raise CorruptFileError(
+                    f"progress of layer {self._index + 1}: was saved within an epoch of other shards, after "
+                    f"{num_groups} of {len(ends)} groups and {num_samples} samples; restore it from a copy, or remove "
+                    "the folder progress, so that the layer is trained anew"
+                )
 
         def describe() -> EpochPart:
             elapsed_s, states = time.perf_counter() - start_s, (host_generator.get_state(), generator.get_state())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
 import ffstream as ff
 from ffstream.run import executor
 from ffstream.run.executor import Runner
+from ffstream.storage.manifest import PROGRESS, read_manifest, write_manifest
 from tests.helpers import check_resumed_equals, layer_digests
 
 KINDS = {
@@ -128,4 +130,25 @@ def test_an_altered_progress_within_an_epoch_is_refused(clock, small_config, tmp
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ff.CorruptFileError, match="progress"):
+        ff.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_groups": 4000}, {"num_groups": 1}, {"num_samples": 1}, {"num_groups": 4}],
+    ids=str,
+)
+def test_a_part_that_does_not_fit_is_refused(change, clock, small_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Stop(patch, 1)
+        ff.train(small_config(save_every="2s"), tmp_path / "run")
+    folder = ff.Run(tmp_path / "run").directory.folder
+    content = read_manifest(folder, "progress/manifest.json", PROGRESS)
+    (name,) = content["digests"]
+    renamed = re.sub(r"part-\d+", f"part-{change.get('num_groups', content['part']['num_groups']):05d}", name)
+    content["part"] |= change
+    content["digests"] = {renamed: content["digests"][name]}
+    (tmp_path / "run/progress" / name).rename(tmp_path / "run/progress" / renamed)
+    write_manifest(folder, "progress/manifest.json", content)
+    with pytest.raises(ff.CorruptFileError, match="was saved within an epoch of other shards"):
         ff.resume(tmp_path / "run")
