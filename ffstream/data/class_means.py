@@ -7,6 +7,7 @@ that are numbered in another way. Its features may have the same mean and spread
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +20,17 @@ _ENOUGH = 5  # images of a class in each split; the mean of fewer says little
 # too few images, or the classes hardly differ on average, and nothing is said.
 _CLEAR = 0.7
 _UNLIKE = 0.5  # share of the expected correlation below which the features, or the labels, mean something else
+_MOST_SPREADS = 3.0  # from the mean, at which values are cut off
 _FAR = 2.2  # ratio of the distances between class means, in either direction, that is not of the same units
 
 
 @dataclass(frozen=True)
 class _Means:
+    """Of values in spreads of the training images, each within _MOST_SPREADS of their mean."""
+
     counts: Tensor  # (classes,) images
     means: Tensor  # (classes, features)
-    variances: Tensor  # (features,) within classes
-    spreads: Tensor  # (features,) over all images
+    variance: float  # within classes, summed over features
 
 
 def draw_alike(labels: Tensor, trained_labels: Tensor) -> Tensor:
@@ -58,15 +61,20 @@ def find_other_classes(images: Tensor, labels: Tensor, trained: Tensor, trained_
     data it is the smaller, the fewer images there are; how small, follows from the variance within classes.
     """
     features = _draw(trained[0].numel(), _MOST_FEATURES)
-    found, wanted = _measure(images, labels, features), _measure(trained, trained_labels, features)
+    mean, spread = _measure_features(trained, features)
+    features, mean, spread = (each[spread > 0] for each in (features, mean, spread))
+    if not len(features):
+        return None
+    found = _measure(images, labels, features, mean, spread)
+    wanted = _measure(trained, trained_labels, features, mean, spread)
     num_classes = min(len(found.counts), len(wanted.counts))
     is_known = (found.counts[:num_classes] >= _ENOUGH) & (wanted.counts[:num_classes] >= _ENOUGH)
-    varies = wanted.spreads > 0
     num_known = int(is_known.sum())
-    if num_known < 2 or not bool(varies.any()):
+    if num_known < 2:
         return None
-    mine, theirs = (_contrast(each, wanted, is_known, varies) for each in (found, wanted))
-    noise = float((wanted.variances[varies] / wanted.spreads[varies].square()).sum()) * (1 - 1 / num_known)
+    mine, theirs = (each.means[:num_classes][is_known] for each in (found, wanted))
+    mine, theirs = mine - mine.mean(dim=0), theirs - theirs.mean(dim=0)
+    noise = wanted.variance * (1 - 1 / num_known)
     mine_noise, theirs_noise = (
         noise * float((1 / each.counts[:num_classes][is_known]).sum()) for each in (found, wanted)
     )
@@ -94,33 +102,45 @@ def find_other_classes(images: Tensor, labels: Tensor, trained: Tensor, trained_
     return None
 
 
-def _contrast(means: _Means, wanted: _Means, is_known: Tensor, varies: Tensor) -> Tensor:
-    """Class means (classes, features) in training spreads, less the mean of all classes."""
-    scaled = means.means[: len(is_known)][is_known][:, varies] / wanted.spreads[varies]
-    return scaled - scaled.mean(dim=0)
-
-
 def _draw(num: int, most: int) -> Tensor:
     return torch.randperm(num, generator=torch.Generator().manual_seed(0))[:most]
 
 
-def _measure(images: Tensor, labels: Tensor, features: Tensor) -> _Means:
-    """Measure some features of a sample of images, a part at a time."""
+def _parts(images: Tensor, index: Tensor, features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of `index`, and some features of these images in double precision."""
+    for part in index.split(max(_PART_VALUES // images[0].numel(), 1)):
+        yield part, images[part].flatten(1)[:, features].double()
+
+
+def _measure_features(images: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the spread of some features of a sample of images; the spread of equal values is 0."""
+    index = _draw(len(images), _MOST_IMAGES)
+    start = images[0].flatten()[features].double()  # subtracted first, as squares of large values lose small spreads
+    sums = torch.zeros(2, len(features), dtype=torch.float64)
+    for _, rows in _parts(images, index, features):
+        sums += torch.stack([(rows - start).sum(dim=0), (rows - start).square().sum(dim=0)])
+    mean, square = sums / len(index)
+    spread = (square - mean.square()).clamp(min=0).sqrt()
+    return mean + start, torch.where(spread > 1e-9 * start.abs(), spread, 0.0)
+
+
+def _measure(images: Tensor, labels: Tensor, features: Tensor, mean: Tensor, spread: Tensor) -> _Means:
+    """Measure some features of a sample of images, in units of their training `spread` around their training `mean`.
+
+    A feature that is rarely anything but zero has a small spread; without a limit, the one image in which it is not
+    would weigh more than all others.
+    """
     index = _draw(len(images), _MOST_IMAGES)
     index = index[labels[index] < _MOST_CLASSES]
     num_classes = int(labels[index].max()) + 1 if len(index) else 0
     counts = torch.bincount(labels[index], minlength=num_classes).double()
-    shape = (num_classes, len(features))
-    sums, squares = torch.zeros(shape, dtype=torch.float64), torch.zeros(len(features), dtype=torch.float64)
-    start = images[0].flatten()[features].double()  # subtracted first, as squares of large values lose small spreads
-    for part in index.split(max(_PART_VALUES // images[0].numel(), 1)):
-        rows = images[part].flatten(1)[:, features].double() - start
-        sums.index_add_(0, labels[part], rows)
-        squares += rows.square().sum(dim=0)
+    sums = torch.zeros(num_classes, len(features), dtype=torch.float64)
+    squares = 0.0
+    for part, rows in _parts(images, index, features):
+        scaled = ((rows - mean) / spread).clamp(-_MOST_SPREADS, _MOST_SPREADS)
+        sums.index_add_(0, labels[part], scaled)
+        squares += float(scaled.square().sum())
     means = sums / counts.clamp(min=1).unsqueeze(1)
-    num_images = max(len(index), 1)
-    between = (counts.unsqueeze(1) * means.square()).sum(dim=0)
-    variances = (squares - between).clamp(min=0) / max(num_images - int((counts > 0).sum()), 1)
-    overall = squares / num_images - (sums.sum(dim=0) / num_images).square()
-    spreads = overall.clamp(min=0).sqrt()
-    return _Means(counts, means + start, variances, torch.where(spreads > 1e-9 * start.abs(), spreads, 0.0))
+    between = float((counts.unsqueeze(1) * means.square()).sum())
+    variance = max(squares - between, 0.0) / max(len(index) - int((counts > 0).sum()), 1)
+    return _Means(counts, means, variance)
