@@ -4,9 +4,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := runs/demo
-# Workers of the tests: half as many again as there are cores, as a third of a test's time is waiting for processes and
-# disks.
-JOBS   ?= $(shell $(PYTHON) -c "import os; print(min((os.cpu_count() or 1) * 3 // 2, 6) or 1)")
 
 .PHONY: demo test test-gpu lint types check torture bench bench-gpu clean
 
@@ -24,7 +21,7 @@ demo: $(VENV)/run.stamp  ## what ffstream is for, in a minute; `make clean` star
 	$(BIN)/ffstream demo --output $(DEMO)
 
 test: $(VENV)/dev.stamp  ## the whole test suite; tests marked gpu run where there is one
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --durations 10
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 10
 
 test-gpu: $(VENV)/dev.stamp  ## what only a GPU can show; its self-check comes first
 	$(BIN)/ffstream doctor --check --device cuda
