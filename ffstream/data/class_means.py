@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_MOST_IMAGES, _MOST_FEATURES, _MOST_CLASSES = 4096, 2048, 200  # that are looked at
-_PART_VALUES = 1 << 16
+from ffstream.data.sample import MOST_IMAGES, PART_VALUES, draw_sample
+
+_MOST_FEATURES, _MOST_CLASSES = 2048, 200  # that are looked at
 _ENOUGH = 5  # images of a class in each split; the mean of fewer says little
 # The correlation of class means that two splits of one kind of data are expected to have; where it is lower, there are
 # too few images, or the classes hardly differ on average, and nothing is said.
@@ -33,88 +34,97 @@ class _Means:
     variance: float  # within classes, summed over features
 
 
+@dataclass(frozen=True)
+class ClassMeans:
+    """The means of some features of the training images of each class, in spreads of these features."""
+
+    features: Tensor  # (k,) their numbers
+    mean: Tensor  # (k,) of each feature
+    spread: Tensor  # (k,) of each feature, above 0
+    found: _Means
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor) -> ClassMeans:
+        """Measure images (n, *shape) with labels (n,)."""
+        features = draw_sample(images[0].numel(), _MOST_FEATURES)
+        mean, spread = _measure_features(images, features)
+        features, mean, spread = (each[spread > 0] for each in (features, mean, spread))
+        return cls(features, mean, spread, _measure(images, labels, features, mean, spread))
+
+    def find_other(self, images: Tensor, labels: Tensor) -> str | None:
+        """A warning if the class means of a split are unlike those of the training split; None otherwise.
+
+        `images` are (n, *shape), their labels (n,). The means of the classes are compared by their correlation over
+        classes and features, which are weighted by their spread in training. For splits of one kind of data it is the
+        smaller, the fewer images there are; how small, follows from the variance within classes.
+        """
+        if not len(self.features):
+            return None
+        found, wanted = _measure(images, labels, self.features, self.mean, self.spread), self.found
+        num_classes = min(len(found.counts), len(wanted.counts))
+        is_known = (found.counts[:num_classes] >= _ENOUGH) & (wanted.counts[:num_classes] >= _ENOUGH)
+        num_known = int(is_known.sum())
+        if num_known < 2:
+            return None
+        mine, theirs = (each.means[:num_classes][is_known] for each in (found, wanted))
+        mine, theirs = mine - mine.mean(dim=0), theirs - theirs.mean(dim=0)
+        noise = wanted.variance * (1 - 1 / num_known)
+        mine_noise, theirs_noise = (
+            noise * float((1 / each.counts[:num_classes][is_known]).sum()) for each in (found, wanted)
+        )
+        signal = float(theirs.square().sum()) - theirs_noise
+        if signal <= 0:
+            return None
+        expected = signal / math.sqrt((signal + theirs_noise) * (signal + mine_noise))
+        if expected < _CLEAR:
+            return None
+        product = float((mine * theirs).sum())
+        length = float(mine.norm() * theirs.norm())
+        correlation = product / length if length else 0.0
+        if correlation < _UNLIKE * expected:
+            return (
+                "their classes differ in other features than those of the training images (the classes' mean images "
+                f"have a correlation of {correlation:.2f} with those of training, where {expected:.2f} is expected); "
+                "bring features, channels, axes and labels to the order and the sign that they have in training"
+            )
+        ratio = product / signal
+        if not 1 / _FAR <= ratio <= _FAR:
+            return (
+                f"the mean images of their classes lie {ratio:.2g} times as far apart as those of the training images, "
+                "as if in other units; bring them to the same units"
+            )
+        return None
+
+
 def draw_alike(labels: Tensor, trained_labels: Tensor) -> Tensor:
     """Numbers of training images, at random, whose labels have the shares that `labels` (n,) have.
 
     Classes that training lacks are left out.
     """
     generator = torch.Generator().manual_seed(0)
-    wanted = labels[_draw(len(labels), _MOST_IMAGES)]
+    wanted = labels[draw_sample(len(labels))]
     shares = torch.bincount(wanted).double() / len(wanted)
-    num_drawn = min(len(trained_labels), _MOST_IMAGES)
+    num_drawn = min(len(trained_labels), MOST_IMAGES)
     found = [
         own[torch.randint(len(own), (max(round(share * num_drawn), 1),), generator=generator)]
         for label, share in enumerate(shares.tolist())
         if share and len(own := (trained_labels == label).nonzero().flatten())
     ]
     if not found:
-        return _draw(len(trained_labels), _MOST_IMAGES)
+        return draw_sample(len(trained_labels))
     drawn = torch.cat(found)
     return drawn[torch.randperm(len(drawn), generator=generator)]
 
 
-def find_other_classes(images: Tensor, labels: Tensor, trained: Tensor, trained_labels: Tensor) -> str | None:
-    """A warning if the class means of a split are unlike those of the training split; None otherwise.
-
-    `images` and `trained` are (n, *shape), their labels (n,). The means of the classes are compared by their
-    correlation over classes and features, which are weighted by their spread in training. For splits of one kind of
-    data it is the smaller, the fewer images there are; how small, follows from the variance within classes.
-    """
-    features = _draw(trained[0].numel(), _MOST_FEATURES)
-    mean, spread = _measure_features(trained, features)
-    features, mean, spread = (each[spread > 0] for each in (features, mean, spread))
-    if not len(features):
-        return None
-    found = _measure(images, labels, features, mean, spread)
-    wanted = _measure(trained, trained_labels, features, mean, spread)
-    num_classes = min(len(found.counts), len(wanted.counts))
-    is_known = (found.counts[:num_classes] >= _ENOUGH) & (wanted.counts[:num_classes] >= _ENOUGH)
-    num_known = int(is_known.sum())
-    if num_known < 2:
-        return None
-    mine, theirs = (each.means[:num_classes][is_known] for each in (found, wanted))
-    mine, theirs = mine - mine.mean(dim=0), theirs - theirs.mean(dim=0)
-    noise = wanted.variance * (1 - 1 / num_known)
-    mine_noise, theirs_noise = (
-        noise * float((1 / each.counts[:num_classes][is_known]).sum()) for each in (found, wanted)
-    )
-    signal = float(theirs.square().sum()) - theirs_noise
-    if signal <= 0:
-        return None
-    expected = signal / math.sqrt((signal + theirs_noise) * (signal + mine_noise))
-    if expected < _CLEAR:
-        return None
-    product = float((mine * theirs).sum())
-    length = float(mine.norm() * theirs.norm())
-    correlation = product / length if length else 0.0
-    if correlation < _UNLIKE * expected:
-        return (
-            f"their classes differ in other features than those of the training images (the classes' mean images have "
-            f"a correlation of {correlation:.2f} with those of training, where {expected:.2f} is expected); bring "
-            "features, channels, axes and labels to the order and the sign that they have in training"
-        )
-    ratio = product / signal
-    if not 1 / _FAR <= ratio <= _FAR:
-        return (
-            f"the mean images of their classes lie {ratio:.2g} times as far apart as those of the training images, as "
-            "if in other units; bring them to the same units"
-        )
-    return None
-
-
-def _draw(num: int, most: int) -> Tensor:
-    return torch.randperm(num, generator=torch.Generator().manual_seed(0))[:most]
-
-
 def _parts(images: Tensor, index: Tensor, features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Parts of `index`, and some features of these images in double precision."""
-    for part in index.split(max(_PART_VALUES // images[0].numel(), 1)):
+    for part in index.split(max(PART_VALUES // images[0].numel(), 1)):
         yield part, images[part].flatten(1)[:, features].double()
 
 
 def _measure_features(images: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and the spread of some features of a sample of images; the spread of equal values is 0."""
-    index = _draw(len(images), _MOST_IMAGES)
+    index = draw_sample(len(images))
     start = images[0].flatten()[features].double()  # subtracted first, as squares of large values lose small spreads
     sums = torch.zeros(2, len(features), dtype=torch.float64)
     for _, rows in _parts(images, index, features):
@@ -130,7 +140,7 @@ def _measure(images: Tensor, labels: Tensor, features: Tensor, mean: Tensor, spr
     A feature that is rarely anything but zero has a small spread; without a limit, the one image in which it is not
     would weigh more than all others.
     """
-    index = _draw(len(images), _MOST_IMAGES)
+    index = draw_sample(len(images))
     index = index[labels[index] < _MOST_CLASSES]
     num_classes = int(labels[index].max()) + 1 if len(index) else 0
     counts = torch.bincount(labels[index], minlength=num_classes).double()

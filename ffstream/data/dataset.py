@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ffstream.data.class_means import draw_alike, find_other_classes
+from ffstream.data.class_means import ClassMeans, draw_alike
 from ffstream.data.classes import find_label_feature, find_lacking
+from ffstream.data.features import find_shifted
 from ffstream.data.repetition import digest_images, find_contradictions, find_copies, find_seen, repeats_by_chance
-from ffstream.data.values import Values, find_other_units, find_shifted
+from ffstream.data.values import Values, find_other_units
 from ffstream.errors import DataError
 from ffstream.ground import seeding
 
@@ -95,6 +96,10 @@ class Dataset:
         return Values.of(self.train.images, self.train.labels)
 
     @cached_property
+    def _class_means(self) -> ClassMeans:
+        return ClassMeans.of(self.train.images, self.train.labels)
+
+    @cached_property
     def warning(self) -> str | None:
         """One line of all warnings, such as files left out or a split in other units; None without any."""
         splits = [split for split in (self.train, self.validation, self.test) if split is not None]
@@ -137,7 +142,7 @@ class Dataset:
         return (
             find_other_units(Values.of(split.images), expected)
             or find_shifted(split.images, self.train.images, draw_alike(split.labels, self.train.labels))
-            or find_other_classes(split.images, split.labels, self.train.images, self.train.labels)
+            or self._class_means.find_other(split.images, split.labels)
         )
 
     def digest(self) -> str:

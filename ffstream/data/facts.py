@@ -10,18 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffstream.data.colours import WHITE
 from ffstream.data.dataset import Dataset, Split
+from ffstream.data.features import find_mixed, find_shifted_rows, measure_rows
+from ffstream.data.sample import draw_sample
 from ffstream.data.scaling import NONE, Scaling, find_parts, parts_of
 from ffstream.data.shape import DataShape
-from ffstream.data.values import (
-    ENOUGH_IMAGES,
-    WHITE,
-    Values,
-    find_mixed,
-    find_other_units,
-    find_shifted_rows,
-    measure_rows,
-)
+from ffstream.data.values import ENOUGH_IMAGES, Values, find_other_units
 
 _MOST_VALUES = 1 << 21  # values of images that are checked for their units
 _MOST_CLASSES, _FEW_IMAGES = 20, 10  # classes that are measured singly, and the images that each needs
@@ -160,8 +155,8 @@ def _describe_classes(train: Split, scaling: Scaling, standardise: str) -> dict[
     found = []
     groups = [(train.labels == label).nonzero().flatten() for label in train.labels.unique()[:_MOST_CLASSES]]
     # Where values are rare and far, the spread of few images differs from that of all.
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    groups += [part for part in order.split(ENOUGH_IMAGES)[:_MOST_CLASSES] if len(part) == ENOUGH_IMAGES]
+    order = draw_sample(len(train), _MOST_CLASSES * ENOUGH_IMAGES)
+    groups += [part for part in order.split(ENOUGH_IMAGES) if len(part) == ENOUGH_IMAGES]
     for group in groups:
         images = train.images[group[:num_images]]
         measured = measure_rows(_by_part(scaling.apply(images), parts))

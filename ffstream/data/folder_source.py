@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from ffstream.data.colours import WHITE, is_coloured
 from ffstream.data.dataset import Dataset, Split, check_dataset
 from ffstream.data.picture_file import open_picture
 from ffstream.data.room import Room
 from ffstream.data.split_folders import check_class, find_layout, list_classes
 from ffstream.data.tree import describe_left_out, list_others, walk
-from ffstream.data.values import WHITE, is_coloured
 from ffstream.errors import DataError
 
 _MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|groundtruth|gt)(?:[ _.-]?\d+)?$")

@@ -35,8 +35,8 @@ from PIL import (
 )
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ffstream.data.colours import is_coloured
 from ffstream.data.room import Room
-from ffstream.data.values import is_coloured
 from ffstream.errors import DataError, FFStreamError
 from ffstream.ground.files import UnsuitableFileError, open_regular, read_up_to
 from ffstream.ground.plain_globals import plain_globals

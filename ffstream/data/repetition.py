@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ffstream.data.sample import draw_sample
+
 _PART_WORDS = 1 << 16  # words of images that are digested at once; few, as memory that is new costs page faults
 _WORD_BYTES = 8
 _SEED = 20221227  # for the factors of digests; any seed will do
@@ -31,14 +33,13 @@ def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
     Digests of images of two number types are comparable only where both are taken `as_floats`, of 32 bits.
     """
     is_wide = as_floats or images.is_floating_point()
-    images = images.flatten(1)
-    row_bytes = images.shape[1] * (_WORD_BYTES if is_wide else images.element_size())
+    row_bytes = images[0].numel() * (_WORD_BYTES if is_wide else images.element_size())
     num_words = -(-row_bytes // _WORD_BYTES)
     factors = torch.randint(-(1 << 62), 1 << 62, (num_words,), generator=torch.Generator().manual_seed(_SEED)) | 1
     digests = torch.empty(len(images), dtype=torch.int64)
     step = max(_PART_WORDS // num_words, 1)
     for start in range(0, len(images), step):
-        rows = images[start : start + step]
+        rows = images[start : start + step].flatten(1)
         if is_wide:  # equal numbers of bytes and of floats have one digest, and so have 0 and -0
             rows = rows.float() if as_floats else rows
             words = rows.to(torch.float64, copy=True).add_(0.0).contiguous()
@@ -72,7 +73,7 @@ def repeats_by_chance(images: Tensor, digests: Tensor) -> bool:
     if len(different) == len(digests):
         return False
     first = torch.full((len(different),), len(digests)).scatter_reduce_(0, place, torch.arange(len(digests)), "amin")
-    index = first[torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:_PAIRS]]
+    index = first[draw_sample(len(first), _PAIRS)]
     num = len(index)
     if num < 2:
         return True

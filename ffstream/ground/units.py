@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 _BINARY = {"B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _DECIMAL = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS = _BINARY | _DECIMAL
-_TIMES = {"s": 1, "min": 60, "h": 3600}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_TIMES = {"S": 1, "MIN": 60, "H": 3600}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
 _SHOWN = 40  # characters of an invalid text that a message shows
 _MOST_DIGITS = 100  # of a number that is accepted; Python itself reads a few thousand and raises for more
@@ -17,26 +18,24 @@ _MOST_DIGITS = 100  # of a number that is accepted; Python itself reads a few th
 
 def parse_bytes(text: str) -> int:
     """ "1.5GiB" -> 1610612736; "8GB" is decimal, and a bare number counts bytes. Raises ValueError."""
-    found = _SIZE.fullmatch(text)
-    unit = found[2].upper() or "B" if found else ""
-    if found is None or unit not in _UNITS:
-        raise ValueError(f"{_shorten(text)!r} is not a size, such as 512MiB, 1.5GiB or 8GB")
-    size = float(found[1]) * _UNITS[unit]
-    if math.isinf(size):
-        raise ValueError(f"{_shorten(text)!r} is more than can be counted")
-    return round(size)
+    return round(_parse_quantity(text, _UNITS, "B", "a size, such as 512MiB, 1.5GiB or 8GB"))
 
 
 def parse_seconds(text: str) -> float:
     """ "30s" -> 30.0, "5min" -> 300.0, "1.5h" -> 5400.0; a bare number counts seconds. Raises ValueError."""
-    found = _SIZE.fullmatch(text)
-    unit = found[2].lower() or "s" if found else ""
-    if found is None or unit not in _TIMES:
-        raise ValueError(f"{_shorten(text)!r} is not a time, such as 30s, 5min or 1h")
-    seconds = float(found[1]) * _TIMES[unit]
-    if math.isinf(seconds):
+    return _parse_quantity(text, _TIMES, "S", "a time, such as 30s, 5min or 1h")
+
+
+def _parse_quantity(text: str, units: Mapping[str, int], default: str, noun: str) -> float:
+    """A number with a unit, in any case. Raises ValueError, in which `noun` says what was expected."""
+    found = _QUANTITY.fullmatch(text)
+    unit = found[2].upper() or default if found else ""
+    if found is None or unit not in units:
+        raise ValueError(f"{_shorten(text)!r} is not {noun}")
+    quantity = float(found[1]) * units[unit]
+    if math.isinf(quantity):
         raise ValueError(f"{_shorten(text)!r} is more than can be counted")
-    return seconds
+    return quantity
 
 
 def parse_integer(text: str) -> int | None:

@@ -236,6 +236,7 @@ class Runner:
             part: EpochPart | None = None
             if trainer is None:
                 trainer, part = self._make_trainer(spec, number, epoch)
+                self._check_fits(trainer, part, epoch)
             figures, goodness = self._take_epoch(spec, trainer, epoch, beside, part)
             taken.append(figures)
             del beside  # so that its memory is free before it is measured again
@@ -259,6 +260,14 @@ class Runner:
         elif epoch % self._config.epochs:
             self._directory.load_progress(layer, trainer.optimiser)
         return trainer, part
+
+    def _check_fits(self, trainer: LayerTrainer, part: EpochPart | None, epoch: int) -> None:
+        """Raise CorruptFileError for a part that the epoch does not have."""
+        if part is not None and not trainer.fits(part, self._caches.current[TRAIN], epoch):
+            raise CorruptFileError(
+                f"progress {self._directory.path / 'progress'}: was saved within an epoch of other shards, after "
+                f"{part.num_groups} groups of them and {part.num_samples} samples; restore it from a copy"
+            )
 
     def _write_fresh_input(self, spec: LayerSpec, epoch: int) -> None:
         """Replace what the layer read in the last epoch by images with fresh shifts, put through the layers below.

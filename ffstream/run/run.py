@@ -214,7 +214,7 @@ class Run:
         from ffstream.data.images import load_images
 
         paths = [paths] if isinstance(paths, (str, Path)) else paths
-        from ffstream.data.values import WHITE
+        from ffstream.data.colours import WHITE
 
         facts = self.directory.read_data()
         high = facts.white

@@ -43,10 +43,8 @@ _FROM_RECIPE: Any = None
 
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are identified
 # by their digest and not by their path.
-_FREE_SETTINGS = (
-    *("layers", "device", "data", "data_root", "bad_images", "plugins", "save_every"),
-    *("cache.tier", "cache.folder"),
-)
+_FREE_SETTINGS = ["layers", "device", "data", "data_root", "bad_images", "plugins", "save_every"]
+_FREE_SETTINGS += ["cache.tier", "cache.folder"]
 # Settings that were added later, each with the value that describes what all runs did before. A setting of this value
 # is left out of a run's identity, so that the identities of older runs do not change.
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import field
 from typing import Any, TypeVar, get_type_hints
 
@@ -13,6 +13,11 @@ from ffstream.ground.units import parse_bytes, parse_seconds
 
 # The largest magnitudes allowed: what 64 bits hold. Comparing with them refuses nan and infinity as well.
 _LARGEST_INTEGER, _LARGEST_NUMBER = 2**63 - 1, sys.float_info.max
+# Rules for texts of a number and a unit: what reads them, and examples.
+_QUANTITIES: dict[str, tuple[Callable[[str], float], str]] = {
+    "size": (parse_bytes, "a size such as 512MiB, 1.5GiB or 8GB"),
+    "duration": (parse_seconds, "a time such as 30s, 5min or 1h"),
+}
 _MOST_LETTERS = 120  # characters of a value that an error shows
 
 
@@ -98,18 +103,13 @@ def _problem(value: Any, hint: str, rules: Mapping[str, Any]) -> str:
         return "a string"
     if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
         return "a string of whole characters (a path in another encoding cannot be written to config.toml; rename it)"
-    if rules.get("size") and value != "auto":
-        try:
-            positive = parse_bytes(value) > 0
-        except ValueError:
-            positive = False
-        return "" if positive else "'auto', or a size such as 512MiB, 1.5GiB or 8GB"
-    if rules.get("duration") and value != "auto":
-        try:
-            positive = parse_seconds(value) > 0
-        except ValueError:
-            positive = False
-        return "" if positive else "'auto', or a time such as 30s, 5min or 1h"
+    for rule, (parse, examples) in _QUANTITIES.items():
+        if rules.get(rule) and value != "auto":
+            try:
+                positive = parse(value) > 0
+            except ValueError:
+                positive = False
+            return "" if positive else f"'auto', or {examples}"
     if "choices" in rules and value not in rules["choices"]:
         return nearest(value, rules["choices"]).removeprefix("allowed: ")
     return ""

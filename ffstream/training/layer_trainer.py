@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,20 +12,21 @@ from torch import Tensor
 
 from ffstream.cache import ActivationCache, compute_batches, compute_shard_order, group_shards
 from ffstream.cache.transfer import Transfer, all_to_device
-from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
-from ffstream.errors import CorruptFileError, DivergedError
+from ffstream.device.workspace import Buffer, Workspace
+from ffstream.errors import DivergedError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import take_rows
 from ffstream.field.layers import Layer
 from ffstream.field.similarity import compare
 from ffstream.ground import seeding
 from ffstream.storage.epoch_part import EpochPart
+from ffstream.training.dropout import drop_features_
+from ffstream.training.loss_scale import scale_loss
 from ffstream.training.micro_batch import MicroBatch, draw_for, samples_in_sweep
 from ffstream.training.optimiser import LayerOptimiser
 
-_DROPOUT_WORDS, _MOVED_ROWS = Buffer("dropout words", "rows"), Buffer("moved rows", "rows")
+_MOVED_ROWS = Buffer("moved rows", "rows")
 _GRADIENT_SUMS = Buffer("gradient sums", "gradient")
-_SCALED = 16.0  # the bound of a scaled gradient by an activity of 1, summed over a batch of at least so many samples
 _TICK_S = 0.2  # time between two reports within an epoch; each report makes the host wait for the device
 
 
@@ -45,38 +45,6 @@ class EpochFigures:
 def learning_rate_factor(progress: float, decay_start: float) -> float:
     """1 until `decay_start` of the steps, then linear to 0. `progress` is the share of steps taken, in [0, 1)."""
     return 1.0 if progress < decay_start else (1.0 - progress) / max(1.0 - decay_start, 1e-12)
-
-
-def scale_gradients(num_samples: int, steepest: float) -> float:
-    """The power of two by which a batch's mean loss is multiplied where products are in float16, whose range is small.
-
-    The gradient of the mean loss by an activity is at most `steepest` / `num_samples` times that activity. Scaled, it
-    is far above the smallest number of float16 (6e-8), and its sums over the batch are far below the largest (65504).
-    The objective bounds it, so that nothing has to be adapted while a layer trains (as in Micikevicius et al. 2018,
-    section 3.2, where nothing bounds gradients).
-    """
-    if not 0 < steepest < math.inf:
-        return 1.0
-    return float(2.0 ** math.floor(math.log2(min(num_samples, _SCALED) / steepest)))
-
-
-def drop_features_(
-    rows: Tensor, rate: float, num_candidates: int, generator: torch.Generator, workspace: Workspace
-) -> Tensor:
-    """Dropout in place on rows (num_candidates * n, features): one mask per sample, so that candidates differ by label.
-
-    The rate is rounded to a multiple of 1/256: a random byte per feature, drawn eight at a time, costs a tenth of
-    `Tensor.bernoulli_` on a CPU.
-    """
-    threshold, num_features = round(rate * 256), rows.shape[1]
-    for part in rows.view(num_candidates, -1, num_features).split(workspace.parts.dropped_rows, dim=1):
-        shape = part.shape[1:]
-        words = workspace.take(_DROPOUT_WORDS, ((shape.numel() + 7) // 8,), torch.int64)
-        words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        drawn = words.view(torch.uint8)[: shape.numel()].view(shape)
-        kept = torch.ge(drawn, threshold, out=drawn)  # bytes: bools take five times as long to make and to read
-        part.mul_(workspace.take(BESIDE_ROWS, shape, rows.dtype).copy_(kept).mul_(256 / (256 - threshold)))
-    return rows
 
 
 class LayerTrainer:
@@ -132,6 +100,17 @@ class LayerTrainer:
         )
         return EpochPart(0, 0, 0.0, torch.zeros(4), on_host.get_state(), on_device.get_state())
 
+    def fits(self, part: EpochPart, cache: ActivationCache, epoch: int) -> bool:
+        """Whether a part of an epoch can have ended where it says, with generators that can be in these states."""
+        order = compute_shard_order(cache.layout, self._config.seed, self._index, epoch, self._config.epochs)
+        ends = self._group_ends(cache, order)
+        try:
+            for device, state in ((torch.device("cpu"), part.host_state), (self._device, part.device_state)):
+                seeding.generator(0, 0, 0, "part", device).set_state(state)
+        except RuntimeError:  # torch refuses a state that no generator can have
+            return False
+        return part.num_groups < len(ends) and part.num_samples == ends[part.num_groups - 1]
+
     def train_epoch(
         self,
         transfer: Transfer,
@@ -149,7 +128,7 @@ class LayerTrainer:
         `others` (num_stored, values) is the goodness that earlier tiles give every value that a candidate may take.
         An epoch of which a part is `done` is gone on with. `on_part` is called between groups of shards, with a
         function that describes the part that is done by then.
-        Raises DivergedError when the loss is no longer finite, CorruptFileError for a part that does not fit.
+        Raises DivergedError when the loss is no longer finite.
         """
         start_s = last_tick_s = time.perf_counter()
         totals = torch.zeros(4, device=self._device)
@@ -164,18 +143,8 @@ class LayerTrainer:
             num_groups, num_samples = done.num_groups, done.num_samples
             start_s -= done.elapsed_s
             totals.copy_(done.totals)
-            try:
-                host_generator.set_state(done.host_state)
-                generator.set_state(done.device_state)
-                fits = num_groups < len(ends) and num_samples == ends[num_groups - 1]
-            except RuntimeError:  # torch refuses a state that no generator can have
-                fits = False
-            if not fits:
-                raise CorruptFileError(
-                    f"progress of layer {self._index + 1}: was saved within an epoch of other shards, after "
-                    f"{num_groups} of {len(ends)} groups and {num_samples} samples; restore it from a copy, or remove "
-                    "the folder progress, so that the layer is trained anew"
-                )
+            host_generator.set_state(done.host_state)
+            generator.set_state(done.device_state)
 
         def describe() -> EpochPart:
             elapsed_s, states = time.perf_counter() - start_s, (host_generator.get_state(), generator.get_state())
@@ -306,7 +275,7 @@ class LayerTrainer:
         The mean is over the `num_samples` of the whole batch. Products in float16 are of gradients times a factor, by
         which what they give is divided.
         """
-        factor = scale_gradients(num_samples, self._steepest) if self._steepest is not None else 1.0
+        factor = scale_loss(num_samples, self._steepest) if self._steepest is not None else 1.0
         divisor = num_samples / factor
         part, rows, preactivations = self.multiply(part, generator)
         if self._config.objective.perturbation and part.others is None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ffstream.data.features import find_mixed
+from ffstream.data.sample import draw_sample
 from ffstream.data.scaling import CHANNELS, FEATURES, NONE, Scaling, find_parts
-from ffstream.data.values import find_mixed
 from ffstream.field.normalisation import length_normalise
 
 _MOST_IMAGES = 1024  # images that are looked at one by one, drawn from all
@@ -92,7 +93,7 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
     """
     if _are_equal(images):
         return f"all {len(images)} training images are equal, so that there is nothing to learn; look at the file"
-    index = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:_MOST_IMAGES].sort().values
+    index = draw_sample(len(images), _MOST_IMAGES).sort().values
     found = _find_known_code(images) or _find_far_code(images, index)
     if found is not None:
         return f"{found}; if it marks missing values, put the feature's mean there, or leave those images out"
@@ -325,7 +326,7 @@ def _find_offset(look: _Look) -> str | None:
 
 def _find_lost_length(images: Tensor, labels: Tensor, index: Tensor, scaling: Scaling, standardise: str) -> str | None:
     """Classes that differ in the length of their images, such as brightness, as nearest neighbours show."""
-    index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(1))][:_MOST_COMPARED]
+    index = index[draw_sample(len(index), _MOST_COMPARED, seed=1)]
     index = index[: max(_PART_VALUES // images[0].numel(), 2)]
     scaled, own = scaling.apply(images[index]), labels[index]
     step = -(-scaled.shape[1] // _MOST_COMPARED_FEATURES)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ffstream.data import Split
-from ffstream.data.class_means import find_other_classes
+from ffstream.data import Split, load_dataset
+from ffstream.data.class_means import ClassMeans
 from ffstream.data.dataset import check_dataset
 from ffstream.data.values import Values, find_other_units
 from tests.data.array_files import save
@@ -30,6 +30,10 @@ def colours(num_images, seed):
     images[labels == 0, ..., 0] += 60
     images[labels == 1, ..., 2] += 60
     return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
+
+
+def find_other_classes(images, labels, trained, trained_labels):
+    return ClassMeans.of(trained, trained_labels).find_other(images, labels)
 
 
 def said_of(train, test):
@@ -171,8 +175,6 @@ def test_grey_images_are_known_in_units_by_channel(of_train, tmp_path):
     (train, labels), (test, of_test) = ((images / 255, own) for images, own in (colours(200, 0), colours(80, 1)))
     grey = test.mean(dim=-1, keepdim=True).expand_as(test)
     arrays = {"x_train": change(train).numpy(), "y_train": labels.numpy(), "y_test": of_test.numpy()}
-    from ffstream.data import load_dataset
-
     assert load_dataset(save(tmp_path / "a.npz", arrays | {"x_test": change(test).numpy()})).warning is None
     said = load_dataset(save(tmp_path / "b.npz", arrays | {"x_test": change(grey).numpy()})).warning
     assert ("do not look like" if of_train == "as they are" else "all are grey, and 100 % of") in said

@@ -16,7 +16,8 @@ from ffstream.field.goodness import GOODNESSES
 from ffstream.field.objectives import OBJECTIVES
 from ffstream.field.similarity import GROUP_SAMPLES
 from ffstream.ground import seeding
-from ffstream.training.layer_trainer import LayerTrainer, drop_features_, learning_rate_factor
+from ffstream.training.dropout import drop_features_
+from ffstream.training.layer_trainer import LayerTrainer, learning_rate_factor
 from tests.helpers import describe, similarity_written_out
 
 NUM_SAMPLES = 96

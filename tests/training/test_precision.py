@@ -9,7 +9,8 @@ import ffstream as ff
 from ffstream.data import Scaling
 from ffstream.field.layers import LAYER_KINDS, Linear
 from ffstream.training import layer_trainer
-from ffstream.training.layer_trainer import LayerTrainer, scale_gradients
+from ffstream.training.layer_trainer import LayerTrainer
+from ffstream.training.loss_scale import scale_loss
 from ffstream.training.micro_batch import MicroBatch
 from tests.helpers import describe
 
@@ -83,21 +84,21 @@ def test_gradients_in_fp16_are_nearer_to_those_in_fp32_than_those_in_bf16(case, 
 def test_without_a_scale_fp16_loses_small_gradients(case, digits, by_autograd, monkeypatch):
     settings = PLAIN | {"objective__scale": 1e-4} | CASES[case]
     wanted, scaled = (weight_gradient(digits, precision, **settings) for precision in ("fp32", "fp16"))
-    monkeypatch.setattr(layer_trainer, "scale_gradients", lambda *_: 1.0)
+    monkeypatch.setattr(layer_trainer, "scale_loss", lambda *_: 1.0)
     assert distance(weight_gradient(digits, "fp16", **settings), wanted) > 2 * distance(scaled, wanted)
 
 
 @pytest.mark.parametrize("num_samples", [1, 7, 64, 10**6])
 @pytest.mark.parametrize("steepest", [1e-30, 2e-4, 0.7, 2.0, 1e6])
 def test_the_scale_is_a_power_of_two_that_bounds_what_is_scaled(num_samples, steepest):
-    scale = scale_gradients(num_samples, steepest)
+    scale = scale_loss(num_samples, steepest)
     assert torch.frexp(torch.tensor(scale, dtype=torch.float64))[0] == 0.5
     assert 0.5 * min(num_samples, 16) < scale * steepest <= min(num_samples, 16)
 
 
 @pytest.mark.parametrize("steepest", [0.0, float("inf"), float("nan")])
 def test_a_goodness_without_a_slope_is_not_scaled(steepest):
-    assert scale_gradients(64, steepest) == 1.0
+    assert scale_loss(64, steepest) == 1.0
 
 
 @pytest.mark.parametrize("recipe", ["inject", "hinton", "mono", "unsupervised"])

@@ -1,0 +1,191 @@
+"""Features that are in other units than in the training images, though all values together look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ffstream.data.sample import PART_VALUES, draw_sample
+from ffstream.data.values import ENOUGH_IMAGES
+
+_SHIFT, _SPREAD_OF_FEATURE = 4.0, 10.0  # least shift of a feature's mean, in spreads, and ratio of spreads
+_MEDIAN_SHIFT, _MEDIAN_SPREAD = 1.0, 2.5  # the same for the medians over standardised features
+_MOST = 0.5  # share of images
+_EQUAL = 1e-6  # relative difference of equal values of which some were rounded
+_BY_CHANCE = 1e-7  # probability below which an accident is ruled out, small as features may be many
+_NUM_CANDIDATES = 5  # images; the most frequent of their values of a feature is its usual value
+_GAP, _LEAST_SHARE = 20.0, 0.02  # the least ratio of magnitudes between two units, and share of the images in each
+_DECILES, _NORMAL_DECILES = (0.1, 0.5, 0.9), 2.563  # the distance of the outer two, in spreads of a normal law
+_MOST_COLUMNS = 2048  # of a table whose columns are all compared by their deciles
+_HEAVY = 3.0  # ratio of the spread to what the deciles suggest, from which it comes from a few images alone
+_MOST_DECILES = 512  # images from which deciles are taken
+_FAR_BY_CHANCE = 3.0  # values that are farther out than all of training, in a split of another size times its share
+_UPPER = 0.9  # of an image's features; those above may be of a kind of their own
+
+
+def find_shifted(found: Tensor, trained: Tensor, like: Tensor | None = None) -> str | None:
+    """A warning if some features of images (n, *shape) are in other units than in the training images; else None.
+
+    Only features that are nonzero in most training images are compared, and those that are constant there. Fewer than
+    50 images are not judged. `like` are the numbers of the training images that are compared, a sample by default.
+    """
+    if min(len(found), len(trained)) < ENOUGH_IMAGES:
+        return None
+    like = draw_sample(len(trained)) if like is None else like
+    mean, spread, share, usual, usual_share = _describe_features(trained, like)
+    other_mean, other_spread, _, _, still_usual = _describe_features(found, draw_sample(len(found)), usual)
+    is_shifted = (other_mean - mean).abs() > _SHIFT * spread
+    is_shifted |= other_spread > _SPREAD_OF_FEATURE * spread
+    # A feature that nearly always has the same value may well be constant in a few images.
+    is_narrow = (other_spread * _SPREAD_OF_FEATURE < spread) & (usual_share ** len(found) < _BY_CHANCE)
+    is_shifted |= is_narrow
+    # Of a constant feature, some images may differ where its values are rare; most of them do not by chance.
+    is_shifted = torch.where(spread > 0, is_shifted & (share > _MOST), still_usual < 1 - _MOST)
+    # Of features with rare, far values, means and spreads say little.
+    is_table = trained.dim() == 2 and trained.shape[1] <= _MOST_COLUMNS
+    suspects = ((is_shifted | (share > _MOST)) if is_table else is_shifted).nonzero().flatten()
+    if len(suspects):
+        differs, is_heavy = _compare_robustly(found, trained, like, suspects)
+        is_shifted[suspects] = torch.where(is_heavy, differs, is_shifted[suspects])
+    shifted = is_shifted.nonzero().flatten().tolist()
+    if not shifted:
+        return None
+    first = shifted[0]
+    others = f" and {len(shifted) - 1} more" if len(shifted) > 1 else ""
+    return (
+        f"feature {first}{others} of {len(mean)} have other values than in the training images (mean {mean[first]:g} "
+        f"and spread {spread[first]:g} there, {other_mean[first]:g} and {other_spread[first]:g} here); bring them to "
+        "the same units"
+    )
+
+
+def _compare_robustly(found: Tensor, trained: Tensor, like: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether features (k,) of images (n, *shape) differ by their deciles, and whether that says more: (k,) bool.
+
+    It says more where the spread comes from a few images, and where hardly any value is farther out than all of
+    training; of two splits of one data set, one may well hold such a value that the other lacks.
+    """
+    by_chance = _FAR_BY_CHANCE * (1 + len(found) / len(trained))
+    outcomes = []
+    for part in features.split(PART_VALUES // _MOST_DECILES):
+        wanted, values = _take_features(trained, like, part), _take_features(found, draw_sample(len(found)), part)
+        middle, width, near, is_heavy = _measure_robustly(wanted)
+        other_middle, other_width, other_near, is_other_heavy = _measure_robustly(values)
+        differs = (other_middle - middle).abs() > _SHIFT * width
+        # A decile may lie at the edge of values that a tenth of the images have; the median of the distances does not.
+        differs |= (other_width > _SPREAD_OF_FEATURE * width) & (other_near > _SPREAD_OF_FEATURE * near)
+        differs |= (width > _SPREAD_OF_FEATURE * other_width) & (near > _SPREAD_OF_FEATURE * other_near)
+        num_beyond = ((values < wanted.amin(dim=0)) | (values > wanted.amax(dim=0))).sum(dim=0)
+        is_heavy |= is_other_heavy & (num_beyond <= by_chance)
+        outcomes.append(torch.stack([differs, is_heavy & (width > 0) & (other_width > 0)]))
+    differs, is_heavy = torch.cat(outcomes, dim=1).unbind(0)
+    return differs, is_heavy
+
+
+def _measure_robustly(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Medians of values (n, k), spreads by the deciles, median distances, and whether the spread is far larger."""
+    some = values[:_MOST_DECILES]
+    low, middle, high = torch.quantile(some, torch.tensor(_DECILES, dtype=values.dtype), dim=0)
+    width = (high - low) / _NORMAL_DECILES
+    return middle, width, (some - middle).abs().median(dim=0).values, values.std(dim=0) > _HEAVY * width
+
+
+def _take_features(images: Tensor, index: Tensor, features: Tensor) -> Tensor:
+    """Some features (k,) of the images `index` (n,), in double precision: (n, k)."""
+    if images.is_contiguous():
+        return images.flatten(1)[index.unsqueeze(1), features].double()
+    size = max(PART_VALUES // images[0].numel(), 1)
+    return torch.cat([images[part].flatten(1)[:, features].double() for part in index.split(size)])
+
+
+def find_mixed(images: Tensor) -> str | None:
+    """A warning if some of the images (n, *shape) are in other units than the rest; None otherwise.
+
+    The magnitudes of the images then form two groups with a gap between them. An image's magnitude is one that a tenth
+    of its features exceed, each feature in units of its own median. Fewer than 50 images are not judged, nor are
+    integers, in which values in other units would be rounded away.
+    """
+    if len(images) < ENOUGH_IMAGES or not images.is_floating_point():
+        return None
+    units = _usual_magnitudes(images)
+    rank = int(_UPPER * (len(units) - 1)) + 1
+    size = max(PART_VALUES // len(units), 1)
+    largest = torch.cat([(part.flatten(1).double().abs() / units).kthvalue(rank).values for part in images.split(size)])
+    order = largest.argsort()
+    sizes = largest[order].clamp(min=float(largest[largest > 0].min()) if bool((largest > 0).any()) else 1.0)
+    gaps = sizes[1:] / sizes[:-1]
+    few = max(int(_LEAST_SHARE * len(images)), 1)
+    within = gaps[few - 1 : len(gaps) - few + 1]
+    if not len(within) or float(within.max()) < _GAP:
+        return None
+    position = few + int(within.argmax())
+    is_less = 2 * position < len(images)
+    some = order[:position] if is_less else order[position:]
+    return (
+        f"in {len(some)} of {len(images)}, such as image {int(some.min())}, all values are {float(within.max()):.0f} "
+        f"times {'smaller' if is_less else 'larger'} than in the rest, as if in other units; bring all to the same"
+    )
+
+
+def _usual_magnitudes(images: Tensor) -> Tensor:
+    """The median magnitude of each feature where it is not zero, (features,), from a sample of images; or 1."""
+    index = draw_sample(len(images), _MOST_DECILES)
+    found = []
+    for part in torch.arange(images[0].numel()).split(PART_VALUES // _MOST_DECILES):
+        values = _take_features(images, index, part).abs()
+        found.append(torch.where(values > 0, values, torch.nan).nanmedian(dim=0).values)
+    return torch.cat(found).nan_to_num(nan=1.0)
+
+
+def measure_rows(rows: Tensor) -> tuple[float, float] | None:
+    """The medians of |mean| and spread over the features of standardised rows (n, features); None if none varies."""
+    mean, spread, *_ = _describe_features(rows, draw_sample(len(rows)))
+    varies = (rows != rows[0]).any(dim=0)
+    if not bool(varies.any()):
+        return None
+    return float(mean[varies].abs().median()), float(spread[varies].median())
+
+
+def find_shifted_rows(rows: Tensor, classes: Mapping[str, float] | None) -> str | None:
+    """A warning if standardised images, rows (n, features), are in other units than the training images; else None.
+
+    Fewer than 50 rows are not judged. `classes` holds the limits within which the training images of any single class
+    lie, where these are known.
+    """
+    found = measure_rows(rows) if len(rows) >= ENOUGH_IMAGES else None
+    if found is None:
+        return None
+    (shift, ratio), limits = found, classes or {"shift": 0.0, "least_spread": 1.0, "most_spread": 1.0}
+    is_near = shift <= _MEDIAN_SHIFT + limits["shift"]
+    if is_near and limits["least_spread"] / _MEDIAN_SPREAD <= ratio <= limits["most_spread"] * _MEDIAN_SPREAD:
+        return None
+    return (
+        f"standardised by mean and spread of the training images, most features have a mean of {shift:.3g} and a "
+        f"spread of {ratio:.3g}, where 0 and 1 are expected; bring them to the units of the training images"
+    )
+
+
+def _describe_features(
+    images: Tensor, index: Tensor, usual: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What is known of each feature, from the images `index`; five tensors (features,).
+
+    They are its mean, its spread, the share of images in which it is not zero, its usual value, which may be given, and
+    the share of images in which it has that value.
+    """
+    sums = torch.zeros(4, images[0].numel(), dtype=torch.float64)
+    some = images[index[:_NUM_CANDIDATES]].flatten(1).double()
+    usual = some.mode(dim=0).values if usual is None else usual
+    rounding = _EQUAL * usual.abs()
+    start = some[0]  # it is subtracted first, as squares of large values would lose small spreads
+    for part in index.split(max(PART_VALUES // images[0].numel(), 1)):
+        values = images[part].flatten(1).double()
+        sums[2] += (values != 0).sum(dim=0)
+        sums[3] += ((values - usual).abs() <= rounding).sum(dim=0)
+        values -= start
+        sums[0] += values.sum(dim=0)
+        sums[1] += values.square().sum(dim=0)
+    mean, square, share, usual_share = sums / len(index)
+    return mean + start, (square - mean.square()).clamp(min=0.0).sqrt(), share, usual, usual_share
