@@ -87,6 +87,8 @@ class Transfer:
             executor.shutdown(wait=True)  # all that was submitted is still carried out
         for slot in (*self._read_slots, *self._write_slots):
             slot.free()
+        for buffers in (self._decoded, self._to_code):  # the threads refer to this object, which lives on for a while
+            buffers.clear()
         if kind is None:
             self.finish()
 
@@ -263,7 +265,7 @@ class _Slot:
         What is queued on the computing stream comes before what that stream does with the memory later. A copy on the
         side stream does not.
         """
-        if self._order is not None:
+        if self._order is not None and len(self._device_bytes):  # else there is nothing that a copy could use
             self._order.copied.synchronize()
         self._host = self._rows = self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
 
