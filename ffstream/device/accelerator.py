@@ -8,7 +8,9 @@ No other file of the package names a kind of device or one of its libraries. `to
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import subprocess
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,6 +18,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ffstream.device.caching_allocator import reserve_alike
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # of the operands of products
 
@@ -28,6 +32,11 @@ def operand_dtype(precision: str) -> torch.dtype:
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([a-z]?)")
 # CUDA 13 has no code for devices before Turing; wheels for CUDA 12.6, which torch is published with up to 2.14, have.
 _OLDEST_OF_TODAY = (7, 5)
+_DRIVER_TIMEOUT_S = 10.0
+CONTEXT_BYTES = 512 << 20  # assumed where the driver does not tell how much it takes for a process
+_LATER_KERNEL_BYTES = 32 << 20  # assumed, of kernels that are loaded when they are first used
+_CONTEXT_STEP_BYTES = 16 << 20
+_WARM_UNITS = 256
 _FIRST_FP16 = (7, 0)  # Volta: the first with units that multiply fp16 and sum in fp32
 _LEGACY = "torch 2.14 or older for CUDA 12.6"
 _LEGACY_INSTALL = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
@@ -95,20 +104,44 @@ class Accelerator(ABC):
         return False
 
     @abstractmethod
-    def allocated_bytes(self, device: torch.device) -> int:
-        """Bytes of the tensors of this process, as its allocator counts them."""
+    def requested_bytes(self, device: torch.device) -> int:
+        """Bytes of the tensors of this process, without what its allocator adds to them."""
 
     @abstractmethod
     def peak_bytes(self, device: torch.device) -> int:
-        """The most bytes that were allocated at once since the start, or since `reset_peak`."""
+        """The most bytes that were requested at once since the start, or since `reset_peak`."""
 
     @abstractmethod
     def reserved_bytes(self, device: torch.device) -> int:
         """Bytes that the allocator of this process has taken from the device, used or not."""
 
     @abstractmethod
+    def peak_reserved_bytes(self, device: torch.device) -> int:
+        """The most bytes that were reserved at once since the start, or since `reset_peak`."""
+
+    @abstractmethod
     def reset_peak(self, device: torch.device) -> None:
-        """Let `peak_bytes` begin anew."""
+        """Let `peak_bytes` and `peak_reserved_bytes` begin anew."""
+
+    @abstractmethod
+    def release_unused(self, device: torch.device) -> None:
+        """Give back to the device what the allocator has reserved and does not use."""
+
+    @abstractmethod
+    def limit(self, device: torch.device, reserved_bytes: int | None) -> None:
+        """Let the allocator of this process reserve no more than so much, if it takes limits; None ends the limit."""
+
+    def driver_bytes(self, _device: torch.device) -> int | None:
+        """Bytes of the device that this process takes, as the driver shows them; None if it does not tell."""
+        return None
+
+    def context_bytes(self, _device: torch.device) -> int:
+        """Bytes of the device that this process takes without a tensor, as far as they can be told.
+
+        They are the context that the driver keeps for the process, its kernels, and workspaces of libraries, which lie
+        in memory that the allocator reserves. The device starts to work.
+        """
+        return CONTEXT_BYTES
 
     def allocate_pinned(self, num_bytes: int) -> Tensor:
         """Bytes on the host from which and to which the device copies by itself. Raises RuntimeError if refused.
@@ -154,6 +187,7 @@ class TorchAccelerator(Accelerator):
     def __init__(self, kind: str, *, has_side_streams: bool = True, is_automatic: bool = True) -> None:
         self.kind = kind
         self.has_side_streams, self.is_automatic = has_side_streams, is_automatic
+        self._contexts: dict[torch.device, int] = {}  # bytes, once they are known
 
     @property
     def _module(self) -> Any:
@@ -207,17 +241,54 @@ class TorchAccelerator(Accelerator):
             return bool(torch.cuda.get_device_properties(device).is_integrated)
         return self.kind == "mps"
 
-    def allocated_bytes(self, device: torch.device) -> int:
-        return int(torch.accelerator.memory_allocated(device))
+    def requested_bytes(self, device: torch.device) -> int:
+        # An allocated block is up to 1 MiB larger than what was requested, as the allocator does not cut off less.
+        found = torch.accelerator.memory_stats(device).get("requested_bytes.all.current")
+        return int(torch.accelerator.memory_allocated(device) if found is None else found)
 
     def peak_bytes(self, device: torch.device) -> int:
-        return int(torch.accelerator.max_memory_allocated(device))
+        found = torch.accelerator.memory_stats(device).get("requested_bytes.all.peak")
+        return int(torch.accelerator.max_memory_allocated(device) if found is None else found)
 
     def reserved_bytes(self, device: torch.device) -> int:
         return int(torch.accelerator.memory_reserved(device))
 
+    def peak_reserved_bytes(self, device: torch.device) -> int:
+        return int(torch.accelerator.max_memory_reserved(device))
+
     def reset_peak(self, device: torch.device) -> None:
         torch.accelerator.reset_peak_memory_stats(device)
+
+    def release_unused(self, device: torch.device) -> None:
+        with contextlib.nullcontext() if device.index is None else torch.accelerator.device_index(device.index):
+            torch.accelerator.empty_cache()
+
+    def limit(self, device: torch.device, reserved_bytes: int | None) -> None:
+        set_share = getattr(self._module, "set_per_process_memory_fraction", None)
+        if set_share is not None:
+            total_bytes = self.total_bytes(device)
+            set_share(1.0 if reserved_bytes is None else min(max(reserved_bytes, 0) / total_bytes, 1.0), device)
+
+    def driver_bytes(self, device: torch.device) -> int | None:
+        if self.kind != "cuda" or torch.version.cuda is None:
+            return None
+        return find_process_bytes(str(torch.cuda.get_device_properties(device).uuid), os.getpid(), _ask_driver())
+
+    def context_bytes(self, device: torch.device) -> int:
+        if device not in self._contexts:
+            before_bytes = self.requested_bytes(device)
+            for dtype in (torch.float32, *(_PRECISIONS[name] for name in self.narrow_products(device))):
+                square = torch.ones(_WARM_UNITS, _WARM_UNITS, dtype=dtype, device=device)
+                torch.mm(square, square)  # makes the workspaces
+                del square
+            self.synchronise(device)
+            self.release_unused(device)
+            workspaces = reserve_alike(self.requested_bytes(device) - before_bytes, 1)
+            taken = self.driver_bytes(device)
+            context = CONTEXT_BYTES if taken is None else taken - self.reserved_bytes(device) + _LATER_KERNEL_BYTES
+            # Rounded, as what fits decides sizes, and these decide bits: they are to be the same at every start.
+            self._contexts[device] = -(-(context + workspaces) // _CONTEXT_STEP_BYTES) * _CONTEXT_STEP_BYTES
+        return self._contexts[device]
 
     def synchronise(self, device: torch.device) -> None:
         torch.accelerator.synchronize(device)
@@ -251,6 +322,28 @@ class TorchAccelerator(Accelerator):
     def set_for_thread(self, device: torch.device) -> None:
         if device.index is not None:
             torch.accelerator.set_device_index(device.index)
+
+
+def _ask_driver() -> str:
+    """What NVIDIA's tool tells of processes: lines of device, process and MiB. Empty if it is not there or fails."""
+    query = ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_DRIVER_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout if found.returncode == 0 else ""
+
+
+def find_process_bytes(uuid: str, pid: int, text: str) -> int | None:
+    """Bytes that a process takes of a device, from lines of (device, process, MiB); None if they do not tell.
+
+    In a container, the driver may know the process by another number, and under Windows it does not know the bytes.
+    """
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) == 3 and parts[0].removeprefix("GPU-") == uuid.removeprefix("GPU-") and parts[1] == str(pid):
+            return int(parts[2]) << 20 if parts[2].isdigit() else None
+    return None
 
 
 def is_served(capability: tuple[int, int], built: Sequence[str]) -> bool:

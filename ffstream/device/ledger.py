@@ -20,6 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ffstream.device.caching_allocator import Trace
 from ffstream.ground.files import find_current
 
 PAPER = torch.device("meta")
@@ -67,7 +68,7 @@ def _import_compiler() -> None:
 class Ledger(TorchDispatchMode):
     """While it is active, it has an entry with the bytes of every storage that is made, until the storage is freed.
 
-    `work` is the sum of what all operators did.
+    `work` is the sum of what all operators did. `trace` notes when tensors on paper are made and freed.
     """
 
     @classmethod
@@ -75,9 +76,11 @@ class Ledger(TorchDispatchMode):
         """False, so that torch does not wrap this class for its unused compiler, whose import takes a second."""
         return False
 
-    def __init__(self) -> None:
+    def __init__(self, trace: Trace | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._entries: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._trace = trace
+        self._numbers: dict[int, int] = {}  # in the trace, of entries
         self.peak_bytes = 0
         self.work = Work()
         if "torch._dynamo" not in sys.modules and find_current() is None:
@@ -125,6 +128,11 @@ class Ledger(TorchDispatchMode):
     def _enter(self, func: Any, found: Any, made: list[torch.UntypedStorage]) -> None:
         """Enter the storages that an operator has made."""
         if made:
+            if self._trace is not None:
+                self._strike_out()
+                self._numbers |= {
+                    storage._cdata: self._trace.make(storage.nbytes()) for storage in made if storage.device == PAPER
+                }
             self._entries |= {storage._cdata: (StorageWeakRef(storage), storage.nbytes()) for storage in made}
             # While it runs, sorting needs memory for another copy of the indices.
             beside = found[1].nbytes if func.overloadpacket is torch.ops.aten.sort else 0
@@ -145,6 +153,8 @@ class Ledger(TorchDispatchMode):
     def _strike_out(self) -> None:
         for key in [key for key, (reference, _) in self._entries.items() if reference.expired()]:
             del self._entries[key]
+            if self._trace is not None and key in self._numbers:
+                self._trace.free(self._numbers.pop(key))
 
 
 @dataclass(frozen=True)

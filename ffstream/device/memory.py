@@ -93,7 +93,7 @@ def is_in_memory(folder: Path) -> bool:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Highest device memory so far: allocated bytes on an accelerator, the resident set of the process on a CPU."""
+    """Highest device memory so far: bytes of tensors on an accelerator, the resident set of the process on a CPU."""
     accelerator = find_accelerator(device)
     if accelerator is not None:
         return accelerator.peak_bytes(device)
@@ -113,7 +113,7 @@ class PeakMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._accelerator = device, find_accelerator(device)
-        self._before_bytes = 0  # on an accelerator: bytes that were allocated at the start
+        self._before_bytes = 0  # on an accelerator: bytes that tensors had at the start
         self._blocks: dict[int, int] = {}  # on a CPU: bytes, by address, of what was made since and is alive
         self._profiler: Any = None  # while it is open
 
@@ -129,7 +129,7 @@ class PeakMeter:
         if self._accelerator is not None:
             self._accelerator.synchronise(self._device)
             self._accelerator.reset_peak(self._device)
-            self._before_bytes = self._accelerator.allocated_bytes(self._device)
+            self._before_bytes = self._accelerator.requested_bytes(self._device)
         else:
             self._blocks.clear()
             self._open_account()
@@ -202,6 +202,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def limiting(device: torch.device, num_bytes: int | None) -> Iterator[None]:
+    """Let an accelerator's allocator reserve no more than so many bytes beside what it holds now; None: no limit."""
+    accelerator = find_accelerator(device)
+    if accelerator is None or num_bytes is None:
+        yield
+        return
+    accelerator.release_unused(device)
+    accelerator.limit(device, num_bytes + accelerator.reserved_bytes(device))
+    try:
+        yield
+    finally:
+        accelerator.limit(device, None)
 
 
 @contextlib.contextmanager

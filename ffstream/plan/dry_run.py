@@ -15,6 +15,7 @@ from ffstream.cache import CacheLayout, compute_batches
 from ffstream.data import Scaling, Split
 from ffstream.data.augmentation import SHIFT_BYTES, draw_fresh
 from ffstream.device.accelerator import ANY
+from ffstream.device.caching_allocator import Trace
 from ffstream.device.ledger import PAPER, Ledger, Work
 from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.device.workspace import Workspace
@@ -22,12 +23,15 @@ from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
 from ffstream.field.network import LayerSpec, count_distinct
 from ffstream.plan.footprint import (
+    WRITTEN,
     Footprint,
     KernelBytes,
     PaperLayer,
     cache_layouts,
     goodness_bytes,
     has_stacks,
+    reading,
+    writing,
 )
 from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import LayerTrainer
@@ -62,14 +66,16 @@ def do_on_paper(
     parts = parts or part_sizes("cpu" if draws_on_device else ANY)
     work = _PaperWork(blueprint, draws_on_device, parts)
     layers: list[PaperLayer] = []
-    write, writing = Work(), 0
+    write, to_write = Work(), 0
     if config.augmentation.restream or has_stacks(config):  # images are written again after training has begun
-        write, writing = work.on_input()
+        write, to_write = work.on_input()
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
         terms, done = work.on_layer(spec, cache_layouts(blueprint, spec.in_features), beside)
         handing_on = terms.pop("handing_on")
-        footprint = Footprint(slots=0, handing_on=max(handing_on, writing), **terms)
-        layers.append(PaperLayer(footprint, **done, handing_on=handing_on, write=write, writing=writing))
+        footprint = Footprint(slots=0, handing_on=max(handing_on, to_write), **terms)
+        events = work.trace.take() if not draws_on_device else ()
+        works = done["step"], done["sweep"], done["measure"], done["hand_on"]
+        layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, events))
     return layers
 
 
@@ -110,7 +116,8 @@ class _PaperWork:
         self._draws_on_device = draws_on_device
         self._small_bytes = _SMALL_BYTES["cpu" if draws_on_device else "accelerator"]
         self._workspace = Workspace(PAPER, parts)
-        self._ledger = Ledger()
+        self.trace = Trace()
+        self._ledger = Ledger(None if draws_on_device else self.trace)
 
     @torch.no_grad()
     def on_input(self) -> tuple[Work, int]:
@@ -158,6 +165,10 @@ class _PaperWork:
         tiles = self._blueprint.tiles
         shards = {name: _Shard(layout, spec.out_features) for name, layout in layouts.items()}
         kept = goodness_bytes(self._blueprint, layouts) if self._draws_on_device else {}
+        if not self._draws_on_device:  # as the runner does for an accelerator
+            self._workspace.clear()
+        self.trace.take()
+        self.trace.make(self._small_bytes)
         with self._ledger as ledger:
             trained = [
                 self._train_tile(spec, units, shards, layouts["train"], kernels, kept.get("train", 0))
@@ -168,16 +179,18 @@ class _PaperWork:
             self._workspace.clear()  # as the runner does
             layer = self._build(spec, tiles[0])
             weights = ledger.live_bytes
+            beside = []
+            if len(tiles) > 1:  # each tile is loaded while the one before is freed; lengths are summed for all rows
+                beside.append(weights * (tiles[1].stop - tiles[1].start) // tiles[0].stop)
+                beside.append(max(4 * len(shard.block) * shard.block.shape[1] for shard in shards.values()))
+            for num_bytes in (*beside, kernels.in_passes):
+                self.trace.make(num_bytes)
             ledger.start_peak()
             for _ in range(2 if spec.hands_on else 0):  # the second chunk reuses all buffers
                 start = ledger.work
                 self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards)
                 done["hand_on"] = (ledger.work - start) * len(tiles)
-            handing_on = ledger.peak_bytes + kernels.in_passes
-        if len(tiles) > 1:  # each tile is loaded while the one before is freed; lengths are summed for all rows
-            handing_on += weights * (tiles[1].stop - tiles[1].start) // tiles[0].stop + max(
-                4 * len(shard.block) * shard.block.shape[1] for shard in shards.values()
-            )
+            handing_on = ledger.peak_bytes + kernels.in_passes + sum(beside)
         on_host = 3 * kept.get("validation", 0)  # of the tiles so far, of this one, of the layers so far
         first, more = trained[0], max(tile.num_bytes for tile in trained) - trained[0].named_bytes
         terms = first.buffers | {
@@ -216,6 +229,7 @@ class _PaperWork:
         goodness, has_others = self._blueprint.goodness, units.start > 0
         num_epochs = self._config.epochs
         of_tiles = kept if has_others else 0
+        trace = self.trace
         before = ledger.live_bytes
         layer = self._build(spec, units)
         weights = ledger.live_bytes - before
@@ -229,7 +243,10 @@ class _PaperWork:
             ledger.start_peak()
             start = ledger.work
             rows, num_samples = shards[name].chunk, shards[name].num_samples
+            trace.begin(reading(name))
+            beside = trace.make(kernels.in_passes)
             self._method.reading.sweep(layer, goodness, layer.preactivations(rows), num_samples)
+            trace.free(beside)
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
             return ledger.work - start
 
@@ -237,11 +254,14 @@ class _PaperWork:
             informed = has_others or epoch > 0
             for _ in range(num_steps):
                 ledger.start_peak()
+                trace.begin(reading("train"))
                 index, drawn = self._draw(labels, largest, has_others=has_others, informed=informed)
                 peaks.append(ledger.peak_bytes + of_tiles)
                 ledger.start_peak()
                 start = ledger.work
+                beside = trace.make(kernels.in_steps)
                 figures, left_out = self._step(trainer, drawn.take(block, index), num_blocks, generator)
+                trace.free(beside)
                 totals += figures
                 peaks.append(ledger.peak_bytes + kernels.in_steps + of_tiles)
                 done["step"] = ledger.work - start + left_out
@@ -274,8 +294,11 @@ class _PaperWork:
     def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard]) -> None:
         """Hand on the first chunk of every split."""
         hand_on_chunks = hand_on_by_tiles if self._sizes.num_tiles > 1 else hand_on_whole
-        for shard in shards.values():
+        for name, shard in shards.items():
+            self.trace.begin(reading(name))
+            self.trace.begin(writing(name))
             hand_on_chunks(layer, [(shard.chunk, shard.written)])
+            self.trace.begin(WRITTEN)
 
     def _draw(self, labels: Tensor, size: int, *, has_others: bool, informed: bool) -> tuple[Tensor, Draw]:
         """The index of a batch of `size` samples, a view of a shard's order, and what is drawn for the shard."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ffstream.cache import CODED
 from ffstream.data.shape import DataShape
+from ffstream.device.caching_allocator import reserve_alike
 from ffstream.errors import BudgetError, ConfigError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import LabelMethod, make_label_method
@@ -246,11 +247,12 @@ class _Planner:
         ]
         cache_bytes = max(layer.cache_bytes for layer in layers) + max(shards)  # output replaces input shard by shard
         largest = max(layers, key=lambda layer: layer.footprint.peak)
-        device = _need(
-            f"the device ({_describe(largest)})",
-            self.resources.device_bytes,
-            _device_terms(largest.footprint) | {"cache": cache_bytes if tier == "device" else 0},
-        )
+        terms = _device_terms(largest.footprint) | {"cache": cache_bytes if tier == "device" else 0}
+        if not on_cpu:
+            reserved = max(layer.reserved for layer in on_paper)
+            reserved += _reserve_cache(blueprint) if tier == "device" else 0
+            terms |= {"allocator": max(reserved - sum(terms.values()), 0), "context": self.resources.context_bytes}
+        device = _need(f"the device ({_describe(largest)})", self.resources.device_bytes, terms)
         disk, max_unsynced = self._disk(layers, cache_bytes if tier == "disk" else 0)
         kept = goodness_bytes(blueprint, cache_layouts(blueprint, self.data.num_features)) if not on_cpu else {}
         copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # of tiles so far, this tile, all layers
@@ -330,6 +332,13 @@ def _with_tiles(config: Config, tile_units: int) -> Config:
 
 def _excess_bytes(plan: Plan) -> int:
     return sum(need.excess_bytes for need in (plan.device, plan.host, plan.disk))
+
+
+def _reserve_cache(blueprint: Blueprint) -> int:
+    """Bytes that an accelerator's allocator reserves for the largest cache, and for a shard beside it."""
+    layouts = [list(cache_layouts(blueprint, spec.in_features).values()) for spec in blueprint.specs[:2]]
+    of_caches = [sum(reserve_alike(layout.shard_bytes, layout.num_shards) for layout in each) for each in layouts]
+    return max(of_caches) + max(reserve_alike(layout.shard_bytes, 1) for each in layouts for layout in each)
 
 
 def _need(noun: str, allowed_bytes: int, terms: dict[str, int]) -> Need:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from ffstream.cache import CacheLayout
 from ffstream.cache.transfer import NUM_SLOTS
+from ffstream.device.caching_allocator import Event, replay
 from ffstream.device.ledger import Work
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.network import count_distinct, count_in_stack
+from ffstream.field.network import LayerSpec, count_distinct, count_in_stack
 from ffstream.settings.config import Config
 
 
@@ -50,6 +51,8 @@ class PaperLayer:
     handing_on: int  # bytes alive on the device meanwhile
     write: Work  # for a chunk of images, if they are written again after training has begun
     writing: int  # bytes alive on the device meanwhile
+    events: tuple[Event, ...] = ()  # of its tensors on an accelerator, where `reading` and `writing` name phases
+    reserved: int = 0  # the most bytes that an accelerator's allocator reserves for it, with slots
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,21 @@ class KernelBytes:
 
     in_steps: int = 0
     in_passes: int = 0
+
+
+_SMALL_SEGMENT_BYTES = 2 << 20  # one more than on paper: small tensors come and go in another order than there
+WRITTEN = "written"  # a phase: all slots for writing are free again
+_READ_SLOTS, _WRITE_SLOTS = ("decoded", "read", "read too"), ("to code", "to write", "to write too")
+
+
+def reading(split: str) -> str:
+    """The phase in which a split's shards are read."""
+    return f"reading {split}"
+
+
+def writing(split: str) -> str:
+    """The phase in which a split's shards are written for the next layer."""
+    return f"writing {split}"
 
 
 def cache_layouts(blueprint: Blueprint, num_features: int) -> dict[str, CacheLayout]:
@@ -100,8 +118,34 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
             )  # before the last input was written, so that slots for reading exist
             handing_on = max(handing_on, layer.writing + of_images["train"] + (slots if were_read else 0))
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)
-        found.append(dataclasses.replace(layer, footprint=footprint))
+        reserved = _reserve(spec, layer, blueprint, staged=staged) if layer.events else 0
+        found.append(dataclasses.replace(layer, footprint=footprint, reserved=reserved))
     return found
+
+
+def _reserve(spec: LayerSpec, layer: PaperLayer, blueprint: Blueprint, *, staged: bool) -> int:
+    """The most bytes that an accelerator's allocator reserves while this layer is worked on."""
+    phases: dict[str, dict[str, int]] = {WRITTEN: dict.fromkeys(_WRITE_SLOTS, 0)}
+    for split, layout in cache_layouts(blueprint, spec.in_features).items():
+        phases[reading(split)] = _size_slots(_READ_SLOTS, layout, staged=staged)
+    for split, layout in cache_layouts(blueprint, spec.out_features).items() if spec.hands_on else ():
+        phases[writing(split)] = _size_slots(_WRITE_SLOTS, layout, staged=staged)
+    found = replay(layer.events, phases) + _SMALL_SEGMENT_BYTES
+    if not has_stacks(blueprint.config) and not blueprint.config.augmentation.restream:
+        return found
+    events: list[Event] = [(0, layer.writing)]  # images are written again, while slots for reading may exist
+    for split, layout in cache_layouts(blueprint, blueprint.data.num_features).items():
+        phases[split] = _size_slots(_WRITE_SLOTS, layout, staged=staged)
+        if blueprint.config.augmentation.restream:  # else they are freed before
+            events.append((reading(split), 0))
+        events += [(split, 0), (WRITTEN, 0)]
+    return max(found, replay(events, phases))
+
+
+def _size_slots(names: Sequence[str], layout: CacheLayout, *, staged: bool) -> dict[str, int]:
+    """Bytes of a shard in another form, if shards are coded, and of two slots, of which a single shard needs one."""
+    slot = layout.shard_bytes if staged else 0
+    return dict(zip(names, (layout.coding_bytes, slot, slot if layout.num_shards > 1 else 0), strict=True))
 
 
 def has_stacks(config: Config) -> bool:

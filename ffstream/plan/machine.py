@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ffstream.device.accelerator import ANY
+from ffstream.device.accelerator import ANY, CONTEXT_BYTES
 from ffstream.errors import ConfigError
 from ffstream.ground.units import parse_bytes
 from ffstream.plan.plan import INTERPRETER_BYTES, Rates, Resources
@@ -44,7 +44,9 @@ def parse_machine(text: str) -> Resources:
         raise _error(text, str(error)) from error
     loaded["disk"] = min(loaded.values())  # a shard on disk goes through the host
     rates = Rates(flops_per_s, moved, _OPERATOR_S, loaded)
-    return Resources(ANY, device_bytes, host_bytes, INTERPRETER_BYTES, disk_bytes, rates=rates)
+    return Resources(
+        ANY, device_bytes, host_bytes, INTERPRETER_BYTES, disk_bytes, context_bytes=CONTEXT_BYTES, rates=rates
+    )
 
 
 def _parse_flops(text: str) -> float:

@@ -43,6 +43,9 @@ class Resources:
     host_bytes: int  # of the whole process
     host_used_bytes: int  # by the interpreter and its libraries
     disk_bytes: int
+    # Of the accelerator, taken by this process before its first tensor: the driver's context and the workspaces of
+    # libraries. The device's bytes include them.
+    context_bytes: int = 0
     shares_host: bool = False  # an accelerator whose memory is the host's; a CPU's always is
     disk_is_memory: bool = False  # the run directory lies in a file system that is kept in memory
     rates: Rates | None = None  # None: no times are planned

@@ -63,6 +63,8 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
     will replace. Raises BudgetError for a budget that is larger than the machine, or that the interpreter
     already uses up.
     """
+    accelerator = find_accelerator(device)
+    context = 0 if accelerator is None else accelerator.context_bytes(device)  # first, as it takes host memory too
     used, host_total = resident_bytes(), host_installed_bytes()
     free = max(host_free_bytes() - reserved_by_others(), 0)
     host = min(_budget("host", settings.host_budget, used + int(_SHARE * free), host_total), used + free)
@@ -74,11 +76,10 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
     place = find_place(folder)
     usage = shutil.disk_usage(place)
     disk = _budget("disk", settings.disk_budget, int(_SHARE * usage.free) + held_bytes, usage.free + held_bytes)
-    accelerator = find_accelerator(device)
     total = host_total if accelerator is None else accelerator.total_bytes(device)
     shares_host = accelerator is not None and accelerator.shares_host_memory(device)
     has_own = accelerator is not None and not shares_host
-    device_bytes = int(_SHARE * device_free_bytes(device)) if has_own else min(host - used, total)
+    device_bytes = int(_SHARE * (device_free_bytes(device) + context)) if has_own else min(host - used, total)
     device_bytes = _budget("device", settings.budget, device_bytes, total)
     most_host = _budget("host", settings.host_budget, INTERPRETER_BYTES + int(_SHARE * host_total), host_total)
     most_device = int(_SHARE * total) if has_own else min(most_host - INTERPRETER_BYTES, total)
@@ -88,6 +89,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
         host_bytes=most_host,
         host_used_bytes=INTERPRETER_BYTES,
         disk_bytes=disk,  # by what is free: all sizes need the same
+        context_bytes=context,
         shares_host=shares_host,
         disk_is_memory=is_in_memory(place),
     )
@@ -97,6 +99,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
         host_bytes=host,
         host_used_bytes=used,
         disk_bytes=disk,
+        context_bytes=context,
         shares_host=shares_host,
         disk_is_memory=is_in_memory(place),
         unpinned=_find_unpinned(device),

@@ -30,7 +30,8 @@ def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
     Raises BudgetError when the steps take more than the plan may: a layer kind may allocate on a device what it does
     not on paper, and another program may have taken memory that was free.
     """
-    allowed_bytes = plan.device.allowed_bytes - plan.device.terms.get("cache", 0)
+    apart = sum(plan.device.terms.get(name, 0) for name in ("cache", "context"))
+    allowed_bytes = plan.device.allowed_bytes - apart
     staged = plan.tier == "disk" or (plan.tier == "host" and device.type != "cpu")
     for spec, planned in zip(blueprint.specs, plan.layers, strict=False):  # only those that differ in shape
         layout = cache_layouts(blueprint, spec.in_features)["train"]

@@ -17,6 +17,7 @@ from ffstream.cache.transfer import Transfer
 from ffstream.data import Split
 from ffstream.data.augmentation import draw_fresh, draw_view
 from ffstream.data.facts import DataFacts
+from ffstream.device.accelerator import find_accelerator
 from ffstream.device.ledger import PAPER
 from ffstream.device.memory import peak_memory_bytes, unpinned_reason
 from ffstream.device.workspace import Workspace
@@ -68,7 +69,7 @@ class Runner:
         self._num_in_stack = count_in_stack(config)
         self._labels = {name: splits[name].labels for name in names}
         self._scaling = facts.scaling
-        self._device = device
+        self._device, self._accelerator = device, find_accelerator(device)
         self._observer = observer
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
         self._blueprint = blueprint = Blueprint.of(config, facts.shape(num_samples))
@@ -120,7 +121,7 @@ class Runner:
 
     def _describe(self, num_done: int) -> RunOutline:
         needed = self._plan.device
-        cache_bytes = needed.terms.get("cache", 0)
+        apart = sum(needed.terms.get(name, 0) for name in ("cache", "context"))
         return RunOutline(
             path=str(self._directory.path),
             num_layers=len(self._specs),
@@ -130,8 +131,8 @@ class Runner:
             num_epochs=self._config.epochs,
             is_labelled=self._config.labels.method != "none",
             device_type=self._device.type,
-            planned_bytes=needed.num_bytes - cache_bytes,
-            allowed_bytes=needed.allowed_bytes - cache_bytes,
+            planned_bytes=needed.num_bytes - apart - needed.terms.get("allocator", 0),
+            allowed_bytes=needed.allowed_bytes - apart,
         )
 
     # --- the three actions
@@ -160,6 +161,10 @@ class Runner:
     def _train(self, spec: LayerSpec) -> None:
         """Train, measure and commit a layer, tile by tile. Epochs of an earlier process come from its progress."""
         self._resident = None
+        if self._accelerator is not None:  # what it has reserved for other layers would be in the way of this one
+            self._workspace.clear()
+            self._transfer.release()
+            self._accelerator.release_unused(self._device)
         start_s = time.perf_counter()
         start_epoch = self._epochs_taken.pop(spec.index, 0)
         num_finished = start_epoch // self._config.epochs

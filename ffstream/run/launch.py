@@ -11,7 +11,7 @@ from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
 from ffstream.device.device import explain_fallback
 from ffstream.device.environment import describe_environment, find_differences, plain_torch
-from ffstream.device.memory import naming_lack_of_memory
+from ffstream.device.memory import limiting, naming_lack_of_memory
 from ffstream.errors import RunError, RunMismatchError, StorageError, to_command
 from ffstream.field.parts import describe_parts
 from ffstream.ground.files import expand_home, storage_errors, take_notes
@@ -142,6 +142,9 @@ def _execute(
             config, splits, device = prepared.plan.config, prepared.splits, prepared.device
             caches = directory.caches(config.cache.folder)
             on_disk = prepared.plan.tier == "disk"
+            needed, limit_bytes = prepared.plan.device, None
+            if config.memory.budget != "auto":
+                limit_bytes = needed.allowed_bytes - needed.terms.get("context", 0)
             remedy = (
                 "free some; what is committed is kept, go on with "
                 f"{to_command('resume', directory.path)}, and if need be with --cache disk or a smaller --budget"
@@ -149,6 +152,7 @@ def _execute(
             try:
                 with (
                     naming_lack_of_memory(device, remedy),
+                    limiting(device, limit_bytes),
                     caches.locked(make=True) if on_disk else contextlib.nullcontext(),
                 ):
                     runner = Runner(directory, prepared.plan, directory.read_data(), splits, device, observer)

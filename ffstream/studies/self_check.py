@@ -182,16 +182,25 @@ def _check_plan(device: torch.device, accelerator: Accelerator | None, folder: P
     if accelerator is None:
         raise _UncheckedError("torch does not account for a CPU's memory")
     config = _configure(device, "disk").override({"width": 1024})
-    planned = make_plan(config).device.num_bytes
+    needed = make_plan(config).device
+    planned, context = needed.num_bytes, needed.terms["context"]
     accelerator.synchronise(device)
-    before = accelerator.allocated_bytes(device)
+    accelerator.release_unused(device)
+    requested, reserved = accelerator.requested_bytes(device), accelerator.reserved_bytes(device)
     accelerator.reset_peak(device)
     train(config, folder / "planned", observer=Observer())
     accelerator.synchronise(device)
-    taken = accelerator.peak_bytes(device) - before
-    said = f"planned {format_bytes(planned)}, allocated {format_bytes(taken)} at most"
-    said += f", reserved {format_bytes(accelerator.reserved_bytes(device))}"
-    if taken > planned:
+    taken = accelerator.peak_reserved_bytes(device) - reserved
+    said = f"planned {format_bytes(planned)}, {format_bytes(context)} of them for the device's context"
+    said += f"; tensors took {format_bytes(accelerator.peak_bytes(device) - requested)} at most"
+    said += f", and {format_bytes(taken)} were reserved for them"
+    shown = accelerator.driver_bytes(device)
+    if shown is None:
+        said += "; the driver does not tell what it shows"
+    else:
+        shown -= reserved
+        said += f"; the driver shows {format_bytes(shown)} more than before"
+    if max(taken + context, shown or 0) > planned:
         raise _FailedError(said)
     return said
 

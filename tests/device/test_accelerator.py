@@ -9,7 +9,7 @@ import torch
 
 import ffstream as ff
 from ffstream.device import accelerator
-from ffstream.device.accelerator import ACCELERATORS, TorchAccelerator, is_served
+from ffstream.device.accelerator import ACCELERATORS, TorchAccelerator, find_process_bytes, is_served
 from ffstream.device.device import explain_fallback, resolve_device, resolve_precision
 
 OF_CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -129,3 +129,20 @@ def test_products_are_of_the_narrowest_type_that_a_card_multiplies(capability, h
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
     )
     assert resolve_precision("auto", torch.device("cuda:0")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("GPU-aa, 7, 510\n", 510 << 20),
+        ("GPU-bb, 7, 90\nGPU-aa, 70, 80\nGPU-aa, 7, 510\n", 510 << 20),
+        ("GPU-aa, 7, [N/A]\n", None),
+        ("GPU-aa, 70, 80\n", None),
+        ("GPU-bb, 7, 90\n", None),
+        ("No devices were found\n", None),
+        ("", None),
+    ],
+)
+def test_what_the_driver_tells_of_a_process_is_read_or_not_known(text, expected):
+    for uuid in ("aa", "GPU-aa"):  # torch leaves the prefix out
+        assert find_process_bytes(uuid, 7, text) == expected

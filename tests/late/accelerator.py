@@ -16,6 +16,7 @@ from tests.late.streams import LateEvent, LateStream
 from tests.late.tensors import LateDevice, LateMode
 
 _GENERATOR = torch.Generator
+CONTEXT_BYTES = 4 << 20  # which the device is said to take for a process; it is not kept anywhere
 
 
 class LateAccelerator(Accelerator):
@@ -39,22 +40,34 @@ class LateAccelerator(Accelerator):
         return ("bf16", "fp16")
 
     def free_bytes(self, device: torch.device) -> int:
-        return self._late.arena.capacity_bytes - self._late.arena.allocated_bytes
+        return self._late.arena.capacity_bytes - self._late.arena.requested_bytes
 
     def total_bytes(self, device: torch.device) -> int:
         return self._late.arena.capacity_bytes
 
-    def allocated_bytes(self, device: torch.device) -> int:
-        return self._late.arena.allocated_bytes
+    def requested_bytes(self, device: torch.device) -> int:
+        return self._late.arena.requested_bytes
 
     def peak_bytes(self, device: torch.device) -> int:
         return self._late.arena.peak_bytes
 
     def reserved_bytes(self, device: torch.device) -> int:
-        return self._late.arena.allocated_bytes
+        return self._late.arena.reserved_bytes
+
+    def peak_reserved_bytes(self, device: torch.device) -> int:
+        return self._late.arena.peak_reserved_bytes
 
     def reset_peak(self, device: torch.device) -> None:
-        self._late.arena.peak_bytes = self._late.arena.allocated_bytes
+        self._late.arena.reset_peak()
+
+    def release_unused(self, device: torch.device) -> None:
+        self._late.arena.release_unused()
+
+    def limit(self, device: torch.device, reserved_bytes: int | None) -> None:
+        self._late.arena.limit_bytes = reserved_bytes
+
+    def context_bytes(self, device: torch.device) -> int:
+        return CONTEXT_BYTES
 
     def allocate_pinned(self, num_bytes: int) -> Tensor:
         return self._late.allocate_pinned(num_bytes)

@@ -34,7 +34,7 @@ def test_the_package_finds_it_in_the_place_of_cuda():
         device = resolve_device("auto")
         assert device.type == "cuda"
         accelerator = find_accelerator(device)
-        assert accelerator.total_bytes(device) > accelerator.allocated_bytes(device)
+        assert accelerator.total_bytes(device) > accelerator.requested_bytes(device)
         assert torch.zeros(SHAPE, device=device).device == DEVICE
     assert resolve_device("auto").type == "cpu" or torch.cuda.is_available()
 
@@ -105,12 +105,12 @@ def test_what_is_recorded_anew_does_not_move_who_waits_already(policy):
 def test_freed_memory_is_poisoned_and_handed_out_again():
     with late_cuda() as late:
         first = torch.ones(SHAPE, device=DEVICE)
-        taken, address = late.arena.allocated_bytes, first.host.data_ptr()
+        taken, address = late.arena.requested_bytes, first.host.data_ptr()
         view = first[1:]
         del first
-        assert late.arena.allocated_bytes == taken  # the view keeps it
+        assert late.arena.requested_bytes == taken  # the view keeps it
         del view
-        assert late.arena.allocated_bytes < taken
+        assert late.arena.requested_bytes < taken
         again = torch.empty(SHAPE, device=DEVICE)
         assert again.host.data_ptr() == address
         assert torch.isnan(again).all()
