@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ffstream.data.sample import PART_VALUES, draw_sample
+from ffstream.data.sample import MOST_IMAGES, PART_VALUES, draw_sample
 from ffstream.data.values import ENOUGH_IMAGES
 
 _SHIFT, _SPREAD_OF_FEATURE = 4.0, 10.0  # least shift of a feature's mean, in spreads, and ratio of spreads
 _MEDIAN_SHIFT, _MEDIAN_SPREAD = 1.0, 2.5  # the same for the medians over standardised features
 _MOST = 0.5  # share of images
+_NEARLY_ALL = 0.8  # share of images with one value, from which it is no sign that all of a split have it
+_FEW_OUTSIDE = 0.1  # share of the images of a small split that may lie beyond each end of its range
 _EQUAL = 1e-6  # relative difference of equal values of which some were rounded
 _BY_CHANCE = 1e-7  # probability below which an accident is ruled out, small as features may be many
 _NUM_CANDIDATES = 5  # images; the most frequent of their values of a feature is its usual value
@@ -28,27 +31,31 @@ _UPPER = 0.9  # of an image's features; those above may be of a kind of their ow
 def find_shifted(found: Tensor, trained: Tensor, like: Tensor | None = None) -> str | None:
     """A warning if some features of images (n, *shape) are in other units than in the training images; else None.
 
-    Only features that are nonzero in most training images are compared, and those that are constant there. Fewer than
-    50 images are not judged. `like` are the numbers of the training images that are compared, a sample by default.
+    Of a feature that has one value in most training images, only the share of images with that value counts. Of fewer
+    than 50 images, a feature is named only if chance is ruled out that their values lie where they do.
+    `like` are the numbers of the training images that are compared, a sample by default.
     """
-    if min(len(found), len(trained)) < ENOUGH_IMAGES:
-        return None
     like = draw_sample(len(trained)) if like is None else like
-    mean, spread, share, usual, usual_share = _describe_features(trained, like)
-    other_mean, other_spread, _, _, still_usual = _describe_features(found, draw_sample(len(found)), usual)
-    is_shifted = (other_mean - mean).abs() > _SHIFT * spread
-    is_shifted |= other_spread > _SPREAD_OF_FEATURE * spread
-    # A feature that nearly always has the same value may well be constant in a few images.
+    mean, spread, usual, usual_share = _describe_features(trained, like)
+    other_mean, other_spread, _, still_usual = _describe_features(found, draw_sample(len(found)), usual)
+    varies = usual_share < 1 - _MOST
+    is_shifted = ((other_mean - mean).abs() > _SHIFT * spread) | (other_spread > _SPREAD_OF_FEATURE * spread)
+    # Where most images have one value, as the border of a picture, a single image that differs moves mean and spread by
+    # many spreads. Most of the images do not differ by chance.
+    is_shifted = torch.where(varies, is_shifted, usual_share - still_usual > _MOST)
+    # A feature that often has the same value may well have it in all of a few images.
     is_narrow = (other_spread * _SPREAD_OF_FEATURE < spread) & (usual_share ** len(found) < _BY_CHANCE)
-    is_shifted |= is_narrow
-    # Of a constant feature, some images may differ where its values are rare; most of them do not by chance.
-    is_shifted = torch.where(spread > 0, is_shifted & (share > _MOST), still_usual < 1 - _MOST)
-    # Of features with rare, far values, means and spreads say little.
-    is_table = trained.dim() == 2 and trained.shape[1] <= _MOST_COLUMNS
-    suspects = ((is_shifted | (share > _MOST)) if is_table else is_shifted).nonzero().flatten()
-    if len(suspects):
-        differs, is_heavy = _compare_robustly(found, trained, like, suspects)
-        is_shifted[suspects] = torch.where(is_heavy, differs, is_shifted[suspects])
+    is_shifted |= is_narrow & (usual_share < _NEARLY_ALL)
+    if min(len(found), len(trained)) < ENOUGH_IMAGES:
+        suspects = is_shifted.nonzero().flatten()
+        is_shifted[suspects] = _differ_surely(found, trained, like.unique(), suspects)
+    else:
+        # Of features with rare, far values, means and spreads say little.
+        is_table = trained.dim() == 2 and trained.shape[1] <= _MOST_COLUMNS
+        suspects = ((is_shifted | varies) if is_table else is_shifted).nonzero().flatten()
+        if len(suspects):
+            differs, is_heavy = _compare_robustly(found, trained, like, suspects)
+            is_shifted[suspects] = torch.where(is_heavy, differs, is_shifted[suspects])
     shifted = is_shifted.nonzero().flatten().tolist()
     if not shifted:
         return None
@@ -59,6 +66,39 @@ def find_shifted(found: Tensor, trained: Tensor, like: Tensor | None = None) -> 
         f"and spread {spread[first]:g} there, {other_mean[first]:g} and {other_spread[first]:g} here); bring them to "
         "the same units"
     )
+
+
+def _differ_surely(found: Tensor, trained: Tensor, like: Tensor, features: Tensor) -> Tensor:
+    """Whether the ranks of features (k,) of images (n, *shape), however few, rule out that these are like training.
+
+    Counted are the values within the range of all, or most, of either split. How likely such counts are for two splits
+    of one kind follows from their ranks alone, whatever the values are distributed like: it is about exp(-surprise). So
+    a feature that is shifted farther takes fewer images: ten of wine, beside 134 of training, where no values are in
+    the training range, and more where some are.
+    """
+    limit = math.log(trained[0].numel() * (len(found) + len(like)) / _BY_CHANCE)
+    differs = torch.zeros(len(features), dtype=torch.bool)
+    step = max(PART_VALUES // MOST_IMAGES, 1)
+    for start in range(0, len(features), step):
+        part = features[start : start + step]
+        splits = [_take_features(found, torch.arange(len(found)), part), _take_features(trained, like, part)]
+        for own, few in ((own, int(share * len(own))) for own in splits for share in (0.0, _FEW_OUTSIDE)):
+            ordered = own.sort(dim=0).values
+            low, high = ordered[few], ordered[len(own) - 1 - few]
+            inside = [((values >= low) & (values <= high)).double().sum(dim=0) for values in splits]
+            differs[start : start + step] |= _surprise(inside, [len(values) for values in splits]) > limit
+    return differs
+
+
+def _surprise(counts: list[Tensor], sizes: list[int]) -> Tensor:
+    """The logarithm of how much likelier two counts (k,) are by shares of their own than by one common share."""
+    common = sum(counts) / sum(sizes)
+    total = torch.zeros_like(counts[0])
+    for count, size in zip(counts, sizes, strict=True):
+        total += torch.special.xlogy(count, count / size) - torch.special.xlogy(count, common)
+        rest = size - count
+        total += torch.special.xlogy(rest, rest / size) - torch.special.xlogy(rest, 1 - common)
+    return total
 
 
 def _compare_robustly(found: Tensor, trained: Tensor, like: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,23 +209,21 @@ def find_shifted_rows(rows: Tensor, classes: Mapping[str, float] | None) -> str 
 
 def _describe_features(
     images: Tensor, index: Tensor, usual: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What is known of each feature, from the images `index`; five tensors (features,).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is known of each feature, from the images `index`; four tensors (features,).
 
-    They are its mean, its spread, the share of images in which it is not zero, its usual value, which may be given, and
-    the share of images in which it has that value.
+    They are its mean, its spread, its usual value, which may be given, and the share of images that have that value.
     """
-    sums = torch.zeros(4, images[0].numel(), dtype=torch.float64)
+    sums = torch.zeros(3, images[0].numel(), dtype=torch.float64)
     some = images[index[:_NUM_CANDIDATES]].flatten(1).double()
     usual = some.mode(dim=0).values if usual is None else usual
     rounding = _EQUAL * usual.abs()
     start = some[0]  # it is subtracted first, as squares of large values would lose small spreads
     for part in index.split(max(PART_VALUES // images[0].numel(), 1)):
         values = images[part].flatten(1).double()
-        sums[2] += (values != 0).sum(dim=0)
-        sums[3] += ((values - usual).abs() <= rounding).sum(dim=0)
+        sums[2] += ((values - usual).abs() <= rounding).sum(dim=0)
         values -= start
         sums[0] += values.sum(dim=0)
         sums[1] += values.square().sum(dim=0)
-    mean, square, share, usual_share = sums / len(index)
-    return mean + start, (square - mean.square()).clamp(min=0.0).sqrt(), share, usual, usual_share
+    mean, square, usual_share = sums / len(index)
+    return mean + start, (square - mean.square()).clamp(min=0.0).sqrt(), usual, usual_share

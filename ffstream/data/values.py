@@ -25,6 +25,10 @@ _CLASS_SPREADS, _CLASS_SPREAD_RATIO = 0.5, 1.5  # _SPREADS and _SPREAD_RATIO for
 _MOST_CLASSES, _FEW = 1000, 5  # classes that are described, and the images that each needs
 _KNOWN = 0.9  # least share of a split's images whose classes are described
 _DARKEST = 0.01  # share of the training images that may be darker, on the whole, than a few images are expected to be
+_SOME_FAR, _ENOUGH_FAR = (
+    0.1,
+    10,
+)  # share of images that may hold rare, far values, and least number of images
 _ROUNDING = 0.05  # share of the largest value; values this little below zero do not count as negative
 
 
@@ -42,6 +46,9 @@ class Values:
     coloured: float | None = None  # share of images whose three channels differ; None without such channels
     least_coloured: float | None = None  # the same of the class with the smallest share
     dark: float | None = None  # the largest magnitude of an image that is darker than nearly all others
+    # The largest magnitude of an image, and the RMS of one, that nine tenths of the images do not exceed.
+    usual_largest: float | None = None
+    usual_rms: float | None = None
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor | None = None) -> Values:
@@ -51,7 +58,9 @@ class Values:
         sums = _sum_images(images, index)
         mean, square = sums[:, :2].mean(dim=0).tolist()
         coloured = find_coloured(images, index)
-        found = cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5)
+        usual = torch.quantile(sums[:, 1:], 1 - _SOME_FAR, dim=0).tolist()
+        spread = max(square - mean**2, 0.0) ** 0.5
+        found = cls(len(images), low, high, mean, spread, usual_largest=usual[1], usual_rms=usual[0] ** 0.5)
         if coloured is not None:
             found = replace(found, coloured=float(coloured.double().mean()))
         return found if labels is None else found._with_classes(sums, labels[index], coloured)
@@ -121,7 +130,12 @@ def find_other_units(found: Values, trained: Values) -> str | None:
     values may be missing. Images like those of a single class pass; of images whose labels are known, `trained` is what
     `Values.expected_of` makes of them.
     """
-    are_other = found.largest > trained.largest * _RATIO
+    # A few of the images may hold values that are rare and far from all others, as standardised pictures do in pixels
+    # that are hardly ever set in training; they are no sign of other units.
+    largest, widest = found.largest, found.spread
+    if found.num_images >= _ENOUGH_FAR and found.usual_largest is not None and found.usual_rms is not None:
+        largest, widest = found.usual_largest, min(found.spread, found.usual_rms)
+    are_other = largest > trained.largest * _RATIO
     usual = trained.largest if trained.dark is None else trained.dark
     are_other |= found.num_images < ENOUGH_IMAGES and found.largest * _RATIO < usual
     are_other |= trained.low >= 0 and found.low < -_ROUNDING * found.largest
@@ -129,7 +143,7 @@ def find_other_units(found: Values, trained: Values) -> str | None:
         is_odd = abs(found.mean - trained.mean) > _SPREADS * trained.spread
         # Where some values are rare and far, most of the spread may come from a few that a split lacks.
         most = _FAR_SPREAD_RATIO if trained.largest > _FAR_VALUES * trained.spread else _SPREAD_RATIO
-        is_odd |= not 1 / most <= found.spread / trained.spread <= most
+        is_odd |= not 1 / most <= widest / trained.spread <= most
         is_odd |= (trained.low < -_ROUNDING * trained.largest) and found.low >= 0
         are_other |= is_odd and not any(_is_like(found, *each) for each in trained.classes)
     if not are_other:

@@ -247,6 +247,66 @@ def test_rare_values_that_a_split_lacks_are_no_other_units():
     assert check_dataset("t", train, Split(lacking, torch.arange(len(lacking)) % 2)).warning is None
 
 
+NORMALISED = {
+    "-1 to 1": lambda train, images: images / 8 - 1,
+    "mean and spread of all": lambda train, images: (images - train.mean()) / train.std(),
+    "without the mean image": lambda train, images: images - train.mean(dim=0),
+    "inverted": lambda train, images: 16 - images,
+    "on a larger ground": lambda train, images: torch.nn.functional.pad(images, (2, 2, 2, 2)) / 8 - 1,
+    "each pixel": lambda train, images: (images - train.mean(dim=0)) / train.std(dim=0).clamp(min=0.03),
+}
+
+
+@pytest.mark.parametrize("num_images", [20, 60, 500])
+@pytest.mark.parametrize("name", NORMALISED)
+def test_a_pixel_that_few_images_set_is_no_other_unit_on_any_ground(name, num_images, digits):
+    """A border pixel that one training image sets has so small a spread that any test image is many spreads away."""
+    train, change = digits.train.images.float(), NORMALISED[name]
+    for start in (0, 1000):
+        part, test = train[start : start + 400], digits.test.images.float()[start : start + num_images]
+        splits = (
+            Split(change(part, part), digits.train.labels[start : start + 400]),
+            Split(change(part, test), digits.test.labels[start : start + num_images]),
+        )
+        assert check_dataset("d", *splits).warning is None
+    ground = change(part, part).clone()
+    ground[:, 0] += 3 * ground.std()
+    assert check_dataset("d", dataclasses.replace(splits[0], images=ground), splits[1]).warning is not None
+
+
+# --- few images
+
+
+def few_rows(num_rows, seed, change=lambda rows: rows):
+    """A table of positive columns, among them one with a long tail and one that is rarely set."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(130 + num_rows, 8, generator=generator) + 10
+    rows[:, 5] = (rows[:, 5] - 10).mul(1.5).exp()
+    rows[:, 6] = (rows[:, 6] > 11.5).float()
+    labels = torch.randint(0, 2, (len(rows),), generator=generator)
+    test = change(rows[130:].clone())
+    return check_dataset("t", Split(rows[:130], labels[:130]), Split(test, labels[130:])).warning or ""
+
+
+FEW = {
+    "twice as large": lambda rows: torch.where(torch.arange(8) == 2, 2 * rows, rows),
+    "a hundredth": lambda rows: torch.where(torch.arange(8) == 2, rows / 100, rows),
+    "one value for all": lambda rows: torch.where(torch.arange(8) == 2, 10.0, rows),
+    "two columns exchanged": lambda rows: rows[:, [0, 1, 5, 3, 4, 2, 6, 7]],
+}
+
+
+@pytest.mark.parametrize("num_rows", [12, 30, 49])
+@pytest.mark.parametrize("name", FEW)
+def test_a_feature_in_other_units_is_named_in_few_rows(name, num_rows):
+    assert "feature 2" in few_rows(num_rows, 0, FEW[name])
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 8, 12, 20, 30, 49])
+def test_of_few_rows_like_those_of_training_nothing_is_said(num_rows):
+    assert [few_rows(num_rows, seed) for seed in range(10) if "test images: f" in few_rows(num_rows, seed)] == []
+
+
 # --- white, of pictures that a run of arrays is asked about
 
 
