@@ -40,6 +40,7 @@ from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, write_rows
+from ffstream.training.silence import find_silent
 
 # Under which name the time of an action is counted that no lap within it counts. In training, that time goes to
 # measuring goodness and making layers.
@@ -80,6 +81,7 @@ class Runner:
         self._stopwatch = self._transfer.stopwatch
         self._workspace = Workspace(device)  # shared by all layers, so that each reuses the buffers of the last
         self._tiles = blueprint.tiles
+        self._has_said_silent = False  # whether a silent layer was warned of, as those above it are silent too
         self._resident: FrozenLayer | None = None  # the layer that is kept on the device
         self._written: Future[None] | None = None  # the last file written, until it is committed
         self._epochs_taken: dict[int, int] = {}  # by layer, if an earlier process left its progress
@@ -221,6 +223,10 @@ class Runner:
         if len(self._tiles) == 1:
             self._resident = FrozenLayer(spec, self._tiles, lambda _: layer)
         self._observer.on_layer(summary)
+        silent = find_silent(summary)
+        if silent is not None and not self._has_said_silent:
+            self._has_said_silent = True
+            self._observer.on_warning(silent)
 
     def _train_tile(
         self, spec: LayerSpec, number: int, start_epoch: int, so_far: _Goodness

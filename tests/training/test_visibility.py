@@ -197,6 +197,27 @@ def test_a_run_says_what_is_hidden_and_learns_it_once_it_is_standardised(tmp_pat
     assert mended.evaluate().error < 0.1
 
 
+def raise_pictures(images, size, offset):
+    """Pictures on a ground that is not black, each pixel as a square of equal pixels."""
+    images = images.float() + offset
+    return images.repeat_interleave(size, dim=1).repeat_interleave(size, dim=2)
+
+
+def test_what_images_have_in_common_weighs_more_in_more_features(digits, tmp_path):
+    """The same pictures in six times as many pixels a side, as photographs have, silence all units of a layer."""
+    chosen, test = digits.train.take(slice(NUM_IMAGES)), digits.test.take(slice(100))
+    for size, is_hidden in ((1, False), (6, True)):
+        images, others = (raise_pictures(split.images, size, 5) for split in (chosen, test))
+        assert (said_of(images, chosen.labels) is not None) == is_hidden
+        np.savez(tmp_path / "d.npz", x_train=images, y_train=chosen.labels, x_test=others, y_test=test.labels)
+        run, said = train(str(tmp_path / "d.npz"), tmp_path / f"run-{size}")
+        assert (run.evaluate().error > 0.8) == is_hidden
+        assert len(said) == (2 if is_hidden else 0)
+        assert not is_hidden or (re.search("in common", said[0]) and re.match("layer 1: .* silent", said[1]))
+    for offset, standardise in ((0, "none"), (5, "features")):
+        assert said_of(raise_pictures(chosen.images, 6, offset), chosen.labels, standardise) is None
+
+
 # --- what clean data have that looks like something else
 
 
