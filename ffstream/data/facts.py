@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ffstream.data.colours import WHITE
 from ffstream.data.dataset import Dataset, Split
-from ffstream.data.features import find_mixed, find_shifted_rows, measure_rows
+from ffstream.data.features import find_beyond, find_mixed, find_shifted_rows, measure_ranges, measure_rows
 from ffstream.data.sample import draw_sample
-from ffstream.data.scaling import NONE, Scaling, find_parts, parts_of
+from ffstream.data.scaling import FEATURES, NONE, Scaling, find_parts, parts_of
 from ffstream.data.shape import DataShape
 from ffstream.data.values import ENOUGH_IMAGES, Values, find_other_units
 
@@ -53,6 +53,7 @@ class DataFacts:
                 "num_features": dataset.num_features,
                 **scaling.to_mapping(standardise, dataset.image_shape),
                 **of_classes,
+                **({"standardised_ranges": measure_ranges(train.images)} if standardise == FEATURES else {}),
                 "brings_negatives": dataset.train.negatives is not None,
                 "values": values.to_mapping(),
                 "white": float(white),
@@ -132,9 +133,13 @@ class DataFacts:
             oddity = find_mixed(images)
         if oddity is None and "standardised" in self.content:
             num_images = max(_MOST_VALUES // self.num_features, 50)
-            rows = self.scaling.apply(images[:: -(-len(images) // num_images)])
-            rows = _by_part(rows, parts_of(self.content))
+            some = images[:: -(-len(images) // num_images)]
+            rows = _by_part(self.scaling.apply(some), parts_of(self.content))
             oddity = find_shifted_rows(rows, self.content.get("standardised_classes"))
+            ranges = self.content.get("standardised_ranges")  # earlier versions had none
+            if oddity is None and ranges is not None:
+                low, high = (torch.tensor(ranges[end], dtype=torch.float64) for end in ("low", "high"))
+                oddity = find_beyond(some, low, high, self.values.num_images)
         return None if oddity is None else f"{noun}: {oddity}"
 
 

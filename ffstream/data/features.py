@@ -179,6 +179,40 @@ def _usual_magnitudes(images: Tensor) -> Tensor:
     return torch.cat(found).nan_to_num(nan=1.0)
 
 
+def measure_ranges(images: Tensor) -> dict[str, list[float]]:
+    """The least and the largest value of each feature of images (n, *shape)."""
+    low, high = images[0].flatten().double(), images[0].flatten().double()
+    for part in images.split(max(PART_VALUES // images[0].numel(), 1)):
+        values = part.flatten(1).double()
+        low, high = torch.minimum(low, values.amin(dim=0)), torch.maximum(high, values.amax(dim=0))
+    return {"low": low.tolist(), "high": high.tolist()}
+
+
+def find_beyond(images: Tensor, low: Tensor, high: Tensor, num_trained: int) -> str | None:
+    """A warning if a feature of most images (n, *shape) is beyond its training range (features,); None otherwise.
+
+    In each new image of the same kind, the chance of that is at most 2 in `num_trained` + 1, whatever the values are
+    distributed like; images of a single class are not beyond the range either. So a few images are enough.
+    """
+    beyond = torch.zeros(len(low), dtype=torch.int64)
+    rounding = _EQUAL * torch.maximum(low.abs(), high.abs())
+    for part in images.split(max(PART_VALUES // len(low), 1)):
+        values = part.flatten(1).double()
+        beyond += ((values < low - rounding) | (values > high + rounding)).sum(dim=0)
+    # There are at most 2^n ways to choose those of n images that are beyond.
+    surprise = beyond * math.log((num_trained + 1) / 2) - len(images) * math.log(2)
+    is_other = (beyond > _MOST * len(images)) & (surprise > math.log(len(low) / _BY_CHANCE))
+    features = is_other.nonzero().flatten().tolist()
+    if not features:
+        return None
+    first = features[0]
+    others = f", and so are {len(features) - 1} more features" if len(features) > 1 else ""
+    return (
+        f"feature {first} of {len(low)} is beyond its range in training ({low[first]:g} to {high[first]:g}) in "
+        f"{int(beyond[first])} of {len(images)}{others}; bring features to the units and the order that they have there"
+    )
+
+
 def measure_rows(rows: Tensor) -> tuple[float, float] | None:
     """The medians of |mean| and spread over the features of standardised rows (n, features); None if none varies."""
     mean, spread, *_ = _describe_features(rows, draw_sample(len(rows)))

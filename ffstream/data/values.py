@@ -25,6 +25,7 @@ _CLASS_SPREADS, _CLASS_SPREAD_RATIO = 0.5, 1.5  # _SPREADS and _SPREAD_RATIO for
 _MOST_CLASSES, _FEW = 1000, 5  # classes that are described, and the images that each needs
 _KNOWN = 0.9  # least share of a split's images whose classes are described
 _DARKEST = 0.01  # share of the training images that may be darker, on the whole, than a few images are expected to be
+_TABLE_DIMS = 2  # of the rows of a table; whatever has more is a picture
 _SOME_FAR, _ENOUGH_FAR = (
     0.1,
     10,
@@ -46,6 +47,7 @@ class Values:
     coloured: float | None = None  # share of images whose three channels differ; None without such channels
     least_coloured: float | None = None  # the same of the class with the smallest share
     dark: float | None = None  # the largest magnitude of an image that is darker than nearly all others
+    means: tuple[float, float] | None = None  # of a picture, the least and the largest; of training, of all but few
     # The largest magnitude of an image, and the RMS of one, that nine tenths of the images do not exceed.
     usual_largest: float | None = None
     usual_rms: float | None = None
@@ -61,6 +63,8 @@ class Values:
         usual = torch.quantile(sums[:, 1:], 1 - _SOME_FAR, dim=0).tolist()
         spread = max(square - mean**2, 0.0) ** 0.5
         found = cls(len(images), low, high, mean, spread, usual_largest=usual[1], usual_rms=usual[0] ** 0.5)
+        if images.dim() > _TABLE_DIMS:
+            found = replace(found, means=(float(sums[:, 0].min()), float(sums[:, 0].max())))
         if coloured is not None:
             found = replace(found, coloured=float(coloured.double().mean()))
         return found if labels is None else found._with_classes(sums, labels[index], coloured)
@@ -79,6 +83,10 @@ class Values:
             class_labels=tuple(known.tolist()),
             dark=float(torch.quantile(sums[:, 2], _DARKEST)),
         )
+        if self.means is not None:
+            ends = torch.tensor([_DARKEST, 1 - _DARKEST], dtype=torch.float64)
+            least, most = torch.quantile(sums[:, 0], ends).tolist()
+            found = replace(found, means=(least, most))
         if coloured is None or not len(known):
             return found
         shares = sums.new_zeros(num_classes).index_add_(0, labels, coloured.double())[known] / counts[known]
@@ -101,6 +109,7 @@ class Values:
     def from_mapping(cls, found: Mapping[str, Any]) -> Values:
         """The inverse of `to_mapping`."""
         fields = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
+        fields |= {"means": tuple(found["means"])} if "means" in found else {}
         fields["classes"] = tuple((mean, spread) for mean, spread in found.get("classes", []))
         labels = tuple(found.get("class_labels", []))
         is_aligned = len(labels) == len(fields["classes"]) and list(labels) == sorted(set(labels))
@@ -108,9 +117,10 @@ class Values:
 
     def to_mapping(self) -> dict[str, Any]:
         """The fields as plain values, for a manifest."""
+        means = {} if self.means is None else {"means": list(self.means)}
         lists = {"classes": [list(pair) for pair in self.classes], "class_labels": list(self.class_labels)}
         found = {name: value for name, value in asdict(self).items() if name not in lists and value is not None}
-        return found | (lists if self.classes else {})
+        return found | means | (lists if self.classes else {})
 
     @property
     def largest(self) -> float:
@@ -125,10 +135,11 @@ class Values:
 def find_other_units(found: Values, trained: Values) -> str | None:
     """A warning if the values `found` are in other units than those of the training images; None otherwise.
 
-    For few images, only the magnitude counts, and negative values where training had none: a single image may be all
-    black or all white. For many, the mean and the spread count as well, but not a small magnitude, as the rare largest
-    values may be missing. Images like those of a single class pass; of images whose labels are known, `trained` is what
-    `Values.expected_of` makes of them.
+    For few images, only the magnitude counts, negative values where training had none, and the brightness of pictures
+    if it is far from that of nearly all in training: a single image may be all black or all white. For many, the mean
+    and the spread count as well, but not a small magnitude, as the rare largest values may be missing. Images like
+    those of a single class pass; of images whose labels are known, `trained` is what `Values.expected_of` makes
+    of them.
     """
     # A few of the images may hold values that are rare and far from all others, as standardised pictures do in pixels
     # that are hardly ever set in training; they are no sign of other units.
@@ -138,6 +149,7 @@ def find_other_units(found: Values, trained: Values) -> str | None:
     are_other = largest > trained.largest * _RATIO
     usual = trained.largest if trained.dark is None else trained.dark
     are_other |= found.num_images < ENOUGH_IMAGES and found.largest * _RATIO < usual
+    are_other |= found.num_images < ENOUGH_IMAGES and _are_far(found, trained)
     are_other |= trained.low >= 0 and found.low < -_ROUNDING * found.largest
     if found.num_images >= ENOUGH_IMAGES and trained.spread > 0:
         is_odd = abs(found.mean - trained.mean) > _SPREADS * trained.spread
@@ -152,6 +164,14 @@ def find_other_units(found: Values, trained: Values) -> str | None:
         f"their values ({found.describe()}) do not look like those of the training images ({trained.describe()}), in "
         "whose units they are read; bring them to these units"
     )
+
+
+def _are_far(found: Values, trained: Values) -> bool:
+    """Whether all of a few pictures are brighter, or darker, than those of training by as much as these differ."""
+    if found.means is None or trained.means is None:
+        return False
+    (least, most), (low, high) = found.means, trained.means
+    return least > high + (high - low) > high or most < low - (high - low) < low
 
 
 def _find_other_colour(found: Values, trained: Values) -> str | None:

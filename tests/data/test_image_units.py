@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import ffstream as ff
 from ffstream.data import SOURCES, Split, load_dataset
 from ffstream.data.dataset import check_dataset, fit_images
+from ffstream.data.facts import DataFacts
 from ffstream.data.values import Values, find_other_units
 from tests.data.array_files import save
 from tests.helpers import write_pictures
@@ -305,6 +307,35 @@ def test_a_feature_in_other_units_is_named_in_few_rows(name, num_rows):
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 8, 12, 20, 30, 49])
 def test_of_few_rows_like_those_of_training_nothing_is_said(num_rows):
     assert [few_rows(num_rows, seed) for seed in range(10) if "test images: f" in few_rows(num_rows, seed)] == []
+
+
+def test_few_pictures_of_inverted_brightness_are_named(digits):
+    trained = Values.of(digits.train.images, digits.train.labels)
+    assert Values.from_mapping(trained.to_mapping()) == trained
+    for number in (1, 3, 10, 49):
+        for start in range(0, 1700, 100):
+            images = digits.test.images[start : start + number]
+            assert find_other_units(Values.of(images), trained) is None
+            # A single digit may lie at the edge of what is far.
+            assert number < 3 or find_other_units(Values.of(16 - images), trained) is not None
+
+
+def test_a_feature_that_is_beyond_its_range_in_images_to_be_predicted_is_named(digits):
+    """Medians over the features say nothing of one of them."""
+    labels = digits.train.labels
+    rows = torch.nn.functional.avg_pool2d(digits.train.images.float().unsqueeze(1), 4).flatten(1) + torch.arange(4)
+    dataset = check_dataset("t", Split(rows[:2000], labels[:2000]), None)
+    facts = DataFacts.of(dataset, dataset.train, "features")
+    assert DataFacts(json.loads(json.dumps(facts.content))) == facts
+    for number in (1, 5, 20, 100):
+        for start in range(2000, 3500, 100):
+            assert facts.find_other_units(rows[start : start + number], "images") is None
+        for label in range(10):
+            assert facts.find_other_units(rows[labels == label][:number], "images") is None
+    for change in (lambda row: row * 10, lambda row: row / 100, lambda row: row - 30):
+        others = rows[2000:2020].clone()
+        others[:, 3] = change(others[:, 3])
+        assert "feature 3" in facts.find_other_units(others, "images") or "units" in facts.find_other_units(others, "x")
 
 
 # --- white, of pictures that a run of arrays is asked about
