@@ -39,6 +39,7 @@ _DOMINANT = 0.9  # share of its sum of squares that an image's largest value hol
 _SHARE_OUTLYING, _SHARE_EMPTY = 0.005, 0.05  # least shares of the images
 _EMPTY_RMS = 0.3  # RMS below which a normalised image counts as empty; it should be 1
 _SPREADING = 100.0  # when standardising: the largest value of all images, relative to that of the median image
+_ALONE = 0.5  # share of the sum of squares in a feature, from which its spread comes from one value alone
 # Numbers that stand for missing values: nines, powers of ten, and the limits of integer types.
 _CODES = {float("9" * length) for length in range(2, 10)} | {1e10, 1e15, 1e20, 1e30}
 _CODES |= {32767.0, 32768.0, 65535.0, 2147483647.0, 2147483648.0}
@@ -109,8 +110,14 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
         return f"training images: {mixed}"
     look = _Look.at(images, index, scaling)
     plain = look if standardise == NONE else _Look.at(images, index, Scaling(scaling.scale))
-    found = _find_empty(plain, images) or _find_outlying(plain, images) or _find_outlying(look, images)
-    found = found or (None if standardise == NONE else _find_spreading(plain, images))
+    found = _find_empty(plain, images) or (
+        None if standardise == NONE else _find_spreading(plain, images, scaling, standardise)
+    )
+    if found is None:
+        found = _find_outlying(look, images)
+        # Large values that are all in a few features, such as amounts of money that are mostly zero, are not errors.
+        if found is not None and standardise == NONE and _is_mended(images, index, scaling):
+            return f"{found}; add --standardise features, or take the logarithm of such features"
     if found is not None:
         return f"{found}; mend or leave out such images"
     shape = tuple(images.shape[1:])
@@ -264,12 +271,23 @@ def _find_outlying(look: _Look, images: Tensor) -> str | None:
     )
 
 
-def _find_spreading(plain: _Look, images: Tensor) -> str | None:
+def _is_mended(images: Tensor, index: Tensor, scaling: Scaling) -> bool:
+    """Whether no value of an image hides its others once features are standardised."""
+    standardised = Scaling.of(images, scaling.scale, FEATURES)
+    return _find_outlying(_Look.at(images, index, standardised), images) is None
+
+
+def _find_spreading(plain: _Look, images: Tensor, scaling: Scaling, standardise: str) -> str | None:
     """A value so large that it alone decides the spread of its feature, beside which all other differences vanish."""
     largest, place = _find_largest(images)
     scale = float(images[plain.index[0]].abs().max()) / max(float(torch.cat(plain.largest)[0]), 1e-300)
     usual = float(torch.cat(plain.largest).median()) * scale
     if largest <= _SPREADING * usual:
+        return None
+    # Its share of the sum of squares of all values that are standardised by one spread.
+    square, feature = scaling.apply(images[place : place + 1])[0].square().max(dim=0)
+    parts = find_parts(tuple(images.shape[1:]), standardise)
+    if float(square) < _ALONE * len(images) * int((parts == parts[feature]).sum()):
         return None
     return (
         f"image {place} of the training images holds {largest:g}, {largest / max(usual, 1e-300):,.0f} times as much as "

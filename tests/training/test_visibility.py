@@ -197,6 +197,19 @@ def test_a_run_says_what_is_hidden_and_learns_it_once_it_is_standardised(tmp_pat
     assert mended.evaluate().error < 0.1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_amounts_that_are_mostly_zero_are_not_to_be_left_out(seed):
+    """One person in twelve has a gain; standardised, it hides nothing, though one gain is far larger than most."""
+    generator = torch.Generator().manual_seed(seed)
+    gains = (8.3 + torch.randn(NUM_IMAGES, generator=generator)).exp().round()
+    some = torch.rand(NUM_IMAGES, generator=generator) < 1 / 12
+    images = with_feature(5, lambda _: torch.where(some, gains, 0.0)) * 10
+    said = said_of(images)
+    assert said.endswith("add --standardise features, or take the logarithm of such features")
+    assert said_of(images, standardise="features") is None
+    assert said_of(with_outliers(25, 100.0)).endswith("leave out such images")
+
+
 def raise_pictures(images, size, offset):
     """Pictures on a ground that is not black, each pixel as a square of equal pixels."""
     images = images.float() + offset
