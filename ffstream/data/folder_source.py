@@ -47,7 +47,11 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
     num_images = sum(len(split) for split in splits.values())
     coloured = [path for part in parts.values() for path in part.coloured]
     notes = layout.notes + [note for part in parts.values() for note in part.notes]
-    if 0 < len(coloured) < num_images:
+    # Of photographs, a few are often of greys alone; others are a surprise if most are, or if files are of a grey mode.
+    is_surprise = 2 * len(coloured) < num_images or any(
+        head.mode == "L" for part in parts.values() for head in part.heads
+    )
+    if 0 < len(coloured) < num_images and is_surprise:
         notes.append(
             f"{len(coloured)} of {num_images} images are in colour, such as {coloured[0]}, so all are read in colour"
         )

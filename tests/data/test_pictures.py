@@ -143,6 +143,19 @@ def test_a_picture_of_any_mode_of_eight_bits_is_read(name, mode, tmp_path):
     assert (dataset.warning is None) == ((mode == "RGB" and is_coloured) or is_grey)
 
 
+def test_photographs_of_which_a_few_show_greys_alone_are_no_surprise(tmp_path):
+    shades = np.random.default_rng(0).integers(0, 256, (20, 5, 6, 1), dtype=np.uint8).repeat(3, axis=-1)
+    tint = np.array([0, 60, 120], np.uint8)
+    for num_grey, is_said in ((0, False), (2, False), (4, False), (18, True), (20, False)):
+        pictures = np.where(np.arange(20).reshape(-1, 1, 1, 1) % 10 < num_grey / 2, shades, shades + tint)
+        folder = write_pictures(tmp_path / str(num_grey), {"a": pictures[:10], "b": pictures[10:]})
+        warning = load_dataset(str(folder)).warning
+        assert (warning is not None) == is_said
+        assert warning is None or "2 of 20 images are in colour" in warning
+    save_noise(tmp_path / "2" / "a" / "grey.png", "L")
+    assert "18 of 21 images are in colour" in load_dataset(str(tmp_path / "2")).warning
+
+
 @pytest.mark.parametrize("name", ["0.png", "9.png"])
 def test_one_picture_in_colour_makes_all_be_read_so_wherever_it_stands(name, tmp_path):
     write_plain_pictures(tmp_path / "train")
