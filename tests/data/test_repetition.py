@@ -50,6 +50,12 @@ def test_of_tables_whose_rows_repeat_anyway_nothing_is_said(tmp_path, digits):
     assert write_arrays(tmp_path / "d.npz", digits, train=train, test=test) is None
 
 
+def test_answers_that_people_of_both_classes_give_are_no_contradictions(tmp_path, digits):
+    labels = np.arange(900) % 2
+    answers = (RNG.normal(3 + 0.6 * labels[:, None], 1.0, (900, 5)).round().clip(1, 5)).astype(np.float32)
+    assert write_arrays(tmp_path / "d.npz", digits, train=(answers, labels)) is None
+
+
 def test_many_rows_under_several_classes_are_named(arrays, digits, tmp_path):
     x, y = (np.concatenate([each, each[:300]]) for each in arrays)
     y[-300:] = (y[-300:] + 1) % 10
