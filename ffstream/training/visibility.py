@@ -227,15 +227,23 @@ def _find_negative_code(rows: Tensor, index: Tensor, magnitudes: Tensor) -> str 
     is_there = rows < 0
     if float(least) >= 0 or len(magnitudes) <= _LEAST_OTHERS or -float(least) < _LEAST_NEGATIVE * float(magnitudes[-1]):
         return None
+    if not bool((rows[is_there] == least).all()):
+        return None
     features = is_there.any(dim=0).nonzero().flatten()
-    is_code = bool((rows[is_there] == least).all()) and int(is_there.sum()) > 1
-    if not is_code or float(is_there[:, features].double().mean()) > 0.6:
+    features = features[[not _is_signed_choice(rows[:, feature]) for feature in features.tolist()]]
+    is_there = is_there & torch.isin(torch.arange(rows.shape[1]), features)
+    if int(is_there.sum()) < 2 or float(is_there[:, features].double().mean()) > 0.6:
         return None
     return (
         f"the value {float(least):g} occurs {int(is_there.sum()):,} times in {len(rows):,} of the training images, in "
         f"{_name(features)}, and no other value is negative (the first: image "
         f"{int(index[is_there.any(dim=1).nonzero()[0]])})"
     )
+
+
+def _is_signed_choice(column: Tensor) -> bool:
+    """Whether a column holds -1 and 1, and maybe 0, and nothing else: no and yes, or down, level and up."""
+    return set(column.unique().tolist()) in ({-1.0, 1.0}, {-1.0, 0.0, 1.0})
 
 
 def _list(values: list[float]) -> str:

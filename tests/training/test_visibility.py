@@ -197,6 +197,16 @@ def test_a_run_says_what_is_hidden_and_learns_it_once_it_is_standardised(tmp_pat
     assert mended.evaluate().error < 0.1
 
 
+@pytest.mark.parametrize("choices", [(-1.0, 1.0), (-1.0, 0.0, 1.0), (-1.0, 0.0, 0.0, 0.0, 1.0)])
+def test_answers_of_no_and_yes_are_no_missing_values(choices):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(NUM_IMAGES, NUM_FEATURES, generator=generator)
+    chosen = torch.randint(len(choices), (NUM_IMAGES, 3), generator=generator)
+    images[:, 5:] = torch.tensor(choices)[chosen]
+    assert said_of(images) is None
+    assert re.search("-1 occurs .* in feature 2, and no other", said_of(set_at(images, slice(2, 3), -1.0, 0.1)))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_amounts_that_are_mostly_zero_are_not_to_be_left_out(seed):
     """One person in twelve has a gain; standardised, it hides nothing, though one gain is far larger than most."""
