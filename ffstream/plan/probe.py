@@ -52,6 +52,9 @@ _SHARE = 0.8
 _NUM_REPEATS = 16
 _ENOUGH_S = 1.0  # after which a measurement is not repeated any more
 _NUM_EPOCHS, _NUM_STEPS = 8, 4
+# Rows, units and features of the products that are measured. On an accelerator, launching a product of a CPU's size
+# takes about as long as the product itself; these take milliseconds there, and 100 MiB.
+_PRODUCT_ON_CPU, _PRODUCT_ON_ACCELERATOR = (512, 1000, 1000), (4096, 4096, 4096)
 _LEAST_SHARE = 0.1  # least share assumed: of a step for all but products; of that for memory, and for operators
 _TRANSFER_BYTES = 16 << 20
 
@@ -158,7 +161,7 @@ def _rest_s(step_s: float, work: Work, flops_per_s: float) -> float:
 def _measure_products(config: Config, device: torch.device) -> float:
     """FLOP/s of the two products of a step."""
     dtype = operand_dtype(config.precision)
-    rows, units, features = 512, 1000, 1000
+    rows, units, features = _PRODUCT_ON_CPU if device.type == "cpu" else _PRODUCT_ON_ACCELERATOR
     left, right = (
         torch.zeros(rows, features, dtype=dtype, device=device),
         torch.zeros(units, features, dtype=dtype, device=device),
