@@ -7,14 +7,18 @@ DEMO   := runs/demo
 
 .PHONY: demo test test-gpu lint types check torture bench bench-gpu clean
 
+# torch has thousands of files that are never imported: only those that are get compiled, when they first are.
+INSTALL := $(BIN)/pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
+
 # A stamp a set of extras: made again when pyproject.toml changes.
 $(VENV)/run.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[plot]'
+	$(INSTALL) --editable '.[plot]'
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml $(VENV)/run.stamp
-	$(BIN)/pip install --quiet --editable '.[dev,plot]'
+	$(INSTALL) --editable '.[dev,plot]'
 	touch $@
 
 demo: $(VENV)/run.stamp  ## what ffstream is for, in a minute; `make clean` starts it afresh
