@@ -21,6 +21,7 @@ _ENOUGH = 5  # images of a class in each split; the mean of fewer says little
 # too few images, or the classes hardly differ on average, and nothing is said.
 _CLEAR = 0.7
 _UNLIKE = 0.5  # share of the expected correlation below which the features, or the labels, mean something else
+_NUM_BLOCKS = 5  # parts of a class whose means are compared, to see whether images are independent of each other
 _MOST_SPREADS = 3.0  # from the mean, at which values are cut off
 _FAR = 2.2  # ratio of the distances between class means, in either direction, that is not of the same units
 
@@ -31,7 +32,7 @@ class _Means:
 
     counts: Tensor  # (classes,) images
     means: Tensor  # (classes, features)
-    variance: float  # within classes, summed over features
+    errors: Tensor  # (classes,) what the variance of the mean of one image a class would be, summed over features
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,10 @@ class ClassMeans:
             return None
         mine, theirs = (each.means[:num_classes][is_known] for each in (found, wanted))
         mine, theirs = mine - mine.mean(dim=0), theirs - theirs.mean(dim=0)
-        noise = wanted.variance * (1 - 1 / num_known)
+        # By class, as a rare one may differ from the others by nothing but a larger spread.
+        errors = wanted.errors[:num_classes][is_known] * (1 - 1 / num_known)
         mine_noise, theirs_noise = (
-            noise * float((1 / each.counts[:num_classes][is_known]).sum()) for each in (found, wanted)
+            float((errors / each.counts[:num_classes][is_known]).sum()) for each in (found, wanted)
         )
         signal = float(theirs.square().sum()) - theirs_noise
         if signal <= 0:
@@ -85,7 +87,8 @@ class ClassMeans:
             return (
                 "their classes differ in other features than those of the training images (the classes' mean images "
                 f"have a correlation of {correlation:.2f} with those of training, where {expected:.2f} is expected); "
-                "bring features, channels, axes and labels to the order and the sign that they have in training"
+                "bring features, channels, axes and labels to the order and the sign that they have in training, "
+                "unless the two splits come from different sources, such as other people or copies of a few originals"
             )
         ratio = product / signal
         if not 1 / _FAR <= ratio <= _FAR:
@@ -138,19 +141,34 @@ def _measure(images: Tensor, labels: Tensor, features: Tensor, mean: Tensor, spr
     """Measure some features of a sample of images, in units of their training `spread` around their training `mean`.
 
     A feature that is rarely anything but zero has a small spread; without a limit, the one image in which it is not
-    would weigh more than all others.
+    would weigh more than all others. Images that follow each other may be of one person, or copies of one original: the
+    images of a class count for as many as the means of its parts, in the order of the split, agree like.
     """
-    index = draw_sample(len(images))
+    index = draw_sample(len(images)).sort().values
     index = index[labels[index] < _MOST_CLASSES]
     num_classes = int(labels[index].max()) + 1 if len(index) else 0
     counts = torch.bincount(labels[index], minlength=num_classes).double()
-    sums = torch.zeros(num_classes, len(features), dtype=torch.float64)
-    squares = 0.0
+    blocks = torch.zeros(len(images), dtype=torch.int64)  # numbers of parts of classes
+    blocks[index] = _cut_classes(labels[index], counts)
+    block_counts = torch.bincount(blocks[index], minlength=num_classes * _NUM_BLOCKS).double()
+    sums = torch.zeros(num_classes * _NUM_BLOCKS, len(features), dtype=torch.float64)
+    squares = torch.zeros(num_classes, dtype=torch.float64)
     for part, rows in _parts(images, index, features):
         scaled = ((rows - mean) / spread).clamp(-_MOST_SPREADS, _MOST_SPREADS)
-        sums.index_add_(0, labels[part], scaled)
-        squares += float(scaled.square().sum())
-    means = sums / counts.clamp(min=1).unsqueeze(1)
-    between = float((counts.unsqueeze(1) * means.square()).sum())
-    variance = max(squares - between, 0.0) / max(len(index) - int((counts > 0).sum()), 1)
-    return _Means(counts, means, variance)
+        sums.index_add_(0, blocks[part], scaled)
+        squares.index_add_(0, labels[part], scaled.square().sum(dim=1))
+    means = sums.view(num_classes, _NUM_BLOCKS, -1).sum(dim=1) / counts.clamp(min=1).unsqueeze(1)
+    between = counts * means.square().sum(dim=1)
+    errors = (squares - between).clamp(min=0) / (counts - 1).clamp(min=1)
+    apart = (sums / block_counts.clamp(min=1).unsqueeze(1)).view(num_classes, _NUM_BLOCKS, -1) - means.unsqueeze(1)
+    of_blocks = (block_counts.view(num_classes, _NUM_BLOCKS) * apart.square().sum(dim=2)).sum(dim=1)
+    return _Means(counts, means, torch.maximum(errors, of_blocks / (_NUM_BLOCKS - 1)))
+
+
+def _cut_classes(labels: Tensor, counts: Tensor) -> Tensor:
+    """For each image of a sample, in order, which of `_NUM_BLOCKS` equal parts of its class it is in: (n,) numbers."""
+    order = labels.argsort(stable=True)
+    starts = counts.cumsum(dim=0) - counts
+    ranks = torch.empty(len(labels), dtype=torch.float64)
+    ranks[order] = torch.arange(len(labels), dtype=torch.float64) - starts[labels[order]]
+    return labels * _NUM_BLOCKS + (ranks * _NUM_BLOCKS / counts[labels]).long().clamp(max=_NUM_BLOCKS - 1)

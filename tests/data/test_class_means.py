@@ -227,3 +227,35 @@ def test_pixels_that_are_nearly_always_dark_do_not_outweigh_the_others(digits):
         train, test = order[:1000], order[1000:]
         labels = digits.train.labels[:1200]
         assert find_other_classes(images[test], labels[test], images[train], labels[train]) is None
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("spread", [3.0, 8.0])
+def test_a_rare_class_that_differs_by_its_spread_alone_is_no_other_class(share, spread):
+    """As frauds among payments: the means of the classes say nothing, and that of few wide rows lies anywhere."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        (rows, labels), (others, of_others) = (
+            (rows * torch.where(is_rare, spread, 1.0).unsqueeze(1), is_rare.long())
+            for rows, is_rare in (
+                (torch.randn(n, 10, generator=generator), torch.rand(n, generator=generator) < share)
+                for n in (2000, 600)
+            )
+        )
+        assert find_other_classes(others, of_others, rows, labels) is None
+
+
+@pytest.mark.parametrize("effect", [0.5, 1.0])
+def test_other_people_than_those_of_training_are_no_other_classes(effect):
+    """The rows of a person follow each other, and people differ about as much as the classes do."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        centres = 0.2 * torch.randn(2, 20, generator=generator)
+        labels = torch.arange(20).repeat_interleave(50) % 2
+        splits = [
+            centres[labels]
+            + effect * torch.randn(20, 20, generator=generator).repeat_interleave(50, dim=0)
+            + torch.randn(1000, 20, generator=generator)
+            for _ in range(2)
+        ]
+        assert find_other_classes(splits[1], labels, splits[0], labels) is None
