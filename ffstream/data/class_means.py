@@ -13,16 +13,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ffstream.data.arrangements import arrange
+from ffstream.data.plane import find_plane
 from ffstream.data.sample import MOST_IMAGES, PART_VALUES, draw_sample
 
-_MOST_FEATURES, _MOST_CLASSES = 2048, 200  # that are looked at
+_MOST_FEATURES, _MOST_CLASSES = 4096, 200  # that are looked at; a picture of 32 x 32 in colour has 3072 features
 _ENOUGH = 5  # images of a class in each split; the mean of fewer says little
 # The correlation of class means that two splits of one kind of data are expected to have; where it is lower, there are
 # too few images, or the classes hardly differ on average, and nothing is said.
 _CLEAR = 0.7
 _UNLIKE = 0.5  # share of the expected correlation below which the features, or the labels, mean something else
 _NUM_BLOCKS = 5  # parts of a class whose means are compared, to see whether images are independent of each other
+# Another arrangement fits if it reaches this share of the expected correlation, where the one that is given reaches no
+# more than that share of what the other reaches.
+_FITS, _FALLS_SHORT = 0.85, 0.8
+# Errors by which two classes have to be nearer to each other's means than to their own, if all of the error lay in the
+# one direction that counts. In a table it may; that of pictures is spread over ten directions and more: of classes that
+# are alike, no two were 0.5 apart (MNIST, digits, CIFAR-10).
+_SWAPPED_ROWS, _SWAPPED_PICTURES = 5.0, 1.5
 _MOST_SPREADS = 3.0  # from the mean, at which values are cut off
+_SURELY = 3.0  # errors by which what the two splits have in common differs from what is expected
+_MOST_DIRECTIONS = 40  # in which class means may err independently of each other, of pictures for example
 _FAR = 2.2  # ratio of the distances between class means, in either direction, that is not of the same units
 
 
@@ -39,9 +50,11 @@ class _Means:
 class ClassMeans:
     """The means of some features of the training images of each class, in spreads of these features."""
 
+    shape: tuple[int, ...]  # of an image
     features: Tensor  # (k,) their numbers
     mean: Tensor  # (k,) of each feature
     spread: Tensor  # (k,) of each feature, above 0
+    rest: Tensor  # the values of the features that are the same in all images
     found: _Means
 
     @classmethod
@@ -49,8 +62,10 @@ class ClassMeans:
         """Measure images (n, *shape) with labels (n,)."""
         features = draw_sample(images[0].numel(), _MOST_FEATURES)
         mean, spread = _measure_features(images, features)
+        rest = mean[spread == 0]
         features, mean, spread = (each[spread > 0] for each in (features, mean, spread))
-        return cls(features, mean, spread, _measure(images, labels, features, mean, spread))
+        found = _measure(images, labels, features, mean, spread)
+        return cls(tuple(images.shape[1:]), features, mean, spread, rest, found)
 
     def find_other(self, images: Tensor, labels: Tensor) -> str | None:
         """A warning if the class means of a split are unlike those of the training split; None otherwise.
@@ -68,6 +83,7 @@ class ClassMeans:
         if num_known < 2:
             return None
         mine, theirs = (each.means[:num_classes][is_known] for each in (found, wanted))
+        given = mine
         mine, theirs = mine - mine.mean(dim=0), theirs - theirs.mean(dim=0)
         # By class, as a rare one may differ from the others by nothing but a larger spread.
         errors = wanted.errors[:num_classes][is_known] * (1 - 1 / num_known)
@@ -80,23 +96,79 @@ class ClassMeans:
         expected = signal / math.sqrt((signal + theirs_noise) * (signal + mine_noise))
         if expected < _CLEAR:
             return None
-        product = float((mine * theirs).sum())
-        length = float(mine.norm() * theirs.norm())
-        correlation = product / length if length else 0.0
-        if correlation < _UNLIKE * expected:
+        product, correlation = float((mine * theirs).sum()), _correlate(mine, theirs)
+        said = f"have a correlation of {correlation:.2f} with those of training, where {expected:.2f} is expected"
+        # Few features, or classes, have few directions to err in: there, chance may turn means around.
+        num_directions = min(len(self.features) * (num_known - 1), _MOST_DIRECTIONS)
+        error = math.sqrt((signal + theirs_noise) * (mine_noise + theirs_noise) / num_directions)
+        fitting = [(_correlate(arranged, theirs), name) for name, arranged in self._rearrange(given)]
+        best, name = max(fitting, default=(0.0, ""))
+        is_surely_better = (best - correlation) * float(mine.norm() * theirs.norm()) >= _SURELY * error
+        if is_surely_better and best > _FITS * expected and correlation < _FALLS_SHORT * best:
+            return (
+                f"they look like training images that are {name} (the classes' mean images {said}, and {best:.2f} "
+                f"if they are taken for images {name}); bring them to the arrangement that they have in training"
+            )
+        is_sure = abs(signal - product) >= _SURELY * error
+        if is_sure and correlation < _UNLIKE * expected:
             return (
                 "their classes differ in other features than those of the training images (the classes' mean images "
-                f"have a correlation of {correlation:.2f} with those of training, where {expected:.2f} is expected); "
+                f"{said}); "
                 "bring features, channels, axes and labels to the order and the sign that they have in training, "
                 "unless the two splits come from different sources, such as other people or copies of a few originals"
             )
         ratio = product / signal
-        if not 1 / _FAR <= ratio <= _FAR:
+        if is_sure and not 1 / _FAR <= ratio <= _FAR:
             return (
                 f"the mean images of their classes lie {ratio:.2g} times as far apart as those of the training images, "
                 "as if in other units; bring them to the same units"
             )
+        known = is_known.nonzero().flatten().tolist()
+        least = _SWAPPED_ROWS if find_plane(self.shape) is None else _SWAPPED_PICTURES
+        swapped = _find_swapped(mine, theirs, errors / found.counts[:num_classes][is_known], least)
+        if swapped is not None:
+            one, other = (known[place] for place in swapped)
+            return (
+                f"those of class {one} look like training images of class {other}, and the other way round; number the "
+                "classes as in training"
+            )
         return None
+
+    def _rearrange(self, means: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Means (classes, k) in other arrangements of their features, around their mean, each with its name."""
+        num_features = math.prod(self.shape)
+        if num_features > _MOST_FEATURES:
+            return
+        whole = torch.zeros(len(means), num_features, dtype=torch.float64)
+        whole[:, self.features] = means * self.spread + self.mean
+        if len(self.features) < num_features:  # those without a spread are the same in all images
+            rest = torch.ones(num_features, dtype=torch.bool)
+            rest[self.features] = False
+            whole[:, rest] = self.rest
+        for name, arranged in arrange(whole, self.shape):
+            scaled = ((arranged[:, self.features] - self.mean) / self.spread).clamp(-_MOST_SPREADS, _MOST_SPREADS)
+            yield name, scaled - scaled.mean(dim=0)
+
+
+def _correlate(mine: Tensor, theirs: Tensor) -> float:
+    length = float(mine.norm() * theirs.norm())
+    return float((mine * theirs).sum()) / length if length else 0.0
+
+
+def _find_swapped(mine: Tensor, theirs: Tensor, squared_errors: Tensor, least: float) -> tuple[int, int] | None:
+    """Two classes whose means (classes, k) lie the other way round in a split, by `least` errors; None without any.
+
+    `squared_errors` (classes,) are those of the means of the split.
+    """
+    products = theirs @ mine.T  # of a class in training with each of the split
+    own = products.diagonal()
+    along = own.unsqueeze(0) + own.unsqueeze(1) - products - products.T  # of the differences of two classes
+    distances = torch.cdist(theirs, theirs)
+    errors = (squared_errors.unsqueeze(0) + squared_errors.unsqueeze(1)).sqrt()
+    far = -along / (distances * errors).clamp(min=1e-300)
+    far.fill_diagonal_(0.0)
+    place = int(far.argmax())
+    return divmod(place, len(far)) if float(far.flatten()[place]) > least else None
 
 
 def draw_alike(labels: Tensor, trained_labels: Tensor) -> Tensor:

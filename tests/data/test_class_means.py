@@ -259,3 +259,52 @@ def test_other_people_than_those_of_training_are_no_other_classes(effect):
             for _ in range(2)
         ]
         assert find_other_classes(splits[1], labels, splits[0], labels) is None
+
+
+ARRANGED = {
+    "mirrored": lambda images: images.flip(2),
+    "upside down": lambda images: images.flip(1),
+    "turned by 180 degrees": lambda images: images.flip(1, 2),
+    "with their rows as columns": lambda images: images.transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", ARRANGED)
+def test_pictures_in_another_arrangement_are_named_with_it(name, digits):
+    found = find_other_classes(
+        ARRANGED[name](digits.test.images), digits.test.labels, digits.train.images, digits.train.labels
+    )
+    assert f"they look like training images that are {name} (" in found
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_pictures_whose_colours_are_the_other_way_round_are_named_so(axis):
+    (train, labels), (test, of_test) = (
+        (images.movedim(-1, axis), labels) for images, labels in (colours(400, 0), colours(100, 1))
+    )
+    assert find_other_classes(test, of_test, train, labels) is None
+    assert "with their channels in the opposite order" in find_other_classes(test.flip(axis), of_test, train, labels)
+
+
+def test_two_classes_that_are_numbered_the_other_way_round_are_named(digits):
+    numbers = torch.arange(10)
+    numbers[[6, 9]] = torch.tensor([9, 6])
+    found = find_other_classes(
+        digits.test.images, numbers[digits.test.labels], digits.train.images, digits.train.labels
+    )
+    assert "class 6 look like training images of class 9, and the other way round" in found
+
+
+def test_tables_of_few_columns_and_classes_that_are_alike_are_what_they_are():
+    """In one column, chance may turn two means around; so it may where two classes have the same mean."""
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        num_classes, num_columns = 2 + seed % 5, (1, 2, 3, 10)[seed % 4]
+        centres = torch.randn(num_classes, num_columns, generator=generator)
+        centres[1] = centres[0] if num_classes > 2 else centres[1]
+        (rows, labels), (others, of_others) = (
+            (centres[labels] + torch.randn(n, num_columns, generator=generator), labels)
+            for n in (300, 100)
+            for labels in (torch.randint(0, num_classes, (n,), generator=generator),)
+        )
+        assert find_other_classes(others, of_others, rows, labels) is None
