@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ffstream.cache import CacheLayout
 from ffstream.cache.transfer import NUM_SLOTS
-from ffstream.device.caching_allocator import Event, replay
+from ffstream.device.caching_allocator import Event, replay, reserve_alike
 from ffstream.device.ledger import Work
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.network import LayerSpec, count_distinct, count_in_stack
@@ -63,7 +63,6 @@ class KernelBytes:
     in_passes: int = 0
 
 
-_SMALL_SEGMENT_BYTES = 2 << 20  # one more than on paper: small tensors come and go in another order than there
 WRITTEN = "written"  # a phase: all slots for writing are free again
 _READ_SLOTS, _WRITE_SLOTS = ("decoded", "read", "read too"), ("to code", "to write", "to write too")
 
@@ -130,7 +129,8 @@ def _reserve(spec: LayerSpec, layer: PaperLayer, blueprint: Blueprint, *, staged
         phases[reading(split)] = _size_slots(_READ_SLOTS, layout, staged=staged)
     for split, layout in cache_layouts(blueprint, spec.out_features).items() if spec.hands_on else ():
         phases[writing(split)] = _size_slots(_WRITE_SLOTS, layout, staged=staged)
-    found = replay(layer.events, phases) + _SMALL_SEGMENT_BYTES
+    # A segment of small tensors more than on paper, as they come and go in another order than there.
+    found = replay(layer.events, phases) + reserve_alike(1, 1)
     if not has_stacks(blueprint.config) and not blueprint.config.augmentation.restream:
         return found
     events: list[Event] = [(0, layer.writing)]  # images are written again, while slots for reading may exist

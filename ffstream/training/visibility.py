@@ -7,19 +7,18 @@ ends at chance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ffstream.data.features import find_mixed
+from ffstream.data.missing_values import COPIED_VALUES, find_code, name_features, numbered_parts
 from ffstream.data.sample import draw_sample
 from ffstream.data.scaling import CHANNELS, FEATURES, NONE, Scaling, find_parts
 from ffstream.field.normalisation import length_normalise
 
 _MOST_IMAGES = 1024  # images that are looked at one by one, drawn from all
-_PART_VALUES = 1 << 20  # values of images that are copied at once
 # The limits were found by training two layers on tables and digits, and on the same data standardised. Within the
 # limits, the error was at most a few points higher than on standardised data; beyond them, it rose to chance
 # (docs/ablations/scaling.md).
@@ -40,12 +39,6 @@ _SHARE_OUTLYING, _SHARE_EMPTY = 0.005, 0.05  # least shares of the images
 _EMPTY_RMS = 0.3  # RMS below which a normalised image counts as empty; it should be 1
 _SPREADING = 100.0  # when standardising: the largest value of all images, relative to that of the median image
 _ALONE = 0.5  # share of the sum of squares in a feature, from which its spread comes from one value alone
-# Numbers that stand for missing values: nines, powers of ten, and the limits of integer types.
-_CODES = {float("9" * length) for length in range(2, 10)} | {1e10, 1e15, 1e20, 1e30}
-_CODES |= {32767.0, 32768.0, 65535.0, 2147483647.0, 2147483648.0}
-_FAR = 5.0  # any other number that stands for missing values, relative to the largest real value
-_MOST_CODES, _LEAST_OTHERS = 4, 3  # most distinct numbers that stand for missing values, fewest others
-_LEAST_NEGATIVE = 0.1  # size of a negative number that stands for missing values, relative to the largest value
 _MOST_COMPARED, _MOST_COMPARED_FEATURES = 512, 4096  # images, and features, that are compared for neighbours
 _OVERLAID = 1 / 3  # share of the sum of squares that a label may hide
 _LOST_CLASSES = 0.2  # rise, at unit length, in the share of images whose nearest has another class
@@ -76,7 +69,7 @@ class _Look:
     def at(cls, images: Tensor, index: Tensor, scaling: Scaling) -> _Look:
         """Look at some images, a part of them at a time."""
         look = cls(index, images[0].numel())
-        for part in index.split(max(_PART_VALUES // look.num_features, 1)):
+        for part in index.split(max(COPIED_VALUES // look.num_features, 1)):
             look._add(scaling.apply(images[part]))
         return look
 
@@ -102,7 +95,7 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
     if _are_equal(images):
         return f"all {len(images)} training images are equal, so that there is nothing to learn; look at the file"
     index = draw_sample(len(images), _MOST_IMAGES).sort().values
-    found = _find_known_code(images) or _find_far_code(images, index)
+    found = find_code(images, index)
     if found is not None:
         return f"{found}; if it marks missing values, put the feature's mean there, or leave those images out"
     mixed = None if standardise == NONE else find_mixed(images)  # without standardising, unit length makes them alike
@@ -150,104 +143,7 @@ def _bring_to_unit_length(scaled: Tensor) -> Tensor:
 
 
 def _are_equal(images: Tensor) -> bool:
-    return all(bool((part == images[0]).all()) for part in _parts(images))
-
-
-def _find_known_code(images: Tensor) -> str | None:
-    """A number such as -9999 that occurs several times in a feature whose other values are all far from it."""
-    if not images.is_floating_point():  # bytes cannot be far from such a number
-        return None
-    rows = images.flatten(1)
-    ends = [rows.amin(dim=0), rows.amax(dim=0)]
-    codes = torch.tensor(sorted(_CODES))
-    if not any(bool(torch.isin(end.abs(), codes).any()) for end in ends):
-        return None
-    said = []
-    for end, is_least in zip(ends, (True, False), strict=True):
-        is_code = torch.isin(end.abs(), codes)
-        num_there, next_to, others_end = torch.zeros(3, rows.shape[1], dtype=torch.float64).unbind()
-        next_to, others_end = next_to + (torch.inf if is_least else -torch.inf), ends[int(is_least)].double()
-        first = len(rows)
-        for start, part in _numbered_parts(rows):
-            is_there = (part == end) & is_code
-            num_there += is_there.sum(dim=0)
-            if first == len(rows) and bool(is_there.any()):
-                first = start + int(is_there.any(dim=1).nonzero()[0])
-            rest = part.double().masked_fill(part == end, torch.inf if is_least else -torch.inf)
-            next_to = torch.minimum(next_to, rest.amin(0)) if is_least else torch.maximum(next_to, rest.amax(0))
-        spread, distance = (others_end - next_to).abs(), (next_to - end).abs()
-        is_missing = is_code & (num_there > 0) & torch.isfinite(next_to) & (distance >= spread) & (spread > 0)
-        for value in end[is_missing].unique().tolist():
-            features = (is_missing & (end == value)).nonzero().flatten()
-            count = int(num_there[features].sum())
-            if count > 1:
-                said.append(
-                    f"the value {value:g} occurs {count:,} times in the training images, in {_name(features)}, far "
-                    f"from every other there (the first: image {first})"
-                )
-    return "; ".join(said[:2]) or None
-
-
-def _find_far_code(images: Tensor, index: Tensor) -> str | None:
-    """A few numbers of any kind that occur several times, far larger than the other values of their features."""
-    index = index[: max(_PART_VALUES // images[0].numel(), _LEAST_OTHERS)]
-    rows = images[index].flatten(1).float()
-    magnitudes, counts = rows[rows != 0].double().abs().unique(return_counts=True)
-    is_gap = magnitudes[1:] >= _FAR * magnitudes[:-1]
-    for position in is_gap.nonzero().flatten().tolist():
-        num_above, times = len(magnitudes) - position - 1, counts[position + 1 :]
-        is_code = num_above <= _MOST_CODES and position + 1 >= _LEAST_OTHERS and int(times.min()) > 1
-        if not is_code or 2 * int(times.sum()) > int(counts.sum()):
-            continue
-        is_there = rows.double().abs() > float(magnitudes[position])
-        features = is_there.any(dim=0).nonzero().flatten()
-        if float(is_there[:, features].double().mean()) > 0.6:  # these features are rather in larger units
-            continue
-        if all(_is_standardised_binary(rows[:, feature]) for feature in features.tolist()):
-            continue
-        values = rows[is_there].unique().tolist()
-        first = int(index[is_there.any(dim=1).nonzero()[0]])
-        words = f"value {values[0]:g} occurs" if len(values) == 1 else f"values {_list(values)} occur"
-        ratio = float(magnitudes[position + 1] / magnitudes[position])
-        return (
-            f"the {words} {int(times.sum()):,} times in {len(rows):,} of the training images, in {_name(features)}, "
-            f"{ratio:.3g} times as large as any other (the first: image {first})"
-        )
-    return _find_negative_code(rows, index, magnitudes)
-
-
-def _is_standardised_binary(column: Tensor) -> bool:
-    """Whether a column has two values, a mean near 0 and a spread near 1: its rare value then has to be large."""
-    return len(column.unique()) == 2 and abs(float(column.mean())) < 0.5 and 0.5 < float(column.std()) < 2
-
-
-def _find_negative_code(rows: Tensor, index: Tensor, magnitudes: Tensor) -> str | None:
-    """A negative number that occurs several times and is the only negative one."""
-    least = rows.amin()
-    is_there = rows < 0
-    if float(least) >= 0 or len(magnitudes) <= _LEAST_OTHERS or -float(least) < _LEAST_NEGATIVE * float(magnitudes[-1]):
-        return None
-    if not bool((rows[is_there] == least).all()):
-        return None
-    features = is_there.any(dim=0).nonzero().flatten()
-    features = features[[not _is_signed_choice(rows[:, feature]) for feature in features.tolist()]]
-    is_there = is_there & torch.isin(torch.arange(rows.shape[1]), features)
-    if int(is_there.sum()) < 2 or float(is_there[:, features].double().mean()) > 0.6:
-        return None
-    return (
-        f"the value {float(least):g} occurs {int(is_there.sum()):,} times in {len(rows):,} of the training images, in "
-        f"{_name(features)}, and no other value is negative (the first: image "
-        f"{int(index[is_there.any(dim=1).nonzero()[0]])})"
-    )
-
-
-def _is_signed_choice(column: Tensor) -> bool:
-    """Whether a column holds -1 and 1, and maybe 0, and nothing else: no and yes, or down, level and up."""
-    return set(column.unique().tolist()) in ({-1.0, 1.0}, {-1.0, 0.0, 1.0})
-
-
-def _list(values: list[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values[:_MOST_CODES])
+    return all(bool((part == images[0]).all()) for _, part in numbered_parts(images))
 
 
 def _find_empty(look: _Look, images: Tensor) -> str | None:
@@ -305,7 +201,7 @@ def _find_spreading(plain: _Look, images: Tensor, scaling: Scaling, standardise:
 
 def _find_largest(images: Tensor) -> tuple[float, int]:
     """The largest magnitude, and the number of an image that has it."""
-    found = ((part.float().abs().flatten(1).amax(dim=1).max(dim=0), start) for start, part in _numbered_parts(images))
+    found = ((part.float().abs().flatten(1).amax(dim=1).max(dim=0), start) for start, part in numbered_parts(images))
     return max((float(end.values), start + int(end.indices)) for end, start in found)
 
 
@@ -327,8 +223,8 @@ def _find_units(look: _Look, shape: tuple[int, ...]) -> str | None:
                 ratio = float((sizes[odd] / median).log().abs().max().exp())
                 hidden = "the others" if word == "larger" else "them"
                 return (
-                    f"the values of {_name(odd)} of the training images are up to {ratio:,.0f} times {word} than those "
-                    f"of most features, so that a layer can hardly see {hidden}"
+                    f"the values of {name_features(odd)} of the training images are up to {ratio:,.0f} times {word} "
+                    f"than those of most features, so that a layer can hardly see {hidden}"
                 )
     channels = find_parts(shape, CHANNELS)
     num_channels = int(channels.max()) + 1
@@ -366,7 +262,7 @@ def _find_offset(look: _Look) -> str | None:
 def _find_lost_length(images: Tensor, labels: Tensor, index: Tensor, scaling: Scaling, standardise: str) -> str | None:
     """Classes that differ in the length of their images, such as brightness, as nearest neighbours show."""
     index = index[draw_sample(len(index), _MOST_COMPARED, seed=1)]
-    index = index[: max(_PART_VALUES // images[0].numel(), 2)]
+    index = index[: max(COPIED_VALUES // images[0].numel(), 2)]
     scaled, own = scaling.apply(images[index]), labels[index]
     step = -(-scaled.shape[1] // _MOST_COMPARED_FEATURES)
     before, after = (_nearest_errors(rows[:, ::step], own) for rows in (scaled.double(), _bring_to_unit_length(scaled)))
@@ -383,23 +279,3 @@ def _nearest_errors(rows: Tensor, labels: Tensor) -> float:
     """The share of rows whose nearest other row has another label."""
     distances = torch.cdist(rows, rows).fill_diagonal_(torch.inf)
     return float((labels[distances.argmin(dim=1)] != labels).double().mean())
-
-
-def _name(features: Tensor) -> str:
-    """The features in words, with their numbers counted from 0."""
-    numbers = features.tolist()
-    if len(numbers) == 1:
-        return f"feature {numbers[0]}"
-    shown = ", ".join(str(number) for number in numbers[:5])
-    return f"{len(numbers)} features ({shown}{', ...' if len(numbers) > 5 else ''})"
-
-
-def _parts(images: Tensor) -> Iterator[Tensor]:
-    return iter(images.split(max(_PART_VALUES // images[0].numel(), 1)))
-
-
-def _numbered_parts(images: Tensor) -> Iterator[tuple[int, Tensor]]:
-    start = 0
-    for part in _parts(images):
-        yield start, part
-        start += len(part)

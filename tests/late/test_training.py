@@ -121,7 +121,7 @@ def test_a_tight_budget_is_kept(small_config, tmp_path):
         named = str(caught.value).split("--budget ")[1].split()[0]
         run = ff.train(on_device.override({"memory.budget": named}), tmp_path / "run", observer=FromTheStart(late))
         taken = late.arena.peak_reserved_bytes + CONTEXT_BYTES  # what a driver would show
-        assert parse_bytes(named) - (4 << 20) <= taken <= parse_bytes(named)
+        assert parse_bytes(named) - (2 << 20) <= taken <= parse_bytes(named)
     chosen = {"network.tile_units": run.config.network.tile_units}
     assert layer_digests(run.path) == layer_digests(ff.train(config.override(chosen), tmp_path / "cpu").path)
 
