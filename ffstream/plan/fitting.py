@@ -6,14 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ffstream.cache import CODED
 from ffstream.data.shape import DataShape
 from ffstream.device.caching_allocator import reserve_alike
 from ffstream.errors import BudgetError, ConfigError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import LabelMethod, make_label_method
 from ffstream.field.network import LayerSpec, find_untileable
-from ffstream.ground.units import format_bytes
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import (
     Footprint,
@@ -24,6 +22,7 @@ from ffstream.plan.footprint import (
     goodness_bytes,
 )
 from ffstream.plan.plan import LayerPlan, Need, Plan, Resources
+from ffstream.plan.refusal import explain, find_ways, find_ways_on
 from ffstream.plan.workload import plan_layers
 from ffstream.settings.config import Config
 
@@ -36,7 +35,6 @@ _GOOD_TILE = 256  # units from which on matrix products are about as fast as the
 _TILE_STEP = 32  # the units of a tile are a multiple of it, as matrix products are fastest then
 _SLACK_DIVISOR = 8  # the host's allocator was measured to keep up to an eighth more than is alive
 _MOST_WEIGHTS = 10**16  # in one layer
-_MIB = 1 << 20
 _SIZES = ("cache.shard_samples", "micro_batch", "network.tile_units")  # which affect the trained bits
 
 # Measures what the matrix products of the first layers take beside their operands; called once all else fits.
@@ -68,7 +66,8 @@ def compute_plan(
         return plan
     if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly which budget would do
         plan = planner.draft(plan.config, plan.tier, kernels=measure_kernels(planner.blueprint(plan.config)))
-    raise BudgetError(_explain(plan, _find_ways_on(plan) if is_started else _find_ways(plan, planner)))
+    ways = find_ways_on(plan) if is_started else find_ways(plan, planner.smaller_batch(plan))
+    raise BudgetError(explain(plan, ways))
 
 
 def choose_tier(
@@ -366,48 +365,3 @@ def _device_terms(footprint: Footprint) -> dict[str, int]:
 def _describe(layer: LayerPlan) -> str:
     tiles = f" in {layer.num_tiles} tiles" if layer.num_tiles > 1 else ""
     return f"{layer.name}, {layer.in_features} x {layer.num_units}{tiles}"
-
-
-_BUDGETS = {"device": "--budget", "host": "--host-budget", "disk": "--disk-budget"}
-
-
-def _explain(plan: Plan, ways: list[str]) -> str:
-    """One line on the first resource that has too little room, for a plan that comes nearest, and ways out."""
-    need: Need = getattr(plan, _find_lacking(plan))
-    terms = sorted(need.terms.items(), key=lambda item: -item[1])
-    parts = ", ".join(f"{term} {format_bytes(num_bytes)}" for term, num_bytes in terms if num_bytes)
-    return (
-        f"plan: {need.noun} needs {format_bytes(need.num_bytes)} with the cache on {plan.tier} ({parts}); allowed "
-        f"{format_bytes(need.allowed_bytes)}; use {', '.join(ways[:-1])}{', or ' if ways[1:] else ''}{ways[-1]}"
-    )
-
-
-def _find_lacking(plan: Plan) -> str:
-    """The first resource that has too little room."""
-    return next(name for name in ("device", "host", "disk") if getattr(plan, name).excess_bytes)
-
-
-def _find_ways(plan: Plan, planner: _Planner) -> list[str]:
-    """Options with which a new run takes less of the resource that lacks room."""
-    name, config, smaller_batch = _find_lacking(plan), plan.config, planner.smaller_batch(plan)
-    ways = [f"--batch {smaller_batch}"] if smaller_batch else []
-    if name == "device":
-        ways += ["a smaller --width"]
-    elif name == "host":
-        ways += ["--cache disk"] if plan.tier != "disk" else []
-    else:
-        ways += ["--cache host"] + (["--cache-dtype int8"] if config.cache.dtype != CODED else [])
-        ways += ["fewer --views"] if config.augmentation.views > 1 else []
-        ways += ["a smaller --width"]
-        ways += ["fewer --negatives-per-sample"] if config.labels.method in ("overlay", "none") else []
-    return [*ways, f"{_BUDGETS[name]} {-(-getattr(plan, name).num_bytes // _MIB)}MiB or more"]
-
-
-def _find_ways_on(plan: Plan) -> list[str]:
-    """The same for a run that was started: what decides its bits, such as its width and batches, stays as it is."""
-    name = _find_lacking(plan)
-    if name == "device":
-        return [f"--budget {-(-plan.device.num_bytes // _MIB)}MiB or more", "a --device with more memory"]
-    if name == "host":
-        return [*(["--cache disk"] if plan.tier != "disk" else []), "a machine on which more memory is free"]
-    return ["--cache host", "--cache-dir on a larger disk", "the same again once space is free there"]
