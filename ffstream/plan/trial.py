@@ -17,6 +17,7 @@ from ffstream.ground.interrupts import Interrupts
 from ffstream.ground.units import format_bytes
 from ffstream.plan.footprint import cache_layouts
 from ffstream.plan.plan import Plan
+from ffstream.training.epoch_batches import EpochBatches
 from ffstream.training.layer_trainer import LayerTrainer
 
 _NUM_STEPS = 2  # the second reuses all buffers
@@ -61,9 +62,9 @@ def _measure_steps(blueprint: Blueprint, spec: LayerSpec, cache: ActivationCache
     def take_steps() -> None:
         trainer = LayerTrainer(blueprint.build_layer(spec, units), spec.index, blueprint, device, units)
         with Interrupts(defers=True), Transfer(device) as transfer:
-            order = range(cache.layout.num_shards)
-            batches = trainer.load_batches(transfer, cache, order, labels, None, torch.Generator(), informed=informed)
-            for num_samples, parts in itertools.islice(batches, _NUM_STEPS):
+            batches = EpochBatches(cache, range(cache.layout.num_shards), blueprint, device)
+            loaded = batches.load(transfer, labels, None, torch.Generator(), informed=informed)
+            for num_samples, parts in itertools.islice(loaded, _NUM_STEPS):
                 trainer.step(parts, num_samples, 1.0, torch.Generator(device))
 
     return measure_peak_bytes(take_steps, device)

@@ -274,7 +274,7 @@ class Runner:
 
     def _check_fits(self, trainer: LayerTrainer, part: EpochPart | None, epoch: int) -> None:
         """Raise CorruptFileError for a part that the epoch does not have."""
-        if part is not None and not trainer.fits(part, self._caches.current[TRAIN], epoch):
+        if part is not None and not trainer.batches_of(self._caches.current[TRAIN], epoch).fits(part):
             raise CorruptFileError(
                 f"progress {self._directory.path / 'progress'}: was saved within an epoch of other shards, after "
                 f"{part.num_groups} groups of them and {part.num_samples} samples; restore it from a copy"

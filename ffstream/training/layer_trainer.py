@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ffstream.cache import ActivationCache, compute_batches, compute_shard_order, group_shards
-from ffstream.cache.transfer import Transfer, all_to_device
+from ffstream.cache import ActivationCache, compute_shard_order
+from ffstream.cache.transfer import Transfer
 from ffstream.device.workspace import Buffer, Workspace
 from ffstream.errors import DivergedError
 from ffstream.field.blueprint import Blueprint
@@ -21,8 +21,9 @@ from ffstream.field.similarity import compare
 from ffstream.ground import seeding
 from ffstream.storage.epoch_part import EpochPart
 from ffstream.training.dropout import drop_features_
+from ffstream.training.epoch_batches import EpochBatches
 from ffstream.training.loss_scale import scale_loss
-from ffstream.training.micro_batch import MicroBatch, draw_for, samples_in_sweep
+from ffstream.training.micro_batch import MicroBatch, samples_in_sweep
 from ffstream.training.optimiser import LayerOptimiser
 
 _MOVED_ROWS = Buffer("moved rows", "rows")
@@ -67,7 +68,8 @@ class LayerTrainer:
     ) -> None:
         self.layer = layer.to(device)
         self._index = layer_index
-        config = self._config = blueprint.config
+        self._blueprint, config = blueprint, blueprint.config
+        self._config = config
         self._sizes = blueprint.sizes
         self._candidates, self._reading = blueprint.method.candidates, blueprint.method.reading
         self._num_rows = blueprint.method.rows.num_training_rows
@@ -100,16 +102,10 @@ class LayerTrainer:
         )
         return EpochPart(0, 0, 0.0, torch.zeros(4), on_host.get_state(), on_device.get_state())
 
-    def fits(self, part: EpochPart, cache: ActivationCache, epoch: int) -> bool:
-        """Whether a part of an epoch can have ended where it says, with generators that can be in these states."""
+    def batches_of(self, cache: ActivationCache, epoch: int) -> EpochBatches:
+        """The batches of an epoch, in an order that (seed, layer, epoch) decides."""
         order = compute_shard_order(cache.layout, self._config.seed, self._index, epoch, self._config.epochs)
-        ends = self._group_ends(cache, order)
-        try:
-            for device, state in ((torch.device("cpu"), part.host_state), (self._device, part.device_state)):
-                seeding.generator(0, 0, 0, "part", device).set_state(state)
-        except RuntimeError:  # torch refuses a state that no generator can have
-            return False
-        return part.num_groups < len(ends) and part.num_samples == ends[part.num_groups - 1]
+        return EpochBatches(cache, order, self._blueprint, self._device)
 
     def train_epoch(
         self,
@@ -136,9 +132,9 @@ class LayerTrainer:
         seed = self._config.seed
         host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
         generator = seeding.generator(seed, self._index, epoch, "dropout", self._device)
-        order = compute_shard_order(cache.layout, seed, self._index, epoch, self._config.epochs)
         informed = others is not None or epoch % self._config.epochs > 0
-        ends = self._group_ends(cache, order)
+        batches = self.batches_of(cache, epoch)
+        ends = batches.ends
         if done is not None:
             num_groups, num_samples = done.num_groups, done.num_samples
             start_s -= done.elapsed_s
@@ -150,10 +146,8 @@ class LayerTrainer:
             elapsed_s, states = time.perf_counter() - start_s, (host_generator.get_state(), generator.get_state())
             return EpochPart(num_groups, num_samples, elapsed_s, totals.cpu(), *states)
 
-        batches = self.load_batches(
-            transfer, cache, order, labels, others, host_generator, informed=informed, num_skipped=num_groups
-        )
-        for num_in_batch, parts in batches:
+        loaded = batches.load(transfer, labels, others, host_generator, informed=informed, num_skipped=num_groups)
+        for num_in_batch, parts in loaded:
             progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
             factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
             totals += self.step(parts, num_in_batch, factor, generator)
@@ -174,64 +168,6 @@ class LayerTrainer:
                 f"(found {self._config.objective.scale:g}); finished layers are kept"
             )
         return figures
-
-    def _group_ends(self, cache: ActivationCache, order: Sequence[int]) -> list[int]:
-        """For each group of shards that are batched together, the number of samples up to its end."""
-        sizes = [
-            sum(part.stop - part.start for part in map(cache.layout.shard_range, group))
-            for group in group_shards(order, self._sizes.num_shards_in_batch)
-        ]
-        return list(itertools.accumulate(sizes))
-
-    def load_batches(
-        self,
-        transfer: Transfer,
-        cache: ActivationCache,
-        order: Sequence[int],
-        labels: Tensor,
-        others: Tensor | None,
-        generator: torch.Generator,
-        *,
-        informed: bool,
-        num_skipped: int = 0,
-    ) -> Iterator[tuple[int, Iterator[MicroBatch]]]:
-        """Yield every batch of an epoch: the number of its samples, and an iterator that loads these in parts.
-
-        A batch is a part of one shard or, where shards are smaller, all samples of several shards. `informed` is true
-        after the layer's first epoch, when its goodness can rank negatives. The first `num_skipped` groups of shards
-        are left out.
-        """
-        groups = group_shards(order, self._sizes.num_shards_in_batch)[num_skipped:]
-        blocks = transfer.blocks(cache, [shard for group in groups for shard in group])
-        for group in groups:
-            loaded = itertools.islice(blocks, len(group))
-            samples = [cache.layout.shard_range(shard) for shard in group]
-            kept = [cache.layout.stored_range(shard) for shard in group]
-            parts = itertools.chain.from_iterable(
-                self._draw_batches(
-                    block, labels[part], others[stored] if others is not None else None, generator, informed=informed
-                )
-                for part, stored, (_, block) in zip(samples, kept, loaded, strict=True)
-            )
-            if len(group) > 1:
-                yield sum(part.stop - part.start for part in samples), parts
-            else:
-                yield from ((len(part.index), iter([part])) for part in parts)
-
-    def _draw_batches(
-        self,
-        block: Tensor,
-        labels: Tensor,
-        others: Tensor | None,
-        generator: torch.Generator,
-        *,
-        informed: bool,
-    ) -> Iterator[MicroBatch]:
-        """The samples of a block in batches, with the candidates that this epoch shows them."""
-        batches = compute_batches(len(block), self._sizes.batch, generator)
-        drawn = draw_for(labels, self._candidates, others, generator, self._device, informed=informed)
-        for index in all_to_device(batches, self._device):
-            yield drawn.take(block, index)
 
     @torch.no_grad()
     def step(self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator) -> Tensor:
