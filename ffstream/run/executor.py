@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from functools import partial
 
 import torch
@@ -21,20 +20,19 @@ from ffstream.device.accelerator import find_accelerator
 from ffstream.device.ledger import PAPER
 from ffstream.device.memory import peak_memory_bytes, unpinned_reason
 from ffstream.device.workspace import Workspace
-from ffstream.errors import CorruptFileError, to_command
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
 from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.ground.interrupts import check_interrupts
-from ffstream.ground.units import parse_seconds
 from ffstream.infer.evaluation import LabelSweep
 from ffstream.infer.frozen import load_committed
 from ffstream.plan.plan import Plan
 from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
+from ffstream.run.commits import Commits
+from ffstream.run.progress_saver import ProgressSaver
 from ffstream.run.run import read_layer_figures
-from ffstream.run.schedule import Action, Step, remaining_steps
+from ffstream.run.schedule import Action, remaining_steps
 from ffstream.storage.epoch_part import EpochPart
-from ffstream.storage.metrics import MetricsSeal
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
@@ -83,17 +81,14 @@ class Runner:
         self._tiles = blueprint.tiles
         self._has_said_silent = False  # whether a silent layer was warned of, as those above it are silent too
         self._resident: FrozenLayer | None = None  # the layer that is kept on the device
-        self._written: Future[None] | None = None  # the last file written, until it is committed
-        self._epochs_taken: dict[int, int] = {}  # by layer, if an earlier process left its progress
-        self._is_within_epoch = False  # whether that progress was saved within an epoch
-        self._save_every_s = None if config.save_every == "auto" else parse_seconds(config.save_every)
-        self._saved_s = 0.0
+        self._commits = Commits(self._metrics, self._transfer)
+        self._saver = ProgressSaver(directory, config, self._commits)
         self._sweep = LabelSweep(torch.empty(0))
 
     def run(self) -> None:
         """Execute the steps that are missing."""
         num_done = self._directory.count_layers()
-        self._rewind(num_done)
+        self._saver.rewind(num_done, self._metrics)
         self._replay_sweep(num_done)
         cached_inputs = self._caches.open_committed(num_done, num_done - num_done % self._num_in_stack)
         self._observer.on_start(self._describe(num_done))
@@ -114,7 +109,7 @@ class Runner:
                 elif not num_writes:
                     for name in self._caches.lasting:
                         self._splits.pop(name, None)
-                self._observer.on_step(_describe(step))
+                self._observer.on_step(step.description)
                 with self._stopwatch.lap(_NOUNS[step.action]):
                     actions[step.action](self._specs[step.layer])
         self._caches.drop_all()
@@ -168,7 +163,7 @@ class Runner:
             self._transfer.release()
             self._accelerator.release_unused(self._device)
         start_s = time.perf_counter()
-        start_epoch = self._epochs_taken.pop(spec.index, 0)
+        start_epoch = self._saver.take_epochs(spec.index)
         num_finished = start_epoch // self._config.epochs
         so_far: _Goodness = {}
         for number in range(num_finished):
@@ -181,7 +176,7 @@ class Runner:
             num_samples += sum(figures.num_samples for figures in epochs)
             training_s += sum(figures.elapsed_s for figures in epochs)
             if number < last:
-                self._commit(partial(self._directory.write_tile, spec.index, number, start_epoch, layer))
+                self._commits.add(partial(self._directory.write_tile, spec.index, number, start_epoch, layer))
                 so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
                 del layer  # so that its memory is free before the next one is made
         samples_per_s = num_samples / max(training_s, _LEAST_S) / len(self._tiles)
@@ -215,7 +210,7 @@ class Runner:
         )
         self._metrics.append({"kind": "layer"} | summary.to_mapping() | {"seconds": self._stopwatch.take()})
         self._transfer.finish()  # what the layer depends on must be durable first
-        self._commit(
+        self._commits.add(
             lambda seal: self._directory.write_layer(
                 spec.index, layer, goodness, summary.to_mapping(), seal, len(self._tiles)
             )
@@ -246,39 +241,20 @@ class Runner:
                 beside = so_far | self._measure_tiles(spec, number)
             part: EpochPart | None = None
             if trainer is None:
-                trainer, part = self._make_trainer(spec, number, epoch)
-                self._check_fits(trainer, part, epoch)
+                trainer = self._make_trainer(spec, number)
+                part = self._saver.restore(trainer, epoch, self._caches.current[TRAIN])
             figures, goodness = self._take_epoch(spec, trainer, epoch, beside, part)
             taken.append(figures)
             del beside  # so that its memory is free before it is measured again
         assert trainer is not None, "a tile that has taken all its epochs is finished"
         return trainer.layer, taken, goodness
 
-    def _make_trainer(self, spec: LayerSpec, number: int, epoch: int) -> tuple[LayerTrainer, EpochPart | None]:
-        """The trainer of a tile before an epoch, or within one: newly built, or loaded from the progress.
-
-        Also what is done of the epoch, if the progress was saved within it.
-        """
+    def _make_trainer(self, spec: LayerSpec, number: int) -> LayerTrainer:
+        """The trainer of a new tile."""
         units = self._tiles[number]
         layer = self._blueprint.build_layer(spec, units)
         layer.workspace = self._workspace
-        trainer = LayerTrainer(layer, spec.index, self._blueprint, self._device, units)
-        self._saved_s = _now_s()
-        part = None
-        if self._is_within_epoch:
-            part = self._directory.load_progress(layer, trainer.optimiser, trainer.start_part())
-            self._is_within_epoch = False
-        elif epoch % self._config.epochs:
-            self._directory.load_progress(layer, trainer.optimiser)
-        return trainer, part
-
-    def _check_fits(self, trainer: LayerTrainer, part: EpochPart | None, epoch: int) -> None:
-        """Raise CorruptFileError for a part that the epoch does not have."""
-        if part is not None and not trainer.batches_of(self._caches.current[TRAIN], epoch).fits(part):
-            raise CorruptFileError(
-                f"progress {self._directory.path / 'progress'}: was saved within an epoch of other shards, after "
-                f"{part.num_groups} groups of them and {part.num_samples} samples; restore it from a copy"
-            )
+        return LayerTrainer(layer, spec.index, self._blueprint, self._device, units)
 
     def _write_fresh_input(self, spec: LayerSpec, epoch: int) -> None:
         """Replace what the layer read in the last epoch by images with fresh shifts, put through the layers below.
@@ -322,8 +298,8 @@ class Runner:
             self._observer.on_tick(number, epoch + 1, num_epochs, figures)
 
         def on_part(describe: Callable[[], EpochPart]) -> None:
-            if self._is_due():
-                self._save(spec, epoch, trainer, describe())
+            if self._saver.is_due():
+                self._saver.save(spec, epoch, trainer, describe())
 
         cache, labels = self._caches.current[TRAIN], self._labels[TRAIN]
         with self._stopwatch.lap("training"):
@@ -336,20 +312,10 @@ class Runner:
         self._metrics.append(record | dataclasses.asdict(figures))
         is_last = (epoch + 1) % self._config.epochs == 0  # after which the tile or the layer is committed
         is_loaded_next = TRAIN not in self._caches.lasting  # as images are put through the layers below first
-        if not is_last and (self._save_every_s is None or is_loaded_next or self._is_due()):
-            self._save(spec, epoch + 1, trainer)
+        if not is_last and (is_loaded_next or self._saver.is_due_after_epoch()):
+            self._saver.save(spec, epoch + 1, trainer)
         self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
         return figures, goodness
-
-    def _is_due(self) -> bool:
-        """Whether the progress is saved by time, and that time has passed."""
-        return self._save_every_s is not None and _now_s() - self._saved_s >= self._save_every_s
-
-    def _save(self, spec: LayerSpec, num_epochs: int, trainer: LayerTrainer, part: EpochPart | None = None) -> None:
-        """Save the progress of the layer, or its tile, after so many epochs and maybe a part of the next one."""
-        write = partial(self._directory.write_progress, spec.index, num_epochs, trainer.layer, trainer.optimiser)
-        self._commit(lambda seal: write(seal, part))
-        self._saved_s = _now_s()
 
     def _propagate(self, spec: LayerSpec) -> None:
         """Move the caches through the layer: the input of the next layer replaces the input of this one."""
@@ -359,18 +325,6 @@ class Runner:
             self._caches.current[name] = self._move(name, source, layer)
 
     # --- what they share
-
-    def _commit(self, write: Callable[[MetricsSeal], Callable[[], None]]) -> None:
-        """Write a file, and commit it after the lines of the metrics that describe it are durable.
-
-        Only one file at a time waits for that: with a disk slower than the epochs, more would pile up than was planned.
-        """
-        if self._written is not None:
-            self._transfer.await_commit(self._written)
-        with self._stopwatch.lap("saving"):
-            action = write(self._metrics.seal())
-        self._transfer.commit(self._metrics.sync)
-        self._written = self._transfer.commit(action)
 
     def _move(self, name: str, source: ActivationCache, layer: FrozenLayer) -> ActivationCache:
         """Make the cache of what a layer hands on, which replaces the cache that it reads."""
@@ -428,31 +382,3 @@ class Runner:
         return LabelSweep(
             self._method.rows.targets(self._labels[VALIDATION]), stack_layers=self._config.network.stack_layers
         )
-
-    def _rewind(self, num_done: int) -> None:
-        """Bring progress and metrics in line with what is committed."""
-        progress = self._directory.read_progress()
-        if progress is not None and progress[0] > num_done:
-            raise CorruptFileError(
-                f"run {self._directory.path}: the saved progress is of layer {progress[0] + 1}, but only "
-                f"{num_done} layers are finished; restore the missing ones from a copy, or put the progress aside with "
-                + to_command("repair --apply", self._directory.path)
-            )
-        if progress is not None and progress[0] < num_done:  # a process was killed before cleaning up
-            self._directory.drop_progress()
-            progress = None
-        self._is_within_epoch = progress is not None and self._directory.is_within_epoch()
-        self._directory.check_metrics()
-        self._epochs_taken = {progress[0]: progress[1]} if progress else {}
-        self._metrics.rewind(self._directory.read_seal(), num_done, self._epochs_taken.get(num_done, 0))
-
-
-def _now_s() -> float:
-    """The clock by which progress is saved."""
-    return time.perf_counter()
-
-
-def _describe(step: Step) -> str:
-    if step.action is Action.WRITE_INPUT:
-        return "writing the input cache"
-    return f"{'training' if step.action is Action.TRAIN else 'propagating through'} layer {step.layer + 1}"

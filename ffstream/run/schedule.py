@@ -22,6 +22,13 @@ class Step:
     action: Action
     layer: int
 
+    @property
+    def description(self) -> str:
+        """What is going on, for whoever watches the run."""
+        if self.action is Action.WRITE_INPUT:
+            return "writing the input cache"
+        return f"{'training' if self.action is Action.TRAIN else 'propagating through'} layer {self.layer + 1}"
+
 
 def compute_schedule(num_layers: int, num_in_stack: int) -> tuple[Step, ...]:
     """All steps of a run from scratch."""

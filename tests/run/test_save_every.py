@@ -8,8 +8,8 @@ import re
 import pytest
 
 import ffstream as ff
-from ffstream.run import executor
-from ffstream.run.executor import Runner
+from ffstream.run import progress_saver
+from ffstream.run.progress_saver import ProgressSaver
 from ffstream.storage.manifest import PROGRESS, read_manifest, write_manifest
 from tests.helpers import check_resumed_equals, layer_digests
 
@@ -27,23 +27,23 @@ class Stop(ff.Observer):
     """Counts the saves of a run, and stops it behind the one with a number."""
 
     def __init__(self, monkeypatch, number=None):
-        self.names, save = [], Runner._save
+        self.names, save = [], ProgressSaver.save
 
-        def save_and_stop(runner, spec, num_epochs, trainer, part=None):
-            save(runner, spec, num_epochs, trainer, part)
-            runner._transfer.finish()
+        def save_and_stop(saver, spec, num_epochs, trainer, part=None):
+            save(saver, spec, num_epochs, trainer, part)
+            saver._commits._transfer.finish()
             self.names.append((spec.index, num_epochs, None if part is None else part.num_groups))
             if len(self.names) == number:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(Runner, "_save", save_and_stop)
+        monkeypatch.setattr(ProgressSaver, "save", save_and_stop)
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that shows a second more each time it is looked at."""
     ticks = itertools.count()
-    monkeypatch.setattr(executor, "_now_s", lambda: float(next(ticks)))
+    monkeypatch.setattr(progress_saver, "_now_s", lambda: float(next(ticks)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,20 +72,20 @@ def test_a_run_that_was_stopped_behind_any_save_ends_with_the_same_bits(
 def test_no_more_is_lost_than_was_asked_for(small_config, tmp_path, monkeypatch):
     """On a clock that shows a second more for each batch: at most three seconds lie between two saves."""
     now = [0.0]
-    monkeypatch.setattr(executor, "_now_s", lambda: now[0])
+    monkeypatch.setattr(progress_saver, "_now_s", lambda: now[0])
     config = small_config(layers=1, epochs=3, save_every="3s", cache__shard_samples=32, validation_fraction=0.0)
-    saved_s, save, is_due = [0.0], Runner._save, Runner._is_due
+    saved_s, save, is_due = [0.0], ProgressSaver.save, ProgressSaver.is_due
 
-    def look(runner):
+    def look(saver):
         now[0] += 1
-        return is_due(runner)
+        return is_due(saver)
 
-    def count(runner, *arguments):
+    def count(saver, *arguments):
         saved_s.append(now[0])
-        save(runner, *arguments)
+        save(saver, *arguments)
 
-    monkeypatch.setattr(Runner, "_is_due", look)
-    monkeypatch.setattr(Runner, "_save", count)
+    monkeypatch.setattr(ProgressSaver, "is_due", look)
+    monkeypatch.setattr(ProgressSaver, "save", count)
     ff.train(config, tmp_path / "run")
     assert len(saved_s) > 5
     assert {later - before for before, later in itertools.pairwise(saved_s)} == {3.0}

@@ -1,0 +1,88 @@
+"""When the layer in training is saved, and what an earlier process has saved of it."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from ffstream.cache import ActivationCache
+from ffstream.errors import CorruptFileError, to_command
+from ffstream.field.network import LayerSpec
+from ffstream.ground.units import parse_seconds
+from ffstream.run.commits import Commits
+from ffstream.settings.config import Config
+from ffstream.storage.epoch_part import EpochPart
+from ffstream.storage.metrics import MetricsFile
+from ffstream.storage.run_directory import RunDirectory
+from ffstream.training.layer_trainer import LayerTrainer
+
+
+class ProgressSaver:
+    """Saves the layer in training after each epoch or, with `save_every`, whenever that time has passed."""
+
+    def __init__(self, directory: RunDirectory, config: Config, commits: Commits) -> None:
+        self._directory, self._num_epochs, self._commits = directory, config.epochs, commits
+        self._save_every_s = None if config.save_every == "auto" else parse_seconds(config.save_every)
+        self._saved_s = 0.0
+        self._epochs_taken: dict[int, int] = {}  # by layer, if an earlier process left its progress
+        self._is_within_epoch = False  # whether that progress was saved within an epoch
+
+    def rewind(self, num_done: int, metrics: MetricsFile) -> None:
+        """Bring progress and metrics in line with what is committed."""
+        progress = self._directory.read_progress()
+        if progress is not None and progress[0] > num_done:
+            raise CorruptFileError(
+                f"run {self._directory.path}: the saved progress is of layer {progress[0] + 1}, but only "
+                f"{num_done} layers are finished; restore the missing ones from a copy, or put the progress aside with "
+                + to_command("repair --apply", self._directory.path)
+            )
+        if progress is not None and progress[0] < num_done:  # a process was killed before cleaning up
+            self._directory.drop_progress()
+            progress = None
+        self._is_within_epoch = progress is not None and self._directory.is_within_epoch()
+        self._directory.check_metrics()
+        self._epochs_taken = {progress[0]: progress[1]} if progress else {}
+        metrics.rewind(self._directory.read_seal(), num_done, self._epochs_taken.get(num_done, 0))
+
+    def take_epochs(self, layer: int) -> int:
+        """How many epochs of a layer an earlier process took, in all tiles. They are counted once."""
+        return self._epochs_taken.pop(layer, 0)
+
+    def restore(self, trainer: LayerTrainer, epoch: int, cache: ActivationCache) -> EpochPart | None:
+        """Fill a new trainer with what was saved of its layer before an epoch or within it, if anything was.
+
+        Returns what is done of the epoch, if it was saved within one. Raises CorruptFileError, also for a part that the
+        epoch on this cache does not have.
+        """
+        self._saved_s = _now_s()
+        if self._is_within_epoch:
+            part = self._directory.load_progress(trainer.layer, trainer.optimiser, trainer.start_part())
+            self._is_within_epoch = False
+            if part is not None and not trainer.batches_of(cache, epoch).fits(part):
+                raise CorruptFileError(
+                    f"progress {self._directory.path / 'progress'}: was saved within an epoch of other shards, after "
+                    f"{part.num_groups} groups of them and {part.num_samples} samples; restore it from a copy"
+                )
+            return part
+        if epoch % self._num_epochs:
+            self._directory.load_progress(trainer.layer, trainer.optimiser)
+        return None
+
+    def is_due(self) -> bool:
+        """Whether the layer is saved by time, and that time has passed."""
+        return self._save_every_s is not None and _now_s() - self._saved_s >= self._save_every_s
+
+    def is_due_after_epoch(self) -> bool:
+        """Whether the layer is saved now that an epoch is over."""
+        return self._save_every_s is None or self.is_due()
+
+    def save(self, spec: LayerSpec, num_epochs: int, trainer: LayerTrainer, part: EpochPart | None = None) -> None:
+        """Save the layer, or its tile, after so many epochs and maybe a part of the next one."""
+        write = partial(self._directory.write_progress, spec.index, num_epochs, trainer.layer, trainer.optimiser)
+        self._commits.add(lambda seal: write(seal, part))
+        self._saved_s = _now_s()
+
+
+def _now_s() -> float:
+    """The clock by which progress is saved."""
+    return time.perf_counter()
