@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ffstream import __version__
 from ffstream.cli.streams import flush_streams, guard_streams
@@ -28,13 +28,34 @@ if TYPE_CHECKING:
     from ffstream.run.run import Run
 
 _Options = ParamSpec("_Options")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _FILE_COLUMNS = 120
 # Signals that a shell ignores for some of its children: of the terminal's keys, and of a terminal that was closed.
 _MAY_BE_IGNORED = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
+def _show_no_value(options: list[Any]) -> list[Any]:
+    """Leave out the type of value that typer shows, such as `<bool>`, of options that take no value."""
+    for option in options:
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    return options
+
+
+class _Command(TyperCommand):
+    """A command whose help shows what an option takes."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All options and arguments, with the option that shows the help."""
+        return _show_no_value(super().get_params(ctx))
+
+
 class _Commands(TyperGroup):
     """If a signal ends a command, says what became of it, unless the command has said so itself."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All options, with the one that shows the help."""
+        return _show_no_value(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that is asked for."""
@@ -44,7 +65,15 @@ class _Commands(TyperGroup):
             fail_stopped(stop, f"{ctx.invoked_subcommand} was not finished")
 
 
-app = typer.Typer(
+class _Application(typer.Typer):
+    """Whose commands show what their options take."""
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[[_Function], _Function]:
+        """Make a function a command."""
+        return super().command(*arguments, cls=_Command, **options)
+
+
+app = _Application(
     name="ffstream",
     cls=_Commands,
     help="Train deep Forward-Forward networks one layer at a time, on a device that could never hold them whole.",

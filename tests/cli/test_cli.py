@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream.cli import training
+from ffstream.cli import app, training
 from ffstream.cli.options import DATA_SETS, RENAMED
 from ffstream.data.sources import SOURCES
 from tests.cli.finished_run import SMALL
@@ -112,6 +112,14 @@ def test_config_file_then_set_then_options(tmp_path):
 
 def test_resume_without_a_run_dir_says_what_is_missing():
     assert "found no --run-dir" in str(run_cli("train", "--resume")[2])
+
+
+@pytest.mark.parametrize("name", [None, *(command.callback.__name__ for command in app.registered_commands)])
+def test_an_option_without_a_value_is_shown_without_one(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, output, _ = run_cli(*([name] if name else []), "--help")
+    assert code == 0
+    assert "bool" not in output
 
 
 def test_every_command_is_described():
