@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ffstream import __version__
-from ffstream.cli.streams import flush_streams, guard_streams
+from ffstream.cli.streams import fit_to_terminal, flush_streams, guard_streams
 from ffstream.errors import FFStreamError, OutputError, RunError, printable, say_no_run
 from ffstream.ground.files import exists, expand_home
 from ffstream.ground.interrupts import Interrupts
@@ -246,7 +246,7 @@ def fail(message: str, code: int) -> NoReturn:
 def _report(message: str, code: int) -> int:
     """Print one line on stderr, if that can be written. Returns the code."""
     with contextlib.suppress(OSError, OutputError):
-        print(printable(message), file=sys.stderr)
+        print(fit_to_terminal(printable(message), sys.stderr), file=sys.stderr)
     return code
 
 
@@ -277,7 +277,8 @@ def check_is_there(path: Path) -> None:
 
 def say(line: str, *, err: bool = False) -> None:
     """Print one line, with whatever a terminal would obey in it escaped."""
-    print(printable(line), file=sys.stderr if err else sys.stdout, flush=True)
+    stream = sys.stderr if err else sys.stdout
+    print(fit_to_terminal(printable(line), stream), file=stream, flush=True)
 
 
 def show(parts: Iterable[Table | str]) -> None:

@@ -30,8 +30,11 @@ def make_observer(console: Console) -> Observer:
 
 
 def print_line(console: Console, line: str) -> None:
-    """Show one line as it is, without markup, and with whatever a terminal would obey escaped."""
-    console.print(printable(line), highlight=False, soft_wrap=True, markup=False, emoji=False)
+    """Show one line as it is, without markup, and with whatever a terminal would obey escaped.
+
+    A terminal that is narrower shows several, which end between words.
+    """
+    console.print(printable(line), highlight=False, soft_wrap=not console.is_terminal, markup=False, emoji=False)
 
 
 def print_table(console: Console, table: Table) -> None:

@@ -8,11 +8,13 @@ import io
 import os
 import select
 import sys
+import textwrap
 import threading
 from typing import Any
 
 from ffstream.errors import OutputError
 
+_MOST_COLUMNS = 80  # of a terminal that does not say how wide it is
 _NAMES = {"stdout": "standard output", "stderr": "standard error"}
 
 
@@ -85,6 +87,32 @@ def guard_streams() -> None:
         setattr(sys, name, guarded)
     if sys.stderr is None:  # else messages for it would go to standard output
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - a device, for as long as the process lives
+
+
+def fit_to_terminal(line: str, stream: Any) -> str:
+    """A line as it is, or several that end between words where a terminal is narrower and would cut words in two.
+
+    A file or another program gets the line whole.
+    """
+    if stream is None or not stream.isatty():
+        return line
+    columns = _count_columns(stream)
+    if len(line) <= columns:
+        return line
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _count_columns(stream: Any) -> int:
+    """The columns of a terminal: those of $COLUMNS, if it has a number, as other programs take it."""
+    with contextlib.suppress(ValueError):
+        asked = int(os.environ.get("COLUMNS", ""))
+        if asked > 0:
+            return asked
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _MOST_COLUMNS
+    except OSError:
+        return _MOST_COLUMNS
 
 
 def flush_streams() -> None:

@@ -281,7 +281,7 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
     if not has_loaded() and (saved is None or not exists(saved)):
         check_names(config.to_flat())
     if config.recipe not in (asked.get("recipe"), DEFAULT):
-        typer.echo(
+        say(
             f"recipe {config.recipe}, the default of deep networks on images; of fewer layers it is {DEFAULT}; choose "
             "another with --recipe",
             err=True,

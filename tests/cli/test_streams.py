@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shlex
+import struct
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from ffstream.cli.app import fail, say
+from ffstream.cli.reporting import print_line
 from ffstream.cli.streams import _RawStream
 from ffstream.errors import OutputError
 
@@ -105,3 +110,46 @@ def test_streams_that_are_closed_from_the_start(command, tmp_path):
     assert "standard output: is closed" in done.stderr
     done = subprocess.run(["sh", "-c", f"{start} inspect nothing 2>&-"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
+
+
+SENTENCE = "ffstream: config objective.scale: found -1.0, allowed a number of at least one; use another, such as 5.0"
+
+
+def write(to, text, num_columns):
+    """Write the same by each way that a line has to the user."""
+    with contextlib.suppress(SystemExit):
+        fail(text, 1)
+    say(text, err=True)
+    print_line(Console(file=to, width=num_columns), text)
+    to.flush()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal")
+@pytest.mark.parametrize("num_columns", [40, 80])
+def test_a_line_that_is_longer_than_a_terminal_is_cut_between_words(num_columns, monkeypatch):
+    import fcntl
+    import termios
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, num_columns, 0, 0))
+    with open(theirs, "w") as terminal:  # noqa: PTH123 - a descriptor
+        monkeypatch.setattr(sys, "stderr", terminal)
+        write(terminal, SENTENCE, num_columns)
+    found = b""
+    with contextlib.suppress(OSError):  # at the end
+        while part := os.read(ours, 1 << 16):
+            found += part
+    os.close(ours)
+    lines = found.decode().splitlines()
+    assert max(map(len, lines)) <= num_columns
+    assert len(lines) >= 3 * 2
+    assert found.decode().split() == 3 * SENTENCE.split()
+
+
+def test_a_file_gets_the_line_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with (tmp_path / "log").open("w") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        write(file, SENTENCE, 40)
+    assert (tmp_path / "log").read_text().splitlines() == 3 * [SENTENCE]
