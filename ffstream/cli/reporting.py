@@ -139,18 +139,19 @@ class PlainObserver(Observer):
             self._print(
                 f"layer {layer}/{course.outline.num_layers} {course.name_epoch(epoch)}: {_describe_epoch(figures)}, "
                 f"{course.noun} {format_share(validation_error)}, {_samples_per_s(figures)} samples/s, "
-                f"ETA {format_seconds(eta_s)}"
+                f"{format_seconds(eta_s)} left of the run"
             )
 
     def on_layer(self, figures: LayerFigures) -> None:
         """Print a line per layer."""
-        course = self._course
+        course, num_layers = self._course, self._course.outline.num_layers
         self._print(
-            f"layer {figures.layer}/{course.outline.num_layers} done: loss {figures.loss:.4f}, goodness "
+            f"layer {figures.layer}/{num_layers} done: loss {figures.loss:.4f}, goodness "
             f"{figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}, separation {figures.separation:.4f}, "
             f"{course.noun} {format_share(figures.validation_error)} alone, "
             f"{format_share(figures.validation_error_to_here)} with those below, "
             f"{figures.samples_per_s:,.0f} samples/s, {course.name_peak(figures)}, {figures.elapsed_s:.1f} s"
+            f", {format_seconds(course.eta_s(figures.layer + 1, 0))} left of the run"
         )
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
@@ -180,6 +181,7 @@ class BarObserver(Observer):
         self._layers = self._progress.add_task("layers", total=None, note="")
         self._epochs = self._progress.add_task("epochs", total=None, note="")
         self._last_error: float | None = None
+        self._layer_notes: list[str] = []  # of the layer that was finished last
 
     def on_start(self, outline: RunOutline) -> None:
         """Print where the run is and what is left to do, and start the bars."""
@@ -208,10 +210,14 @@ class BarObserver(Observer):
         self._show(layer, epoch, figures)
 
     def on_layer(self, figures: LayerFigures) -> None:
-        """Move the bar on by a layer, and show the layer's error and memory beside it."""
+        """Move the bar on by a layer, and show the time that the run still takes and the layer's error and memory."""
         noun = "error" if self._course.outline.is_labelled else "hybrids"
-        notes = [f"{noun} {format_share(figures.validation_error_to_here)}", self._course.name_peak(figures)]
-        self._progress.update(self._layers, completed=figures.layer, note=self._fit(notes))
+        self._layer_notes = [
+            f"{noun} {format_share(figures.validation_error_to_here)}",
+            self._course.name_peak(figures),
+        ]
+        self._progress.update(self._layers, completed=figures.layer)
+        self._show_eta(figures.layer + 1, 0)
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """The closing table."""
@@ -228,7 +234,6 @@ class BarObserver(Observer):
         noun = "error" if outline.is_labelled else "hybrids"
         notes = [course.name_epoch(epochs_taken)] if outline.num_tiles > 1 else []
         notes += [
-            f"ETA {format_seconds(course.eta_s(layer, epochs_taken))}",
             f"{noun} {format_share(self._last_error)}",
             f"{_samples_per_s(figures)}/s",
             f"separation {figures.separation:.3f}",
@@ -236,6 +241,12 @@ class BarObserver(Observer):
         ]
         total = outline.num_epochs * outline.num_tiles
         self._progress.update(self._epochs, total=total, completed=epochs_taken, note=self._fit(notes))
+        self._show_eta(layer, epochs_taken)
+
+    def _show_eta(self, layer: int, epochs_taken: float) -> None:
+        """Show the time that is left beside the bar of the layers, as it is that of all of them."""
+        left = f"{format_seconds(self._course.eta_s(layer, epochs_taken))} left"
+        self._progress.update(self._layers, note=self._fit([left, *self._layer_notes]))
 
     def _fit(self, notes: Sequence[str]) -> str:
         """As many of the first notes as there is room for beside a bar."""

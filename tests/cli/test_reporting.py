@@ -75,11 +75,11 @@ def test_bars_take_one_line_each_and_notes_give_way_first(width):
     observer.on_epoch(5, 3, 10, figures, 0.0321)
     observer.on_stop()
     lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line).rstrip() for line in re.split(r"[\r\n]", text.getvalue())]
-    bars = [line for line in lines if line.startswith("epochs")]
+    bars, of_layers = ([line for line in lines if line.startswith(name)] for name in ("epochs", "layers"))
     assert bars
-    assert all(len(line) <= width for line in bars)
+    assert all(len(line) <= width for line in [*bars, *of_layers])
     assert "3/10" in bars[-1]
-    assert ("ETA" in bars[-1]) == (width >= 60)
+    assert (" left" in of_layers[-1]) == (width >= 60)
     assert ("goodness 12.3/4.5" in bars[-1]) == (width >= 130)
 
 
@@ -140,11 +140,14 @@ def test_plain_lines_hold_no_control_characters(small_config, tmp_path):
     assert "\r" not in text
     for layer in (1, 2, 3):
         assert f"layer {layer}/3 done: loss" in text
+    left = re.findall(r"(\S+) left of the run", text)
+    assert len(left) >= 3
+    assert left[-1] == "0:00"
 
 
 def test_bars_show_the_live_figures(small_config, tmp_path):
     text = show(small_config(), tmp_path / "run", terminal=True, width=160)
-    for word in ("layers", "epochs", "separation", "ETA", "process", "error"):
+    for word in ("layers", "epochs", "separation", "left", "process", "error"):
         assert word in text
 
 
