@@ -1,6 +1,7 @@
 """A plan for an accelerator holds for what torch's allocator would reserve, which is what a driver shows.
 
 The allocator is modelled by its rules: until snapshots of a GPU are here, nothing says that they are those of a GPU.
+`python -m tests.late.reserved` compares every configuration of the sweep.
 """
 
 from __future__ import annotations
@@ -8,36 +9,9 @@ from __future__ import annotations
 import pytest
 
 import ffstream as ff
-from benchmarks.footprint import draw_config, write_images
-from ffstream.settings.sizes import Sizes
+from benchmarks.footprint import draw_config
 from tests.late.accelerator import CONTEXT_BYTES, late_cuda
-
-_MOST_SPARE_BYTES = 4 << 20  # segments of small tensors, which decide the peak of small layers
-
-
-class Reserved(ff.Observer):
-    """Counts from the start of a run, when steps have been tried."""
-
-    def __init__(self, late):
-        self._late = late
-
-    def on_start(self, outline):
-        self._late.arena.release_unused()
-        self._late.arena.reset_peak()
-        self.before = self._late.arena.reserved_bytes
-
-
-def compare_reserved(config, num_features, folder):
-    """(planned, reserved) bytes of a run on the late device; both with the context, without which no run is."""
-    sizes = Sizes.of(config)
-    write_images(folder / "data.npz", 2 * max(sizes.shard_samples, sizes.batch) + sizes.batch + 40, num_features)
-    config = config.override({"data": str(folder / "data.npz"), "device": "cuda"})
-    with late_cuda("eager", capacity_bytes=8 << 30) as late:
-        plan = ff.make_plan(config)
-        observer = Reserved(late)
-        ff.train(config, folder / "run", observer=observer)
-        assert observer.before == 0
-        return plan.device.num_bytes, late.arena.peak_reserved_bytes + CONTEXT_BYTES
+from tests.late.reserved import MOST_SPARE_BYTES, Reserved, compare_reserved, summarise
 
 
 # Of the configurations of the sweep: with slots grown for validation, stacks, tiles, micro-batches, and rows in 8 bits.
@@ -47,7 +21,20 @@ def compare_reserved(config, num_features, folder):
 def test_planned_memory_is_what_is_reserved(number, tier, tmp_path):
     config, num_features = draw_config(number)
     planned, reserved = compare_reserved(config.override({"cache.tier": tier}), num_features, tmp_path)
-    assert reserved <= planned <= 1.1 * reserved + _MOST_SPARE_BYTES
+    assert reserved <= planned <= 1.1 * reserved + MOST_SPARE_BYTES
+
+
+def test_a_sweep_names_what_reserved_more_than_planned_and_what_failed():
+    fitting = {"number": 1, "planned_bytes": 100 << 20, "reserved_bytes": 99 << 20}
+    short = {"number": 2, "planned_bytes": 99 << 20, "reserved_bytes": 100 << 20}
+    roomy = {"number": 3, "planned_bytes": 200 << 20, "reserved_bytes": 100 << 20}
+    failed = {"number": 4, "error": "RuntimeError: no such operator"}
+    assert summarise([fitting, roomy])[1]
+    for wrong in (short, failed):
+        text, is_kept = summarise([fitting, wrong])
+        assert not is_kept
+        assert f"  {wrong['number']}: " in text
+    assert "  3: x 2.000, 100.0 MiB" in summarise([fitting, roomy])[0]
 
 
 def test_a_cache_on_the_device_is_planned_as_it_is_reserved(small_config, tmp_path):
