@@ -92,7 +92,7 @@ def test_names_in_braces_are_replaced_by_what_they_stand_for(path):
 def test_only_transfer_copies_beside_the_computation():
     words = ("make_stream", "make_event", "queueing_on", "allocate_pinned", "non_blocking")
     knowing = {path.name for path in files() if any(word in path.read_text() for word in words)}
-    assert knowing == {"transfer.py", "accelerator.py"}
+    assert knowing == {"transfer.py", "pinned.py", "accelerator.py"}
 
 
 KINDS = ("cuda", "xpu", "mps", "hip", "accelerator")  # of devices; torch has a module for each

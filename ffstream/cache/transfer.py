@@ -1,4 +1,4 @@
-"""Moves shards between caches and the device while it computes. The only file that uses streams and pinned memory.
+"""Moves shards between caches and the device while it computes. The only file that uses streams and events.
 
 There are two slots in each direction, used in turn. Three threads work beside the computation, each on one task after
 another:
@@ -24,12 +24,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from ffstream.cache import ActivationCache, CacheLayout, decode_, encode_
+from ffstream.cache.pinned import allocate_host, has_side_streams
 from ffstream.device.accelerator import Accelerator, Stream, find_accelerator
 from ffstream.device.workspace import Buffer, Workspace
 from ffstream.ground.interrupts import check_interrupts
@@ -248,7 +248,7 @@ class _Slot:
         self._host_bytes = self._device_bytes = torch.empty(0, dtype=torch.uint8)
         self._host = self._rows = self._host_bytes
         # Without side streams, copies are made in the order of the computation, and the host waits for them.
-        self._order = _Order(self._accelerator, device) if _has_side_streams(self._accelerator) else None
+        self._order = _Order(self._accelerator, device) if has_side_streams(self._accelerator) else None
 
     def reserve(self, num_bytes: int) -> None:
         """Make room for a shard of that size; what the slot held before may be lost."""
@@ -341,34 +341,3 @@ class _Order:
     def copying(self) -> contextlib.AbstractContextManager[object]:
         """Queue the copies of a block on the side stream."""
         return self._accelerator.queueing_on(self.stream)
-
-
-def _has_side_streams(accelerator: Accelerator | None) -> TypeGuard[Accelerator]:
-    return accelerator is not None and accelerator.has_side_streams
-
-
-def allocate_host(num_bytes: int, accelerator: Accelerator | None) -> Tensor:
-    """Bytes on the host; for an accelerator, pinned if the system allows it, so that copies run beside its work."""
-    if accelerator is not None:
-        try:
-            return accelerator.allocate_pinned(num_bytes)
-        except RuntimeError:  # the limit on locked memory; pageable memory copies more slowly but as correctly
-            pass
-    return torch.empty(num_bytes, dtype=torch.uint8)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device, for what is queued from here on. The host does not wait for the copy."""
-    accelerator = find_accelerator(device)
-    if not _has_side_streams(accelerator):
-        return tensor.to(device)
-    source = allocate_host(tensor.nbytes, accelerator).view(tensor.dtype).view(tensor.shape)
-    return source.copy_(tensor).to(device, non_blocking=True)
-
-
-def all_to_device(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """The same for tensors that differ only in their length, by one copy."""
-    if find_accelerator(device) is None:
-        return tensors
-    parts: Sequence[Tensor] = to_device(torch.cat(list(tensors)), device).split([len(tensor) for tensor in tensors])
-    return parts

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ffstream.cache import ActivationCache, CacheLayout, compute_batches, compute_shard_order
-from ffstream.cache.transfer import Transfer, all_to_device
+from ffstream.cache.pinned import Gathering, all_to_device
+from ffstream.cache.transfer import Transfer
 from ffstream.data import Scaling, Split
 from ffstream.errors import RunError, RunLockedError, StorageError
 from ffstream.field.blueprint import Blueprint
@@ -179,5 +180,8 @@ def _fit(
 
 @torch.no_grad()
 def _logits(transfer: Transfer, cache: ActivationCache, spec: LayerSpec, weight: Tensor, bias: Tensor) -> Tensor:
-    blocks = transfer.blocks(cache, range(cache.layout.num_shards))
-    return torch.cat([F.linear(block[:, 0, : spec.num_units].float(), weight, bias).cpu() for _, block in blocks])
+    logits = Gathering(cache.layout.num_samples, transfer.device)
+    for shard, block in transfer.blocks(cache, range(cache.layout.num_shards)):
+        found = F.linear(block[:, 0, : spec.num_units].float(), weight, bias)
+        logits.put(cache.layout.shard_range(shard).start, found)
+    return logits.finish()

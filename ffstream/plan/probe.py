@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from ffstream.cache import CacheLayout, MemoryCache
-from ffstream.cache.transfer import Transfer, allocate_host
+from ffstream.cache.pinned import allocate_host
+from ffstream.cache.transfer import Transfer
 from ffstream.data.shape import DataShape
 from ffstream.device.accelerator import find_accelerator, operand_dtype
 from ffstream.device.ledger import PAPER, Ledger, Work

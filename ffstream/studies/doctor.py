@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from ffstream.cache import CODED
-from ffstream.cache.transfer import READING, SYNCING, WRITING, allocate_host
+from ffstream.cache.pinned import allocate_host
+from ffstream.cache.transfer import READING, SYNCING, WRITING
 from ffstream.device.accelerator import find_accelerator, operand_dtype
 from ffstream.device.device import device_name, resolve_precision
 from ffstream.device.memory import device_free_bytes, host_free_bytes, is_in_memory, unpinned_reason

@@ -12,7 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffstream.cache import CacheLayout, MemoryCache
-from ffstream.cache.transfer import Transfer, allocate_host
+from ffstream.cache.pinned import allocate_host
+from ffstream.cache.transfer import Transfer
 from ffstream.device.accelerator import ACCELERATORS, Accelerator, find_accelerator, operand_dtype
 from ffstream.device.device import device_name, explain_fallback, resolve_device, resolve_precision
 from ffstream.device.memory import unpinned_reason

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ffstream.cache import ActivationCache, compute_batches, group_shards
-from ffstream.cache.transfer import Transfer, all_to_device
+from ffstream.cache.pinned import all_to_device
+from ffstream.cache.transfer import Transfer
 from ffstream.field.blueprint import Blueprint
 from ffstream.ground import seeding
 from ffstream.storage.epoch_part import EpochPart

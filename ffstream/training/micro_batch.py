@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ffstream.cache.transfer import to_device
+from ffstream.cache.pinned import to_device
 from ffstream.field.labels import Candidates
 
 

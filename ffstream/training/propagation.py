@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ffstream.cache import ActivationCache
+from ffstream.cache.pinned import Gathering
 from ffstream.cache.transfer import Transfer
 from ffstream.field.goodness import Goodness
 from ffstream.field.labels import Reading
@@ -67,17 +68,15 @@ def measure_goodness(
     From training rows, it is for every value that a candidate may take. A mean is taken over `num_units`, which may
     count units of other tiles too.
     """
-    total = torch.empty(0)
+    total = Gathering(cache.layout.num_stored, transfer.device)
     weight = goodness.weight(tile.num_units, num_units)
     for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
         start = cache.layout.stored_range(shard).start
         for chunk in rows.split(chunk_samples(cache.layout.num_rows)):
             found = reading.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight
-            if not len(total):
-                total = torch.zeros(cache.layout.num_stored, found.shape[1])
-            total[start : start + len(chunk)] = found
+            total.put(start, found)
             start += len(chunk)
-    return total
+    return total.finish()
 
 
 @torch.no_grad()

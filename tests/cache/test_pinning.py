@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream.cache.transfer import allocate_host
+from ffstream.cache.pinned import allocate_host
 from ffstream.data.shape import DataShape
 from ffstream.device.accelerator import ACCELERATORS
 from ffstream.device.memory import unpinned_reason

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ffstream.cache.transfer import allocate_host
+from ffstream.cache.pinned import allocate_host
 from ffstream.device import ledger
 from ffstream.device.accelerator import ACCELERATORS
 from ffstream.device.memory import (

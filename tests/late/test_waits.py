@@ -1,4 +1,4 @@
-"""Within an epoch, the host waits for the device only where it reports progress."""
+"""The host waits for the device only where it reports progress, and at the end of a pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 
 import ffstream as ff
+from ffstream.infer import evaluation, readout
+from ffstream.run import executor
 from ffstream.training import layer_trainer
 from ffstream.training.layer_trainer import LayerTrainer
 from tests.late.accelerator import late_cuda
@@ -63,3 +65,37 @@ def test_the_host_waits_once_for_each_report(small_config, tmp_path, monkeypatch
     config = small_config(layers=1, epochs=2, device="cuda", cache__tier="disk")
     num_epochs, num_steps, waits = count_in_epochs(config, tmp_path / "run", monkeypatch)
     assert waits.total() == num_steps + 2 * num_epochs, waits
+
+
+PASSES = {  # the most waits in one: for its result, and, where slots are freed, for the last copy from each
+    "measuring": (executor, "measure_goodness", 1),
+    "handing on": (executor, "propagate", 2),
+    "measuring what is evaluated": (evaluation, "measure_goodness", 1),
+    "fitting a readout": (readout, "_fit", 2),  # it begins with copies of the labels and of the logits from below
+    "reading out": (readout, "_logits", 1),
+}
+
+
+@pytest.mark.parametrize(("module", "name", "most"), PASSES.values(), ids=PASSES)
+def test_a_pass_waits_for_no_shard(module, name, most, small_config, tmp_path, monkeypatch):
+    passes, own = [], threading.current_thread().name
+    work = getattr(module, name)
+    config = small_config(device="cuda", cache__tier="disk", cache__shard_samples=32, epochs=1)
+    if name == "measure_goodness":  # of training shards, after the first tile; there is one shard for validation
+        config = config.override({"network.tile_units": 12})
+    with late_cuda("lazy") as late:
+
+        def note_pass(transfer, *args, **options):
+            late.waits.clear()
+            found = work(transfer, *args, **options)
+            passes.append(Counter({wait: n for wait, n in late.waits.items() if wait.thread == own}))
+            return found
+
+        monkeypatch.setattr(module, name, note_pass)
+        run = ff.train(config, tmp_path / "run")
+        if module is evaluation:
+            run.evaluate("goodness", device="cuda")
+        elif module is readout:
+            run.evaluate("softmax", device="cuda")
+    assert len(passes) >= 2
+    assert max(found.total() for found in passes) <= most, passes
