@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ffstream.device.parts import part_sizes
+
 ROWS_DTYPE = torch.bfloat16  # of decoded rows; it holds each of the integers exactly
 
 _LARGEST = 126  # integer for a row's largest feature: not 127, as a scale rounded to bfloat16 may be a little small
 _STEPS_IN_OCTAVE = 8
-_CODED_ROWS = 1024  # rows that are coded at once, so that few scales exist at a time
 _SCALE_BYTES = 12  # temporary memory per row
 
 
@@ -41,13 +42,13 @@ def as_coded(rows: Tensor) -> Tensor:
     return (rows / scale).round() * scale
 
 
-def coding_bytes(num_rows: int) -> int:
-    """Temporary bytes that `encode_` or `decode_` takes, beside its two tensors."""
-    return _SCALE_BYTES * min(num_rows, _CODED_ROWS)
+def coding_bytes(num_rows: int, coded_rows: int) -> int:
+    """Temporary bytes that `encode_` or `decode_` takes, beside its two tensors, with so many rows coded at once."""
+    return _SCALE_BYTES * min(num_rows, coded_rows)
 
 
 def _cut(tensor: Tensor) -> tuple[Tensor, ...]:
-    parts: tuple[Tensor, ...] = tensor.flatten(0, -2).split(_CODED_ROWS)
+    parts: tuple[Tensor, ...] = tensor.flatten(0, -2).split(part_sizes(tensor.device.type).coded_rows)
     return parts
 
 

@@ -82,13 +82,15 @@ class CacheLayout:
         """Bytes of the largest shard."""
         return min(self.shard_samples, self.num_samples) * self.num_rows * self.row_bytes
 
-    @property
-    def coding_bytes(self) -> int:
-        """Bytes of the largest shard decoded, with temporary memory for coding it; 0 if rows are not coded."""
+    def coding_bytes(self, coded_rows: int) -> int:
+        """Bytes of the largest shard decoded, with temporary memory for coding it; 0 if rows are not coded.
+
+        `coded_rows` is how many rows are coded at once.
+        """
         if not self.is_coded:
             return 0
         num_rows = min(self.shard_samples, self.num_samples) * self.num_rows
-        return num_rows * self.num_features * self.dtype.itemsize + coding_bytes(num_rows)
+        return num_rows * self.num_features * self.dtype.itemsize + coding_bytes(num_rows, coded_rows)
 
     def shard_range(self, shard: int) -> slice:
         """The samples of a shard."""

@@ -75,7 +75,7 @@ def do_on_paper(
         footprint = Footprint(slots=0, handing_on=max(handing_on, to_write), **terms)
         events = work.trace.take() if not draws_on_device else ()
         works = done["step"], done["sweep"], done["measure"], done["hand_on"]
-        layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, events))
+        layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, parts, events))
     return layers
 
 
@@ -100,9 +100,9 @@ class _Shard:
     These are not in the ledger, as the footprint counts them as slots.
     """
 
-    def __init__(self, layout: CacheLayout, out_features: int) -> None:
+    def __init__(self, layout: CacheLayout, out_features: int, parts: PartSizes) -> None:
         self.block = torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
-        self.num_samples = min(chunk_samples(layout.num_rows), len(self.block))  # of the chunk
+        self.num_samples = min(chunk_samples(layout.num_rows, parts), len(self.block))  # of the chunk
         self.chunk = self.block[: self.num_samples].flatten(0, 1)
         self.written = torch.empty(len(self.chunk), out_features, dtype=layout.dtype, device=PAPER)
 
@@ -134,7 +134,8 @@ class _PaperWork:
         shape, is_shifted = data.image_shape or (data.num_features,), settings.restream or settings.views > 1
         works, peaks = {}, []
         for name, layout in layouts.items() if has_stacks(self._config) else [("train", layouts["train"])]:
-            num_in_chunk = min(chunk_samples(layout.num_rows), layout.num_samples, layout.shard_samples)
+            num_in_chunk = chunk_samples(layout.num_rows, part_sizes("cpu"))  # made on the host, whatever the device
+            num_in_chunk = min(num_in_chunk, layout.num_samples, layout.shard_samples)
             labels = torch.zeros(num_in_chunk, dtype=torch.int64)
             images = torch.empty(num_in_chunk, *shape, dtype=torch.uint8, device=PAPER)
             given = images.unsqueeze(1).expand(-1, layout.num_rows - 1, *shape) if data.brings_negatives else None
@@ -163,7 +164,7 @@ class _PaperWork:
     ) -> tuple[dict[str, int], dict[str, Work]]:
         """The terms of a footprint without the slots, and the work of a step, of measuring and of handing on."""
         tiles = self._blueprint.tiles
-        shards = {name: _Shard(layout, spec.out_features) for name, layout in layouts.items()}
+        shards = {name: _Shard(layout, spec.out_features, self._workspace.parts) for name, layout in layouts.items()}
         kept = goodness_bytes(self._blueprint, layouts) if self._draws_on_device else {}
         if not self._draws_on_device:  # as the runner does for an accelerator
             self._workspace.clear()

@@ -10,6 +10,7 @@ from ffstream.cache import CacheLayout
 from ffstream.cache.transfer import NUM_SLOTS
 from ffstream.device.caching_allocator import Event, replay, reserve_alike
 from ffstream.device.ledger import Work
+from ffstream.device.parts import PartSizes
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.network import LayerSpec, count_distinct, count_in_stack
 from ffstream.settings.config import Config
@@ -51,6 +52,7 @@ class PaperLayer:
     handing_on: int  # bytes alive on the device meanwhile
     write: Work  # for a chunk of images, if they are written again after training has begun
     writing: int  # bytes alive on the device meanwhile
+    parts: PartSizes  # in which it is computed
     events: tuple[Event, ...] = ()  # of its tensors on an accelerator, where `reading` and `writing` name phases
     reserved: int = 0  # the most bytes that an accelerator's allocator reserves for it, with slots
 
@@ -99,16 +101,17 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
     read: list[CacheLayout] = []
     for spec, layer in zip(blueprint.specs[: count_distinct(config)], layers, strict=True):
         read += cache_layouts(blueprint, spec.in_features).values()  # slots are kept and only grow
-        slots = max(layout.coding_bytes for layout in read)
+        coded_rows = layer.parts.coded_rows
+        slots = max(layout.coding_bytes(coded_rows) for layout in read)
         if staged:
             slots += _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
         write_slots = 0
         if spec.hands_on:
             written = cache_layouts(blueprint, spec.out_features).values()
-            write_slots = max(_bytes_to_write(layout, staged=staged) for layout in written)
+            write_slots = max(_bytes_to_write(layout, coded_rows, staged=staged) for layout in written)
         handing_on = layer.handing_on + slots + write_slots
         layouts = cache_layouts(blueprint, blueprint.data.num_features)
-        of_images = {name: _bytes_to_write(layout, staged=staged) for name, layout in layouts.items()}
+        of_images = {name: _bytes_to_write(layout, coded_rows, staged=staged) for name, layout in layouts.items()}
         if has_stacks(config):  # the slots for reading are released first
             handing_on = max(handing_on, layer.writing + max(of_images.values()))
         if config.augmentation.restream:
@@ -125,27 +128,29 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
 def _reserve(spec: LayerSpec, layer: PaperLayer, blueprint: Blueprint, *, staged: bool) -> int:
     """The most bytes that an accelerator's allocator reserves while this layer is worked on."""
     phases: dict[str, dict[str, int]] = {WRITTEN: dict.fromkeys(_WRITE_SLOTS, 0)}
+    coded_rows = layer.parts.coded_rows
     for split, layout in cache_layouts(blueprint, spec.in_features).items():
-        phases[reading(split)] = _size_slots(_READ_SLOTS, layout, staged=staged)
+        phases[reading(split)] = _size_slots(_READ_SLOTS, layout, coded_rows, staged=staged)
     for split, layout in cache_layouts(blueprint, spec.out_features).items() if spec.hands_on else ():
-        phases[writing(split)] = _size_slots(_WRITE_SLOTS, layout, staged=staged)
+        phases[writing(split)] = _size_slots(_WRITE_SLOTS, layout, coded_rows, staged=staged)
     # A segment of small tensors more than on paper, as they come and go in another order than there.
     found = replay(layer.events, phases) + reserve_alike(1, 1)
     if not has_stacks(blueprint.config) and not blueprint.config.augmentation.restream:
         return found
     events: list[Event] = [(0, layer.writing)]  # images are written again, while slots for reading may exist
     for split, layout in cache_layouts(blueprint, blueprint.data.num_features).items():
-        phases[split] = _size_slots(_WRITE_SLOTS, layout, staged=staged)
+        phases[split] = _size_slots(_WRITE_SLOTS, layout, coded_rows, staged=staged)
         if blueprint.config.augmentation.restream:  # else they are freed before
             events.append((reading(split), 0))
         events += [(split, 0), (WRITTEN, 0)]
     return max(found, replay(events, phases))
 
 
-def _size_slots(names: Sequence[str], layout: CacheLayout, *, staged: bool) -> dict[str, int]:
+def _size_slots(names: Sequence[str], layout: CacheLayout, coded_rows: int, *, staged: bool) -> dict[str, int]:
     """Bytes of a shard in another form, if shards are coded, and of two slots, of which a single shard needs one."""
     slot = layout.shard_bytes if staged else 0
-    return dict(zip(names, (layout.coding_bytes, slot, slot if layout.num_shards > 1 else 0), strict=True))
+    sizes = layout.coding_bytes(coded_rows), slot, slot if layout.num_shards > 1 else 0
+    return dict(zip(names, sizes, strict=True))
 
 
 def has_stacks(config: Config) -> bool:
@@ -162,9 +167,9 @@ def goodness_bytes(blueprint: Blueprint, layouts: Mapping[str, CacheLayout]) -> 
     }
 
 
-def _bytes_to_write(layout: CacheLayout, *, staged: bool) -> int:
+def _bytes_to_write(layout: CacheLayout, coded_rows: int, *, staged: bool) -> int:
     slots = layout.shard_bytes * min(layout.num_shards, NUM_SLOTS) if staged else 0
-    return slots + layout.coding_bytes
+    return slots + layout.coding_bytes(coded_rows)
 
 
 def _largest_shard(layouts: Iterable[CacheLayout]) -> int:

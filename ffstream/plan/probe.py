@@ -28,7 +28,7 @@ from ffstream.device.memory import (
     resident_bytes,
     unpinned_reason,
 )
-from ffstream.device.parts import part_sizes
+from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.device.reservations import reserved_by_others
 from ffstream.device.workspace import Workspace
 from ffstream.errors import BudgetError
@@ -264,7 +264,8 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
     """
     config, num_units = blueprint.config, blueprint.sizes.tile_units
     layouts = cache_layouts(blueprint, spec.in_features)
-    most = part_sizes(device.type).product_units  # a layer works on so many units at a time, and on a remainder
+    parts = part_sizes(device.type)
+    most = parts.product_units  # a layer works on so many units at a time, and on a remainder
     if num_units > most and LAYER_KINDS.of(config).tileable:
         num_units = most + num_units % most
     spec = dataclasses.replace(spec, num_units=num_units)
@@ -276,7 +277,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
             layer = of_one_class.build_layer(spec).to(where)
         rows = torch.zeros(most, spec.in_features, device=where)
         gradient = torch.zeros(most, spec.num_units, device=where)
-        layer.workspace = Workspace(where, part_sizes(device.type))
+        layer.workspace = Workspace(where, parts)
         for num_rows in (most, *row_counts):  # the most rows first, which makes all buffers
             layer.preactivations(rows[:num_rows])
             if training and config.objective.perturbation:
@@ -293,7 +294,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
 
     return KernelBytes(
         in_steps=measure(_step_rows(blueprint, layouts["train"]), training=True),
-        in_passes=measure(set().union(*map(_pass_rows, layouts.values())), training=False),
+        in_passes=measure(set().union(*(_pass_rows(each, parts) for each in layouts.values())), training=False),
     )
 
 
@@ -311,9 +312,9 @@ def _step_rows(blueprint: Blueprint, layout: CacheLayout) -> set[int]:
     return found - {0}
 
 
-def _pass_rows(layout: CacheLayout) -> set[int]:
+def _pass_rows(layout: CacheLayout, parts: PartSizes) -> set[int]:
     """The numbers of rows that occur in the matrix products of a pass."""
-    chunk = chunk_samples(layout.num_rows)
+    chunk = chunk_samples(layout.num_rows, parts)
     sizes = layout.shard_sizes()
     counts = {min(chunk, samples) for samples in sizes} | {samples % chunk for samples in sizes}
     return {count * layout.num_rows for count in counts if count}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ffstream.cache import CacheLayout
 from ffstream.device.ledger import Work
+from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.field.blueprint import Blueprint
 from ffstream.plan.footprint import PaperLayer, cache_layouts
 from ffstream.plan.plan import LayerPlan, Rates
@@ -77,14 +78,14 @@ def _num_measured(blueprint: Blueprint, train: CacheLayout) -> int:
 def _all_work(blueprint: Blueprint, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
     """The work of training a layer, measuring it after every epoch and handing on; all tiles count as the largest."""
     config, sizes = blueprint.config, blueprint.sizes
-    train, num_epochs = layouts["train"], config.epochs * sizes.num_tiles
+    train, num_epochs, parts = layouts["train"], config.epochs * sizes.num_tiles, layer.parts
     work = layer.step * (num_epochs * -(-train.num_samples // sizes.batch))
-    work += layer.measure * -(-_num_measured(blueprint, train) // chunk_samples(train.num_rows))
+    work += layer.measure * -(-_num_measured(blueprint, train) // chunk_samples(train.num_rows, parts))
     if "validation" in layouts:
         validation = layouts["validation"]
-        work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows)))
+        work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows, parts)))
     num_moved = sum(layouts[name].num_stored for name in _lasting(config, layouts))
-    return work + layer.hand_on * _num_chunks(layouts, num_moved)
+    return work + layer.hand_on * _num_chunks(layouts, num_moved, parts)
 
 
 def _fresh_input(
@@ -96,12 +97,13 @@ def _fresh_input(
     below it wrote.
     """
     images, num_layers = shapes[0]["train"], len(places)
-    work = on_paper[0].write * (num_layers * -(-images.num_samples // chunk_samples(images.num_rows)))
+    num_in_chunk = chunk_samples(images.num_rows, part_sizes("cpu"))  # images are made into rows on the host
+    work = on_paper[0].write * (num_layers * -(-images.num_samples // num_in_chunk))
     read, written = 0, num_layers * images.num_bytes
     for kind, (layer, layouts) in enumerate(zip(on_paper, shapes, strict=True)):
         # Pairs of a layer and one below it that is of this kind; the last kind stands for all later layers.
         num_passes = sum(max(k - kind, 0) if kind + 1 == len(shapes) else k > kind for k in places)
-        work += layer.hand_on * (num_passes * _num_chunks(layouts, layouts["train"].num_samples))
+        work += layer.hand_on * (num_passes * _num_chunks(layouts, layouts["train"].num_samples, layer.parts))
         read += num_passes * layouts["train"].num_bytes
         written += num_passes * shapes[min(kind + 1, len(shapes) - 1)]["train"].num_bytes
     return work // num_layers, read // num_layers, written // num_layers
@@ -112,7 +114,7 @@ def _lasting(config: Config, layouts: Mapping[str, CacheLayout]) -> list[str]:
     return [name for name in layouts if name != "train" or not config.augmentation.restream]
 
 
-def _num_chunks(layouts: Mapping[str, CacheLayout], num_samples: int) -> int:
+def _num_chunks(layouts: Mapping[str, CacheLayout], num_samples: int, parts: PartSizes) -> int:
     """How often a chunk of each split is handed on until `num_samples` samples of all splits are."""
-    first_chunks = sum(min(chunk_samples(layout.num_rows), layout.num_samples) for layout in layouts.values())
+    first_chunks = sum(min(chunk_samples(layout.num_rows, parts), layout.num_samples) for layout in layouts.values())
     return -(-num_samples // first_chunks)

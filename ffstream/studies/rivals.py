@@ -15,6 +15,7 @@ from ffstream.cache import DTYPES
 from ffstream.data import Scaling
 from ffstream.data.shape import DataShape
 from ffstream.device.accelerator import operand_dtype
+from ffstream.device.parts import part_sizes
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
 from ffstream.ground import seeding
@@ -92,7 +93,7 @@ class ResidentFF(Rival):
         return handed
 
     def _chunks(self, rows: Tensor) -> Sequence[Tensor]:
-        return torch.split(rows, chunk_samples(rows.shape[1]))
+        return torch.split(rows, chunk_samples(rows.shape[1], part_sizes(rows.device.type)))
 
 
 class Backprop(Rival):

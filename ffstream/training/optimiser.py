@@ -20,7 +20,7 @@ from ffstream.field.optimisers import Optimiser
 from ffstream.settings.sections import OptimiserConfig
 
 _ROUNDING_WORDS = Buffer("rounding words", "gradient")
-_WIDE_ROWS = 128  # rows of a parameter whose bfloat16 state is in float32 at once
+_NOISY_ROWS = 128  # rows of a parameter that have noise of their own in an update; the next ones share it
 
 
 @functools.cache
@@ -80,10 +80,9 @@ class LayerOptimiser:
         if not self._is_narrow:
             self._apply(parameter, gradient, state)
             return
-        noise = self._draw_noise(parameter[:_WIDE_ROWS]) if slow else None
-        for part, its_gradient, *kept in zip(
-            *(t.split(_WIDE_ROWS) for t in (parameter, gradient, *state)), strict=True
-        ):
+        noise = self._draw_noise(parameter[:_NOISY_ROWS]) if slow else None
+        num_wide = self._workspace.parts.wide_rows
+        for part, its_gradient, *kept in zip(*(t.split(num_wide) for t in (parameter, gradient, *state)), strict=True):
             wide = {
                 key: self._workspace.take(_wide_buffer(key), tuple(part.shape), torch.float32).copy_(narrow)
                 for key, narrow in zip(keys, kept, strict=True)
@@ -91,7 +90,9 @@ class LayerOptimiser:
             self._apply(part, its_gradient, list(wide.values()))
             for (key, value), narrow in zip(wide.items(), kept, strict=True):
                 if key in slow and noise is not None:  # a bfloat16 is the upper half of a float32
-                    value.view(torch.int32).add_(noise[: len(value)]).bitwise_and_(-(1 << 16))
+                    bits = value.view(torch.int32)
+                    _add_to_each(bits, noise)
+                    bits.bitwise_and_(-(1 << 16))
                 narrow.copy_(value)
 
     def _apply(self, parameter: Tensor, gradient: Tensor, state: list[Tensor]) -> None:
@@ -121,3 +122,12 @@ class LayerOptimiser:
             tensor.copy_(tensors[name])
         self._num_steps.copy_(tensors["num_steps"])
         self._started = False
+
+
+def _add_to_each(rows: Tensor, few: Tensor) -> None:
+    """Add `few` rows to each group of as many rows, in place; the last group may be smaller."""
+    num_whole = len(rows) // len(few) * len(few)
+    if num_whole:
+        rows[:num_whole].unflatten(0, (-1, len(few))).add_(few)
+    if num_whole < len(rows):
+        rows[num_whole:].add_(few[: len(rows) - num_whole])

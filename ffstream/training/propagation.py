@@ -11,6 +11,7 @@ from torch import Tensor
 from ffstream.cache import ActivationCache
 from ffstream.cache.pinned import Gathering
 from ffstream.cache.transfer import Transfer
+from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.field.goodness import Goodness
 from ffstream.field.labels import Reading
 from ffstream.field.layers import Layer
@@ -18,16 +19,14 @@ from ffstream.field.network import LayerSpec, hand_on
 from ffstream.field.normalisation import divide_by_length_
 from ffstream.training.input_rows import RowsOf
 
-# Rows in one matrix product. They are few, so that the activities under each label stay in a core's own cache. Their
-# number is fixed, because the last bit of a product may depend on it, and a cache that is computed again must equal the
-# lost one.
-_CHUNK_ROWS = 1024
-
 
 def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf, view: int = 0) -> None:
-    """Fill one view of a cache with the rows that `rows_of` makes, a few samples at a time and in order."""
+    """Fill one view of a cache with the rows that `rows_of` makes, a few samples at a time and in order.
+
+    They are made on the host, whatever the device, and what is drawn for them may depend on how many are made at once.
+    """
     layout = cache.layout
-    step = chunk_samples(layout.num_rows)
+    step = chunk_samples(layout.num_rows, part_sizes("cpu"))
     for shard in range(view, layout.num_shards, layout.num_views):
         samples = layout.shard_range(shard)
         with transfer.storing(cache, shard) as output:
@@ -70,9 +69,10 @@ def measure_goodness(
     """
     total = Gathering(cache.layout.num_stored, transfer.device)
     weight = goodness.weight(tile.num_units, num_units)
+    step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type))
     for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
         start = cache.layout.stored_range(shard).start
-        for chunk in rows.split(chunk_samples(cache.layout.num_rows)):
+        for chunk in rows.split(step):
             found = reading.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight
             total.put(start, found)
             start += len(chunk)
@@ -88,7 +88,7 @@ def propagate(
     With `move`, a shard of `source` is freed as soon as that of `target` is durable, so that both caches together take
     little more space than one.
     """
-    step = chunk_samples(source.layout.num_rows)
+    step = chunk_samples(source.layout.num_rows, part_sizes(transfer.device.type))
     hand_on_shard = hand_on_whole if layer.num_tiles == 1 else hand_on_by_tiles
     for shard, rows in transfer.blocks(source, target.missing()):
         with transfer.storing(target, shard, partial(source.free, shard) if move else None) as output:
@@ -122,6 +122,6 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
         written[:, -num_skip:] = rows[:, -num_skip:]
 
 
-def chunk_samples(num_rows: int) -> int:
+def chunk_samples(num_rows: int, parts: PartSizes) -> int:
     """How many samples, of `num_rows` rows each, make up one matrix product of a pass."""
-    return max(1, _CHUNK_ROWS // num_rows)
+    return max(1, parts.chunk_rows // num_rows)

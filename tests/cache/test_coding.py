@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +12,10 @@ from safetensors.torch import load_file
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
-from ffstream.cache import CacheLayout, MemoryCache, as_cached
+from ffstream.cache import CacheLayout, MemoryCache, as_cached, decode_, encode_
 from ffstream.cache.transfer import Transfer
+from ffstream.device import parts
+from ffstream.device.parts import part_sizes
 from ffstream.field.normalisation import length_normalise
 from ffstream.infer.evaluation import error_rate
 from tests.helpers import disk_cache
@@ -82,6 +86,20 @@ def test_a_tier_keeps_a_byte_for_each_feature_and_one_for_the_scale(tier, num_fe
     stored = [cache.resident(shard, CPU) for shard in range(4)] if tier == "memory" else []
     stored += [load_file(path)["rows"] for path in sorted(tmp_path.iterdir())]
     assert sum(shard.nbytes for shard in stored) == layout.num_bytes == 100 * (num_features + 1)
+
+
+@pytest.mark.parametrize("coded_rows", [1, 7, 64])
+def test_how_many_rows_are_coded_at_once_changes_no_byte(coded_rows, monkeypatch):
+    rows = draw_rows(50, 6, 0.7, 0).view(25, 2, 6).bfloat16()
+
+    def pass_through():
+        stored, found = torch.empty(25, 2, 7, dtype=torch.int8), torch.empty_like(rows)
+        encode_(stored, rows.clone())
+        return stored, decode_(found, stored)
+
+    before = pass_through()
+    monkeypatch.setattr(parts, "_ON_CPU", dataclasses.replace(part_sizes("cpu"), coded_rows=coded_rows))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(pass_through(), before, strict=True))
 
 
 @pytest.mark.parametrize("recipe", ["inject", "hinton", "mono"])

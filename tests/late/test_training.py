@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream.device import workspace
+from ffstream.device import parts
 from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.ground.units import parse_bytes
 from ffstream.settings.recipes import RECIPES
@@ -131,11 +131,18 @@ def test_the_parts_of_a_device_give_the_bits_of_those_of_a_cpu(check_on_late, mo
 
     Only the gradient by the rows is a sum over groups of units, which is rounded in another way.
     """
-    small = PartSizes(dropped_rows=8, product_units=16, gradient_units=8, gradient_features=16)
-    monkeypatch.setattr(workspace, "part_sizes", lambda kind: small if kind == "cpu" else part_sizes(kind))
-    check_on_late(
-        "inject", "copies first", "disk", layers=2, precision="bf16", network__dropout=0.4, objective__perturbation=0.0
+    small = PartSizes(
+        dropped_rows=8,
+        product_units=16,
+        gradient_units=8,
+        gradient_features=16,
+        chunk_rows=16,
+        coded_rows=8,
+        wide_rows=128,
     )
+    monkeypatch.setattr(parts, "_ON_CPU", small)
+    settings = {"precision": "bf16", "cache__dtype": "int8", "network__dropout": 0.4, "objective__perturbation": 0.0}
+    check_on_late("inject", "copies first", "disk", layers=2, **settings)
 
 
 def test_every_kind_of_accelerator_has_the_same_parts_whatever_the_machine():

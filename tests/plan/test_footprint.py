@@ -257,11 +257,13 @@ def test_an_accelerator_computes_a_wide_step_in_few_parts():
         blueprint = Blueprint.of(config, DataShape(width, 10, {"train": 8192}))
         for device_type in ("cpu", "cuda"):
             layers = do_on_paper(blueprint, draws_on_device=False, parts=part_sizes(device_type))
-            steps[device_type, width] = layers[-1]
+            steps[device_type, width] = layers[0]
     operators = {key: layer.step.num_operators for key, layer in steps.items()}
     assert operators["cuda", 4096] < 1.5 * operators["cuda", 512]
     assert operators["cuda", 4096] < 0.5 * operators["cpu", 4096]
     flops = {key: layer.step.flops for key, layer in steps.items()}
     assert flops["cuda", 4096] == flops["cpu", 4096]
+    passes = {key: layer.hand_on.num_operators / layer.parts.chunk_rows for key, layer in steps.items()}
+    assert passes["cuda", 4096] < 0.6 * passes["cpu", 4096]
     memory = {key: layer.footprint.training for key, layer in steps.items()}
     assert memory["cpu", 4096] < memory["cuda", 4096] < 1.1 * memory["cpu", 4096]

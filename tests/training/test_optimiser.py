@@ -9,6 +9,8 @@ import torch
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
+from ffstream.device.parts import part_sizes
+from ffstream.device.workspace import Workspace
 from ffstream.field.layers import Linear
 from ffstream.field.optimisers import OPTIMISERS
 from ffstream.settings.sections import OptimiserConfig
@@ -178,6 +180,24 @@ def test_state_in_bfloat16_is_a_function_of_the_generator():
     (first, weights), (second, same_weights) = take_many_steps(NARROW[0]), take_many_steps(NARROW[0])
     assert torch.equal(weights, same_weights)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("most", [256, part_sizes("cuda").wide_rows, 2048])
+@pytest.mark.parametrize("settings", NARROW, ids=str)
+def test_how_many_rows_of_a_state_are_in_float32_at_once_changes_no_bit(settings, most):
+    def take_steps(wide_rows):
+        layer = Linear(5, 1300)
+        room = Workspace(torch.device("cpu"), dataclasses.replace(part_sizes("cpu"), wide_rows=wide_rows))
+        optimiser = LayerOptimiser(layer, OPTIMISERS[settings.name], settings, room)
+        generator, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+        for _ in range(3):
+            optimiser.begin_step(1.0, generator)
+            for name, parameter in layer.named_parameters():
+                optimiser.update(name, slice(None), torch.randn(parameter.shape, generator=noise))
+        return optimiser.state()
+
+    few, many = take_steps(part_sizes("cpu").wide_rows), take_steps(most)
+    assert all(torch.equal(few[name], many[name]) for name in few)
 
 
 @pytest.mark.parametrize("micro_batch", ["auto", 10])
