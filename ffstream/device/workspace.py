@@ -36,10 +36,12 @@ class Workspace:
     """Buffers on one device, each as large in bytes as the largest request for it so far, whatever its type.
 
     `parts` says in which parts those compute that use the buffers: by default, as is usual on this kind of device.
+    `keeps_cast` says that there is room for all weights of a layer in the type of its products.
     """
 
-    def __init__(self, device: torch.device, parts: PartSizes | None = None) -> None:
+    def __init__(self, device: torch.device, parts: PartSizes | None = None, *, keeps_cast: bool = False) -> None:
         self._device = device
+        self.keeps_cast = keeps_cast
         self.parts = parts or part_sizes(device.type)
         self._buffers: dict[Buffer, Tensor] = {}
         self._views: dict[tuple[Buffer, tuple[int, ...], torch.dtype], Tensor] = {}  # of the buffers, each made once

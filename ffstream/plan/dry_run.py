@@ -54,17 +54,18 @@ def do_on_paper(
     draws_on_device: bool,
     kernels: Sequence[KernelBytes] = (),
     parts: PartSizes | None = None,
+    keeps_cast: bool = False,
 ) -> list[PaperLayer]:
     """What each of the first layers takes, up to the last one that differs, with the cache on the device.
 
     With `draws_on_device` the device is the host, so that orders and candidates are drawn in its memory. `kernels` is
     what `probe` measured for each layer. A step is computed in `parts`, by default those of a CPU, or of an accelerator
-    where nothing is drawn on the device.
+    where nothing is drawn on the device. `keeps_cast` says that all weights are kept in the type of products.
     """
     config = blueprint.config
     specs = blueprint.specs[: count_distinct(config)]
     parts = parts or part_sizes("cpu" if draws_on_device else ANY)
-    work = _PaperWork(blueprint, draws_on_device, parts)
+    work = _PaperWork(blueprint, draws_on_device, Workspace(PAPER, parts, keeps_cast=keeps_cast))
     layers: list[PaperLayer] = []
     write, to_write = Work(), 0
     if config.augmentation.restream or has_stacks(config):  # images are written again after training has begun
@@ -110,12 +111,12 @@ class _Shard:
 class _PaperWork:
     """Does on paper what the runner does with a layer: a few steps in two epochs, and one chunk of each split."""
 
-    def __init__(self, blueprint: Blueprint, draws_on_device: bool, parts: PartSizes) -> None:
+    def __init__(self, blueprint: Blueprint, draws_on_device: bool, workspace: Workspace) -> None:
         self._blueprint = blueprint
         self._config, self._sizes, self._method = blueprint.config, blueprint.sizes, blueprint.method
         self._draws_on_device = draws_on_device
         self._small_bytes = _SMALL_BYTES["cpu" if draws_on_device else "accelerator"]
-        self._workspace = Workspace(PAPER, parts)
+        self._workspace = workspace
         self.trace = Trace()
         self._ledger = Ledger(None if draws_on_device else self.trace)
 

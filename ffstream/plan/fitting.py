@@ -62,7 +62,9 @@ def compute_plan(
     """
     planner = _Planner(make_label_method(config, data), data, data_bytes, resources, num_done, measure_kernels)
     plan = planner.decide(config)
-    if plan.fits or not must_fit:
+    if plan.fits:
+        return planner.keep_cast(plan)
+    if not must_fit:
         return plan
     if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly which budget would do
         plan = planner.draft(plan.config, plan.tier, kernels=measure_kernels(planner.blueprint(plan.config)))
@@ -141,7 +143,7 @@ class _Planner:
     resources: Resources
     num_done: int
     measure_kernels: KernelProbe
-    papers: dict[tuple[Config, tuple[KernelBytes, ...]], list[PaperLayer]] = field(default_factory=dict)
+    papers: dict[tuple[Config, tuple[KernelBytes, ...], bool], list[PaperLayer]] = field(default_factory=dict)
     kernels: dict[Config, Sequence[KernelBytes]] = field(default_factory=dict)
 
     def blueprint(self, config: Config) -> Blueprint:
@@ -165,6 +167,22 @@ class _Planner:
         found = plan.config.to_flat()
         changed = [f"{name} {found[name]}, not {wanted[name]}" for name in _SIZES if found[name] != wanted[name]]
         return dataclasses.replace(plan, sizes_by_free=", ".join(changed) or None)
+
+    def keep_cast(self, plan: Plan) -> Plan:
+        """The same plan with all weights of a layer kept in the type of its products, if that fits and saves casts.
+
+        It decides no bit, and everything else comes first: the tier of the cache, and the sizes of shards and tiles. On
+        a CPU, casts of some weights at a time stay in a core's own cache.
+        """
+        if self.resources.device_type == "cpu":
+            return plan
+        blueprint = self.blueprint(plan.config)
+        kernels = tuple(self.kernels.get(plan.config, ()))
+        without, with_cast = (self._on_paper(blueprint, kernels, keeps_cast) for keeps_cast in (False, True))
+        if sum(map(_moved_bytes, with_cast)) >= sum(map(_moved_bytes, without)):
+            return plan
+        kept = self._draft(plan.config, plan.tier, kernels, keeps_cast=True)
+        return dataclasses.replace(kept, sizes_by_free=plan.sizes_by_free) if kept.fits else plan
 
     def choose_sizes(self, config: Config) -> Plan:
         """The best plan, in tiles where layers do not fit whole; the one that comes nearest if nothing fits."""
@@ -232,12 +250,12 @@ class _Planner:
             self.kernels[config] = self.measure_kernels(self.blueprint(config))
         return self._draft(config, tier, self.kernels[config]) if self.kernels[config] else plan
 
-    def _draft(self, config: Config, tier: str, kernels: Sequence[KernelBytes]) -> Plan:
+    def _draft(self, config: Config, tier: str, kernels: Sequence[KernelBytes], *, keeps_cast: bool = False) -> Plan:
         on_cpu = self.resources.device_type == "cpu"
         blueprint = self.blueprint(config)
         _check_countable(blueprint.specs)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
-        on_paper = add_slots(self._on_paper(blueprint, tuple(kernels)), blueprint, staged=staged)
+        on_paper = add_slots(self._on_paper(blueprint, tuple(kernels), keeps_cast), blueprint, staged=staged)
         layers = plan_layers(blueprint, on_paper, self.resources.rates, tier if staged else None)
         shards = [
             layout.shard_bytes
@@ -268,15 +286,16 @@ class _Planner:
             device,
             host,
             disk,
-            self.resources.unpinned if staged else None,
+            keeps_cast=keeps_cast,
+            warning=self.resources.unpinned if staged else None,
         )
 
-    def _on_paper(self, blueprint: Blueprint, kernels: tuple[KernelBytes, ...]) -> list[PaperLayer]:
+    def _on_paper(self, blueprint: Blueprint, kernels: tuple[KernelBytes, ...], keeps_cast: bool) -> list[PaperLayer]:
         """The layers on paper, computed once for all tiers, as it takes a fraction of a second."""
-        key = (blueprint.config, kernels)
+        key = (blueprint.config, kernels, keeps_cast)
         if key not in self.papers:
             on_cpu = self.resources.device_type == "cpu"
-            self.papers[key] = do_on_paper(blueprint, draws_on_device=on_cpu, kernels=kernels)
+            self.papers[key] = do_on_paper(blueprint, draws_on_device=on_cpu, kernels=kernels, keeps_cast=keeps_cast)
         return self.papers[key]
 
     def _disk(self, layers: list[LayerPlan], cache_bytes: int) -> tuple[Need, int | None]:
@@ -327,6 +346,10 @@ def _with_tiles(config: Config, tile_units: int) -> Config:
     if isinstance(config.network.tile_units, int):
         return config
     return config.override({"network.tile_units": min(tile_units, config.width)})
+
+
+def _moved_bytes(layer: PaperLayer) -> int:
+    return layer.step.moved_bytes + layer.hand_on.moved_bytes
 
 
 def _excess_bytes(plan: Plan) -> int:

@@ -25,7 +25,7 @@ class Footprint:
     slots: int  # shards on their way between the cache and the device
     rows: int  # rows that a step multiplies by the weights, and their mask
     activities: int  # preactivations and activities of all candidates
-    gradient: int  # gradients of some units at a time, weights cast for products, and buffers of the update
+    gradient: int  # gradients of some units at a time, some or all weights cast for products, buffers of the update
     others: int  # numbers by sample (order, candidates, goodness), kernels' own memory, and what other phases add
     handing_on: int  # all bytes alive while the output is written: weights (of two tiles), slots to read and write
 

@@ -140,6 +140,8 @@ class Plan:
     device: Need
     host: Need
     disk: Need
+    # All weights of a layer are kept in the type of its products: an accelerator has room for them, and casts fewer so.
+    keeps_cast: bool = False
     warning: str | None = None  # why the run would not go as well as it could
     # Sizes that were chosen by what is free now and differ from those by what is installed, as text; None if none do.
     sizes_by_free: str | None = None
@@ -171,6 +173,7 @@ class Plan:
             "micro_batch": self.sizes.num_in_micro_batch,
             "shard_samples": self.sizes.shard_samples,
             "tile_units": self.sizes.tile_units,
+            "keeps_cast": self.keeps_cast,
             "layers": layers,
             "peaks": needs,
             "warning": self.warning,

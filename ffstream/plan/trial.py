@@ -10,6 +10,7 @@ from torch import Tensor
 from ffstream.cache import ActivationCache, CacheLayout
 from ffstream.cache.transfer import Transfer
 from ffstream.device.memory import is_out_of_memory, measure_peak_bytes
+from ffstream.device.workspace import Workspace
 from ffstream.errors import BudgetError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.network import LayerSpec
@@ -39,7 +40,7 @@ def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
         cache = _BlankCache(layout, None if staged else device)
         taken = f"more than {format_bytes(allowed_bytes)}"
         try:
-            num_bytes = _measure_steps(blueprint, spec, cache, device)
+            num_bytes = _measure_steps(blueprint, spec, cache, device, keeps_cast=plan.keeps_cast)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -54,13 +55,17 @@ def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
         )
 
 
-def _measure_steps(blueprint: Blueprint, spec: LayerSpec, cache: ActivationCache, device: torch.device) -> int:
+def _measure_steps(
+    blueprint: Blueprint, spec: LayerSpec, cache: ActivationCache, device: torch.device, *, keeps_cast: bool
+) -> int:
     """Peak bytes of the first steps of a layer, or of the layer's first tile."""
     labels = torch.zeros(cache.layout.num_samples, dtype=torch.int64)
     units, informed = blueprint.tiles[0], blueprint.config.epochs > 1
 
     def take_steps() -> None:
-        trainer = LayerTrainer(blueprint.build_layer(spec, units), spec.index, blueprint, device, units)
+        layer = blueprint.build_layer(spec, units)
+        layer.workspace = Workspace(device, keeps_cast=keeps_cast)
+        trainer = LayerTrainer(layer, spec.index, blueprint, device, units)
         with Interrupts(defers=True), Transfer(device) as transfer:
             batches = EpochBatches(cache, range(cache.layout.num_shards), blueprint, device)
             loaded = batches.load(transfer, labels, None, torch.Generator(), informed=informed)

@@ -77,7 +77,8 @@ class Runner:
         self._caches = CacheSet(directory, blueprint, facts.digest, plan.tier, device)
         self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
         self._stopwatch = self._transfer.stopwatch
-        self._workspace = Workspace(device)  # shared by all layers, so that each reuses the buffers of the last
+        # Shared by all layers, so that each reuses the buffers of the last.
+        self._workspace = Workspace(device, keeps_cast=plan.keeps_cast)
         self._tiles = blueprint.tiles
         self._has_said_silent = False  # whether a silent layer was warned of, as those above it are silent too
         self._resident: FrozenLayer | None = None  # the layer that is kept on the device

@@ -15,7 +15,7 @@ from ffstream.plan.probe import survey_resources
 from ffstream.settings.sections import MemoryConfig
 from ffstream.storage.run_directory import RunDirectory
 from tests.helpers import InterruptAt
-from tests.plan.plans import CPU, GIB, MIB
+from tests.plan.plans import CPU, CUDA, GIB, MIB, PLENTY, plan, with_less
 
 
 def test_resources_are_most_of_what_is_free(tmp_path):
@@ -92,3 +92,24 @@ def test_a_run_that_goes_on_may_use_the_space_that_its_own_files_hold(tmp_path, 
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=(least - held) // 2))
     with pytest.raises(BudgetError, match="the disk needs"):
         ff.train(config, tmp_path / "b")
+
+
+def test_weights_are_kept_cast_only_where_there_is_room_and_that_saves_casts():
+    settings = {"width": 4096, "layers": 2, "num_features": 4096, "cache.tier": "disk", "cache.shard_samples": 1024}
+    settings |= {"micro_batch": 256}
+    kept = plan(CUDA, **settings)
+    assert kept.keeps_cast
+    tight = plan(with_less(CUDA, device_bytes=kept.device.num_bytes - 1), **settings)
+    assert not tight.keeps_cast
+    assert tight.sizes == kept.sizes
+    assert kept.device.terms["gradient"] - tight.device.terms["gradient"] == 2 * 4096 * 4096
+    for num_bytes in (tight.device.num_bytes, kept.device.num_bytes):
+        assert plan(with_less(CUDA, device_bytes=num_bytes), **settings).device.num_bytes == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("resources", "changes"),
+    [(PLENTY, {"width": 4096}), (CUDA, {"width": 2000}), (CUDA, {"width": 4096, "precision": "fp32"})],
+)
+def test_weights_are_not_kept_cast_where_that_saves_nothing(resources, changes):
+    assert not plan(resources, layers=2, **changes).keeps_cast

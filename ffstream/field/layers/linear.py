@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ffstream.device.row_sums import sum_rows
 from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
 from ffstream.field.layers.base import Layer, cut_units
+from ffstream.field.layers.casting import CastWeights
 
 _MOST_FEATURE_PARTS = 4  # in which the input has its gradient
 
@@ -32,7 +33,7 @@ class Linear(Layer):
         super().__init__(in_features, num_units, compute_dtype)
         self.weight = nn.Parameter(torch.empty(num_units, in_features, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(num_units, dtype=torch.float32))
-        self._token = object()  # unique to this layer, even after the layer is freed
+        self._casts = CastWeights()
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/in_features), as in Hinton's program."""
@@ -56,7 +57,7 @@ class Linear(Layer):
             torch.mm(left, weight.t(), out=result)
         else:
             for units in cut_units(self.num_units, room.parts.product_units):
-                right = self._cast_weights(weight[units], room)
+                right = self._cast_weights(units, slice(None), room)
                 shape = (len(rows), len(right))
                 product = torch.mm(left, right.t(), out=room.take(_PRODUCT, shape, self.compute_dtype))
                 result[:, units].copy_(product)
@@ -94,36 +95,33 @@ class Linear(Layer):
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """gradient W in `compute_dtype`, for some features at a time, summed over groups of units."""
-        room, weight = self.workspace or Workspace(gradient.device), self.weight.detach()
+        room = self.workspace or Workspace(gradient.device)
         most = max(room.parts.gradient_features, -(-self.in_features // _MOST_FEATURE_PARTS))
         for features in cut_units(self.in_features, most):
-            part = weight[:, features]
             # The dropout mask that this buffer held is no longer needed.
-            total = room.take(BESIDE_ROWS, (len(gradient), part.shape[1]), self.compute_dtype)
+            total = room.take(BESIDE_ROWS, (len(gradient), features.stop - features.start), self.compute_dtype)
             for units in cut_units(self.num_units, room.parts.product_units):
                 left = self._cast(_PRODUCT, gradient[:, units], room)
-                total.addmm_(left, self._cast_weights(part[units], room), beta=min(units.start, 1))
+                total.addmm_(left, self._cast_weights(units, features, room), beta=min(units.start, 1))
             yield features, total
 
-    def _cast_weights(self, weight: Tensor, room: Workspace) -> Tensor:
-        """All or some of the weights, cast once for all products between two updates.
+    def _cast_weights(self, units: slice, features: slice, room: Workspace) -> Tensor:
+        """Some of the weights, as the operand of a product.
 
-        They are cut as updates are, so that each core casts the weights that it has updated: reading them from another
-        core's cache takes twice as long.
+        It is laid out in memory in the same way whether all weights are kept or not: the kernel of a product, and with
+        it the last bit, may depend on that.
         """
+        weight = self.weight.detach()
         if weight.dtype == self.compute_dtype:
-            return weight
-        cast, is_there = room.take_again(_WEIGHTS, tuple(weight.shape), self.compute_dtype, self._content(weight))
-        for units in cut_units(0 if is_there else len(weight), room.parts.gradient_units):
-            cast[units].copy_(weight[units])
-        return cast
+            return weight[units, features]
+        kept = self._casts.keep(self.weight, self.compute_dtype, room)
+        part = (weight if kept is None else kept)[units, features]
+        if kept is not None and part.is_contiguous():
+            return part
+        return self._casts.cast(_WEIGHTS, part, self.weight._version, self.compute_dtype, room)
 
     def _cast(self, buffer: Buffer, tensor: Tensor, room: Workspace) -> Tensor:
         tensor = tensor.detach()
         if tensor.dtype == self.compute_dtype:
             return tensor
         return room.take(buffer, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
-
-    def _content(self, weight: Tensor) -> tuple[object, ...]:
-        """A key for the values of a part of the weights: it differs after every change in place, and between layers."""
-        return self._token, weight.storage_offset(), *weight.shape, *weight.stride(), self.weight._version

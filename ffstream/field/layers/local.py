@@ -12,6 +12,7 @@ from ffstream.data.plane import find_plane
 from ffstream.device.row_sums import sum_rows
 from ffstream.errors import ConfigError
 from ffstream.field.layers.base import Layer, cut_units
+from ffstream.field.layers.casting import CastWeights
 
 _WIDEST_GRID = 4  # cells per axis in the first layer; each further layer has one fewer, down to one
 _FIELD = 10 / 28  # share of the height and of the width of an image that a cell of the first layer reads
@@ -45,6 +46,7 @@ class Local(Layer):
         found = _windows_below(index, self.in_features) if index else _windows_of(image_shape)
         self.register_buffer("windows", torch.tensor(found), persistent=False)
         self.weight = nn.Parameter(torch.empty(self.num_units, len(found[0]), dtype=torch.float32))
+        self._casts = CastWeights()
         self.bias = nn.Parameter(torch.zeros(self.num_units, dtype=torch.float32))
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -60,9 +62,9 @@ class Local(Layer):
 
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) in the weights' type."""
-        rows = rows.to(self.compute_dtype)
+        rows, weight = rows.to(self.compute_dtype), self._find_operand()
         found = [
-            torch.mm(rows.index_select(1, window), self.weight[units].to(self.compute_dtype).t())
+            torch.mm(rows.index_select(1, window), weight[units].to(self.compute_dtype).t())
             for units, window in self._places()
         ]
         return torch.cat(found, dim=1).to(self.weight.dtype).add_(self.bias)
@@ -80,11 +82,17 @@ class Local(Layer):
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """gradient W in `compute_dtype`, for all features at once, summed over the cells that read a feature."""
         total = torch.zeros(len(rows), self.in_features, dtype=self.compute_dtype, device=rows.device)
+        weight = self._find_operand().detach()
         for units, window in self._places():
-            left, right = gradient[:, units].to(self.compute_dtype), self.weight.detach()[units].to(self.compute_dtype)
+            left, right = gradient[:, units].to(self.compute_dtype), weight[units].to(self.compute_dtype)
             # The features of a window are distinct, so that the sum is the same on every device.
             total.index_add_(1, window, torch.mm(left, right))
         yield slice(None), total
+
+    def _find_operand(self) -> Tensor:
+        """The weights as products read them: cast, where all of them are kept so, else as they are."""
+        kept = self._casts.keep(self.weight, self.compute_dtype, self.workspace)
+        return self.weight if kept is None else kept
 
     def _places(self) -> Iterator[tuple[slice, Tensor]]:
         """The units of each cell, and the features that they read."""
