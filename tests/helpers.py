@@ -138,6 +138,47 @@ class InterruptAt(ff.Observer):
         setattr(self, method, interrupt)
 
 
+class StopAtEach(ff.Observer):
+    """Stops a run at every call of one of its methods that has not come yet, in this process or an earlier one."""
+
+    def __init__(self, method: str) -> None:
+        self.met: set[tuple[object, ...]] = set()  # what was finished then, and what the call said, but for figures
+        self._num_done = 0
+        itself = getattr(self, method)
+
+        def stop(*arguments):
+            itself(*arguments)
+            met = (self._num_done, *(each for each in arguments if isinstance(each, (int, str))))
+            if met not in self.met:
+                self.met.add(met)
+                raise KeyboardInterrupt
+
+        setattr(self, method, stop)
+
+    def on_start(self, outline: ff.RunOutline) -> None:
+        self._num_done = outline.num_done
+
+    def on_layer(self, figures: ff.LayerFigures) -> None:
+        self._num_done += 1
+
+
+def train_in_pieces(config: ff.Config, path: Path, method: str) -> int:
+    """Train in as many processes as there are calls of an observer's method: each stops at one, the next goes on.
+
+    Returns how many were stopped. They are no processes of their own, but share nothing except the observer.
+    """
+    stopper = StopAtEach(method)
+    while True:
+        try:
+            if path.exists():
+                ff.resume(path, observer=stopper)
+            else:
+                ff.train(config, path, observer=stopper)
+        except KeyboardInterrupt:
+            continue
+        return len(stopper.met)
+
+
 def run_cli(*arguments):
     """The exit code, standard output, and what escaped from the command."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
