@@ -75,7 +75,7 @@ def count_layers(small_config, digits, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_deep_layer_computes_what_the_third_one_does(name, count_layers):
-    found = count_layers(layers=25, **KINDS[name])
+    found = count_layers(layers=12, **KINDS[name])
     assert len(set(found.operators[2:])) == 1
     assert len(set(found.flops[2:])) == 1
     assert found.flops[2] > 0
@@ -83,17 +83,16 @@ def test_a_deep_layer_computes_what_the_third_one_does(name, count_layers):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_computing_grows_with_samples_as_they_do(name, count_layers):
-    runs = [count_layers(160 * factor, **KINDS[name]) for factor in (1, 2, 4, 8)]  # whole shards
+    runs = [count_layers(160 * factor, **KINDS[name]) for factor in (1, 2, 4)]  # whole shards
     for counted in ("operators", "flops"):
-        once, twice, fourfold, eightfold = (getattr(run, counted)[2] for run in runs)
+        once, twice, fourfold = (getattr(run, counted)[2] for run in runs)
         assert fourfold - twice == 2 * (twice - once)
-        assert eightfold - fourfold == 4 * (twice - once)
-        assert eightfold <= 8 * once
+        assert fourfold <= 4 * once
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_arithmetic_grows_with_width_as_its_square_and_operators_do_not(name, count_layers):
-    runs = [count_layers(width=width, **KINDS[name]) for width in (100, 200, 300, 400)]
+    runs = [count_layers(width=width, **KINDS[name]) for width in (32, 64, 96, 128)]
     assert len({run.operators[2] for run in runs}) == 1
     first, second, third, fourth = (run.flops[2] for run in runs)
     assert (fourth - third) - (third - second) == (third - second) - (second - first)  # a polynomial of degree two
