@@ -6,8 +6,7 @@ import contextlib
 import itertools
 import os
 import shutil
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -16,17 +15,16 @@ import ffstream as ff
 from ffstream.ground.lock import RunLock
 from ffstream.storage.identity import FolderState
 from ffstream.storage.run_directory import RunDirectory
-from tests.helpers import InterruptAt, layer_digests
+from tests.helpers import InterruptAt, layer_digests, run_process
 
 
 def test_processes_that_start_in_one_second_have_a_folder_each_and_their_own_weights(small_data, tmp_path):
     options = f"--data {small_data} --layers 1 --width 16 --epochs 1 --device cpu --precision fp32".split()
-    command = [sys.executable, "-m", "ffstream", "train", *options]
-    started = [
-        subprocess.Popen([*command, "--seed", str(seed)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        for seed in (1, 2, 3, 4)
-    ]
-    assert [process.wait() for process in started] == [0] * 4
+    with ThreadPoolExecutor() as threads:
+        started = [
+            threads.submit(run_process, "train", *options, "--seed", seed, cwd=tmp_path) for seed in (1, 2, 3, 4)
+        ]
+    assert [process.result().returncode for process in started] == [0] * 4
     found = {ff.Run(path).config.seed: layer_digests(path) for path in (tmp_path / "runs").iterdir()}
     assert sorted(found) == [1, 2, 3, 4]
     for seed, digests in found.items():
