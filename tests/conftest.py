@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -20,6 +21,22 @@ from ffstream.plan import fitting
 from ffstream.plan.plan import Rates
 from ffstream.run import preparation
 from tests.helpers import SMALL, write_small_data
+
+_ROOM_BYTES = 2 << 30  # of a file system for the files of tests, several times what they take
+_IN_MEMORY = Path("/dev/shm")
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether tests can write, and start programs that they built, in a folder that lies in memory."""
+    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        return False
+    return shutil.disk_usage(folder).free >= _ROOM_BYTES
+
+
+# Every file of a run is written through to the disk: some hundred times in a training of a fifth of a second. The order
+# of these writes is what is tested, and no disk is needed for it. Whoever names a place gets that one.
+if not {"TMPDIR", "PYTEST_DEBUG_TEMPROOT"} & os.environ.keys() and _has_room(_IN_MEMORY):
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.tempdir = str(_IN_MEMORY)
 
 # Trainings of one user wait for each other while they plan. Those of other workers, and the user's own, have nothing to
 # do with a test's.
