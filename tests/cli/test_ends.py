@@ -14,6 +14,7 @@ import pytest
 import ffstream as ff
 from tests.cli.odd_names import NAMES
 from tests.helpers import run_cli, run_process
+from tests.warm import run_python
 
 STOPPED = '''
 import importlib, os, signal, sys
@@ -59,9 +60,7 @@ def test_a_signal_is_one_line_that_says_what_is_left(command, left, run, tmp_pat
     signal, code = {"inspect": ("SIGINT", 130), "profile": ("SIGHUP", 129)}.get(command[0], ("SIGTERM", 143))
     words = {"RUN": str(run.path), "IMAGES": str(Path(run.config.data) / NAMES[0])}
     command = [words.get(word, word) for word in command]
-    done = subprocess.run(
-        [sys.executable, "-c", STOPPED, *command, signal], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", STOPPED, *command, signal, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert f"stopped by {signal}; {left}" in done.stderr
