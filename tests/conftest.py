@@ -49,7 +49,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell star
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the processes that tests start inherit
 
 
-_LONG = {"test_torture", "test_docs", "test_profile", "test_stacks", "test_processes"}  # with tests of half a minute
+_LONG = {"test_torture", "test_docs", "test_profile", "test_demo", "test_processes"}  # with tests of half a minute
 
 
 def pytest_collection_modifyitems(items):
