@@ -31,7 +31,7 @@ KINDS = (
     "soak",
     "fuzz",
 )
-_NUM_QUICK = 5  # changes tried of a workload
+_NUM_QUICK, _NUM_QUICK_OTHERS = 5, 3  # changes tried of the first workload, and of each other one
 # Of file systems of all kinds, on networks too; two more are drawn by the seed.
 BROKEN = [errno.EIO, errno.EMFILE, errno.EINVAL, errno.ENOTSUP, errno.ETIMEDOUT, errno.ESTALE, errno.EBUSY, errno.EFBIG]
 BROKEN += [errno.ENOTCONN, errno.EXDEV, errno.EACCES, errno.ENOLCK]
@@ -78,7 +78,8 @@ def main() -> int:
         num_random = 1 if quick else max(60 // stride, 1)
         for name in names:
             bench = Bench(name, faults, place, data)
-            step = max(bench.num_changes // _NUM_QUICK, 1) if quick else stride
+            num_tried = _NUM_QUICK if name == "disk" else _NUM_QUICK_OTHERS
+            step = max(bench.num_changes // num_tried, 1) if quick else stride
             full = [errno.ENOSPC] if quick else FULL
             drawn = random.Random(options.seed).sample(sorted({*errno.errorcode} - {*BROKEN, *FULL}), 2)
             broken = [BROKEN[0], drawn[0]] if quick else [*BROKEN, *drawn]
