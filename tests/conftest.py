@@ -20,6 +20,7 @@ from ffstream.field.layers import LAYER_KINDS
 from ffstream.plan import fitting
 from ffstream.plan.plan import Rates
 from ffstream.run import preparation
+from ffstream.settings.sections import MemoryConfig
 from tests.helpers import SMALL, write_small_data
 
 _ROOM_BYTES = 2 << 30  # of a file system for the files of tests, several times what they take
@@ -93,7 +94,9 @@ def _paper_is_kept(request, monkeypatch):
     do_on_paper = fitting.do_on_paper
 
     def do_once(blueprint, **options):
-        bare = dataclasses.replace(blueprint.config, data="", data_root="", seed=0)
+        apart = {"data": "", "data_root": "", "seed": 0, "save_every": "auto", "memory": MemoryConfig()}
+        cache = dataclasses.replace(blueprint.config.cache, tier="auto", folder="")
+        bare = dataclasses.replace(blueprint.config, cache=cache, **apart)
         kind = LAYER_KINDS[blueprint.config.network.kind]
         parts = (kind, blueprint.goodness, blueprint.objective, *map(type, vars(blueprint.method).values()))
         key = (repr((bare, blueprint.data, options)), parts)
