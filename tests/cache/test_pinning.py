@@ -32,7 +32,7 @@ def test_memory_that_cannot_be_pinned_is_pageable_and_the_survey_says_so():
 @pytest.mark.parametrize("tier", ["disk", "device"])
 def test_a_run_says_once_that_its_slots_are_not_pinned(tier, terminal, small_config, tmp_path, monkeypatch):
     monkeypatch.setattr("ffstream.cache.transfer._Slot.is_as_wanted", False)
-    text = show(small_config(cache__tier=tier), tmp_path / "run", terminal=terminal)
+    text = " ".join(show(small_config(cache__tier=tier), tmp_path / "run", terminal=terminal).split())
     assert text.count(f"warning: {unpinned_reason()}") == (tier == "disk")  # other caches need no slots here
 
 
