@@ -61,6 +61,22 @@ def is_counted(index: int, first_layer: int, stack_layers: int) -> bool:
     return place + 1 >= first
 
 
+def find_uncounted(num_layers: int, stack_layers: int, first_layer: int = 2) -> str | None:
+    """A warning if the last stack has no layer that counts in the sum of all stacks; None otherwise."""
+    num_last = num_layers % stack_layers if stack_layers else 0
+    if num_layers < stack_layers or not num_last:
+        return None
+    if any(is_counted(index, first_layer, stack_layers) for index in range(num_layers - num_last, num_layers)):
+        return None
+    least, num_before = min(first_layer, stack_layers), num_layers - num_last
+    layers = f"layer {num_layers}" if num_last == 1 else f"layers {num_before + 1} to {num_layers}"
+    return (
+        f"in stacks of {stack_layers}, only layer {least} of a stack and those above it count in the sum that "
+        f"predicts, so that {layers} of {num_layers} would be trained for nothing; ask for {num_before} layers, or for "
+        f"{num_before + least}"
+    )
+
+
 def plain_sum(num_layers: int, first_layer: int, temperature: float, stack_layers: int = 0) -> Combination:
     """The combination with weight 1 for each layer that counts or, while none does, for the newest layer."""
     weights = [float(is_counted(index, first_layer, stack_layers)) for index in range(num_layers)]

@@ -20,7 +20,7 @@ from ffstream.ground.plugins import load_plugins
 from ffstream.run.claim import claim_folder, default_run_dirs
 from ffstream.run.configuration import make_absolute, merge_with_saved, restore_own_parts, with_absolute_paths
 from ffstream.run.executor import Runner
-from ffstream.run.preparation import Prepared, prepare
+from ffstream.run.preparation import Prepared, find_idle, prepare
 from ffstream.run.run import Run, check_same_data
 from ffstream.settings.config import Config
 from ffstream.storage.identity import FolderState
@@ -134,8 +134,9 @@ def _execute(
         fallback = explain_fallback(config.device)
         if fallback is not None:
             observer.on_warning(fallback)
-        if prepared.dataset.warning is not None:
-            observer.on_warning(prepared.dataset.warning)
+        for warning in (prepared.dataset.warning, find_idle(prepared.plan.config)):
+            if warning is not None:
+                observer.on_warning(warning)
         # From here on, removing old files included, an OSError becomes a StorageError, and an interrupt is deferred.
         with Interrupts(defers=True), storage_errors(directory.path):
             _write_start(directory, prepared, environments, environment, observer)

@@ -22,6 +22,7 @@ from ffstream.field.network import count_distinct
 from ffstream.field.parts import complete_parts
 from ffstream.ground.files import expand_home
 from ffstream.ground.plugins import load_plugins
+from ffstream.infer.combination import find_uncounted
 from ffstream.plan.fitting import compute_plan
 from ffstream.plan.footprint import KernelBytes
 from ffstream.plan.machine import parse_machine
@@ -67,8 +68,7 @@ def _make_plan(
     config = complete_parts(merge_with_saved(config, directory, resume=resume, accept_environment=False))
     if machine is None and data is None:
         prepared = prepare(directory, config, measure=True)
-        warnings = [text for text in (prepared.plan.warning, prepared.dataset.warning) if text is not None]
-        return dataclasses.replace(prepared.plan, warning="; ".join(warnings) or None)
+        return _with_warnings(prepared.plan, prepared.dataset.warning, find_idle(config))
     if data is None:
         dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
         data, data_bytes = shape_of(dataset, make_splits(dataset, config)), dataset.num_bytes
@@ -86,7 +86,17 @@ def _make_plan(
         resources = survey_resources(config.memory, device, place)
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
     config = dataclasses.replace(config, batch=resolve_batch(config.batch, data.num_samples["train"]))
-    return compute_plan(config, data, data_bytes, resources, must_fit=False)
+    return _with_warnings(compute_plan(config, data, data_bytes, resources, must_fit=False), find_idle(config))
+
+
+def find_idle(config: Config) -> str | None:
+    """A warning if layers of this configuration count for nothing in what is predicted; None otherwise."""
+    return find_uncounted(config.layers, config.network.stack_layers)
+
+
+def _with_warnings(plan: Plan, *warnings: str | None) -> Plan:
+    """The plan with more warnings, of which those that are None are left out."""
+    return dataclasses.replace(plan, warning="; ".join(filter(None, (plan.warning, *warnings))) or None)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,19 @@ def stacked(small_config):
     return make
 
 
+def test_a_layer_that_would_count_for_nothing_is_named_by_plan_and_train(stacked, tmp_path):
+    for num_layers in (4, 5):
+        config, said = stacked(layers=num_layers), []
+        observer = ff.Observer()
+        observer.on_warning = said.append
+        ff.train(config, tmp_path / f"{num_layers}", observer=observer)
+        is_said = any("layer 5 of 5 would be trained for nothing; ask for 4 layers, or for 6" in text for text in said)
+        assert is_said == (num_layers == 5)
+        for machine in (None, "device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"):
+            planned = ff.make_plan(config, tmp_path / "other", machine=machine).warning or ""
+            assert ("layer 5 of 5 would be trained for nothing" in planned) == (num_layers == 5)
+
+
 def test_the_first_layer_of_a_stack_reads_images(stacked):
     specs = compute_layer_specs(stacked(), 64)
     assert [spec.in_features for spec in specs] == [64, 24, 64, 24, 64]

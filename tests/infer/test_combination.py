@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from ffstream.infer.combination import (
     Combination,
     _minimise,
     choose_ridge,
+    find_uncounted,
     fit_temperature,
     fit_weights,
     measure_probabilities,
@@ -151,3 +154,17 @@ def test_figures_of_probabilities_are_those_by_hand():
 def test_weights_and_layers_must_be_as_many():
     with pytest.raises(ValueError, match="zip"):
         Combination((1.0, 1.0), 1.0).logits([torch.ones(1, 2)])
+
+
+def test_a_stack_of_which_no_layer_counts_is_named_with_numbers_of_layers_that_all_count():
+    for num_layers in range(1, 26):
+        for num_in_stack in range(7):
+            weights = plain_sum(num_layers, 2, 1.0, num_in_stack).weights
+            starts = range(0, num_layers, num_in_stack or num_layers)
+            idle = [start for start in starts if not any(weights[start : start + (num_in_stack or num_layers)])]
+            said = find_uncounted(num_layers, num_in_stack)
+            assert (said is not None) == (idle != [])
+            if said is not None:
+                assert f"so that layer {num_layers} of {num_layers} would be trained for nothing" in said
+                numbers = re.search(r"ask for (\d+) layers, or for (\d+)", said).groups()
+                assert [find_uncounted(int(number), num_in_stack) for number in numbers] == [None, None]
