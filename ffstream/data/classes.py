@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,18 +75,39 @@ def check_columns(
 
 
 def find_lacking(labels: Tensor, train: Tensor, class_names: Sequence[str]) -> str | None:
-    """A warning if `labels` of a split lack a class that is frequent in the training labels; None otherwise."""
+    """A warning if `labels` of a split lack a class that is frequent in training, or most classes; None otherwise."""
     counts = torch.bincount(labels, minlength=len(class_names))
-    shares = torch.bincount(train, minlength=len(class_names)) / len(train)
+    shares = torch.bincount(train, minlength=len(class_names)).double() / len(train)
     is_lacking = (counts == 0) & ((1 - shares) ** len(labels) < _BY_CHANCE)
     if not bool(is_lacking.any()):
-        return None
+        return _find_lacking_together(counts, shares, class_names)
     first = int(is_lacking.nonzero()[0])
     more = f" and {int(is_lacking.sum()) - 1} more" if int(is_lacking.sum()) > 1 else ""
     return (
         f"none of {len(labels)} is class {class_names[first]!r} (label {first}){more}, and "
         f"{float(shares[first]):.0%} of "
         "the training images are; check that both splits number the classes alike"
+    )
+
+
+def _find_lacking_together(counts: Tensor, shares: Tensor, class_names: Sequence[str]) -> str | None:
+    """A warning if a split with `counts` of each class has fewer classes than chance leaves out; None otherwise.
+
+    The chance that all its images are of these classes is multiplied by the number of ways to choose as many classes,
+    since any others might have been left out as well. `shares` are those of the training images.
+    """
+    num, is_present = int(counts.sum()), counts > 0
+    num_classes, num_present = int((shares > 0).sum()), int(is_present.sum())
+    share = float(shares[is_present].sum())
+    ways = math.lgamma(num_classes + 1) - math.lgamma(num_present + 1) - math.lgamma(num_classes - num_present + 1)
+    if share <= 0 or num_present >= num_classes or num * math.log(share) + ways >= math.log(_BY_CHANCE):
+        return None
+    first = int(is_present.nonzero()[0])
+    more = f" and {num_present - 1} more" if num_present > 1 else ""
+    return (
+        f"all {num} are of {num_present} of the {num_classes} classes, {class_names[first]!r} (label {first}){more}, "
+        f"of which {share:.0%} of the training images are; draw the split at random, as the head of a file that is "
+        "sorted by class holds few classes"
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 import ffstream as ff
 from ffstream.data import SOURCES, Dataset, Split, load_dataset
-from ffstream.data.classes import check_columns, find_label_feature, to_class_names
+from ffstream.data.classes import check_columns, find_label_feature, find_lacking, to_class_names
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(60) % 4
@@ -134,6 +134,27 @@ def test_a_split_that_lacks_a_class_is_named(tmp_path, digits):
     warning = warn_of(tmp_path, x_train=x, y_train=y, x_test=tx[below], y_test=ty[below] + 1)
     assert "test labels: none of 1617 is class '0'" in warning
     assert warn_of(tmp_path, x_train=x, y_train=y, x_test=tx[:20], y_test=ty[:20]) is None
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 300])
+def test_a_split_with_fewer_classes_than_chance_leaves_out_is_named(num_classes):
+    """The head of a file that is sorted by class is named, and no random part, whatever its size."""
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randint(num_classes, (6000,), generator=generator)
+    names = [str(label) for label in range(num_classes)]
+    for num in (1, 3, 12, 30, 100, 300):
+        for seed in range(50):
+            taken = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:num]]
+            assert find_lacking(taken, train, names) is None
+        said = find_lacking(train.sort().values[:num], train, names)
+        assert (said is not None) == (num >= 30 or (num >= 12 and num_classes > 2))
+
+
+def test_of_the_head_of_sorted_digits_the_only_class_is_named(tmp_path, digits):
+    (x, y), (tx, ty) = ((split.images.numpy(), split.labels.numpy()) for split in (digits.train, digits.test))
+    head = np.argsort(ty, kind="stable")[:12]
+    warning = warn_of(tmp_path, x_train=x, y_train=y, x_test=tx[head], y_test=ty[head])
+    assert "test labels: all 12 are of 1 of the 10 classes, '0' (label 0), of which 10% of the training" in warning
 
 
 def test_a_column_that_is_the_label_is_named(tmp_path):
