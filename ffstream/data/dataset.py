@@ -17,7 +17,15 @@ from torch import Tensor
 from ffstream.data.class_means import ClassMeans, draw_alike
 from ffstream.data.classes import find_label_feature, find_lacking
 from ffstream.data.features import find_shifted
-from ffstream.data.repetition import digest_images, find_contradictions, find_copies, find_seen, repeats_by_chance
+from ffstream.data.repetition import (
+    Repetition,
+    digest_images,
+    find_contradictions,
+    find_copies,
+    find_repeats,
+    find_seen,
+    repeats_by_chance,
+)
 from ffstream.data.values import Values, find_other_units
 from ffstream.errors import DataError
 from ffstream.ground import seeding
@@ -100,11 +108,23 @@ class Dataset:
         return ClassMeans.of(self.train.images, self.train.labels)
 
     @cached_property
+    def _digests(self) -> Tensor:
+        return digest_images(self.train.images, as_floats=self._has_two_types)
+
+    @property
+    def _has_two_types(self) -> bool:
+        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
+        return len({split.images.dtype for split in splits}) > 1
+
+    @cached_property
+    def repetition(self) -> Repetition:
+        """How often the training images occur again."""
+        return Repetition.of(self._digests)
+
+    @cached_property
     def warning(self) -> str | None:
         """One line of all warnings, such as files left out or a split in other units; None without any."""
-        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
-        as_floats = len({split.images.dtype for split in splits}) > 1
-        said, seen = list(self.notes), digest_images(self.train.images, as_floats=as_floats)
+        said, seen = list(self.notes), self._digests
         files = self.files or None
         by_chance = files is None and repeats_by_chance(self.train.images, seen)
         held_out: Tensor | None = None  # digests of the validation split
@@ -118,7 +138,7 @@ class Dataset:
             oddity = None if split is None else self._find_oddity(split)
             said += [] if oddity is None else [f"{part} images: {oddity}"]
             if split is not None:
-                digests = digest_images(split.images, as_floats=as_floats)
+                digests = digest_images(split.images, as_floats=self._has_two_types)
                 is_enough = len(split) >= _ENOUGH
                 same = (
                     find_seen(digests, held_out, "validation images", by_chance=by_chance)
@@ -126,7 +146,8 @@ class Dataset:
                     else None
                 )
                 again = find_seen(digests, seen, by_chance=by_chance) if is_enough else None
-                said += [f"{part} images: {found}" for found in (same, again) if found is not None]
+                repeats = find_repeats(split.images, digests, self.repetition)
+                said += [f"{part} images: {found}" for found in (same, again, repeats) if found is not None]
                 held_out = digests
             lacking = None if split is None else find_lacking(split.labels, self.train.labels, self.class_names)
             said += [] if lacking is None else [f"{part} labels: {lacking}"]

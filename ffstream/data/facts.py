@@ -13,6 +13,7 @@ from torch import Tensor
 from ffstream.data.colours import WHITE
 from ffstream.data.dataset import Dataset, Split
 from ffstream.data.features import find_beyond, find_mixed, find_shifted_rows, measure_ranges, measure_rows
+from ffstream.data.repetition import Repetition, digest_images, find_repeats
 from ffstream.data.sample import draw_sample
 from ffstream.data.scaling import FEATURES, NONE, Scaling, find_parts, parts_of
 from ffstream.data.shape import DataShape
@@ -56,6 +57,7 @@ class DataFacts:
                 **({"standardised_ranges": measure_ranges(train.images)} if standardise == FEATURES else {}),
                 "brings_negatives": dataset.train.negatives is not None,
                 "values": values.to_mapping(),
+                "repetition": dataset.repetition.to_mapping(),
                 "white": float(white),
             }
         )
@@ -141,6 +143,14 @@ class DataFacts:
                 low, high = (torch.tensor(ranges[end], dtype=torch.float64) for end in ("low", "high"))
                 oddity = find_beyond(some, low, high, self.values.num_images)
         return None if oddity is None else f"{noun}: {oddity}"
+
+    def find_repeats(self, images: Tensor, noun: str) -> str | None:
+        """A warning in one line if more images (n, *image_shape) than in training are equal; None otherwise."""
+        trained = self.content.get("repetition")  # earlier versions did not count them
+        found = (
+            None if trained is None else find_repeats(images, digest_images(images), Repetition.from_mapping(trained))
+        )
+        return None if found is None else f"{noun}: {found}"
 
 
 def _by_part(rows: Tensor, parts: Tensor) -> Tensor:

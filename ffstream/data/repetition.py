@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ffstream.data.sample import draw_sample
+from ffstream.ground.binomial import sum_upper_tail
 
 _PART_WORDS = 1 << 16  # words of images that are digested at once; few, as memory that is new costs page faults
 _WORD_BYTES = 8
@@ -25,6 +28,33 @@ _PAIRS = 512  # different images from which the chance is estimated that two ima
 # Bits of a feature all of whose values differ, and the share of the bits of all features that is counted: features
 # depend on each other.
 _UNIQUE_BITS, _INDEPENDENT = 40.0, 0.25
+# Images, as in a few to be predicted, of which any may be the same; the share of one image, which may be real; and the
+# probability below which a count of equal images is no accident beside that in training.
+_ENOUGH, _ONE_IMAGE, _BY_CHANCE = 10, 0.01, 1e-6
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """How often images occur again within one split."""
+
+    num_images: int
+    num_copies: int  # images that equal an earlier one
+    most_equal: int  # how often the most frequent image occurs
+
+    @classmethod
+    def of(cls, digests: Tensor) -> Repetition:
+        """Count equal digests (n,) of images."""
+        counts = torch.unique(digests, return_counts=True)[1]
+        return cls(len(digests), len(digests) - len(counts), int(counts.max()))
+
+    @classmethod
+    def from_mapping(cls, found: Mapping[str, Any]) -> Repetition:
+        """The inverse of `to_mapping`."""
+        return cls(**{name: int(found[name]) for name in cls.__dataclass_fields__})
+
+    def to_mapping(self) -> dict[str, int]:
+        """The fields as plain values, for a manifest."""
+        return asdict(self)
 
 
 def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
@@ -142,6 +172,46 @@ def find_copies(train: Tensor, files: Sequence[Path] | None) -> str | None:
         f"{num_copies} of {len(train)} training images are copies of others, such as {names}, so that a validation "
         "split holds images that are trained on"
     )
+
+
+def find_repeats(images: Tensor, digests: Tensor, trained: Repetition) -> str | None:
+    """A warning if more images (n, *shape) than in training are one image or copies of others; None otherwise.
+
+    Pictures that could not be read often come as one that is black. `digests` are those of the images.
+    """
+    found = Repetition.of(digests)
+    if found.num_images < _ENOUGH:
+        return None
+    is_one = found.most_equal >= _ONE_IMAGE * found.num_images
+    if is_one and _are_more(found.most_equal, found.num_images, trained.most_equal, trained.num_images):
+        different, counts = torch.unique(digests, return_counts=True)
+        first = int((digests == different[counts.argmax()]).nonzero()[0])
+        low, high = (float(end) for end in torch.aminmax(images[first]))
+        alone = f", which holds the value {low:g} alone" if low == high else ""
+        return (
+            f"{found.most_equal} of {found.num_images} are one and the same image, number {first}{alone}, and no "
+            f"training image occurs more than {trained.most_equal:,} times in {trained.num_images:,}; see whether they "
+            "were read as they should be"
+        )
+    # Pairs of images may be equal by chance, so that copies grow with the square of the number of images.
+    expected = trained.num_copies * max(found.num_images / trained.num_images, 1.0)
+    if found.num_copies >= _SEVERAL * found.num_images and _are_more(
+        found.num_copies, found.num_images, expected, trained.num_images
+    ):
+        return (
+            f"{found.num_copies} of {found.num_images} are copies of others, and {trained.num_copies:,} of "
+            f"{trained.num_images:,} training images are; see whether they were read as they should be"
+        )
+    return None
+
+
+def _are_more(count: int, num: int, trained: float, num_trained: int) -> bool:
+    """Whether `count` of `num` images is three times as much as `trained` of `num_trained`, and no accident.
+
+    One more of the training images is counted, as the share in a few of them is not known exactly.
+    """
+    share = min((trained + max(num / num_trained, 1.0)) / (num_trained + 1), 1.0)
+    return count >= max(_FEW, _MORE * share * num) and sum_upper_tail(count, num, share) < _BY_CHANCE
 
 
 def _share_repeated(digests: Tensor) -> float:

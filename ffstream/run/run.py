@@ -145,6 +145,7 @@ class Run:
             found.warning,
             renamed,
             facts.find_other_units(splits[split].images, f"{split} images", splits[split].labels),
+            None if split == "train" else facts.find_repeats(splits[split].images, f"{split} images"),
         ]
         return replace(found, warning="; ".join(filter(None, warnings)) or None)
 
@@ -181,7 +182,11 @@ class Run:
         if method == "auto":
             method = "softmax" if config.labels.method == "none" else "goodness"
         images = fit_images(images, facts.image_shape, f"run {self.path}")
-        warnings = [explain_fallback(device), facts.find_other_units(images, "images")]
+        warnings = [
+            explain_fallback(device),
+            facts.find_other_units(images, "images"),
+            facts.find_repeats(images, "images"),
+        ]
         warning = "; ".join(filter(None, warnings)) or None
         layers = CommittedLayers(directory, config, facts, resolve_device(device))
         if method == "softmax":

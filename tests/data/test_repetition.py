@@ -12,7 +12,7 @@ import torch
 
 import ffstream as ff
 from ffstream.data import Split, load_dataset
-from ffstream.data.repetition import digest_images
+from ffstream.data.repetition import Repetition, digest_images, find_repeats
 from tests.helpers import write_pictures
 
 RNG = np.random.default_rng(0)
@@ -174,3 +174,59 @@ def test_training_images_are_known_in_another_type(small_data):
     again = Split(found.train.images[:200].float(), found.train.labels[:200])
     warning = dataclasses.replace(found, test=again).warning
     assert "200 of 200 are training images too" in warning
+
+
+# --- a held-out split, or images to be predicted, of which a part was not read
+
+FAILED = {"black": lambda x: 0 * x[:1], "one grey": lambda x: 0 * x[:1] + 7, "the first image": lambda x: x[:1]}
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+@pytest.mark.parametrize("name", FAILED)
+def test_a_part_of_a_split_that_is_one_image_is_named(name, part, arrays, digits, tmp_path):
+    others, labels = digits.test.images.numpy()[:600], digits.test.labels.numpy()[:600]
+    last = digits.test.images.numpy()[600:1200], digits.test.labels.numpy()[600:1200]
+    rest = {} if part == "test" else {"test": last}
+    for share in (0.0, 0.03, 0.3):
+        is_failed = np.random.default_rng(1).random((600, 1, 1)) < share
+        images = np.where(is_failed, FAILED[name](others), others)
+        warning = write_arrays(tmp_path / "d.npz", digits, train=arrays, **{part: (images, labels)}, **rest)
+        num = int((images == FAILED[name](others)).all(axis=(1, 2)).sum())
+        assert (warning is None) == (share == 0)
+        assert share == 0 or f"images: {num} of 600 are one and the same image, number" in warning
+        assert share == 0 or ("alone" in warning) == (name != "the first image")
+
+
+def test_a_part_of_a_split_that_is_copies_of_others_is_named(arrays, digits, tmp_path):
+    images, labels = digits.test.images.numpy()[:600], digits.test.labels.numpy()[:600]
+    repeated = np.concatenate([images[:540], images[:60]])
+    warning = write_arrays(tmp_path / "d.npz", digits, train=arrays, test=(repeated, labels))
+    assert "test images: 60 of 600 are copies of others, and 0 of 3,823 training images are" in warning
+
+
+def test_what_repeats_in_training_as_often_may_repeat(arrays, digits, tmp_path):
+    """Black images that are real, and the rows of tables of few values, however many rows there are of either split."""
+    (x, y), (tx, ty) = arrays, (digits.test.images.numpy(), digits.test.labels.numpy())
+    splits = {"train": (np.where(np.arange(len(x))[:, None, None] % 30, x, 0), y)}
+    splits["test"] = np.where(np.arange(len(tx))[:, None, None] % 25, tx, 0), ty
+    assert "the same image" not in (write_arrays(tmp_path / "d.npz", digits, **splits) or "")
+    for num_features, num_values, num, num_held_out in itertools.product(
+        (1, 4, 9), (2, 5), (30, 1000), (20, 300, 3000)
+    ):
+        rows = RNG.integers(0, num_values, (num + num_held_out, num_features)).astype(np.float32)
+        trained, held_out = (torch.from_numpy(part) for part in (rows[:num], rows[num:]))
+        assert find_repeats(held_out, digest_images(held_out), Repetition.of(digest_images(trained))) is None
+
+
+def test_images_to_be_predicted_that_are_one_image_are_named(digits, tmp_path):
+    train, test = digits.train.take(slice(500)), digits.test.take(slice(100))
+    np.savez(tmp_path / "d.npz", x_train=train.images, y_train=train.labels, x_test=test.images, y_test=test.labels)
+    run = ff.train(
+        ff.Config(data=str(tmp_path / "d.npz"), layers=2, width=48, epochs=8, device="cpu"), tmp_path / "run"
+    )
+    assert run.predict(test.images).warning is None
+    black = torch.where(torch.arange(100)[:, None, None] < 20, 0, test.images)
+    assert (
+        "images: 20 of 100 are one and the same image, number 0, which holds the value 0" in run.predict(black).warning
+    )
+    assert run.predict(test.images[[0, 0, 0, 1]]).warning is None  # which are given so
