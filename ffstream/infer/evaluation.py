@@ -15,6 +15,7 @@ from ffstream.data.facts import DataFacts
 from ffstream.errors import CorruptFileError
 from ffstream.field.goodness import Goodness
 from ffstream.field.labels import Reading
+from ffstream.infer.chance import count_confusion
 from ffstream.infer.combination import (
     Combination,
     ProbabilityFigures,
@@ -116,12 +117,6 @@ class LabelSweep:
 def error_rate(scores: Tensor, labels: Tensor) -> float:
     """Share of samples whose largest score (n, C) is not that of their label (n,)."""
     return float((scores.argmax(dim=1) != labels).double().mean())
-
-
-def count_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
-    """Numbers of samples by true class (rows) and predicted class (columns): C x C from (n,) and (n,)."""
-    pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    return [[int(count) for count in row] for row in pairs.view(num_classes, num_classes)]
 
 
 def evaluate_goodness(

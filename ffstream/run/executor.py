@@ -24,6 +24,7 @@ from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
 from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.ground.interrupts import check_interrupts
+from ffstream.infer.chance import find_chance_of
 from ffstream.infer.evaluation import LabelSweep
 from ffstream.infer.frozen import load_committed
 from ffstream.plan.plan import Plan
@@ -67,7 +68,7 @@ class Runner:
         self._splits = {name: splits[name] for name in names}  # until no more caches are written from them
         self._num_in_stack = count_in_stack(config)
         self._labels = {name: splits[name].labels for name in names}
-        self._scaling = facts.scaling
+        self._scaling, self._class_names = facts.scaling, facts.class_names
         self._device, self._accelerator = device, find_accelerator(device)
         self._observer = observer
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
@@ -223,6 +224,16 @@ class Runner:
         if silent is not None and not self._has_said_silent:
             self._has_said_silent = True
             self._observer.on_warning(silent)
+        elif spec.index + 1 == len(self._specs) and not self._has_said_silent:
+            self._warn_of_chance()
+
+    def _warn_of_chance(self) -> None:
+        """Warn if the finished network tells validation images apart no better than guessing does."""
+        if VALIDATION not in self._labels or self._config.labels.method == "none":  # without labels, nothing is guessed
+            return
+        found = find_chance_of(self._sweep.sum, self._labels[VALIDATION], self._class_names, VALIDATION)
+        if found is not None:
+            self._observer.on_warning(found)
 
     def _train_tile(
         self, spec: LayerSpec, number: int, start_epoch: int, so_far: _Goodness

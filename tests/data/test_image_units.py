@@ -48,7 +48,7 @@ def test_a_split_in_other_units_is_named_when_it_is_trained_and_evaluated(of_tra
     path, said = save(tmp_path / "d.npz", arrays), []
     observer = ff.Observer()
     observer.on_warning = said.append
-    config = ff.Config(recipe="hinton", data=path, layers=1, width=8, epochs=1, device="cpu")
+    config = ff.Config(data=path, layers=1, width=32, epochs=8, device="cpu")
     run = ff.train(config, tmp_path / "run", observer=observer)
     found, predicted = run.evaluate(), run.predict(arrays["x_test"])
     if of_train == of_test:

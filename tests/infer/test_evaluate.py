@@ -13,8 +13,9 @@ import ffstream as ff
 from ffstream.cache.transfer import Transfer
 from ffstream.data import load_dataset, split_validation
 from ffstream.data.classes import find_renamed
+from ffstream.infer.chance import count_confusion
 from ffstream.infer.combination import RIDGES, fit_weights
-from ffstream.infer.evaluation import LabelSweep, count_confusion, error_rate
+from ffstream.infer.evaluation import LabelSweep, error_rate
 from tests.helpers import InterruptAt, write_pictures
 
 LABELS = torch.tensor([0, 1, 1])

@@ -1,0 +1,95 @@
+"""A network that tells nothing apart is named, by train and by evaluate; one that has learnt something never is."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import ffstream as ff
+from ffstream.infer.chance import count_confusion, find_chance
+from tests.helpers import InterruptAt
+
+NAMES = tuple("abcdefghij")
+SAID = r"error of .* is no better than chance: always guessing class .* errs in .*; see whether the labels belong"
+
+
+def guess(shares, num, share_right, seed):
+    """What is said of labels drawn by `shares`, and of predictions that know so many of them and guess the others."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda: torch.multinomial(torch.tensor(shares), num, replacement=True, generator=generator)  # noqa: E731
+    labels, guesses = draw(), draw()
+    predicted = torch.where(torch.rand(num, generator=generator) < share_right, labels, guesses)
+    return find_chance(count_confusion(predicted, labels, len(shares)), NAMES, "test")
+
+
+@pytest.mark.parametrize("shares", [[0.1] * 10, [0.5, 0.5], [0.6, 0.3, 0.1]])
+def test_guessing_is_named_where_there_are_images_enough_and_knowing_half_never(shares):
+    assert sum(guess(shares, 600, 0.0, seed) is not None for seed in range(50)) >= 48  # a guess in 100 looks better
+    assert not any(guess(shares, num, 0.5, seed) for seed in range(50) for num in (10, 50, 600))
+    assert not any(guess(shares, 19, 0.0, seed) for seed in range(50))  # which so few images cannot show
+
+
+def test_a_class_that_is_guessed_for_all_images_is_named_if_there_are_others():
+    for num_others, is_said in ((0, False), (5, False), (40, True)):
+        said = find_chance([[4000, 0], [num_others, 0]], NAMES, "test")
+        assert (said is not None) == is_said
+    assert "always guessing class 'a' errs in 0.010, as 99.0% of the images are of that class;" in said
+
+
+def is_said_of(split, text):
+    return text is not None and re.search(f"the {split} {SAID}", text) is not None
+
+
+def train(arrays, folder, **settings):
+    """The run on arrays of digits, and what was said."""
+    np.savez(folder / "d.npz", **arrays)
+    small = {"layers": 2, "width": 64, "epochs": 6, "device": "cpu"}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run = ff.train(ff.Config(data=str(folder / "d.npz"), **small | settings), folder / "run")
+    return run, [str(warning.message) for warning in said]
+
+
+@pytest.fixture
+def arrays(digits):
+    train, test = digits.train.take(slice(1000)), digits.test.take(slice(400))
+    return {"x_train": train.images, "y_train": train.labels, "x_test": test.images, "y_test": test.labels}
+
+
+@pytest.mark.parametrize("recipe", ["inject", "hinton", "grouped"])
+def test_labels_in_another_order_than_the_images_are_named(recipe, arrays, tmp_path):
+    shuffled = arrays | {"y_train": np.random.default_rng(0).permutation(arrays["y_train"])}
+    run, (said,) = train(shuffled, tmp_path, recipe=recipe)
+    assert is_said_of("validation", said)
+    assert is_said_of("test", run.evaluate().warning)
+    (tmp_path / "clean").mkdir()
+    run, said = train(arrays, tmp_path / "clean", recipe=recipe, epochs=15)
+    assert said == []
+    assert run.evaluate().warning is None
+
+
+def test_test_labels_in_another_order_are_named_by_evaluate(arrays, tmp_path):
+    run, said = train(arrays | {"y_test": np.roll(arrays["y_test"], 1)}, tmp_path)
+    assert not any("chance" in each for each in said)
+    assert is_said_of("test", run.evaluate().warning)
+    assert run.evaluate(split="validation").warning is None
+
+
+def test_without_labels_in_training_only_evaluate_can_say_it(arrays, tmp_path):
+    shuffled = arrays | {"y_train": np.random.default_rng(0).permutation(arrays["y_train"])}
+    run, said = train(shuffled, tmp_path, recipe="unsupervised")
+    assert said == []
+    assert is_said_of("test", run.evaluate().warning)
+
+
+def test_of_a_run_that_was_interrupted_nothing_is_said(arrays, tmp_path):
+    shuffled = arrays | {"y_train": np.random.default_rng(0).permutation(arrays["y_train"])}
+    np.savez(tmp_path / "d.npz", **shuffled)
+    config = ff.Config(data=str(tmp_path / "d.npz"), layers=2, width=64, epochs=2, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, tmp_path / "run", observer=InterruptAt("on_epoch", 3))
+    assert ff.Run(tmp_path / "run").evaluate().warning is None
