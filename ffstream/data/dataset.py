@@ -118,8 +118,8 @@ class Dataset:
 
     @cached_property
     def repetition(self) -> Repetition:
-        """How often the training images occur again."""
-        return Repetition.of(self._digests)
+        """How often the training images occur again, or hold a single value."""
+        return Repetition.of(self.train.images, self._digests)
 
     @cached_property
     def warning(self) -> str | None:

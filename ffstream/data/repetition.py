@@ -1,4 +1,4 @@
-"""Finds images that occur more than once: in two splits, under two classes, or as copies in one split."""
+"""Finds images that occur again, in two splits, under two classes or as copies, and those of a single value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffstream.data.sample import draw_sample
+from ffstream.data.sample import PART_VALUES, draw_sample
 from ffstream.ground.binomial import sum_upper_tail
 
 _PART_WORDS = 1 << 16  # words of images that are digested at once; few, as memory that is new costs page faults
@@ -40,12 +40,15 @@ class Repetition:
     num_images: int
     num_copies: int  # images that equal an earlier one
     most_equal: int  # how often the most frequent image occurs
+    num_looked_at: int  # images that were drawn to see whether they are flat
+    num_flat: int  # those of them that hold a single value
 
     @classmethod
-    def of(cls, digests: Tensor) -> Repetition:
-        """Count equal digests (n,) of images."""
+    def of(cls, images: Tensor, digests: Tensor) -> Repetition:
+        """Count equal digests (n,) of images (n, *shape), and images that are flat."""
         counts = torch.unique(digests, return_counts=True)[1]
-        return cls(len(digests), len(digests) - len(counts), int(counts.max()))
+        is_flat = find_flat(images)[1]
+        return cls(len(digests), len(digests) - len(counts), int(counts.max()), len(is_flat), int(is_flat.sum()))
 
     @classmethod
     def from_mapping(cls, found: Mapping[str, Any]) -> Repetition:
@@ -179,7 +182,7 @@ def find_repeats(images: Tensor, digests: Tensor, trained: Repetition) -> str | 
 
     Pictures that could not be read often come as one that is black. `digests` are those of the images.
     """
-    found = Repetition.of(digests)
+    found = Repetition.of(images, digests)
     if found.num_images < _ENOUGH:
         return None
     is_one = found.most_equal >= _ONE_IMAGE * found.num_images
@@ -193,6 +196,15 @@ def find_repeats(images: Tensor, digests: Tensor, trained: Repetition) -> str | 
             f"training image occurs more than {trained.most_equal:,} times in {trained.num_images:,}; see whether they "
             "were read as they should be"
         )
+    is_part = found.num_flat >= _ONE_IMAGE * found.num_looked_at
+    if is_part and _are_more(found.num_flat, found.num_looked_at, trained.num_flat, trained.num_looked_at):
+        index, is_flat = find_flat(images)
+        first = int(index[is_flat].min())
+        return (
+            f"{found.num_flat} of {found.num_looked_at} hold a single value each, such as image {first} "
+            f"({float(images[first].flatten()[0]):g} throughout), and {trained.num_flat:,} of "
+            f"{trained.num_looked_at:,} training images do; see whether they were read as they should be"
+        )
     # Pairs of images may be equal by chance, so that copies grow with the square of the number of images.
     expected = trained.num_copies * max(found.num_images / trained.num_images, 1.0)
     if found.num_copies >= _SEVERAL * found.num_images and _are_more(
@@ -203,6 +215,14 @@ def find_repeats(images: Tensor, digests: Tensor, trained: Repetition) -> str | 
             f"{trained.num_images:,} training images are; see whether they were read as they should be"
         )
     return None
+
+
+def find_flat(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers (m,) of images drawn from (n, *shape), and whether each holds a single value (m,)."""
+    index = draw_sample(len(images))
+    num_in_part = max(PART_VALUES // images[0].numel(), 1)
+    ends = (torch.aminmax(images[part].flatten(1), dim=1) for part in index.split(num_in_part))
+    return index, torch.cat([low == high for low, high in ends])
 
 
 def _are_more(count: int, num: int, trained: float, num_trained: int) -> bool:

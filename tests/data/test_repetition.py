@@ -204,6 +204,17 @@ def test_a_part_of_a_split_that_is_copies_of_others_is_named(arrays, digits, tmp
     assert "test images: 60 of 600 are copies of others, and 0 of 3,823 training images are" in warning
 
 
+def test_a_part_of_a_split_that_holds_a_single_value_in_each_image_is_named(arrays, digits, tmp_path):
+    images, labels = digits.test.images.numpy()[:600] / 16, digits.test.labels.numpy()[:600]
+    train = arrays[0] / 16, arrays[1]
+    greys = np.where(np.arange(600)[:, None, None] % 10 == 3, RNG.random((600, 1, 1)), images)
+    warning = write_arrays(tmp_path / "d.npz", digits, train=train, test=(greys, labels))
+    assert "test images: 60 of 600 hold a single value each, such as image 3 (" in warning
+    mixed = np.where(np.arange(len(train[0]))[:, None, None] % 10 == 3, RNG.random((len(train[0]), 1, 1)), train[0])
+    warning = write_arrays(tmp_path / "e.npz", digits, train=(mixed, train[1]), test=(greys, labels))
+    assert "a single value" not in (warning or "")
+
+
 def test_what_repeats_in_training_as_often_may_repeat(arrays, digits, tmp_path):
     """Black images that are real, and the rows of tables of few values, however many rows there are of either split."""
     (x, y), (tx, ty) = arrays, (digits.test.images.numpy(), digits.test.labels.numpy())
@@ -215,7 +226,7 @@ def test_what_repeats_in_training_as_often_may_repeat(arrays, digits, tmp_path):
     ):
         rows = RNG.integers(0, num_values, (num + num_held_out, num_features)).astype(np.float32)
         trained, held_out = (torch.from_numpy(part) for part in (rows[:num], rows[num:]))
-        assert find_repeats(held_out, digest_images(held_out), Repetition.of(digest_images(trained))) is None
+        assert find_repeats(held_out, digest_images(held_out), Repetition.of(trained, digest_images(trained))) is None
 
 
 def test_images_to_be_predicted_that_are_one_image_are_named(digits, tmp_path):
