@@ -15,7 +15,7 @@ from ffstream.cache import CacheLayout, compute_batches
 from ffstream.data import Scaling, Split
 from ffstream.data.augmentation import SHIFT_BYTES, draw_fresh
 from ffstream.device.accelerator import ANY
-from ffstream.device.caching_allocator import Trace
+from ffstream.device.caching_allocator import Event, Trace
 from ffstream.device.ledger import PAPER, Ledger, Work
 from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.device.workspace import Workspace
@@ -74,9 +74,14 @@ def do_on_paper(
         terms, done = work.on_layer(spec, cache_layouts(blueprint, spec.in_features), beside)
         handing_on = terms.pop("handing_on")
         footprint = Footprint(slots=0, handing_on=max(handing_on, to_write), **terms)
-        events = work.trace.take() if not draws_on_device else ()
+        events: list[tuple[Event, ...]] = []
+        if not draws_on_device:
+            events.append(work.trace.take())
+            if work.begins_small(spec):  # buffers that grow leave gaps, which an allocator may not be able to use
+                work.on_layer(spec, cache_layouts(blueprint, spec.in_features), beside, begins_small=True)
+                events.append(work.trace.take())
         works = done["step"], done["sweep"], done["measure"], done["hand_on"]
-        layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, parts, events))
+        layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, parts, tuple(events)))
     return layers
 
 
@@ -159,11 +164,23 @@ class _PaperWork:
         kept = 3 * goodness_bytes(self._blueprint, layouts).get("validation", 0)
         return works["train"], (max(peaks) + kept if self._draws_on_device else 0) + self._small_bytes
 
+    def begins_small(self, spec: LayerSpec) -> bool:
+        """Whether an epoch may begin with a batch that is not the largest: with one of the shard that is not full."""
+        return len(self._first_batches(cache_layouts(self._blueprint, spec.in_features)["train"])) > 1
+
+    def _first_batches(self, layout: CacheLayout) -> set[int]:
+        """The sizes of the first batches that are cut from shards; within a shard, later ones are no larger."""
+        counts = layout.shard_sizes()
+        return {-(-count // -(-count // self._sizes.batch)) for count in counts}
+
     @torch.no_grad()
     def on_layer(
-        self, spec: LayerSpec, layouts: dict[str, CacheLayout], kernels: KernelBytes
+        self, spec: LayerSpec, layouts: dict[str, CacheLayout], kernels: KernelBytes, *, begins_small: bool = False
     ) -> tuple[dict[str, int], dict[str, Work]]:
-        """The terms of a footprint without the slots, and the work of a step, of measuring and of handing on."""
+        """The terms of a footprint without the slots, and the work of a step, of measuring and of handing on.
+
+        With `begins_small`, the first batch is the smallest that an epoch may begin with.
+        """
         tiles = self._blueprint.tiles
         shards = {name: _Shard(layout, spec.out_features, self._workspace.parts) for name, layout in layouts.items()}
         kept = goodness_bytes(self._blueprint, layouts) if self._draws_on_device else {}
@@ -171,13 +188,17 @@ class _PaperWork:
             self._workspace.clear()
         self.trace.take()
         self.trace.make(self._small_bytes)
+        # Later tiles are no larger than the second, but what the last one takes may not fit where that was.
+        last = tiles[2:][-1:] if not self._draws_on_device and tiles[-1].stop - tiles[-1].start < tiles[0].stop else []
         with self._ledger as ledger:
             trained = [
-                self._train_tile(spec, units, shards, layouts["train"], kernels, kept.get("train", 0))
-                for units in tiles[:2]  # later tiles are no larger than the second
+                self._train_tile(
+                    *(spec, units, shards, layouts["train"], kernels, kept.get("train", 0)), begins_small=begins_small
+                )
+                for units in tiles[:2] + last
             ]
             done = trained[0].done
-            done["step"] = (done["step"] + trained[-1].done["step"] * (len(tiles) - 1)) // len(tiles)
+            done["step"] = (done["step"] + trained[:2][-1].done["step"] * (len(tiles) - 1)) // len(tiles)
             self._workspace.clear()  # as the runner does
             layer = self._build(spec, tiles[0])
             weights = ledger.live_bytes
@@ -217,6 +238,8 @@ class _PaperWork:
         layout: CacheLayout,
         kernels: KernelBytes,
         kept: int,
+        *,
+        begins_small: bool,
     ) -> _PaperTile:
         """What one tile takes from its start until it is measured at its end.
 
@@ -225,6 +248,7 @@ class _PaperWork:
         """
         num_blocks = min(self._sizes.num_shards_in_batch, layout.num_blocks)
         largest = max(layout.batch_sizes(self._sizes.batch))
+        sizes = [min(self._first_batches(layout))] * begins_small + [largest, largest]
         ledger, block = self._ledger, shards["train"].block
         labels = torch.zeros(len(block), dtype=torch.int64)
         generator = torch.Generator()
@@ -252,12 +276,13 @@ class _PaperWork:
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
             return ledger.work - start
 
-        for epoch, num_steps in enumerate((2, 1)[:num_epochs]):  # the second step, and epoch, reuse all buffers
+        # A second step of the largest batch, and a second epoch, reuse all buffers.
+        for epoch, batches in enumerate((sizes, sizes[-1:])[:num_epochs]):
             informed = has_others or epoch > 0
-            for _ in range(num_steps):
+            for num_in_batch in batches:
                 ledger.start_peak()
                 trace.begin(reading("train"))
-                index, drawn = self._draw(labels, largest, has_others=has_others, informed=informed)
+                index, drawn = self._draw(labels, num_in_batch, has_others=has_others, informed=informed)
                 peaks.append(ledger.peak_bytes + of_tiles)
                 ledger.start_peak()
                 start = ledger.work

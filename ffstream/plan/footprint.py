@@ -53,7 +53,8 @@ class PaperLayer:
     write: Work  # for a chunk of images, if they are written again after training has begun
     writing: int  # bytes alive on the device meanwhile
     parts: PartSizes  # in which it is computed
-    events: tuple[Event, ...] = ()  # of its tensors on an accelerator, where `reading` and `writing` name phases
+    # Of its tensors on an accelerator, for each way in which it may begin; `reading` and `writing` name phases.
+    events: tuple[tuple[Event, ...], ...] = ()
     reserved: int = 0  # the most bytes that an accelerator's allocator reserves for it, with slots
 
 
@@ -134,7 +135,7 @@ def _reserve(spec: LayerSpec, layer: PaperLayer, blueprint: Blueprint, *, staged
     for split, layout in cache_layouts(blueprint, spec.out_features).items() if spec.hands_on else ():
         phases[writing(split)] = _size_slots(_WRITE_SLOTS, layout, coded_rows, staged=staged)
     # A segment of small tensors more than on paper, as they come and go in another order than there.
-    found = replay(layer.events, phases) + reserve_alike(1, 1)
+    found = max(replay(events, phases) for events in layer.events) + reserve_alike(1, 1)
     if not has_stacks(blueprint.config) and not blueprint.config.augmentation.restream:
         return found
     events: list[Event] = [(0, layer.writing)]  # images are written again, while slots for reading may exist

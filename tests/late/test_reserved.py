@@ -14,9 +14,11 @@ from tests.late.accelerator import CONTEXT_BYTES, late_cuda
 from tests.late.reserved import MOST_SPARE_BYTES, Reserved, compare_reserved, summarise
 
 
-# Of the configurations of the sweep: with slots grown for validation, stacks, tiles, micro-batches, and rows in 8 bits.
+# Of the configurations of the sweep: with slots grown for validation, stacks, tiles, micro-batches, rows in 8 bits, a
+# last tile that is small, and a small shard that comes first.
 @pytest.mark.parametrize(
-    ("number", "tier"), [(4, "disk"), (7, "disk"), (22, "disk"), (28, "disk"), (42, "disk"), (49, "host")]
+    ("number", "tier"),
+    [(4, "disk"), (7, "disk"), (22, "disk"), (28, "disk"), (42, "disk"), (49, "host"), (80, "disk"), (88, "disk")],
 )
 def test_planned_memory_is_what_is_reserved(number, tier, tmp_path):
     config, num_features = draw_config(number)
