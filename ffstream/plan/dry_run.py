@@ -72,7 +72,7 @@ def do_on_paper(
         write, to_write = work.on_input()
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
         terms, done = work.on_layer(spec, cache_layouts(blueprint, spec.in_features), beside)
-        handing_on = terms.pop("handing_on")
+        handing_on, drawn = terms.pop("handing_on"), work.drawn
         footprint = Footprint(slots=0, handing_on=max(handing_on, to_write), **terms)
         events: list[tuple[Event, ...]] = []
         if not draws_on_device:
@@ -81,7 +81,7 @@ def do_on_paper(
                 work.on_layer(spec, cache_layouts(blueprint, spec.in_features), beside, begins_small=True)
                 events.append(work.trace.take())
         works = done["step"], done["sweep"], done["measure"], done["hand_on"]
-        layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, parts, tuple(events)))
+        layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, parts, drawn, tuple(events)))
     return layers
 
 
@@ -123,6 +123,7 @@ class _PaperWork:
         self._small_bytes = _SMALL_BYTES["cpu" if draws_on_device else "accelerator"]
         self._workspace = workspace
         self.trace = Trace()
+        self.drawn: tuple[int, ...] = ()  # bytes of what was drawn for a shard, the most of all steps of a layer
         self._ledger = Ledger(None if draws_on_device else self.trace)
 
     @torch.no_grad()
@@ -186,6 +187,7 @@ class _PaperWork:
         kept = goodness_bytes(self._blueprint, layouts) if self._draws_on_device else {}
         if not self._draws_on_device:  # as the runner does for an accelerator
             self._workspace.clear()
+        self.drawn = ()
         self.trace.take()
         self.trace.make(self._small_bytes)
         # Later tiles are no larger than the second, but what the last one takes may not fit where that was.
@@ -284,6 +286,7 @@ class _PaperWork:
                 trace.begin(reading("train"))
                 index, drawn = self._draw(labels, num_in_batch, has_others=has_others, informed=informed)
                 peaks.append(ledger.peak_bytes + of_tiles)
+                self.drawn = max(self.drawn, drawn.list_bytes(), key=sum)
                 ledger.start_peak()
                 start = ledger.work
                 beside = trace.make(kernels.in_steps)

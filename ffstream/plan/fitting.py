@@ -19,8 +19,8 @@ from ffstream.plan.footprint import (
     PaperLayer,
     add_slots,
     cache_layouts,
-    goodness_bytes,
 )
+from ffstream.plan.pinned import count_pinned
 from ffstream.plan.plan import LayerPlan, Need, Plan, Resources
 from ffstream.plan.refusal import explain, find_ways, find_ways_on
 from ffstream.plan.workload import plan_layers
@@ -271,12 +271,10 @@ class _Planner:
             terms |= {"allocator": max(reserved - sum(terms.values()), 0), "context": self.resources.context_bytes}
         device = _need(f"the device ({_describe(largest)})", self.resources.device_bytes, terms)
         disk, max_unsynced = self._disk(layers, cache_bytes if tier == "disk" else 0)
-        kept = goodness_bytes(blueprint, cache_layouts(blueprint, self.data.num_features)) if not on_cpu else {}
-        copies = {"train": 2 if largest.num_tiles > 1 else 0, "validation": 3}  # of tiles so far, this tile, all layers
-        goodness = sum(copies[name] * size for name, size in kept.items())
+        pinned = {} if on_cpu else count_pinned(on_paper, blueprint, staged=staged)
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
         on_device = device.num_bytes if self.resources.shares_host else 0
-        host = self._host(largest.footprint, cache_bytes if in_memory else 0, goodness, on_device)
+        host = self._host(largest.footprint, cache_bytes if in_memory else 0, pinned, on_device)
         return Plan(
             config,
             blueprint.sizes,
@@ -312,16 +310,16 @@ class _Planner:
             return roomy, None
         return _need("the disk", self.resources.disk_bytes, terms | {"cache": cache_bytes}), 1
 
-    def _host(self, footprint: Footprint, cache_bytes: int, by_sample: int, on_device: int) -> Need:
+    def _host(self, footprint: Footprint, cache_bytes: int, pinned: dict[str, int], on_device: int) -> Need:
         work = footprint.peak
-        if self.resources.device_type != "cpu":  # pinned slots, and a layer's state as it is made and saved
-            work = 2 * footprint.slots + footprint.weights + footprint.optimiser
+        if self.resources.device_type != "cpu":  # a layer's state as it is made and saved
+            work = footprint.weights + footprint.optimiser
         terms = {
             "interpreter": self.resources.host_used_bytes,
             "data set": 2 * self.data_bytes,  # as loaded, and cut into splits
             "cache": cache_bytes,
-            "goodness": by_sample,
             "a layer's work": work,
+            **pinned,
         }
         terms |= {"the device": on_device} if on_device else {}
         slack = (sum(terms.values()) - self.resources.host_used_bytes) // _SLACK_DIVISOR

@@ -53,6 +53,7 @@ class PaperLayer:
     write: Work  # for a chunk of images, if they are written again after training has begun
     writing: int  # bytes alive on the device meanwhile
     parts: PartSizes  # in which it is computed
+    drawn: tuple[int, ...]  # bytes of each tensor that is drawn for a shard, and copied to the device
     # Of its tensors on an accelerator, for each way in which it may begin; `reading` and `writing` name phases.
     events: tuple[tuple[Event, ...], ...] = ()
     reserved: int = 0  # the most bytes that an accelerator's allocator reserves for it, with slots

@@ -39,6 +39,7 @@ from ffstream.ground.files import to_absolute
 from ffstream.ground.units import format_bytes, parse_bytes
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import KernelBytes, cache_layouts
+from ffstream.plan.pinned import PROBED_BYTES
 from ffstream.plan.plan import INTERPRETER_BYTES, Rates, Resources
 from ffstream.settings.config import Config
 from ffstream.settings.sections import MemoryConfig
@@ -57,7 +58,6 @@ _NUM_EPOCHS, _NUM_STEPS = 8, 4
 # takes about as long as the product itself; these take milliseconds there, and 100 MiB.
 _PRODUCT_ON_CPU, _PRODUCT_ON_ACCELERATOR = (512, 1000, 1000), (4096, 4096, 4096)
 _LEAST_SHARE = 0.1  # least share assumed: of a step for all but products; of that for memory, and for operators
-_TRANSFER_BYTES = 16 << 20
 
 
 def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path, held_bytes: int = 0) -> Resources:
@@ -113,7 +113,7 @@ def survey_resources(settings: MemoryConfig, device: torch.device, folder: Path,
 
 def _find_unpinned(device: torch.device) -> str | None:
     """The warning if the system refuses to pin host memory, from which copies to the device start; else None."""
-    if device.type == "cpu" or allocate_host(_TRANSFER_BYTES, find_accelerator(device)).is_pinned():
+    if device.type == "cpu" or allocate_host(PROBED_BYTES, find_accelerator(device)).is_pinned():
         return None
     return unpinned_reason()
 
@@ -217,10 +217,10 @@ def measure_link(device: torch.device, *, back: bool = False) -> float:
     """Bytes per second from host memory to the device, or `back`; host memory is pinned unless the system refuses."""
     if device.type == "cpu":
         return float("inf")
-    on_host = allocate_host(_TRANSFER_BYTES, find_accelerator(device))
-    on_device = torch.zeros(_TRANSFER_BYTES, dtype=torch.uint8, device=device)
+    on_host = allocate_host(PROBED_BYTES, find_accelerator(device))
+    on_device = torch.zeros(PROBED_BYTES, dtype=torch.uint8, device=device)
     source, target = (on_device, on_host) if back else (on_host, on_device)
-    return _TRANSFER_BYTES / best_s(lambda: target.copy_(source), device)
+    return PROBED_BYTES / best_s(lambda: target.copy_(source), device)
 
 
 def find_place(folder: Path) -> Path:
@@ -233,14 +233,14 @@ def _measure_disk(folder: Path) -> float:
     """Bytes per second read from a file just written: from the system's page cache, as shards are if they fit there."""
     place = find_place(folder)
     with tempfile.TemporaryFile(dir=place, buffering=0) as file:
-        file.write(bytes(_TRANSFER_BYTES))
-        target = memoryview(bytearray(_TRANSFER_BYTES))
+        file.write(bytes(PROBED_BYTES))
+        target = memoryview(bytearray(PROBED_BYTES))
 
         def read() -> None:
             file.seek(0)
             file.readinto(target)
 
-        return _TRANSFER_BYTES / best_s(read, torch.device("cpu"))
+        return PROBED_BYTES / best_s(read, torch.device("cpu"))
 
 
 def best_s(work: Callable[[], object], device: torch.device, num_repeats: int = _NUM_REPEATS) -> float:

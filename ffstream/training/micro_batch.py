@@ -43,6 +43,12 @@ class Draw:
     noise: Tensor | None = None
     pool: Tensor | None = None
 
+    def list_bytes(self) -> tuple[int, ...]:
+        """The bytes of each tensor, and of the order of the samples that is drawn with them."""
+        tensors = (self.candidates, self.others, self.noise, self.pool)
+        order = len(self.candidates) * torch.int64.itemsize
+        return order, *(tensor.nbytes for tensor in tensors if tensor is not None)
+
     def take(self, block: Tensor, index: Tensor) -> MicroBatch:
         """A micro-batch of some samples of the block, with copies of what is drawn for them."""
         others, noise, pool = (

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ffstream
@@ -94,7 +95,8 @@ class LateDevice:
         self.arena = Arena(self.queues, capacity_bytes)
         self.operators: Counter[str] = Counter()
         self.waits: Counter[Wait] = Counter()
-        self._pinned: dict[int, Tensor] = {}  # by address; kept, so that no address is used again
+        self._pinned: dict[int, tuple[StorageWeakRef, int]] = {}  # by address: of memory, while it is alive, and bytes
+        self._most_pinned: Counter[int] = Counter()  # by size: the most blocks at once
         self._of_thread = threading.local()
         self._shapes: dict[Any, Any] = {}
 
@@ -149,12 +151,33 @@ class LateDevice:
     def allocate_pinned(self, num_bytes: int) -> Tensor:
         """Host memory from and to which copies are made when their turn comes."""
         memory = torch.empty(num_bytes, dtype=torch.uint8, device=_HOST)
-        self._pinned[memory.untyped_storage().data_ptr()] = memory
+        self._note_pinned(memory)
         return memory
+
+    def _note_pinned(self, memory: Tensor) -> None:
+        """Note a block as torch's allocator of pinned memory makes it: a power of two, and used again when it is free.
+
+        What is queued on the block keeps it alive.
+        """
+        storage = memory.untyped_storage()
+        with self.queues.lock:
+            alive = {place: entry for place, entry in self._pinned.items() if not entry[0].expired()}
+            if memory.nbytes:
+                alive[storage.data_ptr()] = StorageWeakRef(storage), 1 << (memory.nbytes - 1).bit_length()
+            self._pinned = alive
+            self._most_pinned |= Counter(size for _, size in alive.values())
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Host memory that has been pinned so far, none of which is given back."""
+        return sum(size * count for size, count in self._most_pinned.items())
 
     def is_pinned(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in memory from `allocate_pinned`."""
-        return not isinstance(tensor, LateTensor) and tensor.untyped_storage().data_ptr() in self._pinned
+        if isinstance(tensor, LateTensor):
+            return False
+        entry = self._pinned.get(tensor.untyped_storage().data_ptr())
+        return entry is not None and not entry[0].expired()  # else its address may be that of other memory by now
 
     def _make(self, like: Tensor) -> LateTensor:
         """A tensor of undefined content, as large as `like` and laid out like it."""
@@ -266,7 +289,7 @@ class LateDevice:
         assert target.type == "cpu", target
         made = torch.empty_like(like, device=_HOST)
         if non_blocking:
-            self._pinned[made.untyped_storage().data_ptr()] = made
+            self._note_pinned(made)
         return self._copy(made, source, non_blocking)
 
     def _copy(self, target: Tensor, source: Tensor, non_blocking: bool) -> Tensor:
