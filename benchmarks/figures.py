@@ -35,6 +35,21 @@ def _step(found: dict[str, Any]) -> str:
     return f"of the rate of the plain product, {found['config']}: {shares}"
 
 
+def _accelerator(found: dict[str, Any]) -> str:
+    parts = []
+    for row in found["widths"]:
+        waits = "" if row["waits_a_step"] is None else f", the host waits {row['waits_a_step']:.2f} times"
+        streamed = "" if row["streamed_ratio"] is None else f", streamed x {row['streamed_ratio']:.3f} of the time"
+        parts.append(
+            f"{row['width']} units: {100 * row['share']:.0f} % of the rate of the plain product, "
+            f"{row['operators_a_step']:.0f} operators a step{waits}{streamed}"
+        )
+    budget = found["budget"]
+    planned, allowed, shown = (budget[f"{name}_bytes"] for name in ("planned", "budget", "shown"))
+    told = "nvidia-smi tells nothing here" if shown is None else f"{shown / 2**20:.0f} shown by nvidia-smi"
+    return "; ".join([*parts, f"budget {allowed / 2**20:.0f} MiB: {planned / 2**20:.0f} planned, {told}"])
+
+
 def _growth(found: dict[str, Any]) -> str:
     return (
         f"layers 361 to 400 take x {found['depth_ratio']:.2f} of the time of layers 3 to 42; eight times the samples "
@@ -177,6 +192,7 @@ _FIGURES = {
     "rows": _rows,
     "batches": _batches,
     "step": _step,
+    "accelerator": _accelerator,
     "growth": _growth,
     "peers": _peers,
     "start": _start,

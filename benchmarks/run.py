@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accelerator import measure_accelerator
 from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_depth, measure_recipe
 from benchmarks.batches import measure_batches
 from benchmarks.dtypes import measure_rows, measure_state
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "rows": measure_rows,
     "batches": measure_batches,
     "step": lambda _, device, __: measure_step(device),
+    "accelerator": lambda _, device, folder: measure_accelerator(device, folder),
     "growth": measure_growth,
     "start": measure_start,
     "peers": measure_peers,

@@ -15,6 +15,7 @@ import ffstream as ff
 from ffstream.cache import CacheLayout, MemoryCache
 from ffstream.cache.transfer import Transfer
 from ffstream.data.shape import DataShape
+from ffstream.device.accelerator import find_accelerator
 from ffstream.device.device import resolve_device
 from ffstream.field.blueprint import Blueprint
 from ffstream.training.layer_trainer import LayerTrainer
@@ -41,13 +42,9 @@ def measure_step(device: str) -> dict[str, Any]:
         settings = {"precision": "bf16", "cache.shard_samples": NUM_BATCHES * batch // 2} | changes
         config = ff.Config(recipe=recipe, layers=2, width=width, batch=batch, epochs=1000, device=device)
         epoch, epoch_flops = make_epoch(config.override(settings), on)
-        num_products = round(epoch_flops / product_flops)
-        epoch_s, products_s = [], []
-        for _ in range(NUM_ROUNDS):
-            epoch_s.append(_time(epoch, on, 1))
-            products_s.append(_time(lambda: torch.mm(left, right.t(), out=out), on, num_products))
-        rate = epoch_flops / statistics.median(epoch_s)
-        product_rate = num_products * product_flops / statistics.median(products_s)
+        rate, product_rate = measure_rates(
+            epoch, epoch_flops, lambda: torch.mm(left, right.t(), out=out), product_flops, on
+        )
         shares.append(rate / product_rate)
         rows.append(
             {
@@ -67,18 +64,38 @@ def measure_step(device: str) -> dict[str, Any]:
     }
 
 
-def make_epoch(config: ff.Config, device: torch.device) -> tuple[Callable[[], object], int]:
-    """An epoch of a second layer on rows of noise, and the floating-point operations of its products."""
+def measure_rates(
+    epoch: Callable[[], object],
+    epoch_flops: int,
+    multiply: Callable[[], object],
+    product_flops: int,
+    device: torch.device,
+) -> tuple[float, float]:
+    """FLOP/s of an epoch, and of a plain product that is repeated for as much arithmetic; interleaved, medians."""
+    num_products = max(round(epoch_flops / product_flops), 1)
+    epoch_s, products_s = [], []
+    for _ in range(NUM_ROUNDS):
+        epoch_s.append(time_s(epoch, device))
+        products_s.append(time_s(multiply, device, num_products))
+    rate = epoch_flops / statistics.median(epoch_s)
+    return rate, num_products * product_flops / statistics.median(products_s)
+
+
+def make_epoch(
+    config: ff.Config, device: torch.device, *, is_streamed: bool = False
+) -> tuple[Callable[[], object], int]:
+    """An epoch of a second layer on rows of noise, and the floating-point operations of its products.
+
+    The rows lie on the device, or, if they are streamed, in the memory of the host.
+    """
     blueprint = Blueprint.of(config, DataShape(config.width, NUM_CLASSES))
     spec, sizes = blueprint.specs[1], blueprint.sizes
     trainer = LayerTrainer(blueprint.build_layer(spec), spec.index, blueprint, device)
     num_samples, rows_a_sample = NUM_BATCHES * sizes.batch, blueprint.method.rows.num_training_rows
     layout = CacheLayout(num_samples, rows_a_sample, spec.in_features, config.cache.dtype, sizes.shard_samples)
-    cache = MemoryCache(layout, device)
+    cache = MemoryCache(layout, torch.device("cpu") if is_streamed else device)
     for shard in range(layout.num_shards):
-        rows = cache.allocate(shard, device)
-        assert rows is not None
-        rows.normal_().relu_()
+        cache.store(shard, torch.randn(layout.shard_shape(shard)).relu_().to(layout.dtype))
     labels = torch.arange(num_samples) % NUM_CLASSES
     transfer, epochs = Transfer(device), iter(range(config.epochs))
 
@@ -96,10 +113,12 @@ def _count_addmm(_: Any, left: Sequence[int], right: Sequence[int], **__: Any) -
     return 2 * prod(left) * right[1]
 
 
-def _time(action: Callable[[], object], device: torch.device, num_repeats: int) -> float:
+def time_s(action: Callable[[], object], device: torch.device, num_repeats: int = 1) -> float:
+    """Seconds until all is done that some calls of `action` queue on a device."""
     start_s = time.perf_counter()
     for _ in range(num_repeats):
         action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    accelerator = find_accelerator(device)
+    if accelerator is not None:
+        accelerator.synchronise(device)
     return time.perf_counter() - start_s

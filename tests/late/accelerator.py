@@ -66,6 +66,9 @@ class LateAccelerator(Accelerator):
     def limit(self, device: torch.device, reserved_bytes: int | None) -> None:
         self._late.arena.limit_bytes = reserved_bytes
 
+    def driver_bytes(self, device: torch.device) -> int | None:
+        return self._late.driver_bytes()
+
     def context_bytes(self, device: torch.device) -> int:
         return CONTEXT_BYTES
 

@@ -94,6 +94,7 @@ class LateDevice:
         self.queues = Queues(policy)
         self.arena = Arena(self.queues, capacity_bytes)
         self.operators: Counter[str] = Counter()
+        self.driver_bytes: Callable[[], int | None] = lambda: None  # what a driver shows of the process
         self.waits: Counter[Wait] = Counter()
         self._pinned: dict[int, tuple[StorageWeakRef, int]] = {}  # by address: of memory, while it is alive, and bytes
         self._most_pinned: Counter[int] = Counter()  # by size: the most blocks at once
