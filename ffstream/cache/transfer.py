@@ -195,7 +195,7 @@ class Transfer:
     def _decode(self, layout: CacheLayout, shard: int, stored: Tensor) -> Tensor:
         if not layout.is_coded:
             return stored
-        return decode_(self._decoded.take(_SHARD, layout.shard_shape(shard), layout.dtype), stored)
+        return decode_(_take_shard(self._decoded, layout, shard), stored)
 
     @contextlib.contextmanager
     def _coding(self, layout: CacheLayout, shard: int, stored: Tensor) -> Iterator[Tensor]:
@@ -203,7 +203,7 @@ class Transfer:
         if not layout.is_coded:
             yield stored
             return
-        rows = self._to_code.take(_SHARD, layout.shard_shape(shard), layout.dtype)
+        rows = _take_shard(self._to_code, layout, shard)
         yield rows
         encode_(stored, rows)
 
@@ -341,3 +341,8 @@ class _Order:
     def copying(self) -> contextlib.AbstractContextManager[object]:
         """Queue the copies of a block on the side stream."""
         return self._accelerator.queueing_on(self.stream)
+
+
+def _take_shard(buffers: Workspace, layout: CacheLayout, shard: int) -> Tensor:
+    """Memory for a shard of decoded rows, with room for the largest, which is the first: it never has to grow."""
+    return buffers.take(_SHARD, layout.shard_shape(0), layout.dtype)[: layout.shard_shape(shard)[0]]

@@ -132,7 +132,8 @@ def _reserve(spec: LayerSpec, layer: PaperLayer, blueprint: Blueprint, *, staged
     phases: dict[str, dict[str, int]] = {WRITTEN: dict.fromkeys(_WRITE_SLOTS, 0)}
     coded_rows = layer.parts.coded_rows
     for split, layout in cache_layouts(blueprint, spec.in_features).items():
-        phases[reading(split)] = _size_slots(_READ_SLOTS, layout, coded_rows, staged=staged)
+        sizes = _size_slots(_READ_SLOTS, layout, coded_rows, staged=staged)
+        phases[reading(split)] = {slot: size for slot, size in sizes.items() if size}  # one that is not used is kept
     for split, layout in cache_layouts(blueprint, spec.out_features).items() if spec.hands_on else ():
         phases[writing(split)] = _size_slots(_WRITE_SLOTS, layout, coded_rows, staged=staged)
     # A segment of small tensors more than on paper, as they come and go in another order than there.

@@ -102,6 +102,25 @@ def test_how_many_rows_are_coded_at_once_changes_no_byte(coded_rows, monkeypatch
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(pass_through(), before, strict=True))
 
 
+def test_the_room_for_decoded_rows_does_not_grow():
+    """A buffer that grows leaves a gap in the memory of a device."""
+    layout = CacheLayout(50, 2, 6, "int8", 16)
+    cache, rows = MemoryCache(layout, CPU), draw_rows(100, 6, 0.7, 0).view(50, 2, 6)
+    order = [3, 0, 1, 3]  # the last shard has two samples
+    with Transfer(CPU) as transfer:
+        for shard in range(layout.num_shards):
+            with transfer.storing(cache, shard) as room:
+                room.copy_(rows[layout.shard_range(shard)])
+        transfer.flush()
+        sizes, blocks = set(), []
+        for _, block in transfer.blocks(cache, order):
+            sizes.add(transfer._decoded.num_bytes("slots"))
+            blocks.append(block.clone())
+    assert sizes == {16 * 2 * 6 * 2}
+    for shard, block in zip(order, blocks, strict=True):
+        assert torch.equal(block, as_cached(rows[layout.shard_range(shard)], "int8"))
+
+
 @pytest.mark.parametrize("recipe", ["inject", "hinton", "mono"])
 def test_a_loaded_network_rounds_rows_as_its_run_did(recipe, small_config, small_data, tmp_path):
     run = ff.train(small_config(recipe, cache__dtype="int8"), tmp_path / "run")
