@@ -32,6 +32,7 @@ from ffstream.plan.footprint import (
     has_stacks,
     reading,
     writing,
+    writing_more,
 )
 from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import LayerTrainer
@@ -328,6 +329,7 @@ class _PaperWork:
             self.trace.begin(reading(name))
             self.trace.begin(writing(name))
             hand_on_chunks(layer, [(shard.chunk, shard.written)])
+            self.trace.begin(writing_more(name))  # the second slot is made once the buffers for the first are
             self.trace.begin(WRITTEN)
 
     def _draw(self, labels: Tensor, size: int, *, has_others: bool, informed: bool) -> tuple[Tensor, Draw]:

@@ -81,6 +81,11 @@ def writing(split: str) -> str:
     return f"writing {split}"
 
 
+def writing_more(split: str) -> str:
+    """The phase from which on a second slot for writing is used."""
+    return f"writing more {split}"
+
+
 def cache_layouts(blueprint: Blueprint, num_features: int) -> dict[str, CacheLayout]:
     """The layout of each split's cache of rows of `num_features` features."""
     method, dtype = blueprint.method, blueprint.config.cache.dtype
@@ -135,7 +140,8 @@ def _reserve(spec: LayerSpec, layer: PaperLayer, blueprint: Blueprint, *, staged
         sizes = _size_slots(_READ_SLOTS, layout, coded_rows, staged=staged)
         phases[reading(split)] = {slot: size for slot, size in sizes.items() if size}  # one that is not used is kept
     for split, layout in cache_layouts(blueprint, spec.out_features).items() if spec.hands_on else ():
-        phases[writing(split)] = _size_slots(_WRITE_SLOTS, layout, coded_rows, staged=staged)
+        phases[writing_more(split)] = _size_slots(_WRITE_SLOTS, layout, coded_rows, staged=staged)
+        phases[writing(split)] = {slot: phases[writing_more(split)][slot] for slot in _WRITE_SLOTS[:2]}
     # A segment of small tensors more than on paper, as they come and go in another order than there.
     found = max(replay(events, phases) for events in layer.events) + reserve_alike(1, 1)
     if not has_stacks(blueprint.config) and not blueprint.config.augmentation.restream:
