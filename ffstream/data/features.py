@@ -24,7 +24,9 @@ _DECILES, _NORMAL_DECILES = (0.1, 0.5, 0.9), 2.563  # the distance of the outer 
 _MOST_COLUMNS = 2048  # of a table whose columns are all compared by their deciles
 _HEAVY = 3.0  # ratio of the spread to what the deciles suggest, from which it comes from a few images alone
 _MOST_DECILES = 512  # images from which deciles are taken
-_FAR_BY_CHANCE = 3.0  # values that are farther out than all of training, in a split of another size times its share
+_FAR_BY_CHANCE = (
+    1e-4  # probability below which so many values that are farther out than all of training are no accident
+)
 _UPPER = 0.9  # of an image's features; those above may be of a kind of their own
 
 
@@ -107,7 +109,9 @@ def _compare_robustly(found: Tensor, trained: Tensor, like: Tensor, features: Te
     It says more where the spread comes from a few images, and where hardly any value is farther out than all of
     training; of two splits of one data set, one may well hold such a value that the other lacks.
     """
-    by_chance = _FAR_BY_CHANCE * (1 + len(found) / len(trained))
+    # Of two splits of one kind, the k values that are farthest out at one end are all of one of them with a probability
+    # of its share to the power k, and k are divided between the two ends in k + 1 ways.
+    chance = -math.log(len(found) / (len(found) + len(like.unique())))
     outcomes = []
     for part in features.split(PART_VALUES // _MOST_DECILES):
         wanted, values = _take_features(trained, like, part), _take_features(found, draw_sample(len(found)), part)
@@ -118,7 +122,8 @@ def _compare_robustly(found: Tensor, trained: Tensor, like: Tensor, features: Te
         differs |= (other_width > _SPREAD_OF_FEATURE * width) & (other_near > _SPREAD_OF_FEATURE * near)
         differs |= (width > _SPREAD_OF_FEATURE * other_width) & (near > _SPREAD_OF_FEATURE * other_near)
         num_beyond = ((values < wanted.amin(dim=0)) | (values > wanted.amax(dim=0))).sum(dim=0)
-        is_heavy |= is_other_heavy & (num_beyond <= by_chance)
+        is_by_chance = num_beyond * chance - torch.log1p(num_beyond) <= -math.log(_FAR_BY_CHANCE)
+        is_heavy |= is_other_heavy & is_by_chance
         outcomes.append(torch.stack([differs, is_heavy & (width > 0) & (other_width > 0)]))
     differs, is_heavy = torch.cat(outcomes, dim=1).unbind(0)
     return differs, is_heavy
@@ -156,7 +161,7 @@ def find_mixed(images: Tensor) -> str | None:
     order = largest.argsort()
     sizes = largest[order].clamp(min=float(largest[largest > 0].min()) if bool((largest > 0).any()) else 1.0)
     gaps = sizes[1:] / sizes[:-1]
-    few = max(int(_LEAST_SHARE * len(images)), 1)
+    few = max(int(_LEAST_SHARE * len(images)), 2)  # a single one may hold a value that is rare and far
     within = gaps[few - 1 : len(gaps) - few + 1]
     if not len(within) or float(within.max()) < _GAP:
         return None

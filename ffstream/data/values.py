@@ -26,10 +26,8 @@ _MOST_CLASSES, _FEW = 1000, 5  # classes that are described, and the images that
 _KNOWN = 0.9  # least share of a split's images whose classes are described
 _DARKEST = 0.01  # share of the training images that may be darker, on the whole, than a few images are expected to be
 _TABLE_DIMS = 2  # of the rows of a table; whatever has more is a picture
-_SOME_FAR, _ENOUGH_FAR = (
-    0.1,
-    10,
-)  # share of images that may hold rare, far values, and least number of images
+# Share of images that may hold rare, far values, and of fewer images than that number.
+_SOME_FAR, _ENOUGH_FAR, _SOME_OF_FEW = 0.1, 10, 0.5
 _ROUNDING = 0.05  # share of the largest value; values this little below zero do not count as negative
 
 
@@ -48,9 +46,13 @@ class Values:
     least_coloured: float | None = None  # the same of the class with the smallest share
     dark: float | None = None  # the largest magnitude of an image that is darker than nearly all others
     means: tuple[float, float] | None = None  # of a picture, the least and the largest; of training, of all but few
-    # The largest magnitude of an image, and the RMS of one, that nine tenths of the images do not exceed.
+    # The largest magnitude of an image that nine tenths of the images do not exceed, the least value that nine tenths
+    # do not fall below, and mean and spread of all images but the tenth with the largest RMS; of fewer than ten images,
+    # half instead of nine tenths. Earlier versions recorded none of them, or not all.
     usual_largest: float | None = None
-    usual_rms: float | None = None
+    usual_low: float | None = None
+    usual_mean: float | None = None
+    usual_spread: float | None = None
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor | None = None) -> Values:
@@ -60,9 +62,16 @@ class Values:
         sums = _sum_images(images, index)
         mean, square = sums[:, :2].mean(dim=0).tolist()
         coloured = find_coloured(images, index)
-        usual = torch.quantile(sums[:, 1:], 1 - _SOME_FAR, dim=0).tolist()
-        spread = max(square - mean**2, 0.0) ** 0.5
-        found = cls(len(images), low, high, mean, spread, usual_largest=usual[1], usual_rms=usual[0] ** 0.5)
+        some_far = _SOME_FAR if len(index) >= _ENOUGH_FAR else _SOME_OF_FEW
+        usual_square, usual_largest, usual_depth = torch.quantile(sums[:, 1:], 1 - some_far, dim=0).tolist()
+        usual_mean, usual_square = sums[sums[:, 1] <= usual_square, :2].mean(dim=0).tolist()
+        usual = {
+            "usual_largest": usual_largest,
+            "usual_low": -usual_depth,
+            "usual_mean": usual_mean,
+            "usual_spread": max(usual_square - usual_mean**2, 0.0) ** 0.5,
+        }
+        found = cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5, **usual)
         if images.dim() > _TABLE_DIMS:
             found = replace(found, means=(float(sums[:, 0].min()), float(sums[:, 0].max())))
         if coloured is not None:
@@ -142,21 +151,17 @@ def find_other_units(found: Values, trained: Values) -> str | None:
     of them.
     """
     # A few of the images may hold values that are rare and far from all others, as standardised pictures do in pixels
-    # that are hardly ever set in training; they are no sign of other units.
-    largest, widest = found.largest, found.spread
-    if found.num_images >= _ENOUGH_FAR and found.usual_largest is not None and found.usual_rms is not None:
-        largest, widest = found.usual_largest, min(found.spread, found.usual_rms)
+    # that are hardly ever set in training, and as tables do in amounts that are mostly zero; they are no sign.
+    largest, low = _first_known(found.usual_largest, found.largest), _first_known(found.usual_low, found.low)
     are_other = largest > trained.largest * _RATIO
     usual = trained.largest if trained.dark is None else trained.dark
     are_other |= found.num_images < ENOUGH_IMAGES and found.largest * _RATIO < usual
     are_other |= found.num_images < ENOUGH_IMAGES and _are_far(found, trained)
-    are_other |= trained.low >= 0 and found.low < -_ROUNDING * found.largest
+    are_other |= trained.low >= 0 and low < -_ROUNDING * largest
     if found.num_images >= ENOUGH_IMAGES and trained.spread > 0:
-        is_odd = abs(found.mean - trained.mean) > _SPREADS * trained.spread
-        # Where some values are rare and far, most of the spread may come from a few that a split lacks.
-        most = _FAR_SPREAD_RATIO if trained.largest > _FAR_VALUES * trained.spread else _SPREAD_RATIO
-        is_odd |= not 1 / most <= widest / trained.spread <= most
-        is_odd |= (trained.low < -_ROUNDING * trained.largest) and found.low >= 0
+        is_odd = _have_other_mean(found, trained) or _have_other_spread(found, trained)
+        usual_low = _first_known(trained.usual_low, trained.low)
+        is_odd |= usual_low < -_ROUNDING * _first_known(trained.usual_largest, trained.largest) and found.low >= 0
         are_other |= is_odd and not any(_is_like(found, *each) for each in trained.classes)
     if not are_other:
         return _find_other_colour(found, trained)
@@ -164,6 +169,33 @@ def find_other_units(found: Values, trained: Values) -> str | None:
         f"their values ({found.describe()}) do not look like those of the training images ({trained.describe()}), in "
         "whose units they are read; bring them to these units"
     )
+
+
+def _first_known(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+def _have_other_mean(found: Values, trained: Values) -> bool:
+    """Whether the mean of images is far from that of training, with and without the tenth of them that is largest.
+
+    The mean of values with a heavy tail comes from a few of them, and so differs from split to split.
+    """
+    means = (found.mean, _first_known(found.usual_mean, found.mean))
+    return all(abs(mean - trained.mean) > _SPREADS * trained.spread for mean in means)
+
+
+def _have_other_spread(found: Values, trained: Values) -> bool:
+    """Whether the spread of images is unlike that of training, with and without the tenth of each that is largest.
+
+    Each is compared with its like. The spread of values with a heavy tail comes from a few of them, and so does that of
+    nine tenths where somewhat more than a tenth of the images hold such values.
+    """
+    # Where some values are rare and far, most of the spread may come from a few that a split lacks.
+    most = _FAR_SPREAD_RATIO if trained.largest > _FAR_VALUES * trained.spread else _SPREAD_RATIO
+    pairs = [(found.spread, trained.spread)]
+    if found.usual_spread is not None and trained.usual_spread is not None:
+        pairs.append((found.usual_spread, trained.usual_spread))
+    return not any(own / most <= value <= own * most for value, own in pairs)
 
 
 def _are_far(found: Values, trained: Values) -> bool:
@@ -187,13 +219,15 @@ def _find_other_colour(found: Values, trained: Values) -> str | None:
 
 
 def _sum_images(images: Tensor, index: Tensor) -> Tensor:
-    """Of each of the images `index`, the mean of its values, that of their squares, and the largest: (n, 3)."""
-    sums = torch.empty(len(index), 3, dtype=torch.float64)
+    """Of each of the images `index`: the mean of its values, that of their squares, the largest magnitude, -least."""
+    sums = torch.empty(len(index), 4, dtype=torch.float64)
     size = max(PART_VALUES // images[0].numel(), 1)
     for start in range(0, len(index), size):
         values = images[index[start : start + size]].flatten(1).double()
-        largest = torch.maximum(values.amax(dim=1), -values.amin(dim=1))
-        sums[start : start + size] = torch.stack([values.mean(dim=1), values.square().mean(dim=1), largest], dim=1)
+        depth = -values.amin(dim=1)
+        largest = torch.maximum(values.amax(dim=1), depth)
+        found = [values.mean(dim=1), values.square().mean(dim=1), largest, depth]
+        sums[start : start + size] = torch.stack(found, dim=1)
     return sums
 
 

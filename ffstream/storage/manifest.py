@@ -65,7 +65,7 @@ DATA: Shape = {
         "class_labels?": [COUNT],
         # Shares of the images of all classes, and of the class with the smallest, where they have three channels.
         **dict.fromkeys(("coloured?", "least_coloured?"), NUMBER),
-        "dark?": NUMBER,
+        **dict.fromkeys(("dark?", "usual_largest?", "usual_low?", "usual_mean?", "usual_spread?"), NUMBER),
     },  # of the training images
 }
 RUN: Shape = {
