@@ -38,6 +38,10 @@ _DOMINANT = 0.9  # share of its sum of squares that an image's largest value hol
 _SHARE_OUTLYING, _SHARE_EMPTY = 0.005, 0.05  # least shares of the images
 _EMPTY_RMS = 0.3  # RMS below which a normalised image counts as empty; it should be 1
 _SPREADING = 100.0  # when standardising: the largest value of all images, relative to that of the median image
+# Distance from the median that all but 2 % of the values keep within, in distances of the outer deciles, from which a
+# feature has a heavy tail: it is 0.9 for a normal law, 2.3 for a lognormal one, and 5 for Cauchy's.
+_TAIL, _MOST_OF_ALL, _DECILES = 2.5, 0.98, torch.tensor([0.1, 0.9], dtype=torch.float64)
+_LEAST_TOLD = 0.05  # share of the variance of ranks between classes, from which a feature is worth to be seen
 _ALONE = 0.5  # share of the sum of squares in a feature, from which its spread comes from one value alone
 _MOST_COMPARED, _MOST_COMPARED_FEATURES = 512, 4096  # images, and features, that are compared for neighbours
 _OVERLAID = 1 / 3  # share of the sum of squares that a label may hide
@@ -103,9 +107,12 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
         return f"training images: {mixed}"
     look = _Look.at(images, index, scaling)
     plain = look if standardise == NONE else _Look.at(images, index, Scaling(scaling.scale))
-    found = _find_empty(plain, images) or (
-        None if standardise == NONE else _find_spreading(plain, images, scaling, standardise)
+    found = _find_empty(plain, images, standardise)
+    spreading = (
+        None if standardise == NONE or found is not None else _find_spreading(plain, images, scaling, standardise)
     )
+    if spreading is not None:
+        return _advise(spreading, images, labels, index)
     if found is None:
         found = _find_outlying(look, images)
         # Large values that are all in a few features, such as amounts of money that are mostly zero, are not errors.
@@ -146,8 +153,9 @@ def _are_equal(images: Tensor) -> bool:
     return all(bool((part == images[0]).all()) for _, part in numbered_parts(images))
 
 
-def _find_empty(look: _Look, images: Tensor) -> str | None:
-    is_empty = torch.cat(look.rms) < _EMPTY_RMS
+def _find_empty(look: _Look, images: Tensor, standardise: str) -> str | None:
+    # Beside a large value of one feature, images are almost zero only until each feature is standardised.
+    is_empty = torch.cat(look.rms) < _EMPTY_RMS if standardise == NONE else torch.cat(look.largest) == 0
     if float(is_empty.double().mean()) < _SHARE_EMPTY:
         return None
     first = int(look.index[is_empty.nonzero()[0]])
@@ -181,7 +189,15 @@ def _is_mended(images: Tensor, index: Tensor, scaling: Scaling) -> bool:
     return _find_outlying(_Look.at(images, index, standardised), images) is None
 
 
-def _find_spreading(plain: _Look, images: Tensor, scaling: Scaling, standardise: str) -> str | None:
+@dataclass(frozen=True)
+class _Spreading:
+    """The largest value of all, from which the spread of its feature comes."""
+
+    feature: int
+    words: str
+
+
+def _find_spreading(plain: _Look, images: Tensor, scaling: Scaling, standardise: str) -> _Spreading | None:
     """A value so large that it alone decides the spread of its feature, beside which all other differences vanish."""
     largest, place = _find_largest(images)
     scale = float(images[plain.index[0]].abs().max()) / max(float(torch.cat(plain.largest)[0]), 1e-300)
@@ -193,10 +209,45 @@ def _find_spreading(plain: _Look, images: Tensor, scaling: Scaling, standardise:
     parts = find_parts(tuple(images.shape[1:]), standardise)
     if float(square) < _ALONE * len(images) * int((parts == parts[feature]).sum()):
         return None
-    return (
+    return _Spreading(
+        int(feature),
         f"image {place} of the training images holds {largest:g}, {largest / max(usual, 1e-300):,.0f} times as much as "
-        "most images' largest value, so that nothing else in that feature is left once it is standardised"
+        "most images' largest value, so that nothing else in that feature is left once it is standardised",
     )
+
+
+def _advise(found: _Spreading, images: Tensor, labels: Tensor, index: Tensor) -> str | None:
+    """What to do about a value from which a feature's spread comes; None if nothing is lost by it.
+
+    It is an error if all other values are near each other. If they have a heavy tail too, as amounts and incomes have,
+    no image is to blame, and what is lost is what the feature tells of the classes.
+    """
+    column = images.flatten(1)[:, found.feature].double()
+    some = column[draw_sample(len(column))]
+    width = torch.quantile(some, _DECILES).diff()
+    farthest = torch.quantile((some - some.median()).abs(), _MOST_OF_ALL)
+    if not farthest:
+        return None  # all others are equal, so that no difference is hidden
+    if farthest <= _TAIL * width:
+        return f"{found.words}; mend or leave out such images"
+    if not _tells_classes(images.flatten(1)[index, found.feature].double(), labels[index]):
+        return None
+    return f"{found.words}; take the logarithm of feature {found.feature}, or mend or leave out such images"
+
+
+def _tells_classes(column: Tensor, labels: Tensor) -> bool:
+    """Whether the ranks of values (n,) differ between classes, by more than chance and by a share that matters."""
+    _, place, counts = column.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+    known, own = labels.unique(return_inverse=True)
+    num = torch.bincount(own).double()
+    means = torch.zeros(len(known), dtype=torch.float64).index_add_(0, own, ranks) / num
+    between = float((num * (means - ranks.mean()).square()).sum())
+    total = float((ranks - ranks.mean()).square().sum())
+    # Without a difference, between / total is about chi-squared of (classes - 1) over n; this is far beyond its tail.
+    degrees = len(known) - 1
+    by_chance = (degrees + 6 * (2 * degrees) ** 0.5 + 10) / len(column)
+    return bool(between > max(_LEAST_TOLD, by_chance) * total)
 
 
 def _find_largest(images: Tensor) -> tuple[float, int]:
