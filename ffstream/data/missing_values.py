@@ -7,13 +7,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ffstream.data.sample import draw_sample
+
 COPIED_VALUES = 1 << 20  # values of images that are copied at once
 # Numbers that stand for missing values: nines, powers of ten, and the limits of integer types.
 _CODES = {float("9" * length) for length in range(2, 10)} | {1e10, 1e15, 1e20, 1e30}
 _CODES |= {32767.0, 32768.0, 65535.0, 2147483647.0, 2147483648.0}
 _FAR = 5.0  # any other number that stands for missing values, relative to the largest real value
 _MOST_CODES, _LEAST_OTHERS = 4, 3  # most distinct numbers that stand for missing values, fewest others
-_LEAST_NEGATIVE = 0.1  # size of a negative number that stands for missing values, relative to the largest value
+# A whole number at an end of its feature, whatever other features hold. It occurs in this share of the images or more,
+# and three times, but not in most. The gap to the next value is this many times those between the values next to it,
+# and this many spreads; of a feature that has few values, these are evenly spaced up to a ratio of gaps.
+_LEAST_SHARE, _LEAST_TIMES, _MOST_SHARE = 0.01, 3, 0.6
+_GAP, _GAP_SPREADS, _EVENLY, _NUM_NEXT = 4.0, 0.25, 3.0, 5
+_SATURATED = 0.1  # share of the features that end with a number, below which it is the end of a scale, as white is
+_MOST_VALUES = 1 << 18  # of images in which such a number is looked for
+_FEW_VALUES, _LEAST_VALUES = 2, 4  # distinct other values, beside the only negative number, and beside any other
 
 
 def find_code(images: Tensor, index: Tensor) -> str | None:
@@ -21,7 +30,7 @@ def find_code(images: Tensor, index: Tensor) -> str | None:
 
     Known ones are looked for in all images, others in those whose numbers are in `index`.
     """
-    return _find_known_code(images) or _find_far_code(images, index)
+    return _find_known_code(images) or _find_far_code(images, index) or _find_code_at_an_end(images, index)
 
 
 def _find_known_code(images: Tensor) -> str | None:
@@ -84,7 +93,7 @@ def _find_far_code(images: Tensor, index: Tensor) -> str | None:
             f"the {words} {int(times.sum()):,} times in {len(rows):,} of the training images, in "
             f"{name_features(features)}, {ratio:.3g} times as large as any other (the first: image {first})"
         )
-    return _find_negative_code(rows, index, magnitudes)
+    return None
 
 
 def _is_standardised_binary(column: Tensor) -> bool:
@@ -92,29 +101,69 @@ def _is_standardised_binary(column: Tensor) -> bool:
     return len(column.unique()) == 2 and abs(float(column.mean())) < 0.5 and 0.5 < float(column.std()) < 2
 
 
-def _find_negative_code(rows: Tensor, index: Tensor, magnitudes: Tensor) -> str | None:
-    """A negative number that occurs several times and is the only negative one."""
-    least = rows.amin()
-    is_there = rows < 0
-    if float(least) >= 0 or len(magnitudes) <= _LEAST_OTHERS or -float(least) < _LEAST_NEGATIVE * float(magnitudes[-1]):
+def _find_code_at_an_end(images: Tensor, index: Tensor) -> str | None:
+    """Whole numbers that occur several times at an end of their features, with a gap to all other values there.
+
+    Each feature is judged by itself, so that one in large units hides none. A gap beside a number that occurs once or
+    twice is the end of a tail; without a gap, the number is one of a range, such as -1 among -1 to 3.
+    """
+    index = index[draw_sample(len(index), max(_MOST_VALUES // images[0].numel(), _LEAST_VALUES), seed=1)].sort().values
+    rows = images[index].flatten(1).float()
+    is_mostly_zero = 2 * (rows == 0).sum(dim=0) > len(rows)
+    least = max(_LEAST_SHARE * len(rows), _LEAST_TIMES)
+    found: dict[tuple[float, ...], list[int]] = {}  # features by the numbers at their end
+    for sign in (1.0, -1.0):
+        ends = rows.amax(dim=0) if sign > 0 else rows.amin(dim=0)
+        times = (rows == ends).sum(dim=0)
+        is_whole = (ends == ends.round()) & (ends != 0)
+        suspects = is_whole & (times >= least) & (times <= _MOST_SHARE * len(rows)) & ~(is_mostly_zero & (ends > 0))
+        for feature in suspects.nonzero().flatten().tolist():
+            own = _find_codes(sign * rows[:, feature], least, is_low=sign < 0)
+            if own:
+                found.setdefault(tuple(sorted(sign * code for code in own)), []).append(feature)
+        for codes, features in list(found.items()):
+            if len(features) < _SATURATED * int(torch.isin(ends, rows.new_tensor(codes)).sum()):
+                del found[codes]
+    if not found:
         return None
-    if not bool((rows[is_there] == least).all()):
-        return None
-    features = is_there.any(dim=0).nonzero().flatten()
-    features = features[[not _is_signed_choice(rows[:, feature]) for feature in features.tolist()]]
-    is_there = is_there & torch.isin(torch.arange(rows.shape[1]), features)
-    if int(is_there.sum()) < 2 or float(is_there[:, features].double().mean()) > 0.6:
-        return None
+    codes, features = max(found.items(), key=lambda item: len(item[1]))
+    is_there = torch.zeros_like(rows, dtype=torch.bool)
+    is_there[:, features] = torch.isin(rows[:, features], rows.new_tensor(codes))
+    words = f"value {codes[0]:g} occurs" if len(codes) == 1 else f"values {_list(list(codes))} occur"
+    are_only_negative = codes[-1] < 0 and not bool((rows[:, features] < 0).logical_and(~is_there[:, features]).any())
+    others = "no other value there is negative" if are_only_negative else "all other values there are far from that"
     return (
-        f"the value {float(least):g} occurs {int(is_there.sum()):,} times in {len(rows):,} of the training images, in "
-        f"{name_features(features)}, and no other value is negative (the first: image "
+        f"the {words} {int(is_there.sum()):,} times in {len(rows):,} of the training images, in "
+        f"{name_features(torch.tensor(features))}, and {others} (the first: image "
         f"{int(index[is_there.any(dim=1).nonzero()[0]])})"
     )
 
 
-def _is_signed_choice(column: Tensor) -> bool:
-    """Whether a column holds -1 and 1, and maybe 0, and nothing else: no and yes, or down, level and up."""
-    return set(column.unique().tolist()) in ({-1.0, 1.0}, {-1.0, 0.0, 1.0})
+def _find_codes(column: Tensor, least: float, *, is_low: bool) -> list[float]:
+    """Up to four numbers at the upper end of a column that stand for missing values; none if there are none.
+
+    `is_low` says that the column was negated, as the numbers are at its lower end.
+    """
+    values, counts = column.unique(return_counts=True)
+    found: list[float] = []
+    for num in range(1, min(_MOST_CODES, len(values) - _FEW_VALUES) + 1):
+        rest, codes, times = values[:-num], values[-num:], counts[-num:]
+        if float(times.min()) < least or float(times.sum()) > _MOST_SHARE * len(column):
+            break
+        is_whole = bool((codes == codes.round()).all()) and not bool((codes == 0).any())
+        is_only_negative = is_low and float(codes[0]) > 0 and float(rest[-1]) <= 0
+        own = counts[:-num]
+        # Of a feature that is mostly one value, such as a pixel that is black in most images, the others are too few.
+        is_varied = len(rest) >= _LEAST_VALUES and 2 * int(own.max()) <= int(own.sum())
+        if not is_whole or not (is_varied or is_only_negative):
+            continue
+        between = rest.diff()
+        is_even = 2 * len(rest) > int(own.sum()) or float(between.max()) <= _EVENLY * float(between.median())
+        gap, usual = float(codes[0] - rest[-1]), float(between[-_NUM_NEXT:].max())
+        spread = 0.0 if is_only_negative else float(rest.repeat_interleave(own).std())
+        if is_even and gap >= _GAP * usual and gap >= _GAP_SPREADS * spread:
+            found = [float(code) for code in codes]
+    return found
 
 
 def _list(values: list[float]) -> str:
