@@ -13,6 +13,7 @@ from torch import Tensor
 from ffstream.data.colours import WHITE
 from ffstream.data.dataset import Dataset, Split
 from ffstream.data.features import find_beyond, find_mixed, find_shifted_rows, measure_ranges, measure_rows
+from ffstream.data.mixtures import Mixtures
 from ffstream.data.repetition import Repetition, digest_images, find_repeats
 from ffstream.data.sample import draw_sample
 from ffstream.data.scaling import FEATURES, NONE, Scaling, find_parts, parts_of
@@ -42,6 +43,7 @@ class DataFacts:
             white = WHITE if is_in_bytes else dataset.scale()
         scaling = Scaling.of(train.images, dataset.scale(), standardise)
         of_classes = {} if standardise == NONE else _describe_classes(train, scaling, standardise)
+        mixtures = Mixtures.of(train.images, train.labels)
         has_test_digest = dataset.test is not None and hasattr(dataset, "test_digest")
         return cls(
             {
@@ -58,6 +60,7 @@ class DataFacts:
                 "brings_negatives": dataset.train.negatives is not None,
                 "values": values.to_mapping(),
                 "repetition": dataset.repetition.to_mapping(),
+                **({} if mixtures is None else {"mixtures": mixtures.to_mapping()}),
                 "white": float(white),
             }
         )
@@ -142,6 +145,9 @@ class DataFacts:
             if oddity is None and ranges is not None:
                 low, high = (torch.tensor(ranges[end], dtype=torch.float64) for end in ("low", "high"))
                 oddity = find_beyond(some, low, high, self.values.num_images)
+        if oddity is None and "mixtures" in self.content:  # not in runs of earlier versions
+            mixtures = Mixtures.from_mapping(self.content["mixtures"], self.num_features)
+            oddity = None if mixtures is None else mixtures.find_other(images, labels)
         return None if oddity is None else f"{noun}: {oddity}"
 
     def find_repeats(self, images: Tensor, noun: str) -> str | None:

@@ -67,6 +67,14 @@ DATA: Shape = {
         **dict.fromkeys(("coloured?", "least_coloured?"), NUMBER),
         **dict.fromkeys(("dark?", "usual_largest?", "usual_low?", "usual_mean?", "usual_spread?"), NUMBER),
     },  # of the training images
+    # What the means of features are in training, for each class.
+    "mixtures?": {
+        "features": [COUNT],
+        "class_labels": [COUNT],
+        **{name: [NUMBER] for name in ("mean", "spread", "cut_spread")},
+        "class_means": [[NUMBER]],
+        "whole_share": NUMBER,
+    },
 }
 RUN: Shape = {
     "format": TEXT,

@@ -1,0 +1,160 @@
+"""Whether the mean of images is that of a mixture of the training classes, by which images of another kind are found.
+
+Images to be predicted have no labels, and may all be of one class. But however many are of each class, the means of
+their features are a weighted mean of the class means. Noise, values that were rounded to zero, and pixels in another
+order are not like that, though all values together may look as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffstream.data.sample import PART_VALUES, draw_sample
+from ffstream.data.values import ENOUGH_IMAGES
+
+_MOST_FEATURES, _MOST_MEANS = 256, 1 << 13  # that are kept; of more classes than that allows, nothing is
+_MOST_TRAINED, _FEW_IMAGES = 2048, 10  # training images, and least number of those of a class, that are measured
+_MOST_SPREADS = 3.0  # from the mean, at which values are cut off, as those of a heavy tail would outweigh all others
+# The square of the distance from the nearest mixture, in spreads and on average over features: it is about 1 over the
+# number of images for images of the same kind, in all features alike at worst.
+# It was 0.12 at most for 50 images and more of one digit, and 0.4 for one digit where classes are odd and even ones.
+_FAR, _TIMES_EXPECTED = 0.45, 30.0
+_RARELY = 1e-7  # probability below which it is no accident that all values are whole numbers
+_LEAST_SPREAD = 1e-6  # of values in spreads, once they are cut off; a smaller one is of rounding
+_NUM_STEPS = 100  # towards the nearest mixture
+_DIGITS = 4  # that are kept of each number
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """Of some features (k,): mean and spread in training, where values are cut off, and the means of classes."""
+
+    features: Tensor  # (k,) their numbers
+    mean: Tensor  # (k,)
+    spread: Tensor  # (k,) above 0
+    class_labels: Tensor  # (classes,)
+    class_means: Tensor  # (classes, k) of values in spreads from the mean, which are cut off
+    cut_spread: Tensor  # (k,) the spread of these values
+    whole_share: float  # share of the values other than 0 that are whole numbers
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor) -> Mixtures | None:
+        """Measure a sample of training images (n, *shape); None where there are too many classes or nothing varies."""
+        index = draw_sample(len(images), _MOST_TRAINED)
+        known, place, counts = labels[index].unique(return_inverse=True, return_counts=True)
+        num_kept = min(_MOST_FEATURES, _MOST_MEANS // len(known))
+        features = draw_sample(images[0].numel(), num_kept).sort().values
+        if not len(features) or int(counts.min()) < _FEW_IMAGES:
+            return None
+        values = _take(images, index, features)
+        mean, spread = values.mean(dim=0), values.std(dim=0, correction=0)
+        varies = _cut(values, mean, spread.clamp(min=1e-300)).std(dim=0, correction=0) > _LEAST_SPREAD
+        if not bool(varies.any()):
+            return None
+        features, values, mean, spread = features[varies], values[:, varies], mean[varies], spread[varies]
+        cut = _cut(values, mean, spread)
+        means = torch.zeros(len(known), len(features), dtype=torch.float64).index_add_(0, place, cut)
+        num_whole, num_values = _count_whole(values)
+        cut_spread, whole_share = cut.std(dim=0, correction=0), num_whole / max(num_values, 1)
+        return cls(features, mean, spread, known, means / counts.unsqueeze(1), cut_spread, whole_share)
+
+    @classmethod
+    def from_mapping(cls, found: Mapping[str, Any], num_features: int) -> Mixtures | None:
+        """The inverse of `to_mapping`, for images of so many features; None if the mapping does not fit them."""
+        features, labels, num = found["features"], found["class_labels"], len(found["features"])
+        lists = [found["mean"], found["spread"], found["cut_spread"], *found["class_means"]]
+        are_all = len(found["class_means"]) == len(labels) > 0 and all(len(each) == num > 0 for each in lists)
+        if not are_all or max(features) >= num_features or min(found["spread"] + found["cut_spread"]) <= 0:
+            return None
+        names = ("mean", "spread", "class_means", "cut_spread")
+        mean, spread, class_means, cut_spread = (torch.tensor(found[name], dtype=torch.float64) for name in names)
+        whole = (torch.tensor(numbers, dtype=torch.int64) for numbers in (features, labels))
+        own_features, class_labels = whole
+        return cls(own_features, mean, spread, class_labels, class_means, cut_spread, float(found["whole_share"]))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The fields as plain values, for a manifest, rounded."""
+        numbers = {name: getattr(self, name) for name in ("mean", "spread", "class_means", "cut_spread")}
+        rounded = {name: _round(value) for name, value in numbers.items()}
+        whole = {"features": self.features.tolist(), "class_labels": self.class_labels.tolist()}
+        return whole | rounded | {"whole_share": self.whole_share}
+
+    def measure(self, images: Tensor, labels: Tensor | None = None) -> float:
+        """The mean square distance of the mean of images (n, *shape) from the nearest mixture, or that of `labels`."""
+        index = draw_sample(len(images))
+        mean = _cut(_take(images, index, self.features), self.mean, self.spread).mean(dim=0) / self.cut_spread
+        corners = self.class_means / self.cut_spread
+        if labels is None:
+            nearest = _project(mean, corners)
+        else:
+            own = labels[index]
+            shares = torch.stack([(own == label).double().mean() for label in self.class_labels])
+            nearest = shares @ corners / shares.sum()
+        return float((mean - nearest).square().mean())
+
+    def find_other(self, images: Tensor, labels: Tensor | None = None) -> str | None:
+        """A warning if images (n, *shape), with labels (n,) if they are known, are of no mixture; None otherwise.
+
+        Of fewer than 50 different images, nothing counts but that all of their values are whole numbers.
+        """
+        num_whole, num_values = _count_whole(_take(images, draw_sample(len(images)), self.features))
+        if num_whole == num_values and self.whole_share**num_values < _RARELY:
+            return (
+                f"all of their values are whole numbers, as are {self.whole_share:.0%} of those in training other than "
+                "0; give them as floats, as they were before they were rounded"
+            )
+        if labels is not None and not bool(torch.isin(labels, self.class_labels).all()):
+            return None
+        some = images if len(images) <= 10 * ENOUGH_IMAGES else images[draw_sample(len(images), 10 * ENOUGH_IMAGES)]
+        num_different = len(_take(some, torch.arange(len(some)), self.features).unique(dim=0))
+        if num_different < ENOUGH_IMAGES:
+            return None
+        distance = self.measure(images, labels)
+        num = len(images) if num_different == len(some) else num_different
+        if distance <= max(_FAR, _TIMES_EXPECTED / num):
+            return None
+        return (
+            f"their mean image is unlike any mixture of the training classes: over {len(self.features)} features it is "
+            f"{distance**0.5:.2g} spreads away from the nearest one; look whether their values were rounded, or their "
+            "features or pixels come in another order"
+        )
+
+
+def _take(images: Tensor, index: Tensor, features: Tensor) -> Tensor:
+    """Some features (k,) of the images `index` (n,), in double precision: (n, k)."""
+    size = max(PART_VALUES // images[0].numel(), 1)
+    return torch.cat([images[part].flatten(1)[:, features].double() for part in index.split(size)])
+
+
+def _count_whole(values: Tensor) -> tuple[int, int]:
+    """The number of whole numbers among the values other than 0, and the number of these values."""
+    is_there = values != 0
+    return int((is_there & (values == values.round())).sum()), int(is_there.sum())
+
+
+def _cut(values: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    return ((values - mean) / spread).clamp(-_MOST_SPREADS, _MOST_SPREADS)
+
+
+def _round(values: Tensor) -> Any:
+    if values.dim() > 1:
+        return [_round(row) for row in values]
+    return [float(f"{value:.{_DIGITS}g}") for value in values.tolist()]
+
+
+def _project(point: Tensor, corners: Tensor) -> Tensor:
+    """The point nearest to `point` (k,) among the weighted means of `corners` (n, k), by steps of Frank and Wolfe."""
+    nearest = corners[(corners - point).square().sum(dim=1).argmin()]
+    for _ in range(_NUM_STEPS):
+        direction = corners[(corners @ (nearest - point)).argmin()] - nearest
+        square = float(direction.square().sum())
+        step = float((point - nearest) @ direction) / max(square, 1e-300)
+        if step <= 0:
+            break
+        nearest = nearest + min(step, 1.0) * direction
+    return nearest
