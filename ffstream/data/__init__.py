@@ -6,7 +6,6 @@ from pathlib import Path
 from ffstream.data.dataset import (
     Dataset,
     Split,
-    as_tensor,
     check_classes,
     fit_images,
     split_validation,
@@ -15,6 +14,7 @@ from ffstream.data.own_dataset import check_own
 from ffstream.data.room import Room
 from ffstream.data.scaling import Scaling
 from ffstream.data.sources import SOURCES, TorchvisionSource, default_data_root
+from ffstream.data.tensors import as_tensor
 from ffstream.errors import DataError, say_unknown_data
 from ffstream.ground.files import expand_home
 

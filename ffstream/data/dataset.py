@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,13 +24,13 @@ from ffstream.data.repetition import (
     find_seen,
     repeats_by_chance,
 )
+from ffstream.data.tensors import to_host
 from ffstream.data.values import Values, find_other_units
 from ffstream.errors import DataError
 from ffstream.ground import seeding
 
 _LARGEST = torch.finfo(torch.float32).max
 _ENOUGH = 10  # images; in a smaller split, a few that are training images may be an accident
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 @dataclass(frozen=True)
@@ -224,49 +222,6 @@ def check_dataset(
             )
     names = class_names or tuple(str(label) for label in range(num_classes))
     return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes), tuple(files), white)
-
-
-def as_tensor(values: Any, noun: str, *, on_paper: bool = False) -> Tensor:
-    """Convert an array, lists or a tensor to a tensor of real numbers. `noun` begins the message of a DataError.
-
-    With `on_paper`, a tensor on the meta device, which has a shape and no values, is one too.
-    """
-    try:
-        if not isinstance(values, Tensor):
-            if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-                raise DataError(f"{noun}: holds values that are masked, allowed numbers; fill them, or leave them out")
-            array = np.asarray(values)
-            array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
-            values = torch.from_numpy(np.ascontiguousarray(array))
-    except (TypeError, ValueError) as error:
-        found = getattr(values, "dtype", type(values).__name__)
-        raise DataError(f"{noun}: found {found}, allowed numbers") from error
-    if values.is_nested:
-        raise DataError(f"{noun}: found a nested tensor, allowed a dense one, of one shape a sample; pad or crop them")
-    if isinstance(values, torch.masked.MaskedTensor):
-        raise DataError(f"{noun}: found a masked tensor, allowed numbers; fill it by to_tensor(value)")
-    if values.is_complex():
-        raise DataError(f"{noun}: found {values.dtype}, allowed real numbers")
-    if values.device.type == "meta" and not on_paper:
-        raise DataError(f"{noun}: found a tensor on the meta device, which holds no values, allowed one that does")
-    if values.layout != torch.strided or values.is_quantized or _is_short(values):
-        found = values.layout if values.layout != torch.strided else values.dtype
-        raise DataError(
-            f"{noun}: found a tensor of {found} on {values.device.type}, allowed a dense one of integers, booleans or "
-            "floating numbers of 16 bits or more"
-        )
-    # torch supports few operations on the unsigned types other than uint8.
-    return cast(Tensor, values.float() if values.dtype in _UNSIGNED else values)
-
-
-def to_host(values: Any, noun: str) -> Tensor:
-    """The same without an autograd graph, on the host, and with a negation that torch has only noted carried out."""
-    return as_tensor(values, noun).detach().cpu().resolve_neg()
-
-
-def _is_short(values: Tensor) -> bool:
-    """Whether the values are floats of 8 bits or fewer, on which torch computes nothing."""
-    return values.is_floating_point() and values.element_size() < 2
 
 
 def _check_split(name: str, part: str, split: Split) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ffstream.data.classes import check_columns, to_class_names, to_classes
-from ffstream.data.dataset import Dataset, Split, check_dataset, to_host
+from ffstream.data.dataset import Dataset, Split, check_dataset
 from ffstream.data.rounding import WIDE, Rounding
+from ffstream.data.tensors import to_host
 from ffstream.errors import DataError
 
 
