@@ -149,7 +149,7 @@ def _run() -> Any:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        return _report("ffstream: out of memory; free some, then do it again", 1)
+        return _report(f"ffstream: {_explain_no_thread(error) or 'out of memory; free some, then do it again'}", 1)
 
 
 def _check_words(words: list[str]) -> None:
@@ -158,6 +158,14 @@ def _check_words(words: list[str]) -> None:
         if word == "" or (word.startswith("--") and word.endswith("=") and word.count("=") == 1):
             what = f"option {word[:-1]}" if word else "an argument"
             raise typer.BadParameter(f"{what} is empty, allowed a value; a variable of the shell may not be set")
+
+
+def _explain_no_thread(error: BaseException) -> str | None:
+    if "torch" not in sys.modules:
+        return None
+    from ffstream.device.memory import explain_no_thread
+
+    return explain_no_thread(error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -20,12 +20,13 @@ from ffstream.ground.units import format_bytes
 
 # Messages of torch's allocator, of the system if a file cannot be mapped, and of Python if a thread gets no stack.
 _NO_THREAD = "Resource temporarily unavailable"  # of pthread_create, if a process may not start another thread
+_THREAD = "can't start new thread"
 # And of the libraries of accelerators, whose errors have types of their own or none. (cuBLAS and cuDNN allocate
 # workspaces beside torch's allocator; ROCm and oneAPI have words of their own.)
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "Cannot allocate memory",
-    "can't start new thread",
+    _THREAD,
     _NO_THREAD,
     "out of memory",
     "_ALLOC_FAILED",
@@ -204,6 +205,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
+def explain_no_thread(error: BaseException) -> str | None:
+    """What keeps this process from starting a thread, if an error says that it may not; None for other errors."""
+    if not any(words in str(error) for words in (_THREAD, _NO_THREAD)):
+        return None
+    import resource  # missing on Windows, where no error says this
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    own = "none" if soft == resource.RLIM_INFINITY else f"{soft:,}"
+    return (
+        f"another thread cannot be started ({str(error).splitlines()[0]}); the limit of this user's processes and "
+        f"threads (ulimit -u) is {own}, and a container may have one of its own (pids.max); raise them, set "
+        "OMP_NUM_THREADS=1, or free memory if they are not reached"
+    )
+
+
 @contextlib.contextmanager
 def limiting(device: torch.device, num_bytes: int | None) -> Iterator[None]:
     """Let an accelerator's allocator reserve no more than so many bytes beside what it holds now; None: no limit."""
@@ -227,6 +243,9 @@ def naming_lack_of_memory(device: torch.device, remedy: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        no_thread = explain_no_thread(error)
+        if no_thread is not None:
+            raise DeviceError(f"device {device}: {no_thread}; what is committed is kept") from error
         reason = str(error).partition("\n")[0] or type(error).__name__  # a MemoryError may have no message
         raise DeviceError(f"device {device}: out of memory ({reason}); {remedy}") from error
 

@@ -29,6 +29,9 @@ _notes: list[str] = []
 _noted: set[str] = set()
 
 
+GO_ON = "then resume: nothing that was committed is lost"  # what to do once a run can be written again
+
+
 class UnsuitableFileError(OSError):
     """A path does not lead to a regular file of plausible size, as was expected."""
 
@@ -46,8 +49,7 @@ def storage_error(error: OSError, path: Path, doing: str = "write") -> StorageEr
     """The StorageError for an OSError that came while `doing` ("write", "read" or "remove") something with `path`."""
     reason = error.strerror or str(error) or type(error).__name__
     return StorageError(
-        f"cannot {doing} {path}: {reason}; free space or mend permissions there, then resume: nothing that was "
-        "committed is lost"
+        f"cannot {doing} {path}: {reason}; free space or mend permissions there, {GO_ON}"
         if doing == "write"
         else f"cannot {doing} {path}: {reason}; mend its permissions or the disk that it lies on; nothing was changed"
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ffstream.errors import FFStreamError, RunError, StorageError
-from ffstream.ground.files import exists, make_folder, storage_errors, sync_folder
+from ffstream.ground.files import GO_ON, exists, make_folder, storage_errors, sync_folder
 from ffstream.ground.lock import RunLock
 from ffstream.settings.config import Config
 from ffstream.storage.identity import FolderState
@@ -28,6 +28,18 @@ def default_run_dirs(config: Config) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def _naming_a_start(path: Path) -> Iterator[None]:
+    """Where a folder cannot be written before there is a run in it, say that the run is to be started, not resumed."""
+    try:
+        yield
+    except StorageError as error:
+        if GO_ON not in str(error) or RunDirectory(path).exists():
+            raise
+        start = "then start the run again, or choose another --run-dir; there is no run yet"
+        raise StorageError(str(error).replace(GO_ON, start)) from error.__cause__
+
+
+@contextlib.contextmanager
 def claim_folder(candidates: Iterable[Path], *, is_new: bool) -> Iterator[RunDirectory]:
     """Lock a folder in which a run exists or may be started, so that no other process starts or trains one meanwhile.
 
@@ -38,6 +50,7 @@ def claim_folder(candidates: Iterable[Path], *, is_new: bool) -> Iterator[RunDir
     with contextlib.ExitStack() as stack:
         for number in range(_NUM_TRIES):
             path, made = _make(candidates, is_new=is_new)
+            stack.enter_context(_naming_a_start(path))
             stack.callback(_remove_empty, made)
             RunDirectory(path).check_is_free()  # before locking, as lock files must not be put into a foreign folder
             try:
@@ -76,7 +89,7 @@ def _make(candidates: Iterable[Path], *, is_new: bool) -> tuple[Path, list[Path]
             raise RunError(
                 f"run {path}: is a file, allowed a folder that is missing, empty or a run; choose another --run-dir"
             )
-        with storage_errors(path):
+        with _naming_a_start(path), storage_errors(path):
             made = make_folder(path.parent if is_new else path)
             if not is_new:
                 return path, made
