@@ -107,7 +107,8 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     A long list of allowed words is left out if one of them is near.
     """
     words = sorted(allowed)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    by_lower = {each.lower(): each for each in words}
+    close = [by_lower[each] for each in difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)]
     if close and len(words) > _LONG_LIST:
         return f"did you mean {close[0]!r}?"
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -132,6 +133,8 @@ def say_no_run(path: object) -> str:
 
 def say_unknown_data(source: str, names: Iterable[str]) -> str:
     """The message for data that are neither a known data set nor readable files."""
+    if "://" in source:
+        return f"data {source}: is an address, allowed what lies on this machine; fetch it, and name the file or folder"
     return (
         f"data {source}: neither a known data set, a folder of images by class, nor a .safetensors or .npz file; "
         f"{nearest(source, names)}"

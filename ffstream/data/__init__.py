@@ -60,6 +60,8 @@ def load_dataset(
             return dataset
         note = f"{source} is the known data set of that name; the folder or file {source} here is not read (./{source})"
         return dataclasses.replace(dataset, notes=(*dataset.notes, note))
+    if "://" in source:
+        raise DataError(say_unknown_data(source, SOURCES))
     path = expand_home(source)
     try:
         path = find_path(source, data_root)

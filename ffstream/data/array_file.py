@@ -131,16 +131,16 @@ class ArrayFile:
         """The metadata in the header of a .safetensors file, texts by name; empty for the other formats."""
         return self._format.metadata
 
-    def header(self, name: str) -> Header:
-        """The header of an array. Raises DataError, too, for an array that does not hold supported numbers."""
+    def header(self, name: str, allowed: str = "integers, booleans or floating numbers") -> Header:
+        """The header of an array. Raises DataError, too, for an array that does not hold supported numbers.
+
+        `allowed` says in the message what the array may hold.
+        """
         if name not in self._headers:
             with self._errors():
                 found = self._format.read_header(name)
                 if found.dtype is None:
-                    raise _MisfitError(
-                        f"{name}: type {found.type_name}, allowed integers, booleans or floating numbers, in this "
-                        "machine's byte order"
-                    )
+                    raise _MisfitError(f"{name}: holds {_describe_type(found.type_name)}, allowed {allowed}")
                 self._headers[name] = found
         return self._headers[name]
 
@@ -175,6 +175,14 @@ class ArrayFile:
             reason = "cut short" if isinstance(error, EOFError) else reason
             what = f"cannot be read as {self._suffix} ({_shorten(reason)})"
             raise DataError(f"{self._noun}: {what}; mend or replace it") from error
+
+
+def _describe_type(type_name: str) -> str:
+    """What an array of an unsupported type holds, in words, by the name that numpy or safetensors has for the type."""
+    words = _KINDS.get(type_name[1:2]) if type_name[:1] in "<>|" else None
+    if words is None and type_name[:1] == ">":
+        return f"numbers in another byte order than this machine's ({type_name})"
+    return f"type {type_name}" if words is None else f"{words} ({type_name})"
 
 
 def _fill(stream: _Stream, header: Header, target: Tensor, rounding: Rounding | None) -> None:
@@ -303,6 +311,8 @@ class _BoundedFile(io.FileIO):
 
 _FORMATS: dict[str, Callable[[io.FileIO], _Format]] = {".npy": _Npy, ".npz": _Npz, ".safetensors": _Safetensors}
 SUFFIXES = tuple(_FORMATS)
+# By the letter that numpy has for them.
+_KINDS = {"U": "texts", "S": "texts", "O": "objects", "M": "dates", "m": "spans of time", "V": "records"}
 
 
 def _read_npy_header(stream: _Stream, num_bytes: int) -> Header:

@@ -176,7 +176,8 @@ def _find_split(file: ArrayFile, part: str, name: str) -> list[_Wanted]:
             return []
         missing = "labels" if labels_name is None else "images"
         raise DataError(f"data {name}: found one of {part}.images and {part}.labels, {part}.{missing} is missing")
-    images, labels = file.header(images_name), file.header(labels_name)
+    images = file.header(images_name)
+    labels = file.header(labels_name, "integers, booleans or floating numbers; number the classes from 0")
     assert images.dtype is not None and labels.dtype is not None  # noqa: PT018
     if labels.dtype.is_complex:
         raise DataError(f"data {name}: array {labels_name}: found {labels.dtype}, allowed classes, numbered from 0")
