@@ -24,7 +24,6 @@ from ffstream.data import SOURCES
 from ffstream.data.shape import DataShape
 from ffstream.device.memory import measure_peak_bytes
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.network import count_distinct
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import Footprint, add_slots
 from ffstream.plan.probe import measure_kernels
@@ -155,7 +154,7 @@ def plan_and_measure(config: Config, num_features: int, folder: Path) -> tuple[l
     data = DataShape.of(num_samples, num_features, 10, config.validation_fraction)
     data = dataclasses.replace(data, image_shape=image_shape(num_features))
     blueprint, device = Blueprint.of(config, data), torch.device(config.device)
-    kernels = [measure_kernels(blueprint, spec, device) for spec in blueprint.specs[: count_distinct(config)]]
+    kernels = [measure_kernels(blueprint, spec, device) for spec in blueprint.distinct]
     layers = do_on_paper(blueprint, draws_on_device=device.type == "cpu", kernels=kernels)
     layers = add_slots(layers, blueprint, staged=True)
     return [layer.footprint for layer in layers], measured

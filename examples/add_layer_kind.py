@@ -11,11 +11,11 @@ RANK = 16
 class LowRank(ff.Layer):
     """preactivations = x A B + b, with A (in_features, rank) and B (rank, num_units)."""
 
-    def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(in_features, num_units, compute_dtype)
-        self.down = nn.Parameter(torch.empty(in_features, RANK))
-        self.up = nn.Parameter(torch.empty(RANK, num_units))
-        self.bias = nn.Parameter(torch.zeros(num_units))
+    def __init__(self, shape: ff.LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(shape, compute_dtype)
+        self.down = nn.Parameter(torch.empty(self.in_features, RANK))
+        self.up = nn.Parameter(torch.empty(RANK, self.num_units))
+        self.bias = nn.Parameter(torch.zeros(self.num_units))
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the parameters so that preactivations start with unit variance."""

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from ffstream.field.labels import LABEL_METHODS as LABEL_METHODS
     from ffstream.field.labels import LabelMethod as LabelMethod
     from ffstream.field.layers import LAYER_KINDS as LAYER_KINDS
+    from ffstream.field.layers import Activations as Activations
     from ffstream.field.layers import Layer as Layer
+    from ffstream.field.layers import LayerShape as LayerShape
     from ffstream.field.negatives import NEGATIVE_SAMPLERS as NEGATIVE_SAMPLERS
     from ffstream.field.objectives import OBJECTIVES as OBJECTIVES
     from ffstream.field.objectives import Objective as Objective
@@ -66,6 +68,7 @@ __version__ = "0.1.0"
 
 # Public name: (module, name there).
 _PUBLIC = {
+    "Activations": ("field.layers", "Activations"),
     "BudgetError": ("errors", "BudgetError"),
     "Config": ("settings.config", "Config"),
     "ConfigError": ("errors", "ConfigError"),
@@ -84,6 +87,7 @@ _PUBLIC = {
     "LabelMethod": ("field.labels", "LabelMethod"),
     "Layer": ("field.layers", "Layer"),
     "LayerFigures": ("training.observer", "LayerFigures"),
+    "LayerShape": ("field.layers", "LayerShape"),
     "NEGATIVE_SAMPLERS": ("field.negatives", "NEGATIVE_SAMPLERS"),
     "OBJECTIVES": ("field.objectives", "OBJECTIVES"),
     "OPTIMISERS": ("field.optimisers", "OPTIMISERS"),

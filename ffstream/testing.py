@@ -35,7 +35,7 @@ from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.goodness import GOODNESSES
-from ffstream.field.layers import LAYER_KINDS, Layer
+from ffstream.field.layers import LAYER_KINDS, Activations, Layer, LayerShape
 from ffstream.field.negatives import NEGATIVE_SAMPLERS, InformedSampler
 from ffstream.field.objectives import OBJECTIVES
 from ffstream.field.optimisers import OPTIMISERS
@@ -146,17 +146,18 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
     the tiles of a tileable kind have to make up the whole layer.
     """
     config = _make_config({"network.kind": name}, settings)
-    kind, width = LAYER_KINDS.of(config), config.width
-    layer = _make_layer(kind, width)
+    kind = LAYER_KINDS.of(config)
+    layer = _make_layer(kind, config)
+    num_units = kind.units_of(layer.shape).num_features
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(_NUM_ROWS, layer.in_features, generator=generator)
-    gradient = torch.randn(_NUM_ROWS, width, generator=generator)
+    gradient = torch.randn(_NUM_ROWS, num_units, generator=generator)
     with torch.no_grad():
         found = layer.preactivations(rows).clone()
-        _claim(found.shape == (_NUM_ROWS, width), f"preactivations have shape {tuple(found.shape)}")
+        _claim(found.shape == (_NUM_ROWS, num_units), f"preactivations have shape {tuple(found.shape)}")
         _claim(found.dtype == torch.float32, f"preactivations are {found.dtype}, expected torch.float32")
         _same(layer.preactivations(rows[:2]), found[:2], "preactivations of two rows depend on the rows beside them")
-        again = _make_layer(kind, width)
+        again = _make_layer(kind, config)
         for key, tensor in layer.state_dict().items():
             _claim(torch.equal(tensor, again.state_dict()[key]), f"initialise fills {key} by more than its generator")
     for key, expected in _parameter_gradients(layer, rows, gradient).items():
@@ -171,7 +172,10 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
     expected = torch.autograd.functional.vjp(layer.preactivations, rows, gradient)[1]
     _same(whole, expected, "input_gradients are not those of preactivations")
     _check_activation(layer, found, gradient)
-    _check_hiding(_make_layer(kind, width), rows)
+    _check_summary(layer, found, generator)
+    _check_places(layer, gradient)
+    _check_handing_on(layer, found)
+    _check_hiding(_make_layer(kind, config), rows)
     if kind.tileable:
         _check_tile(layer, kind, rows, found)
     _check_training({"network.kind": name}, settings)
@@ -266,6 +270,41 @@ def _check_activation(layer: Layer, preactivations: Tensor, gradient: Tensor) ->
     _same(found, expected, "through_activation_ is not the gradient of activate")
 
 
+def _check_summary(layer: Layer, preactivations: Tensor, generator: torch.Generator) -> None:
+    activities = layer.activate(preactivations.clone())
+    summary = layer.summarise(activities)
+    expected_shape = (len(activities), layer.num_summarised)
+    _claim(summary.shape == expected_shape, f"summarise gives {tuple(summary.shape)}, expected {expected_shape}")
+    upstream = torch.randn(summary.shape, generator=generator)
+    expected = torch.autograd.functional.vjp(
+        lambda given: layer.summarise(layer.activate(given)), preactivations, upstream
+    )[1]
+    found = layer.through_summary_(activities.clone(), upstream)
+    _same(found, expected, "through_summary_ is not the gradient of summarise and activate")
+
+
+def _check_places(layer: Layer, by_unit: Tensor) -> None:
+    by_width = torch.arange(2.0 * layer.width).view(2, layer.width)
+    spread = layer.spread(by_width)
+    _claim(spread.shape == (2, layer.num_units), f"spread gives {tuple(spread.shape)}, expected one number per unit")
+    expected = torch.autograd.functional.vjp(layer.spread, by_width.repeat(_NUM_ROWS // 2, 1), by_unit)[1]
+    _same(layer.collect(by_unit), expected, "collect is not the gradient of spread")
+
+
+def _check_handing_on(layer: Layer, preactivations: Tensor) -> None:
+    expected = (len(preactivations), layer.handed_on_by(layer.shape).num_features)
+    with torch.no_grad():
+        if layer.has_statistics:
+            layer.settle(layer.statistics_of(preactivations.clone()).double())
+        found = layer.hand_on(preactivations.clone())
+        _claim(found.shape == expected, f"hand_on gives {tuple(found.shape)}, expected {expected}")
+        _claim(bool(found.isfinite().all()), "hand_on gives what is not finite")
+        _same(layer.hand_on(preactivations[:2].clone()), found[:2], "what is handed on depends on the rows beside it")
+        layer.workspace = Workspace(preactivations.device)
+        _same(layer.hand_on(preactivations.clone()), found, "hand_on gives something else with a workspace")
+        layer.workspace = None
+
+
 def _check_hiding(layer: Layer, rows: Tensor) -> None:
     hidden = torch.arange(layer.in_features) % 3 == 0
     try:
@@ -280,8 +319,7 @@ def _check_hiding(layer: Layer, rows: Tensor) -> None:
 
 def _check_tile(layer: Layer, kind: type[Layer], rows: Tensor, whole: Tensor) -> None:
     """Check that units 2 to 6 by themselves compute what they do in the whole layer."""
-    tile = kind(layer.in_features, 5)
-    tile.place(0, (8, 8), 0)
+    tile = kind(layer.shape.cut(slice(2, 7)))
     units = torch.arange(2, 7)
     tile.load_state_dict(
         {key: tensor.index_select(kind.unit_axis(key), units) for key, tensor in layer.state_dict().items()}
@@ -290,9 +328,9 @@ def _check_tile(layer: Layer, kind: type[Layer], rows: Tensor, whole: Tensor) ->
         _same(tile.preactivations(rows), whole[:, 2:7], "is tileable, but some units by themselves compute otherwise")
 
 
-def _make_layer(kind: type[Layer], width: int) -> Layer:
-    layer = kind(64, width)
-    layer.place(0, (8, 8), 0)
+def _make_layer(kind: type[Layer], config: Config) -> Layer:
+    options = LAYER_KINDS.make_settings(*config.part("network.kind"))
+    layer = kind(LayerShape(Activations.of_image(64, (8, 8)), config.width, options=options))
     layer.initialise(torch.Generator().manual_seed(0))
     return layer
 

@@ -20,6 +20,7 @@ from ffstream.field.layers import LAYER_KINDS
 from ffstream.plan import fitting
 from ffstream.plan.plan import Rates
 from ffstream.run import preparation
+from ffstream.settings.recipes import RECIPES
 from ffstream.settings.sections import MemoryConfig
 from tests.helpers import SMALL, write_small_data
 
@@ -76,8 +77,12 @@ def small_config(small_data):
     """A small run of any recipe, with other settings written `section__key`."""
 
     def make(recipe="inject", **settings):
-        base = SMALL | {"data": str(small_data)}
-        return ff.Config(recipe=recipe).override(base | {key.replace("__", "."): v for key, v in settings.items()})
+        base = SMALL | {"data": str(small_data)} | {key.replace("__", "."): v for key, v in settings.items()}
+        if "network.layers" in base or "network.layers" in RECIPES.get(recipe, {}):  # they say how wide each layer is
+            del base["width"]
+        if "network.layers" in base:
+            base.pop("layers")
+        return ff.Config(recipe=recipe).override(base)
 
     return make
 

@@ -18,6 +18,7 @@ from ffstream.cli import app
 from ffstream.data import load_dataset
 from ffstream.data.shape import DataShape
 from ffstream.field.blueprint import Blueprint
+from ffstream.field.layers import Activations, LayerShape, Linear
 from ffstream.ground.folder import Folder
 from ffstream.storage.manifest import write_manifest
 from tests.warm import run_python
@@ -190,6 +191,11 @@ def run_cli(*arguments):
 def run_process(*arguments, cwd, environment=None):
     """The same through a process of its own."""
     return run_python("-m", "ffstream", *arguments, cwd=cwd, environment=environment)
+
+
+def make_dense(in_features, num_units, compute_dtype=torch.float32, kind=Linear):
+    """A dense layer whose parameters are undefined."""
+    return kind(LayerShape(Activations(in_features), num_units), compute_dtype)
 
 
 def describe(config, num_features=64, num_classes=10, image_shape=None, num_samples=None):

@@ -22,11 +22,11 @@ __main__
 """.split()
 
 PUBLIC = """
-BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation FFNetwork
-FFStreamError GOODNESSES Goodness LABEL_METHODS LAYER_KINDS LabelMethod Layer LayerFigures NEGATIVE_SAMPLERS OBJECTIVES
-OPTIMISERS Objective Observer Optimiser OutputError Plan Predictions Run RunError RunLockedError RunMismatchError
-RunOutline SIMILARITIES SOURCES Split StorageError __version__ draw_errors load load_dataset load_images make_plan
-register_recipe resume setting train write_negatives
+Activations BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation
+FFNetwork FFStreamError GOODNESSES Goodness LABEL_METHODS LAYER_KINDS LabelMethod Layer LayerFigures LayerShape
+NEGATIVE_SAMPLERS OBJECTIVES OPTIMISERS Objective Observer Optimiser OutputError Plan Predictions Run RunError
+RunLockedError RunMismatchError RunOutline SIMILARITIES SOURCES Split StorageError __version__ draw_errors load
+load_dataset load_images make_plan register_recipe resume setting train write_negatives
 """.split()
 
 NAME = re.compile(r"\{(?!task\.)[^\W\d][\w.]*(\[[^\]{}]*\]|\([^){}]*\))*(![rsa])?(:[^{}]*)?\}")  # in braces

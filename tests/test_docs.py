@@ -45,7 +45,8 @@ def make_smaller(command, data):
         if option in words:
             words[words.index(option) + 1] = value or str(data)
     if words[1] == "train":
-        for option in ("--width", "--epochs", "--layers"):
+        is_listed = "--network" in words or "conv" in words  # which says how many layers there are, and how wide
+        for option in ("--epochs",) if is_listed else ("--width", "--epochs", "--layers"):
             words += [] if option in words else [option, SMALLER[option]]
     if "network.kind=local" in words:
         words[words.index("--width") + 1] = "144"  # the smallest that has its grids

@@ -16,6 +16,7 @@ DATA, NETWORK, TRAINING, MEMORY, RUN = "Data", "Network", "Training", "Memory an
 
 # Options whose setting has another name.
 RENAMED = {
+    "network": "network.layers",
     "stack_layers": "network.stack_layers",
     "lr": "optimiser.learning_rate",
     "negatives_per_sample": "negatives.per_sample",

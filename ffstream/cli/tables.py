@@ -167,7 +167,7 @@ def _describe_probabilities(figures: ProbabilityFigures) -> str:
 
 def plan_report(plan: Plan) -> Iterator[Table | str]:
     """The plan as two tables, by layer and by resource, and lines on the cache and the time."""
-    names = [f"{layer.name}\n{layer.in_features} x {layer.num_units}" for layer in plan.layers]
+    names = [f"{layer.name}\n{layer.shape}" for layer in plan.layers]
     table = make_table(["", *names], "a layer on the device", left=("",))
     if any(layer.num_tiles > 1 for layer in plan.layers):
         table.add_row("tiles", *(f"{layer.num_tiles} of {plan.sizes.tile_units} units" for layer in plan.layers))

@@ -57,6 +57,7 @@ def train(
     max_shift: Annotated[int | None, setting_option("max_shift", "N", DATA)] = None,
     layers: Annotated[int | None, setting_option("layers", "N", NETWORK)] = None,
     width: Annotated[int | None, setting_option("width", "N", NETWORK)] = None,
+    network: Annotated[str | None, setting_option("network", "LAYERS", NETWORK)] = None,
     stack_layers: Annotated[int | None, setting_option("stack_layers", "N", NETWORK)] = None,
     recipe: Annotated[str | None, setting_option("recipe", "NAME", TRAINING)] = None,
     epochs: Annotated[int | None, setting_option("epochs", "N", TRAINING)] = None,

@@ -14,7 +14,13 @@ from ffstream.errors import ConfigError
 from ffstream.field.goodness import GOODNESSES, Goodness
 from ffstream.field.labels import LabelMethod, make_label_method
 from ffstream.field.layers import LAYER_KINDS, Layer, cut_units
-from ffstream.field.network import LayerSpec, compute_layer_specs, find_untileable
+from ffstream.field.network import (
+    LayerSpec,
+    compute_layer_specs,
+    count_in_stack,
+    find_representatives,
+    find_untileable,
+)
 from ffstream.field.objectives import OBJECTIVES, Objective
 from ffstream.field.optimisers import OPTIMISERS, Optimiser
 from ffstream.field.similarity import SIMILARITIES, Similarity
@@ -63,9 +69,21 @@ class Blueprint:
         return operand_dtype(self.config.precision)
 
     @cached_property
-    def tiles(self) -> list[slice]:
-        """The units of each tile of a layer, in the order of training. Raises ConfigError if layers cannot be cut."""
-        tiles = cut_units(self.sizes.width, self.sizes.tile_units)
+    def representatives(self) -> list[int]:
+        """For each layer the index of the layer that stands for it in a plan."""
+        return find_representatives(self.specs, count_in_stack(self.config))
+
+    @property
+    def distinct(self) -> list[LayerSpec]:
+        """The layers that stand for all."""
+        return [self.specs[index] for index in sorted(set(self.representatives))]
+
+    def tiles_of(self, spec: LayerSpec) -> list[slice]:
+        """The units, or channels, of each tile of a layer, in the order of training.
+
+        Raises ConfigError if the layer cannot be cut.
+        """
+        tiles = cut_units(spec.width, self.sizes.tile_units)
         problem = find_untileable(self.config) if len(tiles) > 1 else None
         if problem is not None:
             raise ConfigError(f"config network.tile_units: found {self.sizes.tile_units}, but {problem}")
@@ -73,28 +91,25 @@ class Blueprint:
 
     def make_layer(self, spec: LayerSpec, units: slice | None = None) -> Layer:
         """A layer, or some of its units, whose parameters are undefined until they are assigned."""
-        units = units or slice(0, spec.num_units)
-        num_units = units.stop - units.start
-        layer = LAYER_KINDS.of(self.config)(spec.in_features, num_units, self.compute_dtype)
-        layer.first_unit = units.start
-        layer.place(spec.place, spec.image_shape, spec.num_skip_features)
+        shape = spec.shape.cut(units) if units is not None else spec.shape
+        layer = LAYER_KINDS[spec.kind](shape, self.compute_dtype)
         if self.method.reading.uses_embedding:
-            embedding = torch.empty(self.data.num_classes, num_units, dtype=torch.float32)
+            num_values = self.method.reading.count_embedded(layer)
+            embedding = torch.empty(self.data.num_classes, num_values, dtype=torch.float32)
             layer.label_embedding = torch.nn.Parameter(embedding)
         return layer
 
     def build_layer(self, spec: LayerSpec, units: slice | None = None) -> Layer:
         """A layer, or some of its units, as before training, on the CPU: a function of (config, seed, layer, units)."""
-        units = units or slice(0, spec.num_units)
         layer = self.make_layer(spec, units)
-        generator = seeding.generator(self.config.seed, spec.index, units.start, "initialise")
+        generator = seeding.generator(self.config.seed, spec.index, layer.first_unit, "initialise")
         before = layer.state_dict().keys()
         layer.initialise(generator)
         made = sorted(layer.state_dict().keys() - before)
         if made:  # a finished layer is read from disk, and not initialised
             raise ConfigError(
-                f"layer kind {self.config.network.kind!r}: initialise made {', '.join(made)}, allowed to fill what is "
-                "there; make parameters in __init__ or in place"
+                f"layer kind {spec.kind!r}: initialise made {', '.join(made)}, allowed to fill what is there; make "
+                "parameters in __init__"
             )
         hidden = self.draw_hidden(spec) if spec.num_image_features else None
         if hidden is not None:

@@ -2,30 +2,74 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ffstream.errors import ConfigError
 from ffstream.field.goodness import GOODNESSES
-from ffstream.field.layers import LAYER_KINDS, Layer
-from ffstream.field.normalisation import length_normalise, length_normalise_
+from ffstream.field.layers import LAYER_KINDS, Activations, Layer, LayerShape
 from ffstream.settings.config import Config
+from ffstream.settings.layer_list import LayerLine
+
+_VALUES_AT_ONCE = 1 << 22  # activities of a pass through a convolution; it decides bits, as sizes of parts do
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The shape of one layer."""
+    """The shape of one layer, and its place in the network."""
 
     index: int
-    place: int  # position in its stack, from 0; the layer at position 0 reads images
     hands_on: bool  # whether a further layer of its stack reads its output
-    in_features: int  # of a row that the layer reads
-    num_units: int
-    out_features: int  # of a row that the layer hands on
-    num_skip_features: int  # trailing features of a row that hold the normalised image, unless the row is an image
-    image_shape: tuple[int, ...] | None = None  # None if it is not known
+    kind: str
+    shape: LayerShape
+    units: Activations
+    handed_on: Activations  # what the next layer reads of it, without the image of an input skip
+
+    @property
+    def place(self) -> int:
+        """Position in its stack, from 0; the layer at position 0 reads images."""
+        return self.shape.place
+
+    @property
+    def in_features(self) -> int:
+        """Features of a row that the layer reads."""
+        return self.shape.in_features
+
+    @property
+    def num_units(self) -> int:
+        """Units of the layer, at all places."""
+        return self.units.num_features
+
+    @property
+    def width(self) -> int:
+        """Units of a dense layer, channels of a convolution: what tiles are cut along."""
+        return self.shape.width
+
+    @property
+    def num_skip_features(self) -> int:
+        """Trailing features of a row that hold the normalised image, unless the row is an image."""
+        return self.shape.num_skip_features
+
+    @property
+    def out_features(self) -> int:
+        """Features of a row that the layer hands on."""
+        return self.handed_on.num_features + self.num_skip_features
+
+    def describe(self) -> str:
+        """The shape of what the layer reads and of its units, in words."""
+        if self.units.plane is None:
+            return f"{self.in_features} x {self.num_units}"
+        return f"{self.shape.reads} to {self.units}"
+
+    def limit_rows(self, most: int) -> int:
+        """How many of at most `most` rows are in one product of a pass: fewer where a row of units has many places."""
+        if self.units.num_places == 1:
+            return most
+        return max(1, min(most, _VALUES_AT_ONCE // max(self.in_features, self.num_units)))
 
     @property
     def stack_start(self) -> int:
@@ -38,18 +82,51 @@ class LayerSpec:
         return self.num_skip_features if self.place else self.in_features
 
 
+def read_lines(config: Config) -> list[LayerLine]:
+    """The layers of a configuration, one by one."""
+    if config.network.layers:
+        return config.list_layers()
+    kind, options = config.part("network.kind")
+    return [LayerLine(kind, config.width, tuple(options.items()))] * config.layers
+
+
 def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence[int] | None = None) -> list[LayerSpec]:
     """Shapes of all layers, for images of `num_features` features."""
-    shape = tuple(image_shape) if image_shape is not None else None
+    images = Activations.of_image(num_features, image_shape)
     num_skip = num_features if config.network.input_skip else 0
-    out_features, num_in_stack = config.width + num_skip, count_in_stack(config)
-    specs = []
-    for index in range(config.layers):
+    num_in_stack, specs = count_in_stack(config), list[LayerSpec]()
+    for index, line in enumerate(read_lines(config)):
         place = index % num_in_stack
         hands_on = index + 1 < config.layers and place + 1 < num_in_stack
-        in_features = out_features if place else num_features
-        specs.append(LayerSpec(index, place, hands_on, in_features, config.width, out_features, num_skip, shape))
+        reads = specs[-1].handed_on if place else images
+        kind, options = LAYER_KINDS[line.kind], LAYER_KINDS.make_settings(line.kind, dict(line.options))
+        shape = LayerShape(reads, line.width, place, num_skip, options)
+        try:
+            units, handed_on = kind.units_of(shape), kind.handed_on_by(shape)
+        except ConfigError as error:
+            raise (ConfigError(f"{error} (layer {index + 1})") if config.network.layers else error) from None
+        specs.append(LayerSpec(index, hands_on, line.kind, shape, units, handed_on))
     return specs
+
+
+def find_representatives(specs: Sequence[LayerSpec], num_in_stack: int) -> list[int]:
+    """For each layer the index of the first one that differs from it neither in shape nor in what it finds in memory.
+
+    A layer of a later stack is like that of the first stack in the same position. Within a stack, a layer is like the
+    one below it if two layers below have its shape, and its kind says that no earlier layer differs.
+    """
+    found: list[int] = []
+    for spec in specs:
+        if spec.index >= num_in_stack:
+            found.append(found[spec.place])
+            continue
+        below = specs[max(spec.index - 2, 0) : spec.index]
+        is_alike = spec.index >= LAYER_KINDS[spec.kind].num_distinct and all(
+            (other.kind, dataclasses.replace(other.shape, place=spec.place)) == (spec.kind, spec.shape)
+            for other in below
+        )
+        found.append(found[-1] if is_alike else spec.index)
+    return found
 
 
 def count_in_stack(config: Config) -> int:
@@ -57,18 +134,11 @@ def count_in_stack(config: Config) -> int:
     return config.network.stack_layers or config.layers
 
 
-def count_distinct(config: Config) -> int:
-    """How many layers of a stack differ in shape, or in what they find in memory.
-
-    The last of them stands for all layers after it.
-    """
-    return min(config.layers, count_in_stack(config), LAYER_KINDS.of(config).num_distinct)
-
-
 def find_untileable(config: Config) -> str | None:
     """What keeps layers of this configuration from being cut into tiles, and what to do; None if nothing does."""
-    if not LAYER_KINDS.of(config).tileable:
-        return f"layers of kind {config.network.kind!r} cannot be cut into tiles; leave tile_units out"
+    for kind in dict.fromkeys(line.kind for line in read_lines(config)):
+        if not LAYER_KINDS[kind].tileable:
+            return f"layers of kind {kind!r} cannot be cut into tiles; leave tile_units out"
     if GOODNESSES.of(config).over_units is None:
         return (
             f"goodness {config.objective.goodness!r} does not say by over_units whether it is a sum or a mean over "
@@ -80,13 +150,10 @@ def find_untileable(config: Config) -> str | None:
 def hand_on(layer: Layer, spec: LayerSpec, rows: Tensor, preactivations: Tensor) -> Tensor:
     """What the next layer reads: (n, in_features), (n, num_units) -> (n, out_features).
 
-    These are the normalised, label-free activities and, with an input skip, the normalised image at the end of `rows`.
-    If the layer has a workspace, `preactivations` is overwritten.
+    This is what the layer hands on and, with an input skip, the normalised image at the end of `rows`. If the layer has
+    a workspace, `preactivations` is overwritten.
     """
-    if layer.workspace is None:
-        activities = length_normalise(layer.activate(preactivations))
-    else:
-        activities = length_normalise_(layer.activate_(preactivations), layer.workspace)
+    activities = layer.hand_on(preactivations)
     if spec.num_skip_features == 0:
         return activities
     return torch.cat([activities, rows[:, -spec.num_skip_features :].to(activities.dtype)], dim=1)

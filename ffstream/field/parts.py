@@ -20,6 +20,7 @@ from ffstream.field.similarity import SIMILARITIES
 from ffstream.ground.plugins import Untrusted, import_recorded
 from ffstream.ground.registry import Registry
 from ffstream.settings.config import Config
+from ffstream.settings.layer_list import LayerLine
 from ffstream.settings.limits import check_fields
 from ffstream.settings.names import KINDS
 
@@ -55,6 +56,14 @@ def complete_parts(config: Config) -> Config:
                     "objective.similarity is none; leave it out"
                 )
             continue
+        if setting == "network.kind" and config.network.layers:
+            if given:
+                raise ConfigError(
+                    f"config {prefix}{next(iter(given))}: is a setting of layers that are all alike, and "
+                    "network.layers lists them; write it there, as in conv64(kernel=5)"
+                )
+            found["network.layers"] = tuple(str(_complete_line(line)) for line in config.list_layers())
+            continue
         settings = REGISTRIES[setting].make_settings(name, given, prefix)
         if settings is not None:
             check_fields(settings, prefix=prefix)
@@ -63,6 +72,16 @@ def complete_parts(config: Config) -> Config:
     if not GOODNESSES.is_built_in(config.objective.goodness):
         _check_goodness(completed)
     return completed
+
+
+def _complete_line(line: LayerLine) -> LayerLine:
+    """A layer of a list with every option of its kind written out. Raises ConfigError for one that it does not have."""
+    noun = f"network.layers: {line.kind} {line.width}: "
+    settings = LAYER_KINDS.make_settings(line.kind, dict(line.options), noun)
+    if settings is None:
+        return line
+    check_fields(settings, prefix=noun)
+    return line.with_options({item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)})
 
 
 def _check_goodness(config: Config) -> None:
@@ -126,4 +145,8 @@ def _list_parts(config: Config) -> list[tuple[str, Registry[Any], str]]:
     """Setting, registry and name of each part that a configuration names."""
     flat = config.to_flat()
     found = [(setting, registry, str(flat[setting])) for setting, registry in REGISTRIES.items()]
+    if config.network.layers:
+        kinds = dict.fromkeys(line.kind for line in config.list_layers())
+        found = [each for each in found if each[1] is not LAYER_KINDS]
+        found += [(LAYER_KINDS.setting, LAYER_KINDS, kind) for kind in kinds]
     return [*found, (_DATA, SOURCES, config.data)]

@@ -18,11 +18,13 @@ _PACKAGE = __name__.partition(".")[0]
 class Registry(Generic[T]):
     """Maps names to parts. `register(name, part)` adds one, `registry[name]` finds it.
 
-    `setting` is the setting with which a configuration selects a part, such as objective.name.
+    `setting` is the setting with which a configuration selects a part, such as objective.name. With `keeps_classes`,
+    parts are classes that are used as they are: their settings are handed to each instance by those who make it.
     """
 
-    def __init__(self, noun: str, setting: str) -> None:
+    def __init__(self, noun: str, setting: str, *, keeps_classes: bool = False) -> None:
         self.noun, self.setting = noun, setting
+        self._keeps_classes = keeps_classes
         self._parts: dict[str, Any] = {}
         self._settings: dict[str, type | None] = {}
         self._made: dict[tuple[str, Any], T] = {}  # instances of parts that have settings of their own
@@ -83,7 +85,7 @@ class Registry(Generic[T]):
         return kind(**given)
 
     def _make(self, name: str, settings: Any) -> T:
-        if settings is None:
+        if settings is None or self._keeps_classes:
             return cast(T, self._parts[name])
         if (name, settings) not in self._made:
             self._made[name, settings] = self._parts[name](settings)

@@ -232,8 +232,8 @@ def _sum_tiles(stage: Stage, reading: Reading, goodness: Goodness) -> Tensor:
     """A layer's goodness of all labels, (num_samples, num_classes), summed over its tiles, one at a time."""
     total: Tensor | None = None
     for _, tile in stage.layer:
-        num_units = stage.layer.spec.num_units
-        found = measure_goodness(stage.transfer, tile, stage.caches[0], reading, goodness, num_units)
+        spec = stage.layer.spec
+        found = measure_goodness(stage.transfer, tile, spec, stage.caches[0], reading, goodness, spec.num_units)
         total = found if total is None else total.add_(found)
     assert total is not None, "a layer has a tile"
     return total

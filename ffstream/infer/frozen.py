@@ -90,7 +90,7 @@ def load_committed(
     directory: RunDirectory, blueprint: Blueprint, spec: LayerSpec, device: torch.device, workspace: Workspace
 ) -> FrozenLayer:
     """A committed layer, its digest checked. A single tile is loaded to the device now, several each in its turn."""
-    tiles = blueprint.tiles
+    tiles = blueprint.tiles_of(spec)
     if len(tiles) == 1:
         layer = blueprint.make_layer(spec, tiles[0])
         directory.load_layer(spec.index, layer)

@@ -75,19 +75,19 @@ class FFNetwork(nn.Module):
         ]
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The normalised activities of each layer on images without a label: (n, num_units) per layer, in its dtype."""
+        """What each layer hands on of images without a label: (n, features) per layer, in its dtype."""
         rows = self._make_rows(images, self._method.rows.neutral_rows)
         return [
-            handed_on[:, : layer.num_units].to(preactivations.dtype)
-            for layer, preactivations, handed_on in self._pass(rows)
+            handed_on[:, : spec.handed_on.num_features].to(preactivations.dtype)
+            for spec, (_, preactivations, handed_on) in zip(self._specs, self._pass(rows), strict=True)
         ]
 
     def add_readout(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the network the softmax readout of a run: weights (C, num_units) and biases (C,) by layer."""
+        """Give the network the softmax readout of a run: weights (C, features) and biases (C,) by layer."""
         for name in tensors:
             index, _, part = name.partition(".")
             if part == "weight":
-                readout = nn.Linear(self.config.width, self._facts.num_classes, dtype=torch.float32)
+                readout = nn.Linear(tensors[name].shape[1], self._facts.num_classes, dtype=torch.float32)
                 readout.load_state_dict({key: tensors[f"{index}.{key}"] for key in ("weight", "bias")}, assign=True)
                 self.readout[index] = readout
 

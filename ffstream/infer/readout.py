@@ -146,14 +146,14 @@ def _neutral_rows(rows: SampleRows, part: Split, scaling: Scaling) -> RowsOf:
 def _fit(
     transfer: Transfer, cache: ActivationCache, spec: LayerSpec, labels: Tensor, logits: Tensor, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """Weights (C, num_units) and biases (C,) of one layer, by cross-entropy, added to `logits` (n, C) from below."""
+    """Weights (C, features) and biases (C,) of one layer, by cross-entropy, added to `logits` (n, C) from below."""
     settings, device = config.readout, transfer.device
-    weight = torch.zeros(logits.shape[1], spec.num_units, device=device)
+    weight = torch.zeros(logits.shape[1], spec.handed_on.num_features, device=device)
     bias = torch.zeros(logits.shape[1], device=device)
     weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
     decay = settings.weight_decay
     if isinstance(decay, str):
-        decay = _AUTO_DECAY * min(spec.num_units / _AUTO_UNITS, 1.0) ** 2
+        decay = _AUTO_DECAY * min(spec.handed_on.num_features / _AUTO_UNITS, 1.0) ** 2
     optimiser = torch.optim.AdamW([weight, bias], lr=settings.learning_rate, weight_decay=decay, fused=True)
     labels, logits = labels.to(device), logits.to(device)
     for epoch in range(settings.epochs):
@@ -164,7 +164,7 @@ def _fit(
             samples = cache.layout.shard_range(shard)
             shard_labels, shard_logits = labels[samples], logits[samples]
             for index in all_to_device(compute_batches(len(block), settings.batch, generator), device):
-                rows = block[:, 0, : spec.num_units].index_select(0, index).float()
+                rows = block[:, 0, : spec.handed_on.num_features].index_select(0, index).float()
                 scores = shard_logits.index_select(0, index) + F.linear(rows, weight, bias)
                 gradient = torch.softmax(scores, dim=1)
                 gradient -= F.one_hot(shard_labels.index_select(0, index), logits.shape[1])
@@ -182,6 +182,6 @@ def _fit(
 def _logits(transfer: Transfer, cache: ActivationCache, spec: LayerSpec, weight: Tensor, bias: Tensor) -> Tensor:
     logits = Gathering(cache.layout.num_samples, transfer.device)
     for shard, block in transfer.blocks(cache, range(cache.layout.num_shards)):
-        found = F.linear(block[:, 0, : spec.num_units].float(), weight, bias)
+        found = F.linear(block[:, 0, : spec.handed_on.num_features].float(), weight, bias)
         logits.put(cache.layout.shard_range(shard).start, found)
     return logits.finish()

@@ -21,7 +21,7 @@ from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
-from ffstream.field.network import LayerSpec, count_distinct
+from ffstream.field.network import LayerSpec
 from ffstream.plan.footprint import (
     WRITTEN,
     Footprint,
@@ -64,7 +64,7 @@ def do_on_paper(
     where nothing is drawn on the device. `keeps_cast` says that all weights are kept in the type of products.
     """
     config = blueprint.config
-    specs = blueprint.specs[: count_distinct(config)]
+    specs = blueprint.distinct
     parts = parts or part_sizes("cpu" if draws_on_device else ANY)
     work = _PaperWork(blueprint, draws_on_device, Workspace(PAPER, parts, keeps_cast=keeps_cast))
     layers: list[PaperLayer] = []
@@ -107,11 +107,11 @@ class _Shard:
     These are not in the ledger, as the footprint counts them as slots.
     """
 
-    def __init__(self, layout: CacheLayout, out_features: int, parts: PartSizes) -> None:
+    def __init__(self, layout: CacheLayout, spec: LayerSpec, parts: PartSizes) -> None:
         self.block = torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
-        self.num_samples = min(chunk_samples(layout.num_rows, parts), len(self.block))  # of the chunk
+        self.num_samples = min(chunk_samples(layout.num_rows, parts, spec), len(self.block))  # of the chunk
         self.chunk = self.block[: self.num_samples].flatten(0, 1)
-        self.written = torch.empty(len(self.chunk), out_features, dtype=layout.dtype, device=PAPER)
+        self.written = torch.empty(len(self.chunk), spec.out_features, dtype=layout.dtype, device=PAPER)
 
 
 class _PaperWork:
@@ -183,8 +183,8 @@ class _PaperWork:
 
         With `begins_small`, the first batch is the smallest that an epoch may begin with.
         """
-        tiles = self._blueprint.tiles
-        shards = {name: _Shard(layout, spec.out_features, self._workspace.parts) for name, layout in layouts.items()}
+        tiles = self._blueprint.tiles_of(spec)
+        shards = {name: _Shard(layout, spec, self._workspace.parts) for name, layout in layouts.items()}
         kept = goodness_bytes(self._blueprint, layouts) if self._draws_on_device else {}
         if not self._draws_on_device:  # as the runner does for an accelerator
             self._workspace.clear()
@@ -212,9 +212,11 @@ class _PaperWork:
             for num_bytes in (*beside, kernels.in_passes):
                 self.trace.make(num_bytes)
             ledger.start_peak()
+            if layer.has_statistics:
+                layer.statistics_of(layer.preactivations(shards["train"].chunk))
             for _ in range(2 if spec.hands_on else 0):  # the second chunk reuses all buffers
                 start = ledger.work
-                self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards)
+                self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards, by_tiles=len(tiles) > 1)
                 done["hand_on"] = (ledger.work - start) * len(tiles)
             handing_on = ledger.peak_bytes + kernels.in_passes + sum(beside)
         on_host = 3 * kept.get("validation", 0)  # of the tiles so far, of this one, of the layers so far
@@ -299,7 +301,7 @@ class _PaperWork:
             if "validation" in shards:
                 done["sweep"] = measure("validation")
         buffers = {term: self._workspace.num_bytes(term) for term in _TERMS}
-        if units.stop < spec.num_units:  # the next tile builds on it; the optimiser is freed by then
+        if units.stop < spec.width:  # the next tile builds on it; the optimiser is freed by then
             done["measure"] = measure("train")
             peaks[-1] -= optimiser
         return _PaperTile(weights, optimiser, buffers, max(peaks), done)
@@ -322,9 +324,9 @@ class _PaperWork:
         figures = trainer.step_in_parts(noted(), num_samples, 1.0, generator)
         return figures, (before[-1] - before[-2]) * num_left_out
 
-    def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard]) -> None:
+    def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard], *, by_tiles: bool) -> None:
         """Hand on the first chunk of every split."""
-        hand_on_chunks = hand_on_by_tiles if self._sizes.num_tiles > 1 else hand_on_whole
+        hand_on_chunks = hand_on_by_tiles if by_tiles else hand_on_whole
         for name, shard in shards.items():
             self.trace.begin(reading(name))
             self.trace.begin(writing(name))

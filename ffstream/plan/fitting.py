@@ -253,13 +253,13 @@ class _Planner:
     def _draft(self, config: Config, tier: str, kernels: Sequence[KernelBytes], *, keeps_cast: bool = False) -> Plan:
         on_cpu = self.resources.device_type == "cpu"
         blueprint = self.blueprint(config)
-        _check_countable(blueprint.specs)
+        _check_countable(blueprint.distinct)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
         on_paper = add_slots(self._on_paper(blueprint, tuple(kernels), keeps_cast), blueprint, staged=staged)
         layers = plan_layers(blueprint, on_paper, self.resources.rates, tier if staged else None)
         shards = [
             layout.shard_bytes
-            for spec in blueprint.specs[:2]
+            for spec in blueprint.distinct
             for layout in cache_layouts(blueprint, spec.in_features).values()
         ]
         cache_bytes = max(layer.cache_bytes for layer in layers) + max(shards)  # output replaces input shard by shard
@@ -356,7 +356,7 @@ def _excess_bytes(plan: Plan) -> int:
 
 def _reserve_cache(blueprint: Blueprint) -> int:
     """Bytes that an accelerator's allocator reserves for the largest cache, and for a shard beside it."""
-    layouts = [list(cache_layouts(blueprint, spec.in_features).values()) for spec in blueprint.specs[:2]]
+    layouts = [list(cache_layouts(blueprint, spec.in_features).values()) for spec in blueprint.distinct]
     of_caches = [sum(reserve_alike(layout.shard_bytes, layout.num_shards) for layout in each) for each in layouts]
     return max(of_caches) + max(reserve_alike(layout.shard_bytes, 1) for each in layouts for layout in each)
 
@@ -367,10 +367,10 @@ def _need(noun: str, allowed_bytes: int, terms: dict[str, int]) -> Need:
 
 def _check_countable(specs: Sequence[LayerSpec]) -> None:
     """Raise BudgetError for a layer whose bytes do not fit in 64 bits: torch has no shape for it."""
-    for spec in specs[:2]:
-        if spec.in_features * spec.num_units > _MOST_WEIGHTS:
+    for spec in specs:
+        if spec.in_features * spec.width > _MOST_WEIGHTS:
             raise BudgetError(
-                f"plan: layer {spec.index + 1} has {spec.in_features} x {spec.num_units} weights; allowed "
+                f"plan: layer {spec.index + 1} has {spec.in_features} x {spec.width} weights; allowed "
                 f"{_MOST_WEIGHTS:.0e}, more cannot be counted in bytes; use a smaller --width"
             )
 
@@ -385,4 +385,4 @@ def _device_terms(footprint: Footprint) -> dict[str, int]:
 
 def _describe(layer: LayerPlan) -> str:
     tiles = f" in {layer.num_tiles} tiles" if layer.num_tiles > 1 else ""
-    return f"{layer.name}, {layer.in_features} x {layer.num_units}{tiles}"
+    return f"{layer.name}, {layer.shape}{tiles}"

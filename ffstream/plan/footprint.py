@@ -12,7 +12,7 @@ from ffstream.device.caching_allocator import Event, replay, reserve_alike
 from ffstream.device.ledger import Work
 from ffstream.device.parts import PartSizes
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.network import LayerSpec, count_distinct, count_in_stack
+from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.settings.config import Config
 
 
@@ -106,7 +106,7 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
     config = blueprint.config
     found: list[PaperLayer] = []
     read: list[CacheLayout] = []
-    for spec, layer in zip(blueprint.specs[: count_distinct(config)], layers, strict=True):
+    for spec, layer in zip(blueprint.distinct, layers, strict=True):
         read += cache_layouts(blueprint, spec.in_features).values()  # slots are kept and only grow
         coded_rows = layer.parts.coded_rows
         slots = max(layout.coding_bytes(coded_rows) for layout in read)
@@ -123,7 +123,7 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
             handing_on = max(handing_on, layer.writing + max(of_images.values()))
         if config.augmentation.restream:
             were_read = (
-                spec.place > 0 or config.epochs * blueprint.sizes.num_tiles > 1
+                spec.place > 0 or config.epochs * len(blueprint.tiles_of(spec)) > 1
             )  # before the last input was written, so that slots for reading exist
             handing_on = max(handing_on, layer.writing + of_images["train"] + (slots if were_read else 0))
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)

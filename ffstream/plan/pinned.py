@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from ffstream.cache import CacheLayout
 from ffstream.cache.transfer import NUM_SLOTS
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.network import count_distinct
 from ffstream.plan.footprint import PaperLayer, cache_layouts, goodness_bytes
 
 PROBED_BYTES = 16 << 20  # pinned once before a run, to see whether the system allows it
@@ -69,7 +68,7 @@ def _list_moments(
     for layout in images.values():
         yield _list_slots(layout, staged=staged)
     read: list[int] = []  # slots that a layer before may have left, as those for reading only grow
-    for spec, layer in zip(blueprint.specs[: count_distinct(config)], on_paper, strict=True):
+    for spec, layer in zip(blueprint.distinct, on_paper, strict=True):
         layouts = cache_layouts(blueprint, spec.in_features)
         train = layouts["train"]
         slots = _list_slots(train, staged=staged)

@@ -67,6 +67,7 @@ class LayerPlan:
     """The plan of layers that are alike."""
 
     numbers: list[int]  # from 1
+    shape: str  # of what a layer reads, and of its units
     in_features: int
     num_units: int
     num_tiles: int

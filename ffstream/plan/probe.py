@@ -194,9 +194,9 @@ def epochs_of_one_layer(
     num_classes, num_samples = 1 + max(config.negatives.per_step, 9), _NUM_STEPS * batch
     if config.labels.method == "overlay":
         config = config.override({"negatives.per_sample": "all"})  # as the number of classes is another here
+    config = config.override({"network.kind": "linear", "network.layers": (), "layers": 1})  # which allows every shape
     config = config.override({"width": width, "batch": batch, "epochs": 1})
     config = config.override({"network.tile_units": "auto", "micro_batch": "auto"})  # a whole layer, a batch at once
-    config = config.override({"network.kind": "linear"})  # other kinds do not allow every shape
     config = config.override({"augmentation.views": 1, "augmentation.restream": False})
     config = config.override({"cache.shard_samples": num_samples, "layers": 1})
     blueprint = Blueprint.of(config, DataShape(width, num_classes, {"train": num_samples}))
@@ -262,21 +262,21 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
 
     The libraries below torch may pack operands or keep a workspace: no formula tells how large these are.
     """
-    config, num_units = blueprint.config, blueprint.sizes.tile_units
+    config, width = blueprint.config, blueprint.tiles_of(spec)[0].stop
     layouts = cache_layouts(blueprint, spec.in_features)
     parts = part_sizes(device.type)
     most = parts.product_units  # a layer works on so many units at a time, and on a remainder
-    if num_units > most and LAYER_KINDS.of(config).tileable:
-        num_units = most + num_units % most
-    spec = dataclasses.replace(spec, num_units=num_units)
+    if width > most and LAYER_KINDS[spec.kind].tileable:
+        width = most + width % most
+    units = slice(0, width)
     of_one_class = dataclasses.replace(blueprint, data=dataclasses.replace(blueprint.data, num_classes=1))
 
     def multiply(where: torch.device, row_counts: set[int], *, training: bool) -> None:
         most = max(row_counts)
         with where if where == PAPER else contextlib.nullcontext():  # a layer is made on the host
-            layer = of_one_class.build_layer(spec).to(where)
+            layer = of_one_class.build_layer(spec, units).to(where)
         rows = torch.zeros(most, spec.in_features, device=where)
-        gradient = torch.zeros(most, spec.num_units, device=where)
+        gradient = torch.zeros(most, layer.num_units, device=where)
         layer.workspace = Workspace(where, parts)
         for num_rows in (most, *row_counts):  # the most rows first, which makes all buffers
             layer.preactivations(rows[:num_rows])
@@ -294,7 +294,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
 
     return KernelBytes(
         in_steps=measure(_step_rows(blueprint, layouts["train"]), training=True),
-        in_passes=measure(set().union(*(_pass_rows(each, parts) for each in layouts.values())), training=False),
+        in_passes=measure(set().union(*(_pass_rows(each, parts, spec) for each in layouts.values())), training=False),
     )
 
 
@@ -312,9 +312,9 @@ def _step_rows(blueprint: Blueprint, layout: CacheLayout) -> set[int]:
     return found - {0}
 
 
-def _pass_rows(layout: CacheLayout, parts: PartSizes) -> set[int]:
+def _pass_rows(layout: CacheLayout, parts: PartSizes, spec: LayerSpec) -> set[int]:
     """The numbers of rows that occur in the matrix products of a pass."""
-    chunk = chunk_samples(layout.num_rows, parts)
+    chunk = chunk_samples(layout.num_rows, parts, spec)
     sizes = layout.shard_sizes()
     counts = {min(chunk, samples) for samples in sizes} | {samples % chunk for samples in sizes}
     return {count * layout.num_rows for count in counts if count}

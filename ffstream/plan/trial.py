@@ -35,7 +35,7 @@ def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
     apart = sum(plan.device.terms.get(name, 0) for name in ("cache", "context"))
     allowed_bytes = plan.device.allowed_bytes - apart
     staged = plan.tier == "disk" or (plan.tier == "host" and device.type != "cpu")
-    for spec, planned in zip(blueprint.specs, plan.layers, strict=False):  # only those that differ in shape
+    for spec, planned in zip(blueprint.distinct, plan.layers, strict=True):
         layout = cache_layouts(blueprint, spec.in_features)["train"]
         cache = _BlankCache(layout, None if staged else device)
         taken = f"more than {format_bytes(allowed_bytes)}"
@@ -60,7 +60,7 @@ def _measure_steps(
 ) -> int:
     """Peak bytes of the first steps of a layer, or of the layer's first tile."""
     labels = torch.zeros(cache.layout.num_samples, dtype=torch.int64)
-    units, informed = blueprint.tiles[0], blueprint.config.epochs > 1
+    units, informed = blueprint.tiles_of(spec)[0], blueprint.config.epochs > 1
 
     def take_steps() -> None:
         layer = blueprint.build_layer(spec, units)

@@ -8,6 +8,7 @@ from ffstream.cache import CacheLayout
 from ffstream.device.ledger import Work
 from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.field.blueprint import Blueprint
+from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.plan.footprint import PaperLayer, cache_layouts
 from ffstream.plan.plan import LayerPlan, Rates
 from ffstream.settings.config import Config
@@ -23,27 +24,30 @@ def plan_layers(
     if they are not loaded.
     """
     plans = []
-    config, specs, candidates = blueprint.config, blueprint.specs, blueprint.method.candidates
-    shapes = [cache_layouts(blueprint, spec.in_features) for spec in specs[: len(on_paper)]]
-    for spec, layer, layouts in zip(specs, on_paper, shapes, strict=False):
-        alike = [other for other in specs if min(other.place, len(on_paper) - 1) == spec.index]
+    config, distinct, candidates = blueprint.config, blueprint.distinct, blueprint.method.candidates
+    shapes = [cache_layouts(blueprint, spec.in_features) for spec in distinct]
+    by_representative: dict[int, list[LayerSpec]] = {}
+    for spec, index in zip(blueprint.specs, blueprint.representatives, strict=True):
+        by_representative.setdefault(index, []).append(spec)
+    for spec, layer, layouts in zip(distinct, on_paper, shapes, strict=True):
+        alike = by_representative[spec.index]
         cached = sum(layout.num_bytes for layout in layouts.values())
-        num_tiles = blueprint.sizes.num_tiles
+        num_tiles = len(blueprint.tiles_of(spec))
         num_epochs = config.epochs * num_tiles
         in_epochs = num_epochs * sum(layout.epoch_bytes for layout in layouts.values())
         train = layouts["train"]
-        measured = _num_measured(blueprint, train) * (train.epoch_bytes // train.num_samples)
+        measured = _num_measured(config, num_tiles, train) * (train.epoch_bytes // train.num_samples)
         hands_on = any(other.hands_on for other in alike)
         moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
         read_bytes, written_bytes = in_epochs + measured + moved, moved // spec.in_features * spec.out_features
         anew = Work()
         if config.augmentation.restream:
-            once, more_read, more_written = _fresh_input(on_paper, shapes, [other.place for other in alike])
+            once, more_read, more_written = _fresh_input(blueprint, on_paper, shapes, alike)
             anew, read_bytes = once * num_epochs, read_bytes + more_read * num_epochs
             written_bytes += more_written * num_epochs
         seconds = hiding_units = None
         if rates is not None:
-            work = _all_work(blueprint, layer, layouts) + anew
+            work = _all_work(blueprint, spec, layer, layouts) + anew
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
             if tier is not None:
@@ -53,6 +57,7 @@ def plan_layers(
         plans.append(
             LayerPlan(
                 numbers=[other.index + 1 for other in alike],
+                shape=spec.describe(),
                 in_features=spec.in_features,
                 num_units=spec.num_units,
                 num_tiles=num_tiles,
@@ -67,45 +72,54 @@ def plan_layers(
     return plans
 
 
-def _num_measured(blueprint: Blueprint, train: CacheLayout) -> int:
+def _num_measured(config: Config, num_tiles: int, train: CacheLayout) -> int:
     """How many samples, counting every view, are measured while a layer trains, for later tiles to build on."""
-    config, num_tiles = blueprint.config, blueprint.sizes.num_tiles
     if config.augmentation.restream:  # all tiles so far, anew before every epoch
         return config.epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples
     return (num_tiles - 1) * train.num_stored
 
 
-def _all_work(blueprint: Blueprint, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
+def _all_work(blueprint: Blueprint, spec: LayerSpec, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
     """The work of training a layer, measuring it after every epoch and handing on; all tiles count as the largest."""
-    config, sizes = blueprint.config, blueprint.sizes
-    train, num_epochs, parts = layouts["train"], config.epochs * sizes.num_tiles, layer.parts
+    config, sizes, num_tiles = blueprint.config, blueprint.sizes, len(blueprint.tiles_of(spec))
+    train, num_epochs, parts = layouts["train"], config.epochs * num_tiles, layer.parts
     work = layer.step * (num_epochs * -(-train.num_samples // sizes.batch))
-    work += layer.measure * -(-_num_measured(blueprint, train) // chunk_samples(train.num_rows, parts))
+    num_measured = _num_measured(config, num_tiles, train)
+    work += layer.measure * -(-num_measured // chunk_samples(train.num_rows, parts, spec))
     if "validation" in layouts:
         validation = layouts["validation"]
-        work += layer.sweep * (num_epochs * -(-validation.num_samples // chunk_samples(validation.num_rows, parts)))
+        num_in_chunk = chunk_samples(validation.num_rows, parts, spec)
+        work += layer.sweep * (num_epochs * -(-validation.num_samples // num_in_chunk))
     num_moved = sum(layouts[name].num_stored for name in _lasting(config, layouts))
-    return work + layer.hand_on * _num_chunks(layouts, num_moved, parts)
+    return work + layer.hand_on * _num_chunks(layouts, num_moved, parts, spec)
 
 
 def _fresh_input(
-    on_paper: list[PaperLayer], shapes: list[dict[str, CacheLayout]], places: Sequence[int]
+    blueprint: Blueprint,
+    on_paper: list[PaperLayer],
+    shapes: list[dict[str, CacheLayout]],
+    alike: Sequence[LayerSpec],
 ) -> tuple[Work, int, int]:
     """Work, bytes read and bytes written to write a layer's input anew once, as means over several layers.
 
-    `places` are their positions in a stack. The images are written first; then each layer below reads what the one
-    below it wrote.
+    The images are written first; then each layer below in the stack reads what the one below it wrote.
     """
-    images, num_layers = shapes[0]["train"], len(places)
+    images, num_layers = shapes[0]["train"], len(alike)
     num_in_chunk = chunk_samples(images.num_rows, part_sizes("cpu"))  # images are made into rows on the host
     work = on_paper[0].write * (num_layers * -(-images.num_samples // num_in_chunk))
     read, written = 0, num_layers * images.num_bytes
-    for kind, (layer, layouts) in enumerate(zip(on_paper, shapes, strict=True)):
-        # Pairs of a layer and one below it that is of this kind; the last kind stands for all later layers.
-        num_passes = sum(max(k - kind, 0) if kind + 1 == len(shapes) else k > kind for k in places)
-        work += layer.hand_on * (num_passes * _num_chunks(layouts, layouts["train"].num_samples, layer.parts))
+    # How many layers below, in the same stack, the layers of each position have that a certain layer stands for.
+    of_stack = blueprint.representatives[: count_in_stack(blueprint.config)]
+    below: list[dict[int, int]] = [{}]
+    for index in of_stack:
+        below.append(below[-1] | {index: below[-1].get(index, 0) + 1})
+    for layer, spec, layouts in zip(on_paper, blueprint.distinct, shapes, strict=True):
+        num_passes = sum(below[other.place].get(spec.index, 0) for other in alike)
+        written_layout = cache_layouts(blueprint, spec.out_features)["train"]
+        num_chunks = _num_chunks(layouts, layouts["train"].num_samples, layer.parts, spec)
+        work += layer.hand_on * (num_passes * num_chunks)
         read += num_passes * layouts["train"].num_bytes
-        written += num_passes * shapes[min(kind + 1, len(shapes) - 1)]["train"].num_bytes
+        written += num_passes * written_layout.num_bytes
     return work // num_layers, read // num_layers, written // num_layers
 
 
@@ -114,7 +128,8 @@ def _lasting(config: Config, layouts: Mapping[str, CacheLayout]) -> list[str]:
     return [name for name in layouts if name != "train" or not config.augmentation.restream]
 
 
-def _num_chunks(layouts: Mapping[str, CacheLayout], num_samples: int, parts: PartSizes) -> int:
+def _num_chunks(layouts: Mapping[str, CacheLayout], num_samples: int, parts: PartSizes, spec: LayerSpec) -> int:
     """How often a chunk of each split is handed on until `num_samples` samples of all splits are."""
-    first_chunks = sum(min(chunk_samples(layout.num_rows, parts), layout.num_samples) for layout in layouts.values())
+    in_chunks = (min(chunk_samples(each.num_rows, parts, spec), each.num_samples) for each in layouts.values())
+    first_chunks = sum(in_chunks)
     return -(-num_samples // first_chunks)

@@ -38,7 +38,7 @@ from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
-from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, write_rows
+from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, settle, write_rows
 from ffstream.training.silence import find_silent
 
 # Under which name the time of an action is counted that no lap within it counts. In training, that time goes to
@@ -80,7 +80,7 @@ class Runner:
         self._stopwatch = self._transfer.stopwatch
         # Shared by all layers, so that each reuses the buffers of the last.
         self._workspace = Workspace(device, keeps_cast=plan.keeps_cast)
-        self._tiles = blueprint.tiles
+        self._tiles_of = blueprint.tiles_of
         self._has_said_silent = False  # whether a silent layer was warned of, as those above it are silent too
         self._resident: FrozenLayer | None = None  # the layer that is kept on the device
         self._commits = Commits(self._metrics, self._transfer)
@@ -126,7 +126,7 @@ class Runner:
             num_layers=len(self._specs),
             num_done=num_done,
             num_samples=len(self._labels[TRAIN]),
-            num_tiles=len(self._tiles),
+            num_tiles=max(len(self._tiles_of(spec)) for spec in {each.shape: each for each in self._specs}.values()),
             num_epochs=self._config.epochs,
             is_labelled=self._config.labels.method != "none",
             device_type=self._device.type,
@@ -171,7 +171,7 @@ class Runner:
         for number in range(num_finished):
             so_far = self._add_tile(spec, self._load_tile(spec, number), so_far, self._caches.lasting)
         num_samples, training_s = 0, 0.0
-        last = len(self._tiles) - 1
+        last = len(self._tiles_of(spec)) - 1
         for number in range(num_finished, last + 1):
             layer, epochs, goodness = self._train_tile(spec, number, start_epoch, so_far)
             start_epoch = (number + 1) * self._config.epochs
@@ -181,7 +181,10 @@ class Runner:
                 self._commits.add(partial(self._directory.write_tile, spec.index, number, start_epoch, layer))
                 so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
                 del layer  # so that its memory is free before the next one is made
-        samples_per_s = num_samples / max(training_s, _LEAST_S) / len(self._tiles)
+        if layer.has_statistics:
+            self._workspace.clear()  # frees the buffers of training steps, as for handing on
+            settle(self._transfer, layer, spec, self._caches.current[TRAIN])
+        samples_per_s = num_samples / max(training_s, _LEAST_S) / (last + 1)
         self._commit_layer(spec, layer, epochs[-1], goodness, samples_per_s, time.perf_counter() - start_s)
         if TRAIN not in self._caches.lasting:
             self._caches.current.pop(TRAIN).drop()
@@ -196,6 +199,7 @@ class Runner:
         elapsed_s: float,
     ) -> None:
         """Commit a layer. `layer` is its last tile, or the whole layer if it has only one."""
+        tiles = self._tiles_of(spec)
         error, error_to_here = self._sweep.add(goodness) if goodness is not None else (None, None)
         summary = LayerFigures(
             layer=spec.index + 1,
@@ -214,11 +218,11 @@ class Runner:
         self._transfer.finish()  # what the layer depends on must be durable first
         self._commits.add(
             lambda seal: self._directory.write_layer(
-                spec.index, layer, goodness, summary.to_mapping(), seal, len(self._tiles)
+                spec.index, layer, goodness, summary.to_mapping(), seal, len(tiles)
             )
         )
-        if len(self._tiles) == 1:
-            self._resident = FrozenLayer(spec, self._tiles, lambda _: layer)
+        if len(tiles) == 1:
+            self._resident = FrozenLayer(spec, tiles, lambda _: layer)
         self._observer.on_layer(summary)
         silent = find_silent(summary)
         if silent is not None and not self._has_said_silent:
@@ -263,7 +267,7 @@ class Runner:
 
     def _make_trainer(self, spec: LayerSpec, number: int) -> LayerTrainer:
         """The trainer of a new tile."""
-        units = self._tiles[number]
+        units = self._tiles_of(spec)[number]
         layer = self._blueprint.build_layer(spec, units)
         layer.workspace = self._workspace
         return LayerTrainer(layer, spec.index, self._blueprint, self._device, units)
@@ -303,7 +307,7 @@ class Runner:
         self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness, part: EpochPart | None
     ) -> tuple[EpochFigures, Tensor | None]:
         """Train for one epoch, or what is left of it behind `part`, measure, and save the progress."""
-        number, num_epochs = spec.index + 1, self._config.epochs * len(self._tiles)
+        number, num_epochs = spec.index + 1, self._config.epochs * len(self._tiles_of(spec))
 
         def on_tick(figures: EpochFigures) -> None:
             check_interrupts()
@@ -356,7 +360,7 @@ class Runner:
     def _load_tile(self, spec: LayerSpec, number: int) -> Layer:
         """Load a finished tile of the layer being trained."""
         with PAPER:
-            tile = self._blueprint.make_layer(spec, self._tiles[number])
+            tile = self._blueprint.make_layer(spec, self._tiles_of(spec)[number])
         self._directory.load_tile(spec.index, number, tile)
         tile.to(self._device).workspace = self._workspace
         return tile
@@ -372,9 +376,12 @@ class Runner:
         """The goodness of the tiles so far and of one more, on those of the named splits that exist."""
         found: _Goodness = {}
         for name in self._labels.keys() & names:
-            averaged = self._blueprint.sizes.tile_units if name == TRAIN else spec.num_units  # as the trainer does
+            in_tile = self._tiles_of(spec)[0].stop * spec.units.num_places
+            averaged = in_tile if name == TRAIN else spec.num_units  # as the trainer does
             cache = self._caches.current[name]
-            found[name] = measure_goodness(self._transfer, tile, cache, self._method.reading, self._goodness, averaged)
+            found[name] = measure_goodness(
+                self._transfer, tile, spec, cache, self._method.reading, self._goodness, averaged
+            )
             if name in so_far:
                 found[name] += so_far[name]
         return found

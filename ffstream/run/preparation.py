@@ -18,7 +18,6 @@ from ffstream.device.reservations import planning, reserved
 from ffstream.errors import RunMismatchError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import make_label_method
-from ffstream.field.network import count_distinct
 from ffstream.field.parts import complete_parts
 from ffstream.ground.files import expand_home
 from ffstream.ground.plugins import load_plugins
@@ -155,7 +154,7 @@ def prepare(
     def kernels(sized: Blueprint) -> list[KernelBytes]:
         if not measure and device.type == "cpu":
             return []
-        return [measure_kernels(sized, spec, device) for spec in sized.specs[: count_distinct(sized.config)]]
+        return [measure_kernels(sized, spec, device) for spec in sized.distinct]
 
     with planning() if reservation is not None else contextlib.nullcontext():
         if reservation is not None:  # other processes may have reserved memory while the data were read

@@ -17,6 +17,7 @@ from typing import Any
 
 from ffstream.errors import ConfigError, nearest
 from ffstream.ground.files import read_regular
+from ffstream.settings.layer_list import LayerLine, list_lines, read_layers
 from ffstream.settings.limits import check_fields, documented, list_settings, setting, show
 from ffstream.settings.names import KINDS
 from ffstream.settings.recipes import AUTO, DEFAULT, RECIPES, choose_recipe
@@ -47,7 +48,7 @@ _FREE_SETTINGS = ["layers", "device", "data", "data_root", "bad_images", "plugin
 _FREE_SETTINGS += ["cache.tier", "cache.folder"]
 # Settings that were added later, each with the value that describes what all runs did before. A setting of this value
 # is left out of a run's identity, so that the identities of older runs do not change.
-LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto"}
+LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto", "network.layers": ()}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -151,8 +152,24 @@ class Config:
                     f"config {name}: found {getattr(self, name)!r}, allowed a {section.__name__}; a single setting is "
                     f'changed with Config(...).override({{"{name}.key": value}})'
                 )
-            check_fields(getattr(self, name), prefix=f"{name}.")
+            check_fields(getattr(self, name), prefix=f"{name}.", skipped=("layers",))
         check_fields(self, prefix="", skipped=(*_SECTIONS, "plugins", "parts"))
+        if self.network.layers != ():
+            self._read_layers()
+
+    def _read_layers(self) -> None:
+        """Write the layers that are listed in one form, as one stack; take their number and largest width from them."""
+        object.__setattr__(self, "network", dataclasses.replace(self.network, layers=read_layers(self.network.layers)))
+        lines = self.list_layers()
+        if not lines:
+            return
+        object.__setattr__(self, "network", dataclasses.replace(self.network, stack_layers=0))
+        object.__setattr__(self, "layers", len(lines))
+        object.__setattr__(self, "width", max(line.width for line in lines))
+
+    def list_layers(self) -> list[LayerLine]:
+        """The layers one by one, if they are listed; else none."""
+        return list_lines(self.network.layers, self.layers) if self.network.layers else []
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Config:
@@ -191,7 +208,19 @@ class Config:
             part = {key.partition(".")[2]: v for key, v in settings.items() if key.startswith(f"{name}.")}
             if part:
                 top[name] = dataclasses.replace(getattr(self, name), **part)
-        return dataclasses.replace(self, **top)
+        made = dataclasses.replace(self, **top)
+        for name, words in (("layers", "lists {} layers"), ("width", "has layers of {} units or channels at most")):
+            if made.network.layers and settings.get(name, getattr(made, name)) != getattr(made, name):
+                raise ConfigError(
+                    f"config {name}: found {show(settings[name])}, but network.layers "
+                    f"{words.format(getattr(made, name))}; leave one of them out"
+                )
+        if made.network.layers and settings.get("network.stack_layers"):
+            raise ConfigError(
+                f"config network.stack_layers: found {show(settings['network.stack_layers'])}, allowed 0 with "
+                "network.layers, whose layers make one stack; leave one of them out"
+            )
+        return made
 
     def to_mapping(self) -> dict[str, Any]:
         """Nested plain settings, the inverse of `from_mapping`."""
@@ -224,7 +253,7 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a layer learns: two runs that agree on them share their layers."""
         return {
-            key: value
+            key: list(value) if isinstance(value, tuple) else value  # as it is when it is read again
             for key, value in self.to_flat().items()
             if key not in _FREE_SETTINGS and key.partition(".")[0] not in _FREE_SECTIONS
             if LATER_SETTINGS.get(key, ...) != value

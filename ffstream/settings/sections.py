@@ -15,6 +15,11 @@ class NetworkConfig:
     """The kind and the shape of the layers, and what each of them reads."""
 
     kind: str = setting("linear", "The kind of the layers: linear (dense), or local (windows of the image).")
+    layers: tuple[str, ...] = setting(
+        (),
+        "The layers one by one, if they differ: a text such as 'conv64 pool conv128x2 dense512', a form such as vgg or "
+        "vgg8, or a list. They make one stack. Empty: all have one kind and width.",
+    )
     input_skip: bool = setting(False, "Every layer also reads the normalised image, beside the layer below.")
     stack_layers: int = setting(
         4, "Layers in a stack: the next layer reads the images again. 0 makes all layers one stack.", at_least=0

@@ -18,6 +18,7 @@ from ffstream.device.accelerator import operand_dtype
 from ffstream.device.parts import part_sizes
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
+from ffstream.field.network import LayerSpec
 from ffstream.ground import seeding
 from ffstream.settings.config import Config
 from ffstream.settings.sizes import Sizes
@@ -78,7 +79,7 @@ class ResidentFF(Rival):
             layer = trainer.layer
             found = [
                 self._method.reading.sweep(layer, self._goodness, layer.preactivations(chunk.flatten(0, 1)), len(chunk))
-                for chunk in self._chunks(rows)
+                for chunk in self._chunks(rows, self._specs[number])
             ]
             total = total.to(self._device) + torch.cat(found)
             rows = self._hand_on(number, rows)
@@ -87,13 +88,13 @@ class ResidentFF(Rival):
     def _hand_on(self, number: int, rows: Tensor) -> Tensor:
         spec, layer = self._specs[number], self._trainers[number].layer
         handed = torch.empty(*rows.shape[:2], spec.out_features, dtype=rows.dtype, device=rows.device)
-        pairs = zip(self._chunks(rows), self._chunks(handed), strict=True)
-        whole = FrozenLayer(spec, [slice(0, spec.num_units)], lambda _: layer)
+        pairs = zip(self._chunks(rows, spec), self._chunks(handed, spec), strict=True)
+        whole = FrozenLayer(spec, [slice(0, spec.width)], lambda _: layer)
         hand_on_whole(whole, [(chunk.flatten(0, 1), written.flatten(0, 1)) for chunk, written in pairs])
         return handed
 
-    def _chunks(self, rows: Tensor) -> Sequence[Tensor]:
-        return torch.split(rows, chunk_samples(rows.shape[1], part_sizes(rows.device.type)))
+    def _chunks(self, rows: Tensor, spec: LayerSpec) -> Sequence[Tensor]:
+        return torch.split(rows, chunk_samples(rows.shape[1], part_sizes(rows.device.type), spec))
 
 
 class Backprop(Rival):

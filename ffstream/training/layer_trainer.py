@@ -78,9 +78,11 @@ class LayerTrainer:
         self.optimiser = LayerOptimiser(layer, blueprint.optimiser, config.optimiser, self._workspace)
         self._goodness, self._objective = blueprint.goodness, blueprint.objective
         self._similarity = blueprint.similarity
-        num_so_far, num_in_tile = units.stop if units is not None else layer.num_units, self._sizes.tile_units
+        spec = blueprint.specs[layer_index]
+        num_so_far = (units.stop if units is not None else spec.width) * spec.units.num_places
+        num_in_tile = blueprint.tiles_of(spec)[0].stop * spec.units.num_places
         self._weight = self._goodness.weight(layer.num_units, num_in_tile)
-        whole = self._default_threshold(config.width)
+        whole = self._default_threshold(spec.num_units)
         threshold = self._default_threshold(num_so_far) * self._goodness.weight(num_so_far, num_in_tile)
         if not isinstance(config.objective.threshold, str):
             threshold = config.objective.threshold * (threshold / whole if whole else 1.0)
@@ -350,14 +352,15 @@ class LayerTrainer:
         return activities, goodness
 
     def _peer_gradient(self, positive_activities: Tensor, share: float) -> Tensor:
-        """The gradient that pulls each unit's running mean activity towards that of its peers: (num_units,).
+        """The gradient that pulls the running mean activity of each unit, or channel, to its peers': (num_units,).
 
         It acts on the positive pass only and is not gated by the ReLU, so that it revives dead units (as in Hinton's
         program). `share` is the part's share of the batch; the running mean takes that share of a step.
         """
         objective, mean = self._config.objective, self.layer.mean_activity
-        mean.lerp_(positive_activities.mean(dim=0), 1 - objective.peer_momentum**share)
-        return (mean - mean.mean()) * objective.peer_normalisation
+        found = self.layer.average(positive_activities.mean(dim=0))
+        mean.lerp_(found, 1 - objective.peer_momentum**share)
+        return self.layer.spread((mean - mean.mean()) * objective.peer_normalisation)
 
 
 def _sum_figures(loss: Tensor, goodness: Tensor) -> Tensor:

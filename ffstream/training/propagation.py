@@ -57,6 +57,7 @@ class FrozenLayer:
 def measure_goodness(
     transfer: Transfer,
     tile: Layer,
+    spec: LayerSpec,
     cache: ActivationCache,
     reading: Reading,
     goodness: Goodness,
@@ -69,7 +70,7 @@ def measure_goodness(
     """
     total = Gathering(cache.layout.num_stored, transfer.device)
     weight = goodness.weight(tile.num_units, num_units)
-    step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type))
+    step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type), spec)
     for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
         start = cache.layout.stored_range(shard).start
         for chunk in rows.split(step):
@@ -88,7 +89,7 @@ def propagate(
     With `move`, a shard of `source` is freed as soon as that of `target` is durable, so that both caches together take
     little more space than one.
     """
-    step = chunk_samples(source.layout.num_rows, part_sizes(transfer.device.type))
+    step = chunk_samples(source.layout.num_rows, part_sizes(transfer.device.type), layer.spec)
     hand_on_shard = hand_on_whole if layer.num_tiles == 1 else hand_on_by_tiles
     for shard, rows in transfer.blocks(source, target.missing()):
         with transfer.storing(target, shard, partial(source.free, shard) if move else None) as output:
@@ -122,6 +123,18 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
         written[:, -num_skip:] = rows[:, -num_skip:]
 
 
-def chunk_samples(num_rows: int, parts: PartSizes) -> int:
-    """How many samples, of `num_rows` rows each, make up one matrix product of a pass."""
-    return max(1, parts.chunk_rows // num_rows)
+@torch.no_grad()
+def settle(transfer: Transfer, layer: Layer, spec: LayerSpec, cache: ActivationCache) -> None:
+    """Tell a trained layer what it has to know of all rows of its training cache before it hands on."""
+    total = torch.zeros(())
+    step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type), spec)
+    for _, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
+        for chunk in rows.split(step):
+            total = total + layer.statistics_of(layer.preactivations(chunk.flatten(0, 1))).to("cpu", torch.float64)
+    layer.settle(total)
+
+
+def chunk_samples(num_rows: int, parts: PartSizes, spec: LayerSpec | None = None) -> int:
+    """How many samples, of `num_rows` rows each, make up one product of a pass, through a layer if `spec` is given."""
+    most_rows = parts.chunk_rows if spec is None else spec.limit_rows(parts.chunk_rows)
+    return max(1, most_rows // num_rows)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ffstream.device.memory import measure_peak_bytes
 from ffstream.field.goodness import GOODNESSES, Goodness
-from ffstream.field.layers import Linear
+from tests.helpers import make_dense
 
 REFERENCES = {
     "sum_squares": lambda h: (h * h).sum(1),
@@ -20,7 +20,7 @@ REFERENCES = {
     "mean": lambda h: h.mean(1),
 }
 
-LAYER = Linear(1, 1)
+LAYER = make_dense(1, 1)
 
 
 def draw(seed, num_rows, num_units):

@@ -14,7 +14,7 @@ from ffstream.field.network import compute_layer_specs, hand_on
 from ffstream.field.normalisation import length_normalise
 from ffstream.field.optimisers import OPTIMISERS
 from ffstream.training.optimiser import LayerOptimiser
-from tests.helpers import describe
+from tests.helpers import describe, make_dense
 
 
 def draw(*shape, seed=0):
@@ -24,9 +24,9 @@ def draw(*shape, seed=0):
 class Squared(Layer):
     """A layer kind that leaves its gradient to the base class."""
 
-    def __init__(self, in_features, num_units, compute_dtype=torch.float32):
-        super().__init__(in_features, num_units, compute_dtype)
-        self.weight = torch.nn.Parameter(draw(num_units, in_features))
+    def __init__(self, shape, compute_dtype=torch.float32):
+        super().__init__(shape, compute_dtype)
+        self.weight = torch.nn.Parameter(draw(self.num_units, self.in_features))
 
     def initialise(self, generator):
         with torch.no_grad():
@@ -50,7 +50,7 @@ def whole_gradients(layer, rows, gradient):
     ("kind", "in_features", "num_units"), [(Linear, 6, 4), (Squared, 6, 4), (Linear, 7, 1500), (Linear, 3000, 3)]
 )
 def test_gradients_equal_autograd_over_the_whole_layer(kind, in_features, num_units):
-    layer = kind(in_features, num_units)
+    layer = make_dense(in_features, num_units, kind=kind)
     rows, gradient = draw(9, in_features, seed=1), draw(9, num_units, seed=2)
     layer.initialise(torch.Generator().manual_seed(3))
     layer.preactivations(rows).backward(gradient)
@@ -64,7 +64,7 @@ def test_gradients_equal_autograd_over_the_whole_layer(kind, in_features, num_un
     ("kind", "in_features", "num_units"), [(Linear, 6, 4), (Linear, 6, 1030), (Linear, 2500, 5), (Squared, 6, 4)]
 )
 def test_the_gradient_of_the_rows_equals_autograd(kind, in_features, num_units, workspace):
-    layer = kind(in_features, num_units)
+    layer = make_dense(in_features, num_units, kind=kind)
     layer.initialise(torch.Generator().manual_seed(3))
     rows, gradient = draw(9, in_features, seed=1).requires_grad_(), draw(9, num_units, seed=2)
     layer.preactivations(rows).backward(gradient)
@@ -85,7 +85,7 @@ def test_groups_cover_the_units_once_in_order(num_units, most):
 
 
 def test_bf16_products_stay_close_to_fp32():
-    exact, rounded = Linear(256, 64), Linear(256, 64, torch.bfloat16)
+    exact, rounded = make_dense(256, 64), make_dense(256, 64, torch.bfloat16)
     for layer in (exact, rounded):
         layer.initialise(torch.Generator().manual_seed(0))
     rows = length_normalise(draw(100, 256))
@@ -96,7 +96,7 @@ def test_bf16_products_stay_close_to_fp32():
 
 
 def test_weights_start_with_variance_one_over_fan_in_and_biases_at_zero():
-    layer = Linear(400, 300)
+    layer = make_dense(400, 300)
     layer.initialise(torch.Generator().manual_seed(0))
     weight = layer.weight.detach()
     assert float(weight.std()) == pytest.approx(400**-0.5, rel=0.02)
@@ -132,8 +132,8 @@ def test_what_is_handed_on_is_normalised_and_keeps_the_image():
     config = ff.Config(layers=2, width=30).override({"network.input_skip": True})
     specs = compute_layer_specs(config, 64)
     image = length_normalise(draw(5, 64))
-    first = hand_on(Linear(1, 30), specs[0], image, draw(5, 30))
-    second = hand_on(Linear(1, 30), specs[1], first, draw(5, 30, seed=9))
+    first = hand_on(make_dense(1, 30), specs[0], image, draw(5, 30))
+    second = hand_on(make_dense(1, 30), specs[1], first, draw(5, 30, seed=9))
     for rows in (first, second):
         torch.testing.assert_close(rows[:, 30:], image)
         torch.testing.assert_close(rows[:, :30].square().mean(1), torch.ones(5), rtol=1e-3, atol=1e-3)
@@ -147,7 +147,7 @@ def test_length_normalisation_ignores_length_and_keeps_zero():
 
 def test_bf16_gradients_stay_close_to_fp32():
     rows, gradient = length_normalise(draw(100, 256)), draw(100, 64, seed=4)
-    exact, rounded = Linear(256, 64), Linear(256, 64, torch.bfloat16)
+    exact, rounded = make_dense(256, 64), make_dense(256, 64, torch.bfloat16)
     ours, theirs = whole_gradients(rounded, rows, gradient), whole_gradients(exact, rows, gradient)
     for name, value in ours.items():
         assert value.dtype == torch.float32
@@ -156,7 +156,7 @@ def test_bf16_gradients_stay_close_to_fp32():
 
 @pytest.mark.parametrize("kind", [Linear, Squared])
 def test_gradients_leave_the_embedding_the_rows_and_the_gradient_alone(kind):
-    layer, rows, gradient = kind(6, 4), draw(9, 6, seed=1), draw(9, 4, seed=2)
+    layer, rows, gradient = make_dense(6, 4, kind=kind), draw(9, 6, seed=1), draw(9, 4, seed=2)
     layer.label_embedding = torch.nn.Parameter(draw(3, 4))
     kept_rows, kept_gradient = rows.clone(), gradient.clone()
     assert "label_embedding" not in [name for name, _, _ in layer.gradients(rows, gradient)]
@@ -167,7 +167,7 @@ def test_gradients_leave_the_embedding_the_rows_and_the_gradient_alone(kind):
 
 @pytest.mark.parametrize("num_units", [4, 600, 1024, 1500, 2049])
 def test_products_in_bfloat16_leave_every_unit_its_own_gradient(num_units):
-    layer = Linear(7, num_units, torch.bfloat16)
+    layer = make_dense(7, num_units, torch.bfloat16)
     layer.initialise(torch.Generator().manual_seed(3))
     layer.workspace = Workspace(torch.device("cpu"))
     rows, gradient = draw(9, 7, seed=1).bfloat16(), draw(9, num_units, seed=2)
@@ -181,14 +181,14 @@ def test_products_in_bfloat16_leave_every_unit_its_own_gradient(num_units):
 
 
 def test_a_sum_that_is_known_is_not_summed_again():
-    layer, total = Linear(6, 4), draw(4)
+    layer, total = make_dense(6, 4), draw(4)
     layer.initialise(torch.Generator().manual_seed(3))
     found = {name: value for name, _, value in layer.gradients(draw(9, 6), draw(9, 4), total)}
     assert torch.equal(found["bias"], total)
 
 
 def test_a_short_last_batch_leaves_no_trace_of_the_one_before():
-    layer = Linear(6, 4)
+    layer = make_dense(6, 4)
     layer.initialise(torch.Generator().manual_seed(3))
     layer.workspace = Workspace(torch.device("cpu"))
     whole_gradients(layer, draw(9, 6), draw(9, 4, seed=2))
@@ -216,7 +216,7 @@ def change_by_an_update(layer):
     ],
 )
 def test_products_are_always_those_of_the_weights_as_they_are(change):
-    layer, rows = Linear(6, 4, torch.bfloat16), draw(9, 6)
+    layer, rows = make_dense(6, 4, torch.bfloat16), draw(9, 6)
     layer.initialise(torch.Generator().manual_seed(3))
     layer.workspace = Workspace(torch.device("cpu"))
     with torch.no_grad():
@@ -231,7 +231,7 @@ def test_products_are_always_those_of_the_weights_as_they_are(change):
 def test_layers_that_share_a_workspace_multiply_by_their_own_weights():
     rows, room = draw(9, 6), Workspace(torch.device("cpu"))
     for seed in range(5):  # each in the memory of the one before
-        layer = Linear(6, 4, torch.bfloat16)
+        layer = make_dense(6, 4, torch.bfloat16)
         layer.initialise(torch.Generator().manual_seed(seed))
         layer.workspace = room
         with torch.no_grad():
@@ -270,6 +270,6 @@ def test_forward_gives_preactivations():
 
 def test_without_an_input_skip_only_activities_are_handed_on():
     spec = compute_layer_specs(ff.Config(layers=2, width=30), 64)[0]
-    handed = hand_on(Linear(1, 30), spec, draw(5, 64), draw(5, 30, seed=9))
+    handed = hand_on(make_dense(1, 30), spec, draw(5, 64), draw(5, 30, seed=9))
     assert handed.shape == (5, 30)
     torch.testing.assert_close(handed, length_normalise(draw(5, 30, seed=9).clamp(min=0)))

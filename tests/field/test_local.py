@@ -7,10 +7,10 @@ import torch
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
-from ffstream.field.layers import Linear
+from ffstream.field.layers import Activations, LayerShape
 from ffstream.field.layers.local import Local
 from tests.field.test_layers import whole_gradients
-from tests.helpers import InterruptAt, describe, layer_digests
+from tests.helpers import InterruptAt, describe, layer_digests, make_dense
 
 SHAPES = [(28, 28), (8, 8), (4, 5), (32, 32, 3), (3, 10, 13), (40, 9, 1)]
 KIND = {"network__kind": "local", "width": 144}
@@ -71,7 +71,7 @@ def test_a_place_of_a_further_layer_reads_the_two_by_two_places_below():
 
 @pytest.mark.parametrize("index", [3, 4, 5])
 def test_from_the_fourth_on_a_layer_is_dense(index):
-    layer, dense = build(index), Linear(288, 288)
+    layer, dense = build(index), make_dense(288, 288)
     with torch.no_grad():
         dense.weight.copy_(layer.weight)
     rows = draw(7, 288)
@@ -154,6 +154,5 @@ def test_settings_that_do_not_go_with_it_are_refused_in_one_line(settings, words
 
 @pytest.mark.parametrize("shape", [(64,), (3, 3), (8, 8, 8), (2, 8, 8, 3), None])
 def test_data_without_a_plane_are_refused(shape):
-    layer = Local(64, 144)
     with pytest.raises(ff.ConfigError, match="images of"):
-        layer.place(0, shape, 0)
+        Local(LayerShape(Activations.of_image(64, shape), 144))

@@ -9,9 +9,8 @@ import ffstream as ff
 from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
 from ffstream.field import similarity
-from ffstream.field.layers import Linear
 from ffstream.field.similarity import SIMILARITIES, compare
-from tests.helpers import similarity_written_out
+from tests.helpers import make_dense, similarity_written_out
 
 CPU = torch.device("cpu")
 # 67 MiB beside the context of a process, which is assumed to take 512 MiB.
@@ -19,7 +18,7 @@ MACHINE = "device=597MiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s"
 
 
 def layer_of(compute_dtype):
-    return Linear(1, 1, compute_dtype)
+    return make_dense(1, 1, compute_dtype)
 
 
 def draw(*shape, dtype=torch.float32):

@@ -162,7 +162,7 @@ def test_it_has_a_shape_on_paper_where_nothing_is_computed(runs, images, kind):
     assert network(paper).device.type == "meta"
     assert tuple(network(paper).shape) == (5, 10)
     assert [tuple(found.shape) for found in network.features(paper)] == [
-        (5, layer.num_units) for layer in network.layers
+        (5, layer.handed_on_by(layer.shape).num_features) for layer in network.layers
     ]
     with pytest.raises(ff.DataError, match="on the meta device, which holds no values"):
         network.predict(paper)

@@ -226,9 +226,9 @@ def test_parts_that_leave_their_gradient_to_autograd_are_planned_for(kind, tmp_p
             return torch.relu(1 - logits[:, :1] + logits[:, 1:]).mean(dim=1)
 
     class Wide(Layer):
-        def __init__(self, in_features, num_units, compute_dtype=torch.float32):
-            super().__init__(in_features, num_units, compute_dtype)
-            self.weight = torch.nn.Parameter(torch.empty(num_units, in_features))
+        def __init__(self, shape, compute_dtype=torch.float32):
+            super().__init__(shape, compute_dtype)
+            self.weight = torch.nn.Parameter(torch.empty(self.num_units, self.in_features))
 
         def initialise(self, generator):
             torch.nn.init.normal_(self.weight, std=0.01, generator=generator)

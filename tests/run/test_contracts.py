@@ -85,9 +85,9 @@ class WrongLoss(ff.Objective):
 class Frozen(ff.Layer):
     tileable = True
 
-    def __init__(self, in_features, num_units, compute_dtype=torch.float32):
-        super().__init__(in_features, num_units, compute_dtype)
-        self.weight = torch.nn.Parameter(torch.zeros(num_units, in_features))
+    def __init__(self, shape, compute_dtype=torch.float32):
+        super().__init__(shape, compute_dtype)
+        self.weight = torch.nn.Parameter(torch.zeros(self.num_units, self.in_features))
 
     def initialise(self, generator):
         with torch.no_grad():

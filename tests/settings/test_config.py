@@ -37,6 +37,8 @@ SETTINGS = st.fixed_dictionaries(
 @settings(max_examples=100, deadline=None)
 @given(given_settings=SETTINGS, recipe=st.sampled_from(sorted(RECIPES)))
 def test_toml_reads_back_to_an_equal_configuration(tmp_path_factory, given_settings, recipe):
+    if "network.layers" in RECIPES[recipe]:  # which say how wide they are
+        given_settings = {name: value for name, value in given_settings.items() if name != "width"}
     config = ff.Config(recipe=recipe).override(given_settings)
     path = tmp_path_factory.mktemp("config") / "config.toml"
     path.write_text(config.to_toml(), encoding="utf-8")

@@ -11,11 +11,10 @@ import ffstream as ff
 from benchmarks.footprint import compare, draw_config
 from ffstream.device.parts import part_sizes
 from ffstream.device.workspace import Workspace
-from ffstream.field.layers import Linear
 from ffstream.field.optimisers import OPTIMISERS
 from ffstream.settings.sections import OptimiserConfig
 from ffstream.training.optimiser import LayerOptimiser
-from tests.helpers import InterruptAt, layer_digests
+from tests.helpers import InterruptAt, layer_digests, make_dense
 
 FACTORS = (1.0, 1.0, 0.5, 0.25)  # of the learning rate, one a step
 SETTINGS = [
@@ -30,7 +29,7 @@ PARTS = (slice(0, 3), slice(3, 4), slice(4, 9))
 
 
 def make_layer():
-    layer = Linear(5, 9)
+    layer = make_dense(5, 9)
     layer.initialise(torch.Generator().manual_seed(0))
     return layer
 
@@ -130,7 +129,7 @@ def test_going_on_from_saved_state_equals_never_having_stopped(settings, num_bef
 def test_the_state_of_another_layer_is_refused():
     optimiser = optimise(make_layer(), OptimiserConfig())
     with pytest.raises((KeyError, RuntimeError)):
-        optimise(Linear(4, 9), OptimiserConfig()).load_state(optimiser.state())
+        optimise(make_dense(4, 9), OptimiserConfig()).load_state(optimiser.state())
     with pytest.raises(KeyError):
         optimiser.load_state(optimise(make_layer(), OptimiserConfig(name="sgd")).state())
 
@@ -186,7 +185,7 @@ def test_state_in_bfloat16_is_a_function_of_the_generator():
 @pytest.mark.parametrize("settings", NARROW, ids=str)
 def test_how_many_rows_of_a_state_are_in_float32_at_once_changes_no_bit(settings, most):
     def take_steps(wide_rows):
-        layer = Linear(5, 1300)
+        layer = make_dense(5, 1300)
         room = Workspace(torch.device("cpu"), dataclasses.replace(part_sizes("cpu"), wide_rows=wide_rows))
         optimiser = LayerOptimiser(layer, OPTIMISERS[settings.name], settings, room)
         generator, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)

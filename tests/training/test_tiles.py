@@ -41,8 +41,7 @@ def cut(layer, tiles):
     """The tiles of a layer, as layers of their own with copies of its parameters."""
     made = []
     for units in tiles:
-        tile = type(layer)(layer.in_features, units.stop - units.start, layer.compute_dtype)
-        tile.first_unit = units.start
+        tile = type(layer)(layer.shape.cut(units), layer.compute_dtype)
         if layer.label_embedding is not None:
             tile.label_embedding = torch.nn.Parameter(torch.empty(len(layer.label_embedding), tile.num_units))
         state = {
@@ -77,7 +76,7 @@ def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, 
     blueprint = describe(whole)
     method, layer = blueprint.method, blueprint.build_layer(blueprint.specs[0]).to(dtype)
     layer.compute_dtype = dtype
-    tiles = cut(layer, describe(config).tiles)
+    tiles = cut(layer, describe(config).tiles_of(blueprint.specs[0]))
     images, labels = rows
     block = method.rows.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
     trainer = LayerTrainer(layer, 0, blueprint, CPU)
@@ -144,7 +143,7 @@ def test_the_first_tile_is_a_narrow_layer_and_stays_as_it_was(recipe, small_conf
 def test_a_later_tile_sees_the_goodness_of_those_before(recipe, small_config, rows):
     config = small_config(recipe, network__dropout=0.0, objective__perturbation=0.0, **TILES)
     blueprint = describe(config)
-    method, second = blueprint.method, blueprint.tiles[1]
+    method, second = blueprint.method, blueprint.tiles_of(blueprint.specs[0])[1]
     images, labels = rows
     block = method.rows.training_rows(images, labels, torch.Generator())
     candidates = method.candidates.draw(labels, torch.Generator())
@@ -250,8 +249,9 @@ def test_progress_that_lacks_a_tile_is_refused(small_config, tmp_path):
 def test_tiles_hand_on_what_the_whole_hands_on(tile_units, skip, small_config):
     config = small_config(width=64)
     blueprint = describe(config.override({"network.tile_units": tile_units}), 30)
-    spec = dataclasses.replace(blueprint.specs[0], num_skip_features=skip, out_features=64 + skip)
-    layer, slices = blueprint.build_layer(spec), blueprint.tiles
+    spec = blueprint.specs[0]
+    spec = dataclasses.replace(spec, shape=dataclasses.replace(spec.shape, num_skip_features=skip))
+    layer, slices = blueprint.build_layer(spec), blueprint.tiles_of(spec)
     tiles = dict(zip([units.start for units in slices], cut(layer, slices), strict=True))
     for part in (layer, *tiles.values()):
         part.workspace = Workspace(CPU)
@@ -353,9 +353,9 @@ class Cubes(Goodness):
 
 
 class Dense(Layer):
-    def __init__(self, in_features, num_units, compute_dtype=torch.float32):
-        super().__init__(in_features, num_units, compute_dtype)
-        self.weight = torch.nn.Parameter(torch.zeros(in_features, num_units))
+    def __init__(self, shape, compute_dtype=torch.float32):
+        super().__init__(shape, compute_dtype)
+        self.weight = torch.nn.Parameter(torch.zeros(self.in_features, self.num_units))
 
     def initialise(self, generator):
         with torch.no_grad():

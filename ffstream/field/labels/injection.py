@@ -37,16 +37,20 @@ class _ReadingOfInjected(ReadingOfShown):
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
         """The activities of z + U[label] for each candidate label."""
-        embedding = label_embedding_of(layer)
+        embedding = layer.spread(label_embedding_of(layer))
         shape = (candidates.shape[1], *preactivations.shape)
         activities = workspace.take(ACTIVITIES, shape, embedding.dtype)
         for activity, column in zip(activities, candidates.unbind(1), strict=True):
             layer.activate_(torch.index_select(embedding, 0, column, out=activity).add_(preactivations))
         return [activities]
 
-    def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
+    def collect(
+        self, layer: Layer, gradients: Tensor, candidates: Tensor, *, embedding: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """dz is the sum over candidates; dU[c] is the sum over the samples that have candidate c."""
-        embedding_gradient = sum_by_label(gradients, candidates, self._num_classes) if embedding else None
+        embedding_gradient = None
+        if embedding:
+            embedding_gradient = sum_by_label(layer.collect(gradients), candidates, self._num_classes)
         total, *rest = gradients
         for gradient in rest:
             total.add_(gradient)
@@ -54,7 +58,7 @@ class _ReadingOfInjected(ReadingOfShown):
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every label's goodness from one matrix product: z + U[c] for every c."""
-        embedding = label_embedding_of(layer)
+        embedding = layer.spread(label_embedding_of(layer))
         if layer.workspace is None:
             return torch.stack([goodness.value(layer.activate(preactivations + u)) for u in embedding.unbind()], dim=1)
         room = layer.workspace.take(ACTIVITIES, tuple(preactivations.shape), preactivations.dtype)

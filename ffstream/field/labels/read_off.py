@@ -17,7 +17,8 @@ from ffstream.field.labels.candidates import AllLabels
 from ffstream.field.labels.method import LabelMethod
 from ffstream.field.labels.reading import Reading, label_embedding_of
 from ffstream.field.labels.rows import LabelFreeRows
-from ffstream.field.layers import Layer
+from ffstream.field.layers import LAYER_KINDS, Layer
+from ffstream.field.network import read_lines
 from ffstream.settings.config import Config
 
 _EMBEDDING_GRADIENT = Buffer("embedding gradient", "gradient")
@@ -26,13 +27,21 @@ _EMBEDDING_GRADIENT = Buffer("embedding gradient", "gradient")
 def make_groups(config: Config, data: DataShape) -> LabelMethod:
     """Unit u belongs to class u mod C; the goodness of a label is that of its units (CwComp, Papachristodoulou 2024).
 
-    Raises ConfigError for fewer units than classes.
+    Raises ConfigError for fewer units than classes, or for channels that the number of classes does not divide.
     """
-    if data.num_classes > config.width:
-        raise ConfigError(
-            f"config width: found {config.width}, allowed {data.num_classes} or more with labels.method=groups, "
-            "which gives units to each class"
-        )
+    num_classes = data.num_classes
+    for line in read_lines(config):
+        if num_classes > line.width:
+            raise ConfigError(
+                f"config width: found {line.width}, allowed {num_classes} or more with labels.method=groups, "
+                "which gives units to each class"
+            )
+        if LAYER_KINDS[line.kind].has_places and line.width % num_classes:
+            nearest = max(line.width // num_classes, 1) * num_classes
+            raise ConfigError(
+                f"config width: found {line.width}, allowed a multiple of {num_classes} with labels.method=groups and "
+                f"layers of kind {line.kind}, such as {nearest}: each class has as many channels as the others"
+            )
     return LabelMethod(LabelFreeRows(), AllLabels(data.num_classes), _ReadingOfGroups(data.num_classes))
 
 
@@ -192,32 +201,39 @@ class _ReadingOfGroups(_ReadingOfAll):
 
 
 class _ReadingByClassifier(_ReadingOfAll):
-    """M is the layer's label embedding; the goodness of label c is a sum or a mean over units of h * M[c]."""
+    """M is the layer's label embedding; the goodness of label c is a sum or a mean of s * M[c].
+
+    Here s is the layer's summary of its activities: those of a dense layer themselves.
+    """
 
     uses_embedding = True
 
+    def count_embedded(self, layer: Layer) -> int:
+        """A number for each feature of a layer's summary."""
+        return layer.num_summarised
+
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
-        return [activities.unsqueeze(0)]
+        return [activities.unsqueeze(0), layer.summarise(activities)]
 
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
-        return (activities[0][0] @ label_embedding_of(layer).t()).mul_(_factor(layer, goodness))
+        return (activities[1] @ label_embedding_of(layer).t()).mul_(_factor(layer, goodness))
 
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
     ) -> Tensor:
         """dz = (g M) through the activation, where g is the gradient of the products; dz overwrites the activities."""
-        activity, embedding = activities[0][0], label_embedding_of(layer)
-        back = workspace.take(ACTIVITIES, tuple(activity.shape), activity.dtype)
-        torch.mm(upstream * _factor(layer, goodness), embedding, out=back)
-        return layer.through_activation_(activity, back)
+        (activity,), summary = activities
+        back = workspace.take(ACTIVITIES, tuple(summary.shape), summary.dtype)
+        torch.mm(upstream * _factor(layer, goodness), label_embedding_of(layer), out=back)
+        return layer.through_summary_(activity, back)
 
     def _differentiate_embedding(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
     ) -> Tensor:
-        """dM = g^T h."""
-        shape = (upstream.shape[1], layer.num_units)
+        """dM = g^T s, where s is the summary."""
+        shape = (upstream.shape[1], layer.num_summarised)
         room = workspace.take(_EMBEDDING_GRADIENT, shape, upstream.dtype)
-        return torch.mm((upstream * _factor(layer, goodness)).t(), activities[0][0], out=room)
+        return torch.mm((upstream * _factor(layer, goodness)).t(), activities[1], out=room)
 
 
 def _aligned(rows: list[Tensor], part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -228,4 +244,4 @@ def _aligned(rows: list[Tensor], part: Tensor) -> Iterator[tuple[Tensor, Tensor]
 
 def _factor(layer: Layer, goodness: Goodness) -> float:
     assert isinstance(goodness, LinearGoodness), "`make_classifier` sees to it"
-    return goodness.factor(layer.num_units)
+    return goodness.factor(layer.num_summarised)

@@ -20,6 +20,10 @@ class Reading(ABC):
     adds_embedding: bool = False  # whether it is added to preactivations: its gradients then sum to that of the bias
     num_groups: int = 1  # groups of units, each with a goodness of its own
 
+    def count_embedded(self, layer: Layer) -> int:
+        """How many numbers a label has in the layer's label embedding, if there is one."""
+        return layer.width
+
     @abstractmethod
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
@@ -89,10 +93,12 @@ class ReadingOfShown(Reading):
             layer.through_goodness_(goodness, h, g)
         if pull is not None:
             gradients[0] += pull
-        return self.collect(gradients, candidates, embedding=embedding)
+        return self.collect(layer, gradients, candidates, embedding=embedding)
 
     @abstractmethod
-    def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
+    def collect(
+        self, layer: Layer, gradients: Tensor, candidates: Tensor, *, embedding: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """What `differentiate` returns, from the gradients (1 + K, n, num_units) of the candidates."""
 
 
@@ -110,7 +116,9 @@ class ReadingOfRows(ReadingOfShown):
         """The activities, computed in place and split by candidate."""
         return [layer.activate_(preactivations).unflatten(0, (candidates.shape[1], -1))]
 
-    def collect(self, gradients: Tensor, candidates: Tensor, *, embedding: bool) -> tuple[Tensor, Tensor | None]:
+    def collect(
+        self, layer: Layer, gradients: Tensor, candidates: Tensor, *, embedding: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """The gradients in the order of the rows, ((1 + K) n, num_units); there is no embedding."""
         return gradients.flatten(0, 1), None
 
@@ -125,7 +133,7 @@ class ReadingOfRows(ReadingOfShown):
 
 
 def label_embedding_of(layer: Layer) -> Tensor:
-    """The layer's label embedding, (num_classes, num_units). Raises ConfigError if it has none.
+    """The layer's label embedding, (num_classes, `count_embedded`). Raises ConfigError if it has none.
 
     It is detached if the layer has a workspace, as its gradient is then computed without autograd.
     """

@@ -3,10 +3,11 @@
 from ffstream.field.layers.base import Layer, cut_units
 from ffstream.field.layers.linear import Linear
 from ffstream.field.layers.local import Local
+from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.ground.registry import Registry
 
-LAYER_KINDS: Registry[type[Layer]] = Registry("layer kind", "network.kind")
+LAYER_KINDS: Registry[type[Layer]] = Registry("layer kind", "network.kind", keeps_classes=True)
 LAYER_KINDS.register("linear", Linear)
 LAYER_KINDS.register("local", Local)
 
-__all__ = ["LAYER_KINDS", "Layer", "Linear", "Local", "cut_units"]
+__all__ = ["LAYER_KINDS", "Activations", "Layer", "LayerShape", "Linear", "Local", "cut_units"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -12,21 +12,28 @@ from torch import Tensor, nn
 from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import Goodness
+from ffstream.field.layers.shape import Activations, LayerShape
+from ffstream.field.normalisation import length_normalise, length_normalise_
 
 
 class Layer(nn.Module, ABC):
     """One layer: rows (n, in_features) in, preactivations (n, num_units) out, in float32.
 
-    A subclass fills its parameters in `initialise` and computes `preactivations` from them. That is enough to train it,
-    as `gradients` uses autograd through this one layer unless it is overridden. `label_embedding` (num_classes,
-    num_units) exists when labels are injected, where the activities under label c are
-    relu(preactivations + label_embedding[c]), or when the goodness of label c is activities @ label_embedding[c].
+    A subclass makes its parameters in `__init__`, fills them in `initialise` and computes `preactivations` from them.
+    That is enough to train it, as `gradients` uses autograd through this one layer unless it is overridden.
+    `label_embedding` exists when labels are injected, where the activities under label c are
+    relu(preactivations + spread(label_embedding)[c]), or when the goodness of label c is
+    summarise(activities) @ label_embedding[c].
+
+    A kind whose units have places, such as a convolution, says so by `units_of`, and one that hands on something else
+    than its activities by `handed_on_by`. `options` is a frozen dataclass of the settings that a kind has of its own.
 
     A kind sets `tileable` if each unit depends only on its own slice, along `unit_axis`, of every parameter and buffer:
     a layer that has only some of the units is then a tile of the whole layer.
     """
 
     tileable: ClassVar[bool] = False
+    has_places: ClassVar[bool] = False  # whether its units are channels at every place of a plane
 
     # The number of the layer, counted from 1, from which on all layers have the same shapes and find the same in
     # memory. By default it is 3: the first layer reads images, and the second finds what the first one left in memory.
@@ -34,40 +41,43 @@ class Layer(nn.Module, ABC):
 
     label_embedding: nn.Parameter | None
 
-    first_unit: int = 0  # its number in the whole layer, if this is a tile
-
     # Buffers for a loop that is done with each result before it asks for the next. Without a workspace, every result is
     # a new tensor.
     workspace: Workspace | None = None
 
-    def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
+        """Make the parameters, undefined. Raises ConfigError for a shape that the kind cannot have."""
         super().__init__()
-        self.in_features = in_features
-        self.num_units = num_units
+        self.shape = shape
+        self.in_features, self.width, self.first_unit = shape.in_features, shape.width, shape.first_unit
+        self.units = self.units_of(shape)
+        self.num_units = self.units.num_features
         self.compute_dtype = compute_dtype
         self.register_parameter("label_embedding", None)
-        # Running mean activity of each unit, for peer normalisation; Hinton's program starts it at 0.5.
+        # Running mean activity of each unit, or channel, for peer normalisation; Hinton's program starts it at 0.5.
         self.mean_activity: Tensor
-        self.register_buffer("mean_activity", torch.full((num_units,), 0.5, dtype=torch.float32))
+        self.register_buffer("mean_activity", torch.full((shape.width,), 0.5, dtype=torch.float32))
+
+    @classmethod
+    def units_of(cls, shape: LayerShape) -> Activations:
+        """The shape of the units, which goodness sees. Raises ConfigError for what the kind cannot read."""
+        return Activations(shape.width)
+
+    @classmethod
+    def handed_on_by(cls, shape: LayerShape) -> Activations:
+        """The shape of what the next layer reads of this one."""
+        return cls.units_of(shape)
 
     @staticmethod
     def unit_axis(name: str) -> int:
         """The axis of a parameter or buffer that runs over units."""
         return 1 if name == "label_embedding" else 0
 
-    def place(self, index: int, image_shape: Sequence[int] | None, num_skip_features: int) -> None:
-        """Tell the layer its position in its stack, counted from 0, and what it reads; called once before `initialise`.
-
-        `image_shape` is None if it is not known. A kind whose shape depends on these makes its parameters here, and
-        raises ConfigError for what it cannot read. The last `num_skip_features` of a row are the image again, except at
-        position 0, where the row is the image.
-        """
-
     @abstractmethod
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the parameters from `generator`, on the CPU.
 
-        They exist by then: `__init__` or `place` made them, as a finished layer is read from disk without this.
+        They exist by then: `__init__` made them, as a finished layer is read from disk without this.
         """
 
     def hide(self, hidden: Tensor) -> None:
@@ -138,6 +148,59 @@ class Layer(nn.Module, ABC):
         if goodness.is_flat_at_zero:  # where activities are not zero, a ReLU does not change the gradient
             return goodness.gradient(activities, upstream, out=activities)
         return self.through_activation_(activities, goodness.gradient(activities, upstream))
+
+    def spread(self, by_width: Tensor) -> Tensor:
+        """Numbers of units, or of channels, (..., width), as numbers of all units, (..., num_units)."""
+        return (
+            by_width if self.num_units == self.width else by_width.repeat(*[1] * (by_width.dim() - 1), self._num_places)
+        )
+
+    def collect(self, by_unit: Tensor) -> Tensor:
+        """The gradient of `spread`: (..., num_units) to (..., width), summed over places."""
+        return by_unit if self.num_units == self.width else by_unit.unflatten(-1, (self._num_places, -1)).sum(dim=-2)
+
+    def average(self, by_unit: Tensor) -> Tensor:
+        """Numbers of all units, (..., num_units), averaged over places: (..., width)."""
+        return by_unit if self.num_units == self.width else by_unit.unflatten(-1, (self._num_places, -1)).mean(dim=-2)
+
+    @property
+    def _num_places(self) -> int:
+        return self.num_units // self.width
+
+    @property
+    def num_summarised(self) -> int:
+        """Features of a summary."""
+        return self.num_units
+
+    def summarise(self, activities: Tensor) -> Tensor:
+        """What a local classifier reads of activities (n, num_units): (n, num_summarised)."""
+        return activities
+
+    def through_summary_(self, activities: Tensor, gradient: Tensor) -> Tensor:
+        """dL/dpreactivations, written over the activities, from dL/dsummary (n, num_summarised)."""
+        return self.through_activation_(activities, gradient)
+
+    def hand_on(self, preactivations: Tensor) -> Tensor:
+        """What the next layer reads: the activities, divided by their length; they hand on no goodness.
+
+        If the layer has a workspace, `preactivations` is overwritten.
+        """
+        if self.workspace is None:
+            return length_normalise(self.activate(preactivations))
+        return length_normalise_(self.activate_(preactivations), self.workspace)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether `settle` has to be called, once the layer is trained, before it hands on."""
+        return False
+
+    def statistics_of(self, preactivations: Tensor) -> Tensor:
+        """Numbers that add up over samples, from which `settle` takes what the layer has to know of all of them."""
+        raise NotImplementedError(f"{type(self).__name__} has statistics, but does not define statistics_of")
+
+    def settle(self, statistics: Tensor) -> None:
+        """Fix what the layer hands on by statistics that were summed over all training rows, in float64."""
+        raise NotImplementedError(f"{type(self).__name__} has statistics, but does not define settle")
 
     def forward(self, rows: Tensor) -> Tensor:
         """The preactivations (n, num_units) of rows (n, in_features), so that a hook on a layer sees both."""

@@ -12,6 +12,7 @@ from ffstream.device.row_sums import sum_rows
 from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
 from ffstream.field.layers.base import Layer, cut_units
 from ffstream.field.layers.casting import CastWeights
+from ffstream.field.layers.shape import LayerShape
 
 _MOST_FEATURE_PARTS = 4  # in which the input has its gradient
 
@@ -29,10 +30,10 @@ class Linear(Layer):
 
     tileable = True
 
-    def __init__(self, in_features: int, num_units: int, compute_dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(in_features, num_units, compute_dtype)
-        self.weight = nn.Parameter(torch.empty(num_units, in_features, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.zeros(num_units, dtype=torch.float32))
+    def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(shape, compute_dtype)
+        self.weight = nn.Parameter(torch.empty(self.num_units, self.in_features, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(self.num_units, dtype=torch.float32))
         self._casts = CastWeights()
 
     def initialise(self, generator: torch.Generator) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
 
-from ffstream.data.plane import find_plane
+from ffstream.data.plane import Plane
 from ffstream.device.row_sums import sum_rows
 from ffstream.errors import ConfigError
 from ffstream.field.layers.base import Layer, cut_units
 from ffstream.field.layers.casting import CastWeights
+from ffstream.field.layers.shape import Activations, LayerShape
 
 _WIDEST_GRID = 4  # cells per axis in the first layer; each further layer has one fewer, down to one
 _FIELD = 10 / 28  # share of the height and of the width of an image that a cell of the first layer reads
@@ -33,21 +34,28 @@ class Local(Layer):
     num_distinct = _WIDEST_GRID  # from this layer on, the only cell reads all units
     windows: Tensor  # (cells, fan_in) int64: which features a cell reads
 
-    def place(self, index: int, image_shape: Sequence[int] | None, num_skip_features: int) -> None:
-        """Make the parameters. Raises ConfigError for data, or a width, that do not fit the grid."""
-        if self.num_units % _WIDTHS:
-            nearest = max(round(self.num_units / _WIDTHS), 1) * _WIDTHS
-            raise ConfigError(
-                f"config width: found {self.num_units}, allowed a multiple of {_WIDTHS} with network.kind=local, such "
-                f"as {nearest}: the units of a layer are shared by the 16, 9 or 4 cells of its grid"
-            )
-        if num_skip_features:
-            raise ConfigError("config network.input_skip: found true, allowed false with network.kind=local")
-        found = _windows_below(index, self.in_features) if index else _windows_of(image_shape)
+    def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(shape, compute_dtype)
+        found = _windows_below(shape.place, self.in_features) if shape.place else _windows_of(shape.reads)
         self.register_buffer("windows", torch.tensor(found), persistent=False)
         self.weight = nn.Parameter(torch.empty(self.num_units, len(found[0]), dtype=torch.float32))
         self._casts = CastWeights()
         self.bias = nn.Parameter(torch.zeros(self.num_units, dtype=torch.float32))
+
+    @classmethod
+    def units_of(cls, shape: LayerShape) -> Activations:
+        """Raises ConfigError for data, or a width, that do not fit the grid."""
+        if shape.width % _WIDTHS:
+            nearest = max(round(shape.width / _WIDTHS), 1) * _WIDTHS
+            raise ConfigError(
+                f"config width: found {shape.width}, allowed a multiple of {_WIDTHS} with network.kind=local, such "
+                f"as {nearest}: the units of a layer are shared by the 16, 9 or 4 cells of its grid"
+            )
+        if shape.num_skip_features:
+            raise ConfigError("config network.input_skip: found true, allowed false with network.kind=local")
+        if not shape.place:
+            _check_plane(shape.reads)
+        return super().units_of(shape)
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/fan_in), as Hinton's program does for dense layers."""
@@ -103,15 +111,21 @@ def _num_in_row(index: int) -> int:
     return max(_WIDEST_GRID - index, 1)
 
 
-def _windows_of(image_shape: Sequence[int] | None) -> list[list[int]]:
-    """The features of an image that each cell of the first layer reads."""
-    plane = find_plane(image_shape) if image_shape is not None else None
+def _check_plane(images: Activations) -> Plane:
+    """The plane of images. Raises ConfigError if they have none, or one that is too small."""
+    plane = images.plane
     if plane is None or min(plane[1:3]) < _WIDEST_GRID:
-        found = "unknown" if image_shape is None else tuple(image_shape)
+        found = "unknown" if images.image_shape is None else images.image_shape
         raise ConfigError(
             f"config network.kind: found local, for data of shape {found}; allowed for images of (height, width), "
             f"{_WIDEST_GRID} pixels or more each, with up to 4 channels before or after; use network.kind=linear"
         )
+    return plane
+
+
+def _windows_of(images: Activations) -> list[list[int]]:
+    """The features of an image that each cell of the first layer reads."""
+    plane = _check_plane(images)
     _, height, width, _ = plane
     features = torch.arange(prod(plane), device="cpu").view(plane)
     rows, columns = _cuts(height), _cuts(width)

@@ -1,0 +1,71 @@
+"""The shapes of a layer: of what it reads, of its units, and of what it hands on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ffstream.data.plane import Plane, find_plane
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The shape of one sample's activations, which lie in a row of `num_features` numbers.
+
+    `plane` is (channels before, height, width, channels after), in the order in which the numbers lie; it is None
+    where they have no places. `image_shape` is that of the data, if these are images and their shape is known.
+    """
+
+    num_features: int
+    plane: Plane | None = None
+    image_shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_image(cls, num_features: int, image_shape: Sequence[int] | None) -> Activations:
+        """Those of the images of a data set; `image_shape` is None if it is not known."""
+        if image_shape is None:
+            return cls(num_features)
+        return cls(num_features, find_plane(image_shape), tuple(image_shape))
+
+    @classmethod
+    def of_places(cls, height: int, width: int, num_channels: int) -> Activations:
+        """Those of channels at every place of a plane; all channels of a place lie side by side."""
+        return cls(height * width * num_channels, (1, height, width, num_channels))
+
+    @property
+    def num_places(self) -> int:
+        """Places of the plane; 1 where there is none."""
+        return self.plane[1] * self.plane[2] if self.plane is not None else 1
+
+    @property
+    def num_channels(self) -> int:
+        """Numbers at each place."""
+        return self.num_features // self.num_places
+
+    def __str__(self) -> str:
+        if self.plane is None:
+            return f"{self.num_features} features"
+        return f"{self.num_channels} x {self.plane[1]} x {self.plane[2]}"  # as torch writes it: channels first
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """All that decides the shapes of a layer, or of a tile of it."""
+
+    reads: Activations  # the image, or what the layer below hands on, without the image of an input skip
+    width: int  # units of a dense layer, channels of a convolution
+    place: int = 0  # position in its stack, from 0; the layer at position 0 reads images
+    num_skip_features: int = 0  # trailing features of a row that hold the image again, unless the row is an image
+    options: Any = None  # the kind's own settings
+    first_unit: int = 0  # number of a tile's first unit, or channel, in the whole layer
+
+    @property
+    def in_features(self) -> int:
+        """Features of a row that the layer reads."""
+        return self.reads.num_features + (self.num_skip_features if self.place else 0)
+
+    def cut(self, units: slice) -> LayerShape:
+        """The shape of a tile that has only these units, or channels."""
+        return dataclasses.replace(self, width=units.stop - units.start, first_unit=units.start)
