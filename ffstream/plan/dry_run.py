@@ -213,7 +213,9 @@ class _PaperWork:
                 self.trace.make(num_bytes)
             ledger.start_peak()
             if layer.has_statistics:
-                layer.statistics_of(layer.preactivations(shards["train"].chunk))
+                total = layer.statistics_of(layer.preactivations(shards["train"].chunk)).double()
+                total = total + layer.statistics_of(layer.preactivations(shards["train"].chunk)).double()
+                del total  # before the layer hands on
             for _ in range(2 if spec.hands_on else 0):  # the second chunk reuses all buffers
                 start = ledger.work
                 self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards, by_tiles=len(tiles) > 1)

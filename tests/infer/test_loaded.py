@@ -13,7 +13,7 @@ import torch.nn.utils.prune
 import ffstream as ff
 from ffstream.data import load_dataset
 
-RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local")
+RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local", "conv", "conv of groups")
 KINDS = (*RECIPES, "stacks", "int8", "skip", "standardised")
 _SETTINGS = {
     "stacks": {"network.stack_layers": 1},
@@ -21,6 +21,12 @@ _SETTINGS = {
     "skip": {"network.input_skip": True},
     "standardised": {"standardise": "features"},
     "local": {"network.kind": "local", "width": 144},
+    "conv": {"network.layers": "conv16 pool dense64"},
+    "conv of groups": {
+        "network.layers": "conv20(normalise=samples) pool conv10",
+        "labels.method": "groups",
+        "width": 20,
+    },
 }
 
 

@@ -47,6 +47,18 @@ def test_a_line_reads_back(line):
     assert str(LayerLine.parse(line)) == line
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 5, 8, 17, 40])
+def test_the_form_vgg_has_as_many_layers_as_are_asked_for_and_is_pooled_three_times_at_most(num_layers):
+    config = ff.Config(recipe="conv", layers=num_layers)
+    lines = config.list_layers()
+    assert len(lines) == num_layers == config.layers
+    assert {line.kind for line in lines} == {"conv"}
+    assert [line.width for line in lines] == sorted(line.width for line in lines)
+    assert 1 <= sum(dict(line.options).get("pool") == 2 for line in lines) <= 3
+    deeper = config.override({"layers": num_layers + 1})
+    assert len(deeper.list_layers()) == num_layers + 1
+
+
 def test_the_forms_that_have_names_can_be_read():
     for form in FORMS:
         assert len(list_lines(read_layers(form), 4)) > 4

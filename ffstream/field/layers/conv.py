@@ -1,0 +1,255 @@
+"""The convolution: units at every place of a plane, which share their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ffstream.errors import ConfigError
+from ffstream.field.layers.base import Layer
+from ffstream.field.layers.shape import Activations, LayerShape
+from ffstream.settings.limits import setting
+
+_SUMMARY_SIDE = 2  # a local classifier reads averages over 2 x 2 parts of the plane, as in Belilovsky et al. 2019
+_LEAST_SPREAD = 1e-5  # added to the spread of a channel that is handed on
+
+
+@dataclass(frozen=True)
+class ConvOptions:
+    """The settings of a convolution, for each layer."""
+
+    kernel: int = setting(3, "Side of the square of places that a unit reads.", at_least=1, at_most=99)
+    stride: int = setting(1, "Places from one unit to the next.", at_least=1, at_most=99)
+    groups: int = setting(1, "Groups of channels that do not read each other.", at_least=1)
+    pool: int = setting(1, "Side of the square of places of which the next layer reads one number.", at_least=1)
+    pooling: str = setting("max", "Which number of these: the largest, or the average.", choices=("max", "average"))
+    normalise: str = setting(
+        "channels",
+        "What is handed on: each channel with a mean of 0 and a spread of 1 over the training samples (channels), or "
+        "each sample with a mean of 0 and a spread of 1 (samples).",
+        choices=("channels", "samples"),
+    )
+
+
+class Conv(Layer):
+    """z = W * x + b at every place, with W (channels, channels read / groups, kernel, kernel) ~ N(0, 2 / fan-in).
+
+    Activations lie in rows with all channels of a place side by side, which torch calls channels_last. The convolutions
+    run in `compute_dtype`. What is handed on is pooled, then normalised: it has to be centred, as activities that are
+    never negative let the goodness of shared weights run away.
+    """
+
+    has_places = True
+    handed_mean: Tensor  # (channels,) of what is handed on, before it is normalised, over the training samples
+    handed_spread: Tensor  # (channels,)
+
+    def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(shape, compute_dtype)
+        self.options = _options_of(shape)
+        kernel = self.options.kernel
+        num_read = shape.reads.num_channels // self.options.groups
+        self.weight = nn.Parameter(torch.empty(self.width, num_read, kernel, kernel, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(self.width, dtype=torch.float32))
+        if self.has_statistics:
+            self.register_buffer("handed_mean", torch.zeros(self.width, dtype=torch.float32))
+            self.register_buffer("handed_spread", torch.ones(self.width, dtype=torch.float32))
+
+    @classmethod
+    def units_of(cls, shape: LayerShape) -> Activations:
+        """Channels at every place. Raises ConfigError for what has no places, or options that do not fit it."""
+        options, reads = _options_of(shape), shape.reads
+        if shape.num_skip_features:
+            raise ConfigError("config network.input_skip: found true, allowed false with layers of kind conv")
+        if reads.plane is None:
+            found = reads.image_shape if reads.image_shape is not None else str(reads)
+            raise ConfigError(
+                f"config network: a layer of kind conv reads {found}, allowed: what has places, such as images of "
+                "(height, width) with up to 4 channels before or after, or another convolution; use kind linear"
+            )
+        num_read, kernel = reads.num_channels, options.kernel
+        if num_read % options.groups or shape.width % options.groups:
+            raise ConfigError(
+                f"config network: a conv layer reads {num_read} channels and has {shape.width}, found "
+                f"groups={options.groups}, allowed a number that divides both"
+            )
+        sides = [(side + 2 * (kernel // 2) - kernel) // options.stride + 1 for side in reads.plane[1:3]]
+        if min(sides) < 1:
+            raise ConfigError(
+                f"config network: a conv layer with kernel={kernel} reads {reads}, and has no place left; use a "
+                "smaller kernel"
+            )
+        return Activations.of_places(sides[0], sides[1], shape.width)
+
+    @classmethod
+    def handed_on_by(cls, shape: LayerShape) -> Activations:
+        """The channels of pooled places."""
+        units, pool = cls.units_of(shape), _options_of(shape).pool
+        assert units.plane is not None, "units of a convolution have places"
+        sides = [side // pool for side in units.plane[1:3]]
+        if min(sides) < 1:
+            raise ConfigError(
+                f"config network: pool={pool} of a conv layer of {units} leaves no place; leave pooling out, or use "
+                "fewer of them"
+            )
+        return Activations.of_places(sides[0], sides[1], shape.width)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """W ~ N(0, 2 / fan-in): activities keep their spread from layer to layer (He et al. 2015, eq. 10)."""
+        with torch.no_grad():
+            self.weight.normal_(0.0, (2 / self.weight[0].numel()) ** 0.5, generator=generator)
+
+    def preactivations(self, rows: Tensor) -> Tensor:
+        """(n, in_features) -> (n, num_units) in the weights' type."""
+        weight = self.weight.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
+        bias = self.bias.to(self.compute_dtype)
+        found = F.conv2d(self._read(rows), weight, bias, self.options.stride, self._padding, 1, self.options.groups)
+        return _by_place(found).flatten(1).to(self.weight.dtype)
+
+    def gradients(
+        self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
+    ) -> Iterator[tuple[str, slice, Tensor]]:
+        """Those of the weights, by torch, and db = sum(gradient) over samples and places."""
+        found = self._differentiate(rows, gradient, of_input=False)
+        yield "weight", slice(None), found.to(self.weight.dtype)
+        yield "bias", slice(None), self._sum(gradient) if total is None else total
+
+    def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """dL/drows, for all features at once."""
+        found = self._differentiate(rows, gradient, of_input=True)
+        before, _, _, after = self._plane_of(self.shape.reads)
+        planes = found.permute(0, 2, 3, 1).unflatten(3, (before, after))
+        yield slice(None), planes.permute(0, 3, 1, 2, 4).reshape(len(rows), -1)
+
+    def _differentiate(self, rows: Tensor, gradient: Tensor, *, of_input: bool) -> Tensor:
+        _, height, width, _ = self._plane_of(self.units)
+        upstream = gradient.to(self.compute_dtype).view(-1, height, width, self.width).permute(0, 3, 1, 2)
+        weight = self.weight.detach().to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
+        sides = [self.options.stride] * 2, [self._padding] * 2, [1, 1]
+        found = torch.ops.aten.convolution_backward(
+            *(upstream, self._read(rows.detach()), weight, None, *sides, False, [0, 0], self.options.groups),
+            output_mask=[of_input, not of_input, False],
+        )
+        wanted: Tensor = found[0] if of_input else found[1]
+        return wanted
+
+    def _sum(self, gradient: Tensor) -> Tensor:
+        """(n, num_units) -> (channels,)."""
+        return gradient.view(-1, self.width).sum(dim=0).to(self.bias.dtype)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        """Rows (n, in_features) as planes (n, channels, height, width) in channels_last."""
+        before, height, width, after = self._plane_of(self.shape.reads)
+        planes = rows.to(self.compute_dtype).view(-1, before, height, width, after)
+        if before == 1:
+            return planes.squeeze(1).permute(0, 3, 1, 2)
+        channels = planes.permute(0, 2, 3, 1, 4).flatten(3)  # a copy, of the few channels of an image
+        return channels.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def _plane_of(activations: Activations) -> tuple[int, int, int, int]:
+        assert activations.plane is not None, "`units_of` sees to it"
+        return activations.plane
+
+    @property
+    def _padding(self) -> int:
+        return self.options.kernel // 2
+
+    # --- what a local classifier reads
+
+    @property
+    def num_summarised(self) -> int:
+        """Channels times parts of the plane."""
+        rows, columns = self._parts
+        return rows * columns * self.width
+
+    def summarise(self, activities: Tensor) -> Tensor:
+        """The average of each channel over 2 x 2 parts of the plane: (n, num_summarised) in the weights' type."""
+        (rows, columns), (_, height, width, _) = self._parts, self._plane_of(self.units)
+        planes = activities.view(-1, height, width, self.width).permute(0, 3, 1, 2)
+        return _by_place(F.avg_pool2d(planes, (height // rows, width // columns))).flatten(1)
+
+    def through_summary_(self, activities: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of a part's average is the same for all places of the part."""
+        cut, (rows, columns) = self._cut(activities), self._parts
+        by_part = gradient.div(cut.shape[2] * cut.shape[4]).to(activities.dtype)
+        cut.sign_().mul_(by_part.view(-1, rows, 1, columns, 1, self.width))
+        return activities
+
+    def _cut(self, activities: Tensor) -> Tensor:
+        """Activities as (n, parts, places, parts, places, channels), a view."""
+        rows, columns = self._parts
+        _, height, width, _ = self._plane_of(self.units)
+        return activities.view(-1, rows, height // rows, columns, width // columns, self.width)
+
+    @property
+    def _parts(self) -> tuple[int, int]:
+        """Parts of the plane along its height and its width; a side that cannot be halved is one part."""
+        _, height, width, _ = self._plane_of(self.units)
+        parts = [1 if side % _SUMMARY_SIDE else _SUMMARY_SIDE for side in (height, width)]
+        return parts[0], parts[1]
+
+    # --- what it hands on
+
+    def hand_on(self, preactivations: Tensor) -> Tensor:
+        """Pooled and normalised activities."""
+        pooled = self._pool(preactivations)
+        if self.options.normalise == "channels":
+            return self._standardise(pooled, self.handed_mean, self.handed_spread).flatten(1)
+        dtype = self.weight.dtype
+        rows = pooled.flatten(1).to(torch.promote_types(dtype, torch.float32))
+        spread, mean = torch.std_mean(rows, dim=1, correction=0, keepdim=True)
+        return ((rows - mean) / (spread + _LEAST_SPREAD)).to(dtype)
+
+    def _pool(self, preactivations: Tensor) -> Tensor:
+        """The pooled activities of each place, (n, places, channels)."""
+        activate = self.activate if self.workspace is None else self.activate_
+        _, height, width, _ = self._plane_of(self.units)
+        planes = activate(preactivations).view(-1, height, width, self.width)
+        if self.options.pool > 1:
+            pool = F.max_pool2d if self.options.pooling == "max" else F.avg_pool2d
+            planes = _by_place(pool(planes.permute(0, 3, 1, 2), self.options.pool))
+        return planes.flatten(1, 2)
+
+    @staticmethod
+    def _standardise(places: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+        return (places.to(mean.dtype) - mean) / (spread + _LEAST_SPREAD)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether each channel is standardised."""
+        return self.options.normalise == "channels"
+
+    def statistics_of(self, preactivations: Tensor) -> Tensor:
+        """Of what is handed on before it is normalised: number, sum and sum of squares by channel, (3, channels)."""
+        places = self._pool(preactivations).flatten(0, 1)
+        wide = places.to(torch.float32)
+        counts = wide.new_full((self.width,), len(places))
+        return torch.stack([counts, wide.sum(dim=0), wide.square().sum(dim=0)])
+
+    def settle(self, statistics: Tensor) -> None:
+        """Take the means and spreads from statistics that were summed over all training samples, in float64."""
+        count, total, squares = statistics.double()
+        mean = total / count
+        self.handed_mean.copy_(mean)
+        self.handed_spread.copy_((squares / count - mean.square()).clamp(min=0).sqrt())
+
+
+def _by_place(planes: Tensor) -> Tensor:
+    """Planes (n, channels, height, width) as (n, height, width, channels).
+
+    Devices lay the result of a convolution out as its input. On paper torch says otherwise, and a copy would be counted
+    that no device makes.
+    """
+    found = planes.permute(0, 2, 3, 1)
+    if found.device.type != "meta" or found.is_contiguous():
+        return found
+    _, height, width, channels = found.shape
+    return found.as_strided(found.shape, (height * width * channels, width * channels, channels, 1))
+
+
+def _options_of(shape: LayerShape) -> ConvOptions:
+    return shape.options if shape.options is not None else ConvOptions()
