@@ -101,7 +101,7 @@ def test_standardising_decides_what_a_layer_learns_and_is_left_out_where_it_is_n
 
 @pytest.mark.parametrize("standardise", ["features", "channels"])
 def test_images_of_a_standardised_run_in_other_units_are_named(small_config, tmp_path, standardise):
-    run = ff.train(small_config(standardise=standardise), tmp_path / "run")
+    run = ff.train(small_config(standardise=standardise, width=32, epochs=8), tmp_path / "run")
     images = ff.data.load_dataset(run.config.data).test.images.float()
     assert run.evaluate().warning is None
     assert run.predict(images).warning is None

@@ -104,5 +104,5 @@ def test_a_run_says_and_remembers_that_too_little_was_free(small_config, tmp_pat
     monkeypatch.undo()
     grown = ff.resume(run.path, layers=3, observer=Listener())  # with the same sizes, and nothing more to say
     assert grown.config.cache.shard_samples == run.config.cache.shard_samples
-    assert not said
+    assert not [text for text in said if "no better than chance" not in text]  # as so short a training is
     assert [environment["memory"] for environment in grown.directory.read_environments()] == [words]
