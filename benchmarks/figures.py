@@ -197,5 +197,6 @@ _FIGURES = {
     "peers": _peers,
     "start": _start,
     "footprint": _footprint,
+    "conv-footprint": lambda found: f"planned / measured {describe_ratios(found)}",
     "profile": _profile,
 }

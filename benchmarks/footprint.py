@@ -13,6 +13,7 @@ import random
 import shutil
 import statistics
 import unittest.mock
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from ffstream.settings.sizes import Sizes
 from ffstream.training.observer import Observer
 
 NUM_CONFIGS = 260
+NUM_CONV_CONFIGS = 120
 NUM_FIRST = 200  # of recipes that show each layer a label; the others are of those that do not
 
 
@@ -101,6 +103,44 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     whole = "micro_batch" not in settings and recipe in ("inject", "grouped", "mono")
     settings["objective.similarity"] = rng.choice(["none", "none", "matching", "contrastive"]) if whole else "none"
     return config.override(settings), num_features
+
+
+def draw_conv_config(number: int, device: str = "cpu") -> tuple[Config, int]:
+    """A configuration of one to four convolutions, some with a dense layer above, and a number of pixels."""
+    rng = random.Random(f"conv {number}")
+    recipe = rng.choice(["mono", "mono", "inject", "grouped", "unsupervised"])
+    side = rng.choice([14, 28, 32])
+    lines: list[dict[str, Any]] = []
+    left = side
+    for _ in range(rng.choice([1, 2, 3, 4])):
+        stride, pool = (rng.choice([1, 1, 1, 2]), rng.choice([1, 2])) if left >= 8 else (1, 1)
+        left //= stride * pool
+        options: dict[str, Any] = {"kernel": rng.choice([1, 3, 3, 5]), "stride": stride, "pool": pool}
+        options["normalise"] = rng.choice(["channels", "channels", "samples"])
+        options["pooling"] = rng.choice(["max", "average"])
+        width = 10 * rng.randint(1, 9)  # of ten classes each has as many channels
+        lines.append({"kind": "conv", "width": width} | options)
+    if rng.random() < 0.3:
+        lines.append({"kind": "dense", "width": rng.choice([64, 500])})
+    batch = rng.choice([16, 32, 64, 128])
+    settings: dict[str, Any] = {
+        "network.layers": lines,
+        "precision": rng.choice(["bf16", "fp32"]),
+        "optimiser.name": rng.choice(["adam", "sgd"]),
+        "optimiser.state_dtype": rng.choice(["fp32", "fp32", "bf16"]),
+        "cache.tier": "disk",
+        "cache.dtype": rng.choice(["bf16", "bf16", "int8", "fp32"]),
+        "cache.shard_samples": batch * rng.choice([1, 2, 4]),
+        "network.dropout": rng.choice([0.0, 0.2]),
+        "objective.scale": 0.1,
+        "objective.perturbation": rng.choice([0.0, 0.1]),
+        "objective.peer_normalisation": rng.choice([0.0, 0.03]),
+        "validation_fraction": rng.choice([0.0, 0.1]),
+    }
+    if rng.random() < 0.25:
+        settings["micro_batch"] = rng.randint(max(1, batch // 8), batch)
+    config = Config(recipe=recipe, batch=batch, device=device, epochs=rng.choice([1, 2]))
+    return config.override(settings), side * side
 
 
 def image_shape(num_features: int) -> tuple[int, int]:
@@ -178,17 +218,28 @@ def measure_layer(device: str, folder: Path) -> dict[str, Any]:
 
 def measure_footprint(device: str, folder: Path) -> dict[str, Any]:
     """Ratios planned / measured over the sweep: none below 1, none above 1.1."""
+    found = _sweep(draw_config, NUM_CONFIGS, device, folder)
+    return found | {"layer_2000": measure_layer(device, folder)}
+
+
+def measure_conv_footprint(device: str, folder: Path) -> dict[str, Any]:
+    """The same for convolutions."""
+    return _sweep(draw_conv_config, NUM_CONV_CONFIGS, device, folder)
+
+
+def _sweep(
+    draw: Callable[[int, str], tuple[Config, int]], num_configs: int, device: str, folder: Path
+) -> dict[str, Any]:
     rows = []
-    for number in range(NUM_CONFIGS):
-        config, num_features = draw_config(number, device)
+    for number in range(num_configs):
+        config, num_features = draw(number, device)
         planned, measured = compare(config, num_features, folder)
         rows.append({"number": number, "planned_bytes": planned, "measured_bytes": measured})
     ratios = [row["planned_bytes"] / row["measured_bytes"] for row in rows]
     return {
-        "config": f"configurations 0 to {NUM_CONFIGS - 1} of benchmarks/footprint.py, cache on disk",
+        "config": f"{draw.__name__} of 0 to {num_configs - 1} in benchmarks/footprint.py, cache on disk",
         "lowest_ratio": min(ratios),
         "median_ratio": statistics.median(ratios),
         "highest_ratio": max(ratios),
-        "layer_2000": measure_layer(device, folder),
         "configurations": rows,
     }

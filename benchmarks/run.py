@@ -21,7 +21,7 @@ from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_d
 from benchmarks.batches import measure_batches
 from benchmarks.dtypes import measure_rows, measure_state
 from benchmarks.figures import describe
-from benchmarks.footprint import measure_footprint
+from benchmarks.footprint import measure_conv_footprint, measure_footprint
 from benchmarks.growth import measure_growth
 from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
@@ -57,6 +57,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "start": measure_start,
     "peers": measure_peers,
     "footprint": lambda _, device, folder: measure_footprint(device, folder),
+    "conv-footprint": lambda _, device, folder: measure_conv_footprint(device, folder),
     "profile": lambda _, device, folder: measure_depths(device, folder, picture_path(device, "profile")),
 }
 
