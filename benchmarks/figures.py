@@ -197,6 +197,9 @@ _FIGURES = {
     "peers": _peers,
     "start": _start,
     "footprint": _footprint,
+    "conv-step": lambda found: "; ".join(
+        f"{layer['shape']}: x {layer['ratio']:.2f} ({1e3 * layer['step_s']:.0f} ms)" for layer in found["layers"]
+    ),
     "conv-footprint": lambda found: f"planned / measured {describe_ratios(found)}",
     "profile": _profile,
 }

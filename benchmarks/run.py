@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.accelerator import measure_accelerator
 from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_depth, measure_recipe
 from benchmarks.batches import measure_batches
+from benchmarks.conv_step import measure_conv_step
 from benchmarks.dtypes import measure_rows, measure_state
 from benchmarks.figures import describe
 from benchmarks.footprint import measure_conv_footprint, measure_footprint
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "batches": measure_batches,
     "step": lambda _, device, __: measure_step(device),
     "accelerator": lambda _, device, folder: measure_accelerator(device, folder),
+    "conv-step": lambda _, device, __: measure_conv_step(device),
     "growth": measure_growth,
     "start": measure_start,
     "peers": measure_peers,

@@ -106,7 +106,7 @@ class Conv(Layer):
         """(n, in_features) -> (n, num_units) in the weights' type."""
         weight = self.weight.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
         bias = self.bias.to(self.compute_dtype)
-        found = F.conv2d(self._read(rows), weight, bias, self.options.stride, self._padding, 1, self.options.groups)
+        found = F.conv2d(self.read(rows), weight, bias, self.options.stride, self.padding, 1, self.options.groups)
         return _by_place(found).flatten(1).to(self.weight.dtype)
 
     def gradients(
@@ -128,9 +128,9 @@ class Conv(Layer):
         _, height, width, _ = self._plane_of(self.units)
         upstream = gradient.to(self.compute_dtype).view(-1, height, width, self.width).permute(0, 3, 1, 2)
         weight = self.weight.detach().to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
-        sides = [self.options.stride] * 2, [self._padding] * 2, [1, 1]
+        sides = [self.options.stride] * 2, [self.padding] * 2, [1, 1]
         found = torch.ops.aten.convolution_backward(
-            *(upstream, self._read(rows.detach()), weight, None, *sides, False, [0, 0], self.options.groups),
+            *(upstream, self.read(rows.detach()), weight, None, *sides, False, [0, 0], self.options.groups),
             output_mask=[of_input, not of_input, False],
         )
         wanted: Tensor = found[0] if of_input else found[1]
@@ -140,7 +140,7 @@ class Conv(Layer):
         """(n, num_units) -> (channels,)."""
         return gradient.view(-1, self.width).sum(dim=0).to(self.bias.dtype)
 
-    def _read(self, rows: Tensor) -> Tensor:
+    def read(self, rows: Tensor) -> Tensor:
         """Rows (n, in_features) as planes (n, channels, height, width) in channels_last."""
         before, height, width, after = self._plane_of(self.shape.reads)
         planes = rows.to(self.compute_dtype).view(-1, before, height, width, after)
@@ -155,7 +155,8 @@ class Conv(Layer):
         return activations.plane
 
     @property
-    def _padding(self) -> int:
+    def padding(self) -> int:
+        """Places added at each side of the plane: with an odd kernel and a stride of 1, it keeps its size."""
         return self.options.kernel // 2
 
     # --- what a local classifier reads
