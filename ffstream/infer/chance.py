@@ -1,7 +1,8 @@
-"""Whether a network errs as much as one that has learnt nothing, which always guesses the most frequent class. Pure."""
+"""Whether the predictions of a network depend on the true classes at all. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,39 +10,53 @@ from torch import Tensor
 
 from ffstream.ground.binomial import sum_upper_tail
 
-_BY_CHANCE = 0.01  # probability that guessing is right as often, below which a network has learnt a little
-_RARELY = 5e-3  # probability that a network that has learnt errs as often, below which this is no accident
-# A network counts as one that has learnt if it avoids this share of the errors of always guessing one class. Small
-# tables with noisy labels, and 100 digits for training, still let a network avoid half of them or more.
-_LEARNT = 0.25
-_ENOUGH = 20  # images; of fewer, the most frequent class may be so frequent by accident
-_MOST = 0.5  # share of a class from which the error is a poor measure, as guessing that class hardly errs
+_ABOVE = 2.33  # standard deviations above chance, which one network in a hundred exceeds by accident
+# A network that has learnt a little avoids this share of the errors of guessing, or is right this many times as often
+# more than by guessing, whichever is less: of a hundred classes, one that is right in 4 of 100 has learnt something.
+_LEARNT, _TIMES = 0.25, 3.0
+_CLEARLY = 4.0  # standard deviations by which such a network must be above chance for anything to be said
+_RARELY = 5e-3  # probability that such a network recognises as few images of the rarer predictions
+_ENOUGH = 20  # images; of fewer, nothing is said
 
 
 def find_chance(confusion: Sequence[Sequence[int]], class_names: Sequence[str], split_name: str) -> str | None:
-    """A warning if predictions for a split are no better than always guessing one class; None otherwise.
+    """A warning if predictions for a split are right no more often than in a random order; None otherwise.
 
-    `confusion` has true classes in rows and predicted classes in columns. Nothing is said where the split is too small
-    to tell this from a network that has learnt a little.
+    `confusion` has true classes in rows and predicted classes in columns. The error alone would not do: where most
+    images are of one class, a good network may err more often than one that always guesses this class. Nothing is said
+    where the split is too small to tell such predictions from those of a network that has learnt a little.
     """
-    counts = torch.tensor(confusion, dtype=torch.int64)
-    by_class, predicted = counts.sum(dim=1), counts.sum(dim=0)
-    num, num_right = int(counts.sum()), int(counts.diagonal().sum())
-    most, label = (int(found) for found in by_class.max(dim=0))
-    if most == num or num < _ENOUGH:  # images of one class say nothing about telling classes apart
+    counts = torch.tensor(confusion, dtype=torch.float64)
+    by_class, predicted, right = counts.sum(dim=1), counts.sum(dim=0), counts.diagonal()
+    num, num_right = int(counts.sum()), int(right.sum())
+    if num < _ENOUGH or int(by_class.max()) == num:  # images of one class say nothing about telling classes apart
         return None
-    share = most / num
-    is_chance = sum_upper_tail(num_right, num, share) > _BY_CHANCE
-    is_chance &= sum_upper_tail(num - num_right, num, (1 - share) * (1 - _LEARNT)) < _RARELY
-    # The most frequent class may be guessed always, by which images of other classes count.
-    is_chance |= int(predicted[label]) == num and (1 - _LEARNT) ** (num - most) < _RARELY
-    if not is_chance:
+    expected, spread = _expect_right(by_class, predicted)
+    by_chance = max(expected, num / len(predicted))
+    gained = min(_LEARNT * (num - expected), _TIMES * by_chance)  # images, by a network that has learnt a little
+    most = expected + _ABOVE * spread
+    if num_right > most or gained < _CLEARLY * spread:
         return None
-    why = f", as {share:.1%} of the images are of that class" if share > _MOST else ""
+    # Predictions may be of one class almost always. Then the images of the others show whether anything was learnt.
+    label = int(predicted.argmax())
+    is_other = torch.arange(len(predicted)) != label
+    num_others, num_right_of_others = int(by_class[is_other].sum()), int(right[is_other].sum())
+    share = gained / max(num - expected, 1.0)
+    recalled = float((by_class * (predicted / num * (1 - share) + share))[is_other].sum()) / num_others
+    if sum_upper_tail(num_others - num_right_of_others, num_others, 1 - recalled) >= _RARELY:
+        return None
+    if int(predicted[label]) == num:
+        found = (
+            f"all {num:,} images are taken for class {class_names[label]!r}, to which {float(by_class[label]):,.0f} of "
+            "them belong"
+        )
+    else:
+        dealt = f"up to {math.ceil(most):,} would be in a random order"
+        found = f"{num_right:,} of {num:,} predictions are right, and {dealt}"
     return (
-        f"the {split_name} error of {1 - num_right / num:.3f} is no better than chance: always guessing class "
-        f"{class_names[label]!r} errs in {1 - share:.3f}{why}; see whether the labels belong to the images (they may "
-        "be in another order), whether the learning rate is far too high or too low, and whether it was trained enough"
+        f"the {split_name} error of {1 - num_right / num:.3f} is no better than chance: {found}; see whether the "
+        "labels belong to the images (they may be in another order), whether the learning rate is far too high or too "
+        "low, and whether it was trained enough"
     )
 
 
@@ -55,3 +70,14 @@ def count_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> list
     """Numbers of samples by true class (rows) and predicted class (columns): C x C from (n,) and (n,)."""
     pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return [[int(count) for count in row] for row in pairs.view(num_classes, num_classes)]
+
+
+def _expect_right(by_class: Tensor, predicted: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of the number of right predictions, were these in a random order.
+
+    Given are the images of each class (C,) and the predictions of each class (C,); all orders are equally likely.
+    """
+    num = float(by_class.sum())
+    pairs = float((by_class * predicted).sum())
+    squares = pairs - float((by_class * predicted * (by_class + predicted)).sum()) / num + (pairs / num) ** 2
+    return pairs / num, math.sqrt(max(squares, 0.0) / (num - 1))
