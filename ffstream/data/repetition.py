@@ -24,7 +24,7 @@ _SOME = 0.1  # share of a split's images; a smaller share may be an accident
 _MORE = 3.0  # times the share of repeats within the training split, which is high in tables of few values
 _SEVERAL = 0.05  # share of training images; a smaller share of contradictions or copies may be an oversight
 _FEW = 3  # copies; fewer may be an oversight
-_PAIRS = 512  # different images from which the chance is estimated that two images are equal
+_PAIRS = 512  # images from which the chance is estimated that two images are equal
 # Bits of a feature all of whose values differ, and the share of the bits of all features that is counted: features
 # depend on each other.
 _UNIQUE_BITS, _INDEPENDENT = 40.0, 0.25
@@ -100,13 +100,13 @@ def repeats_by_chance(images: Tensor, digests: Tensor) -> bool:
     """Whether images (n, *shape) that have the digests (n,) have so few values that equal ones are no surprise.
 
     The chance that two images are equal follows from the chances that their features are, as if these were independent,
-    of which a quarter of the bits is counted. False without asking if no images are equal.
+    of which a quarter of the bits is counted. All rows count, and not only different ones: if a single feature, such as
+    an age, tells which rows are equal, its values are all different in different rows. False without asking if no
+    images are equal.
     """
-    different, place = torch.unique(digests, return_inverse=True)
-    if len(different) == len(digests):
+    if len(digests.unique()) == len(digests):
         return False
-    first = torch.full((len(different),), len(digests)).scatter_reduce_(0, place, torch.arange(len(digests)), "amin")
-    index = first[draw_sample(len(first), _PAIRS)]
+    index = draw_sample(len(digests), _PAIRS)
     num = len(index)
     if num < 2:
         return True

@@ -56,6 +56,36 @@ def test_answers_that_people_of_both_classes_give_are_no_contradictions(tmp_path
     assert write_arrays(tmp_path / "d.npz", digits, train=(answers, labels)) is None
 
 
+def write_ages(num, seed):
+    """Whole numbers of 18 to 90, and the labels of which they tell a little."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(num) % 2
+    return rng.normal(40 + 8 * labels, 12).clip(18, 90).round().astype(np.float32)[:, None], labels
+
+
+OF_AN_AGE = {
+    "alone": lambda age: age,
+    "and a constant": lambda age: np.concatenate([age, 0 * age + 1], axis=1),
+    "and its square": lambda age: np.concatenate([age, age**2], axis=1),
+    "and what four tables say of it": lambda age: np.concatenate([age, np.sin(age * [[1.1, 1.7, 2.3, 2.9]])], axis=1),
+}
+
+
+@pytest.mark.parametrize("name", OF_AN_AGE)
+@pytest.mark.parametrize("num", [80, 2000])
+def test_rows_that_one_whole_number_tells_apart_are_no_copies(name, num, digits, tmp_path):
+    train, test = ((OF_AN_AGE[name](x).astype(np.float32), y) for x, y in (write_ages(num, 1), write_ages(500, 2)))
+    assert write_arrays(tmp_path / "d.npz", digits, train=train, test=test) is None
+
+
+def test_copies_in_a_table_of_measured_numbers_are_named(digits, tmp_path):
+    x, y = RNG.normal(size=(500, 12)).astype(np.float32), np.arange(500) % 2
+    twice = np.concatenate([x, x]), np.concatenate([y, 1 - y])
+    warning = write_arrays(tmp_path / "d.npz", digits, train=twice)
+    assert "1000 of 1000 training images occur under several classes" in warning
+    assert "500 of 1000 training images are copies of others" in warning
+
+
 def test_many_rows_under_several_classes_are_named(arrays, digits, tmp_path):
     x, y = (np.concatenate([each, each[:300]]) for each in arrays)
     y[-300:] = (y[-300:] + 1) % 10
