@@ -18,6 +18,7 @@ from ffstream.data.features import find_shifted
 from ffstream.data.repetition import (
     Repetition,
     digest_images,
+    find_common,
     find_contradictions,
     find_copies,
     find_repeats,
@@ -117,7 +118,7 @@ class Dataset:
     @cached_property
     def repetition(self) -> Repetition:
         """How often the training images occur again, or hold a single value."""
-        return Repetition.of(self.train.images, self._digests)
+        return Repetition.of(self.train.images, self._digests, self.train.labels)
 
     @cached_property
     def warning(self) -> str | None:
@@ -125,6 +126,7 @@ class Dataset:
         said, seen = list(self.notes), self._digests
         files = self.files or None
         by_chance = files is None and repeats_by_chance(self.train.images, seen)
+        common = find_common(seen, self.train.labels)
         held_out: Tensor | None = None  # digests of the validation split
         for found in (
             find_label_feature(self.train.images, self.train.labels),
@@ -138,13 +140,14 @@ class Dataset:
             if split is not None:
                 digests = digest_images(split.images, as_floats=self._has_two_types)
                 is_enough = len(split) >= _ENOUGH
-                same = (
-                    find_seen(digests, held_out, "validation images", by_chance=by_chance)
-                    if held_out is not None and is_enough
+                given = digests, split.labels
+                same, again = (
+                    find_seen(*given, other, common, f"{noun} images", by_chance=by_chance)
+                    if other is not None and is_enough
                     else None
+                    for noun, other in (("validation", held_out), ("training", seen))
                 )
-                again = find_seen(digests, seen, by_chance=by_chance) if is_enough else None
-                repeats = find_repeats(split.images, digests, self.repetition)
+                repeats = find_repeats(split.images, digests, self.repetition, split.labels)
                 said += [f"{part} images: {found}" for found in (same, again, repeats) if found is not None]
                 held_out = digests
             lacking = None if split is None else find_lacking(split.labels, self.train.labels, self.class_names)

@@ -150,12 +150,15 @@ class DataFacts:
             oddity = None if mixtures is None else mixtures.find_other(images, labels)
         return None if oddity is None else f"{noun}: {oddity}"
 
-    def find_repeats(self, images: Tensor, noun: str) -> str | None:
-        """A warning in one line if more images (n, *image_shape) than in training are equal; None otherwise."""
+    def find_repeats(self, images: Tensor, noun: str, labels: Tensor | None = None) -> str | None:
+        """A warning in one line if more images (n, *image_shape) than in training are equal; None otherwise.
+
+        Without labels (n,), they may all be of one class.
+        """
         trained = self.content.get("repetition")  # earlier versions did not count them
-        found = (
-            None if trained is None else find_repeats(images, digest_images(images), Repetition.from_mapping(trained))
-        )
+        if trained is None:
+            return None
+        found = find_repeats(images, digest_images(images), Repetition.from_mapping(trained), labels)
         return None if found is None else f"{noun}: {found}"
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +31,84 @@ _UNIQUE_BITS, _INDEPENDENT = 40.0, 0.25
 # Images, as in a few to be predicted, of which any may be the same; the share of one image, which may be real; and the
 # probability below which a count of equal images is no accident beside that in training.
 _ENOUGH, _ONE_IMAGE, _BY_CHANCE = 10, 0.01, 1e-6
+_COMMON = 0.1  # share of a class from which its most frequent image is what this class looks like, as if it were empty
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """How often images occur again within one split."""
+    """How often images occur again within one split, or within one class of it."""
 
     num_images: int
     num_copies: int  # images that equal an earlier one
     most_equal: int  # how often the most frequent image occurs
     num_looked_at: int  # images that were drawn to see whether they are flat
     num_flat: int  # those of them that hold a single value
+    of_classes: Mapping[int, Repetition] = field(default_factory=dict)  # by label: of classes in which images repeat
 
     @classmethod
-    def of(cls, images: Tensor, digests: Tensor) -> Repetition:
-        """Count equal digests (n,) of images (n, *shape), and images that are flat."""
+    def of(cls, images: Tensor, digests: Tensor, labels: Tensor | None = None) -> Repetition:
+        """Count equal digests (n,) of images (n, *shape), and images that are flat; in each class, given labels (n,).
+
+        A class may be of equal images, such as empty ones, and be rarer in this split than in another one.
+        """
+        index, is_flat = find_flat(images)
+        classes = {}
+        if labels is not None and (bool(is_flat.any()) or len(digests.unique()) < len(digests)):
+            for label, members in _by_label(labels).items():
+                is_member = labels[index] == label
+                found = cls._count(digests[members], is_flat[is_member])
+                if found.num_copies or found.num_flat:
+                    classes[label] = found
+        return replace(cls._count(digests, is_flat), of_classes=classes)
+
+    @classmethod
+    def _count(cls, digests: Tensor, is_flat: Tensor) -> Repetition:
         counts = torch.unique(digests, return_counts=True)[1]
-        is_flat = find_flat(images)[1]
         return cls(len(digests), len(digests) - len(counts), int(counts.max()), len(is_flat), int(is_flat.sum()))
 
     @classmethod
     def from_mapping(cls, found: Mapping[str, Any]) -> Repetition:
         """The inverse of `to_mapping`."""
-        return cls(**{name: int(found[name]) for name in cls.__dataclass_fields__})
+        classes = {int(label): cls.from_mapping(each) for label, each in found.get("of_classes", {}).items()}
+        return cls(**{name: int(found[name]) for name in _COUNTS}, of_classes=classes)
 
-    def to_mapping(self) -> dict[str, int]:
-        """The fields as plain values, for a manifest."""
-        return asdict(self)
+    def to_mapping(self) -> dict[str, Any]:
+        """The fields as plain values, for a manifest; without classes, where no images repeat in any."""
+        classes = {str(label): found.to_mapping() for label, found in self.of_classes.items()}
+        counts: dict[str, Any] = {name: getattr(self, name) for name in _COUNTS}
+        return counts | ({"of_classes": classes} if classes else {})
+
+    def expect(self, count: Callable[[Repetition], float], labels: Tensor | None) -> float:
+        """The largest share of another split that `count`, a share of one class, lets expect.
+
+        Its images are of the classes that `labels` (n,) say, or, without, of any.
+        """
+        shares = {label: count(found) for label, found in self.of_classes.items()}
+        if labels is None:
+            return max(shares.values(), default=0.0)
+        return sum(share * float((labels == label).double().mean()) for label, share in shares.items())
+
+
+_COUNTS = ("num_images", "num_copies", "most_equal", "num_looked_at", "num_flat")
+
+
+def _by_label(labels: Tensor) -> dict[int, Tensor]:
+    """The numbers of the images of each label, of which there are some."""
+    order = torch.argsort(labels, stable=True)
+    found, counts = torch.unique_consecutive(labels[order], return_counts=True)
+    groups = zip(found.tolist(), order.split(counts.tolist()), strict=True)
+    return {label: group for label, group in groups if len(group) >= _FEW}
+
+
+def find_common(train: Tensor, labels: Tensor) -> Mapping[int, Tensor]:
+    """By label: the digests of images that make up a tenth or more of a training class, of digests and labels (n,)."""
+    common = {}
+    for label, members in _by_label(labels).items():
+        different, counts = torch.unique(train[members], return_counts=True)
+        is_common = counts >= max(_FEW, _COMMON * len(members))
+        if bool(is_common.any()):
+            common[label] = different[is_common]
+    return common
 
 
 def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
@@ -124,18 +175,23 @@ def repeats_by_chance(images: Tensor, digests: Tensor) -> bool:
     return max(most, _INDEPENDENT * bits) < 2 * math.log2(len(digests))
 
 
-def find_seen(split: Tensor, train: Tensor, noun: str = "training images", *, by_chance: bool = True) -> str | None:
-    """A warning if many images of a split, given by their digests (n,), are those of another one; None otherwise.
+def find_seen(
+    digests: Tensor, labels: Tensor, other: Tensor, common: Mapping[int, Tensor], noun: str, *, by_chance: bool
+) -> str | None:
+    """A warning if many images of a split, of digests and labels (n,), are those of another one; None otherwise.
 
-    If images may be equal `by_chance`, it takes three times the share of those that repeat within the other split.
+    Images that are `common` in their class, as empty ones may be, do not count. If images may be equal `by_chance`, it
+    takes three times the share of those that repeat within the other split.
     """
-    is_seen = torch.isin(split, train)
+    is_seen = torch.isin(digests, other)
+    for label, equal in common.items():
+        is_seen &= (labels != label) | ~torch.isin(digests, equal)
     share = float(is_seen.double().mean())
-    if share < _SOME or (by_chance and share < _MORE * _share_repeated(train)):
+    if share < _SOME or (by_chance and share < _MORE * _share_repeated(other)):
         return None
     first = int(is_seen.nonzero()[0])
     return (
-        f"{int(is_seen.sum())} of {len(split)} are {noun} too, such as image {first}, so that their error "
+        f"{int(is_seen.sum())} of {len(digests)} are {noun} too, such as image {first}, so that their error "
         "is not that of new images"
     )
 
@@ -177,16 +233,19 @@ def find_copies(train: Tensor, files: Sequence[Path] | None) -> str | None:
     )
 
 
-def find_repeats(images: Tensor, digests: Tensor, trained: Repetition) -> str | None:
+def find_repeats(images: Tensor, digests: Tensor, trained: Repetition, labels: Tensor | None = None) -> str | None:
     """A warning if more images (n, *shape) than in training are one image or copies of others; None otherwise.
 
-    Pictures that could not be read often come as one that is black. `digests` are those of the images.
+    Pictures that could not be read often come as one that is black. `digests` are those of the images. Images of a
+    class, as `labels` (n,) say, may repeat as often as in this class in training; without labels, all may be of the
+    class in which images repeat most.
     """
     found = Repetition.of(images, digests)
     if found.num_images < _ENOUGH:
         return None
     is_one = found.most_equal >= _ONE_IMAGE * found.num_images
-    if is_one and _are_more(found.most_equal, found.num_images, trained.most_equal, trained.num_images):
+    expected = trained.expect(lambda each: each.most_equal / each.num_images, labels)
+    if is_one and _are_more(found.most_equal, found.num_images, trained.most_equal, trained.num_images, expected):
         different, counts = torch.unique(digests, return_counts=True)
         first = int((digests == different[counts.argmax()]).nonzero()[0])
         low, high = (float(end) for end in torch.aminmax(images[first]))
@@ -197,7 +256,8 @@ def find_repeats(images: Tensor, digests: Tensor, trained: Repetition) -> str | 
             "were read as they should be"
         )
     is_part = found.num_flat >= _ONE_IMAGE * found.num_looked_at
-    if is_part and _are_more(found.num_flat, found.num_looked_at, trained.num_flat, trained.num_looked_at):
+    expected = trained.expect(lambda each: each.num_flat / max(each.num_looked_at, 1), labels)
+    if is_part and _are_more(found.num_flat, found.num_looked_at, trained.num_flat, trained.num_looked_at, expected):
         index, is_flat = find_flat(images)
         first = int(index[is_flat].min())
         return (
@@ -206,9 +266,10 @@ def find_repeats(images: Tensor, digests: Tensor, trained: Repetition) -> str | 
             f"{trained.num_looked_at:,} training images do; see whether they were read as they should be"
         )
     # Pairs of images may be equal by chance, so that copies grow with the square of the number of images.
-    expected = trained.num_copies * max(found.num_images / trained.num_images, 1.0)
+    grown = max(found.num_images / trained.num_images, 1.0)
+    expected = trained.expect(lambda each: min(each.num_copies / each.num_images * grown, 1.0), labels)
     if found.num_copies >= _SEVERAL * found.num_images and _are_more(
-        found.num_copies, found.num_images, expected, trained.num_images
+        found.num_copies, found.num_images, trained.num_copies * grown, trained.num_images, expected
     ):
         return (
             f"{found.num_copies} of {found.num_images} are copies of others, and {trained.num_copies:,} of "
@@ -225,12 +286,13 @@ def find_flat(images: Tensor) -> tuple[Tensor, Tensor]:
     return index, torch.cat([low == high for low, high in ends])
 
 
-def _are_more(count: int, num: int, trained: float, num_trained: int) -> bool:
+def _are_more(count: int, num: int, trained: float, num_trained: int, expected: float) -> bool:
     """Whether `count` of `num` images is three times as much as `trained` of `num_trained`, and no accident.
 
-    One more of the training images is counted, as the share in a few of them is not known exactly.
+    One more of the training images is counted, as the share in a few of them is not known exactly. Nor is it more
+    than the share that is `expected` of the classes.
     """
-    share = min((trained + max(num / num_trained, 1.0)) / (num_trained + 1), 1.0)
+    share = min(max((trained + max(num / num_trained, 1.0)) / (num_trained + 1), expected), 1.0)
     return count >= max(_FEW, _MORE * share * num) and sum_upper_tail(count, num, share) < _BY_CHANCE
 
 

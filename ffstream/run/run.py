@@ -148,7 +148,9 @@ class Run:
             find_chance(found.confusion, found.class_names, split) if is_finished else None,
             renamed,
             facts.find_other_units(splits[split].images, f"{split} images", splits[split].labels),
-            None if split == "train" else facts.find_repeats(splits[split].images, f"{split} images"),
+            None
+            if split == "train"
+            else facts.find_repeats(splits[split].images, f"{split} images", splits[split].labels),
         ]
         return replace(found, warning="; ".join(filter(None, warnings)) or None)
 

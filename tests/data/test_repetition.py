@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import re
 import shutil
 
 import numpy as np
@@ -12,10 +14,12 @@ import torch
 
 import ffstream as ff
 from ffstream.data import Split, load_dataset
+from ffstream.data.facts import DataFacts
 from ffstream.data.repetition import Repetition, digest_images, find_repeats
 from tests.helpers import write_pictures
 
 RNG = np.random.default_rng(0)
+REPEATS = "one and the same|hold a single value|are copies|are training images too|are validation images too"
 
 
 def write_arrays(path, digits, **splits):
@@ -257,6 +261,59 @@ def test_what_repeats_in_training_as_often_may_repeat(arrays, digits, tmp_path):
         rows = RNG.integers(0, num_values, (num + num_held_out, num_features)).astype(np.float32)
         trained, held_out = (torch.from_numpy(part) for part in (rows[:num], rows[num:]))
         assert find_repeats(held_out, digest_images(held_out), Repetition.of(trained, digest_images(trained))) is None
+
+
+OF_A_CLASS = {
+    "empty": lambda rng, num: np.zeros((num, 8, 8)),
+    "one of five pictures": lambda rng, num: np.random.default_rng(9).integers(0, 17, (5, 8, 8))[
+        rng.integers(0, 5, num)
+    ],
+    "a grey": lambda rng, num: rng.uniform(0, 16, (num, 1, 1)) * np.ones((1, 8, 8)),
+}
+
+
+def with_another_class(name, split, share, seed):
+    """Digits, of which a share is replaced by images of an eleventh class, and the labels."""
+    rng = np.random.default_rng(seed)
+    images, labels = split.images.numpy().astype(np.float32), split.labels.numpy().copy()
+    is_other = rng.random(len(images)) < share
+    images[is_other] = OF_A_CLASS[name](rng, int(is_other.sum()))
+    labels[is_other] = 10
+    return images, labels
+
+
+@pytest.mark.parametrize("share", [0.25, 0.9])
+@pytest.mark.parametrize("part", ["test", "val"])
+@pytest.mark.parametrize("name", OF_A_CLASS)
+def test_a_class_of_equal_images_may_be_more_frequent_than_in_training(name, part, share, digits, tmp_path):
+    """In a split that is held out, whose labels are known, and among images to be predicted, of which none are."""
+    train = with_another_class(name, digits.train, 0.04, 1)
+    images, labels = with_another_class(name, digits.test.take(slice(900)), share, 2)
+    rest = {} if part == "test" else {"test": with_another_class(name, digits.test.take(slice(900, None)), 0.04, 3)}
+    warning = write_arrays(tmp_path / "d.npz", digits, train=train, **{part: (images, labels)}, **rest)
+    assert warning is None or not re.search(REPEATS, warning)
+    loaded = load_dataset(str(tmp_path / "d.npz"))
+    facts = DataFacts.of(loaded, loaded.train, "none")
+    kept = DataFacts(json.loads(json.dumps(facts.content)))
+    images, labels = torch.from_numpy(images), torch.from_numpy(labels)
+    for given in (facts, kept):
+        assert given.find_repeats(images, "images", labels) is None
+        assert given.find_repeats(images, "images") is None
+        assert given.find_repeats(images[labels == 10], "images") is None
+    # Under other labels, the same images were not read as they should be.
+    others = torch.where(labels == 10, torch.arange(len(labels)) % 10, labels)
+    assert re.search(REPEATS, facts.find_repeats(images, "images", others))
+    assert re.search(REPEATS, write_arrays(tmp_path / "e.npz", digits, train=train, **{part: (images, others)}, **rest))
+
+
+def test_training_images_of_a_class_that_holds_copies_are_named_in_a_test_split(arrays, digits, tmp_path):
+    """Unless they are the images that are common in this class."""
+    train = with_another_class("empty", digits.train, 0.04, 1)
+    is_other = train[1] == 10
+    test = np.concatenate([train[0][is_other][:50], train[0][~is_other][:50]]), np.repeat([10, 0], 50)
+    assert "test images: 50 of 100 are training images too, such as image 50" in write_arrays(
+        tmp_path / "d.npz", digits, train=train, test=test
+    )
 
 
 def test_images_to_be_predicted_that_are_one_image_are_named(digits, tmp_path):
