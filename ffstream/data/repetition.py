@@ -28,6 +28,7 @@ _PAIRS = 512  # images from which the chance is estimated that two images are eq
 # Bits of a feature all of whose values differ, and the share of the bits of all features that is counted: features
 # depend on each other.
 _UNIQUE_BITS, _INDEPENDENT = 40.0, 0.25
+_WHOLE = 0.1  # steps by which a value of 32 bits may miss a multiple of them
 # Images, as in a few to be predicted, of which any may be the same; the share of one image, which may be real; and the
 # probability below which a count of equal images is no accident beside that in training.
 _ENOUGH, _ONE_IMAGE, _BY_CHANCE = 10, 0.01, 1e-6
@@ -151,13 +152,19 @@ def repeats_by_chance(images: Tensor, digests: Tensor) -> bool:
     """Whether images (n, *shape) that have the digests (n,) have so few values that equal ones are no surprise.
 
     The chance that two images are equal follows from the chances that their features are, as if these were independent,
-    of which a quarter of the bits is counted. All rows count, and not only different ones: if a single feature, such as
-    an age, tells which rows are equal, its values are all different in different rows. False without asking if no
-    images are equal.
+    of which a quarter of the bits is counted. They are those over different images, lest copies make values seem
+    frequent; but over all images, if rounded features alone tell which are equal: of a table with an age, and maybe
+    others that follow from it, different rows have different ages. False without asking if no images are equal.
     """
-    if len(digests.unique()) == len(digests):
+    different, place = torch.unique(digests, return_inverse=True)
+    if len(different) == len(digests):
         return False
     index = draw_sample(len(digests), _PAIRS)
+    if not _are_told_by_rounded(images[index], digests[index]):
+        first = torch.full((len(different),), len(digests)).scatter_reduce_(
+            0, place, torch.arange(len(digests)), "amin"
+        )
+        index = first[draw_sample(len(first), _PAIRS)]
     num = len(index)
     if num < 2:
         return True
@@ -173,6 +180,25 @@ def repeats_by_chance(images: Tensor, digests: Tensor) -> bool:
         bits += float(of_features.sum())
         most = max(most, float(of_features.max()))
     return max(most, _INDEPENDENT * bits) < 2 * math.log2(len(digests))
+
+
+def _are_told_by_rounded(images: Tensor, digests: Tensor) -> bool:
+    """Whether images (n, *shape), of digests (n,), that are equal in all rounded features are equal altogether."""
+    rows = images.flatten(1)
+    parts = rows.split(_PART_WORDS // _PAIRS, dim=1)
+    is_rounded = torch.cat([_find_rounded(part) for part in parts])
+    if bool(is_rounded.all()) or not bool(is_rounded.any()):  # without a copy of the images
+        return bool(is_rounded.all())
+    return len(digest_images(rows[:, is_rounded]).unique()) == len(digests.unique())
+
+
+def _find_rounded(rows: Tensor) -> Tensor:
+    """Whether the values of each feature of rows (n, features) are whole multiples of a step apart, (features,)."""
+    gaps = rows.double().sort(dim=0).values.diff(dim=0)
+    smallest = gaps.where(gaps > 0, torch.inf).amin(dim=0)
+    step = gaps.sum(dim=0) / (gaps / smallest).round().sum(dim=0)  # exact although values of 32 bits are not
+    steps = gaps / step
+    return (steps - steps.round()).abs().amax(dim=0) < _WHOLE  # not for a single value, whose step is no number
 
 
 def find_seen(

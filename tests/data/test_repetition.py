@@ -69,6 +69,7 @@ def write_ages(num, seed):
 
 OF_AN_AGE = {
     "alone": lambda age: age,
+    "with a mean of 0": lambda age: (age - age.mean()) / 12.3,
     "and a constant": lambda age: np.concatenate([age, 0 * age + 1], axis=1),
     "and its square": lambda age: np.concatenate([age, age**2], axis=1),
     "and what four tables say of it": lambda age: np.concatenate([age, np.sin(age * [[1.1, 1.7, 2.3, 2.9]])], axis=1),
@@ -82,8 +83,10 @@ def test_rows_that_one_whole_number_tells_apart_are_no_copies(name, num, digits,
     assert write_arrays(tmp_path / "d.npz", digits, train=train, test=test) is None
 
 
-def test_copies_in_a_table_of_measured_numbers_are_named(digits, tmp_path):
-    x, y = RNG.normal(size=(500, 12)).astype(np.float32), np.arange(500) % 2
+@pytest.mark.parametrize("num_features", [1, 3, 12])
+def test_copies_in_a_table_of_measured_numbers_are_named(num_features, digits, tmp_path):
+    x, y = RNG.normal(size=(500, num_features)).astype(np.float32), np.arange(500) % 2
+    x = np.concatenate([x, np.arange(500)[:, None] % 7], axis=1) if num_features == 3 else x  # and a rounded one
     twice = np.concatenate([x, x]), np.concatenate([y, 1 - y])
     warning = write_arrays(tmp_path / "d.npz", digits, train=twice)
     assert "1000 of 1000 training images occur under several classes" in warning
