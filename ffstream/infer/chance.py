@@ -16,7 +16,9 @@ _ABOVE = 2.33  # standard deviations above chance, which one network in a hundre
 _LEARNT, _TIMES = 0.25, 3.0
 _CLEARLY = 4.0  # standard deviations by which such a network must be above chance for anything to be said
 _RARELY = 5e-3  # probability that such a network recognises as few images of the rarer predictions
-_ENOUGH = 20  # images; of fewer, nothing is said
+# Images; of fewer, nothing is said. Nor is it if fewer predictions are of rare classes, as on hard data, and more are
+# right than is expected by chance.
+_ENOUGH = 20
 
 
 def find_chance(confusion: Sequence[Sequence[int]], class_names: Sequence[str], split_name: str) -> str | None:
@@ -37,15 +39,18 @@ def find_chance(confusion: Sequence[Sequence[int]], class_names: Sequence[str], 
     most = expected + _ABOVE * spread
     if num_right > most or gained < _CLEARLY * spread:
         return None
-    # Predictions may be of one class almost always. Then the images of the others show whether anything was learnt.
     label = int(predicted.argmax())
+    num_rare = num - int(predicted[label])  # predictions of other classes, of which a few may show a little
+    if 0 < num_rare < _ENOUGH and num_right > expected:
+        return None
+    # Where predictions are of one class almost always, the images of the others show whether anything was learnt.
     is_other = torch.arange(len(predicted)) != label
     num_others, num_right_of_others = int(by_class[is_other].sum()), int(right[is_other].sum())
     share = gained / max(num - expected, 1.0)
     recalled = float((by_class * (predicted / num * (1 - share) + share))[is_other].sum()) / num_others
     if sum_upper_tail(num_others - num_right_of_others, num_others, 1 - recalled) >= _RARELY:
         return None
-    if int(predicted[label]) == num:
+    if num_rare == 0:
         found = (
             f"all {num:,} images are taken for class {class_names[label]!r}, to which {float(by_class[label]):,.0f} of "
             "them belong"

@@ -39,6 +39,7 @@ def test_a_class_that_is_guessed_for_all_images_or_all_but_a_few_is_named_if_the
         assert (said is not None) == is_said
     assert "all 4,040 images are taken for class 'class 0', to which 4,000 of them belong;" in said
     assert find_chance([[949, 1], [50, 0]], NAMES, "test") is not None
+    assert find_chance([[949, 1], [49, 1]], NAMES, "test") is None  # which may have learnt a little
 
 
 LEARNT = {
