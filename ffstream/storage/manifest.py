@@ -73,6 +73,7 @@ DATA: Shape = {
         "class_labels": [COUNT],
         **{name: [NUMBER] for name in ("mean", "spread", "cut_spread")},
         "class_means": [[NUMBER]],
+        "common?": NUMBER,
         "whole_share": NUMBER,
     },
 }

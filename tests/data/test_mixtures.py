@@ -12,6 +12,7 @@ import ffstream as ff
 from ffstream.data import Split
 from ffstream.data.dataset import check_dataset
 from ffstream.data.facts import DataFacts
+from ffstream.data.mixtures import Mixtures
 from tests.data.array_files import save
 
 
@@ -55,6 +56,47 @@ def test_of_few_images_and_of_any_mixture_of_classes_nothing_is_said(facts, digi
                 assert facts.find_other_units(some, "images") is None
     assert facts.find_other_units(images, "images", labels) is None
     assert facts.find_other_units(images[:1].expand(600, 8, 8), "images") is None  # many of one image are few
+
+
+def choose_rows(columns):
+    """Names and choices of rows by a column or by the mean of all: the least, the largest, and those that are not 0."""
+    for number, column in enumerate([*columns.T, columns.mean(dim=1)]):
+        order = column.argsort()
+        yield from (
+            (number, order[:60]),
+            (number, order[-60:]),
+            (number, order[-300:]),
+            (number, column.nonzero()[:, 0]),
+        )
+
+
+def draw_table(kind):
+    """A table and labels; its columns are of all kinds, or many that have a common cause, or many single ones."""
+    generator = torch.Generator().manual_seed(0)
+    rows, labels = torch.randn(3000, 6, generator=generator), torch.randint(0, 2, (3000,), generator=generator)
+    rows[:, 0] += labels
+    if kind == "few":
+        rows[:, 1], rows[:, 2], rows[:, 3] = (38 + 13 * rows[:, 1]).round(), rows[:, 2].exp(), (rows[:, 3] > 0).float()
+        rows[:, 4] = rows[:, 4].mul(2).exp() * (rows[:, 5] > 1.4)  # an amount, which most have not
+    if kind == "common cause":
+        rows = rows[:, :1] + 0.3 * torch.randn(3000, 100, generator=generator)
+    if kind == "single":
+        rows = torch.cat([rows, torch.randn(3000, 94, generator=generator)], dim=1)
+    return rows, labels
+
+
+@pytest.mark.parametrize("kind", ["few", "common cause", "single", "pictures"])
+def test_of_images_that_were_chosen_by_what_they_hold_nothing_is_said(kind, digits):
+    rows, labels = (digits.train.images / 16, digits.train.labels) if kind == "pictures" else draw_table(kind)
+    half = len(rows) // 2
+    dataset = check_dataset("d", Split(rows[:half], labels[:half]), None)
+    facts = DataFacts.of(dataset, dataset.train, "none")
+    mixtures = Mixtures.from_mapping(facts.content["mixtures"], dataset.num_features)
+    images, own = rows[half:], labels[half:]
+    for number, chosen in choose_rows(images.flatten(1)[:, 2::8] if kind == "pictures" else images[:, :6]):
+        assert mixtures.find_other(images[chosen], None) is None, number
+        assert mixtures.find_other(images[chosen], own[chosen]) is None, number
+    assert kind == "few" or mixtures.find_other(-images - 20, None) is not None
 
 
 def test_a_run_says_so_and_one_without_class_means_still_predicts(digits, tmp_path, facts):
