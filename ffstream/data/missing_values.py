@@ -13,12 +13,24 @@ COPIED_VALUES = 1 << 20  # values of images that are copied at once
 # Numbers that stand for missing values: nines, powers of ten, and the limits of integer types.
 _CODES = {float("9" * length) for length in range(2, 10)} | {1e10, 1e15, 1e20, 1e30}
 _CODES |= {32767.0, 32768.0, 65535.0, 2147483647.0, 2147483648.0}
-_FAR = 5.0  # any other number that stands for missing values, relative to the largest real value
+# What surveys and programs write for missing values beside these; any other number may be a limit, a rare category or a
+# step of a scale, such as 100 %, a time-out of 60 s, or port 8080.
+_OTHERS = {float(digit * length) for digit in "78" for length in range(2, 6)} | {255.0}
+_OTHERS |= {10.0**length - minus for length in range(2, 6) for minus in (2.0, 3.0, 4.0)}
+_ALL_CODES = torch.tensor(sorted({sign * code for code in _CODES | _OTHERS | {9.0} for sign in (1, -1)} | {-1, -7, -8}))
+_BYTE, _ONLY_IN_BITS = 255.0, (32.0, 64.0, 128.0)  # the largest byte, and limits beside which it is one more of these
+_FAR = 5.0  # such a number relative to the largest real value, if it lies in any feature
 _MOST_CODES, _LEAST_OTHERS = 4, 3  # most distinct numbers that stand for missing values, fewest others
-# A whole number at an end of its feature, whatever other features hold. It occurs in this share of the images or more,
-# and three times, but not in most. The gap to the next value is this many times those between the values next to it,
-# and this many spreads; of a feature that has few values, these are evenly spaced up to a ratio of gaps.
-_LEAST_SHARE, _LEAST_TIMES, _MOST_SHARE = 0.01, 3, 0.6
+# Such a number at an end of its feature, whatever other features hold. It occurs in this share of the images or more,
+# and three times, but not in so many that it is a category. The gap to the next value is this many times those between
+# the values next to it, and this many spreads; of a feature that has few values, these are evenly spaced up to a ratio
+# of gaps.
+_LEAST_SHARE, _LEAST_TIMES, _MOST_SHARE = 0.01, 3, 0.25
+_MINUS_ONE_SPREADS = 0.5  # of -1, which may also be the least of differences
+# Most distinct values of categories, and a gap in ranges of these: a nearer code is as many times rarer than each is.
+_CATEGORIES, _NEAR, _AS_RARE = 20, 2.0, 3.0
+# Least ratio between each two of as many values of a scale, and the step to a number that goes on with it, in these.
+_SCALE, _NUM_ON_SCALE = 1.5, 6
 _GAP, _GAP_SPREADS, _EVENLY, _NUM_NEXT = 4.0, 0.25, 3.0, 5
 _SATURATED = 0.1  # share of the features that end with a number, below which it is the end of a scale, as white is
 _MOST_VALUES = 1 << 18  # of images in which such a number is looked for
@@ -28,12 +40,13 @@ _FEW_VALUES, _LEAST_VALUES = 2, 4  # distinct other values, beside the only nega
 def find_code(images: Tensor, index: Tensor) -> str | None:
     """A number of images (n, *shape) that seems to stand for missing values, in words; None if there is none.
 
-    Known ones are looked for in all images, others in those whose numbers are in `index`.
+    Those that are far from all others are looked for in all images, others in those whose numbers are in `index`. Only
+    numbers that people write for missing values count, and no limits, categories and steps of a scale.
     """
-    return _find_known_code(images) or _find_far_code(images, index) or _find_code_at_an_end(images, index)
+    return _find_known_code(images, index) or _find_far_code(images, index) or _find_code_at_an_end(images, index)
 
 
-def _find_known_code(images: Tensor) -> str | None:
+def _find_known_code(images: Tensor, index: Tensor) -> str | None:
     """A number such as -9999 that occurs several times in a feature whose other values are all far from it."""
     if not images.is_floating_point():  # bytes cannot be far from such a number
         return None
@@ -58,7 +71,15 @@ def _find_known_code(images: Tensor) -> str | None:
         spread, distance = (others_end - next_to).abs(), (next_to - end).abs()
         is_missing = is_code & (num_there > 0) & torch.isfinite(next_to) & (distance >= spread) & (spread > 0)
         for value in end[is_missing].unique().tolist():
-            features = (is_missing & (end == value)).nonzero().flatten()
+            found = (is_missing & (end == value)).nonzero().flatten().tolist()
+            sign = -1.0 if is_least else 1.0
+            columns = {feature: (sign * rows[index, feature].float()).unique() for feature in found}
+            found = [
+                each for each in found if not _is_on_scale(columns[each][columns[each] < sign * value], sign * value)
+            ]
+            if not found:
+                continue
+            features = torch.tensor(found)
             count = int(num_there[features].sum())
             if count > 1:
                 said.append(
@@ -69,7 +90,7 @@ def _find_known_code(images: Tensor) -> str | None:
 
 
 def _find_far_code(images: Tensor, index: Tensor) -> str | None:
-    """A few numbers of any kind that occur several times, far larger than the other values of their features."""
+    """A few numbers that occur several times, far larger than the other values of their features."""
     index = index[: max(COPIED_VALUES // images[0].numel(), _LEAST_OTHERS)]
     rows = images[index].flatten(1).float()
     magnitudes, counts = rows[rows != 0].double().abs().unique(return_counts=True)
@@ -81,7 +102,13 @@ def _find_far_code(images: Tensor, index: Tensor) -> str | None:
             continue
         is_there = rows.double().abs() > float(magnitudes[position])
         features = is_there.any(dim=0).nonzero().flatten()
-        if float(is_there[:, features].double().mean()) > 0.6:  # these features are rather in larger units
+        if float(is_there[:, features].double().mean()) > _MOST_SHARE:  # rather categories, or in larger units
+            continue
+        if not bool(_are_codes(rows[is_there].unique()).all()):
+            continue
+        if all(
+            _ends_scale(rows[:, feature].abs().unique(), float(magnitudes[position])) for feature in features.tolist()
+        ):
             continue
         if all(_is_standardised_binary(rows[:, feature]) for feature in features.tolist()):
             continue
@@ -115,8 +142,10 @@ def _find_code_at_an_end(images: Tensor, index: Tensor) -> str | None:
     for sign in (1.0, -1.0):
         ends = rows.amax(dim=0) if sign > 0 else rows.amin(dim=0)
         times = (rows == ends).sum(dim=0)
-        is_whole = (ends == ends.round()) & (ends != 0)
-        suspects = is_whole & (times >= least) & (times <= _MOST_SHARE * len(rows)) & ~(is_mostly_zero & (ends > 0))
+        is_code = _are_codes(ends)
+        if images.dim() > 2:  # white
+            is_code &= ends != _BYTE
+        suspects = is_code & (times >= least) & (times <= _MOST_SHARE * len(rows)) & ~(is_mostly_zero & (ends > 0))
         for feature in suspects.nonzero().flatten().tolist():
             own = _find_codes(sign * rows[:, feature], least, is_low=sign < 0)
             if own:
@@ -150,20 +179,51 @@ def _find_codes(column: Tensor, least: float, *, is_low: bool) -> list[float]:
         rest, codes, times = values[:-num], values[-num:], counts[-num:]
         if float(times.min()) < least or float(times.sum()) > _MOST_SHARE * len(column):
             break
-        is_whole = bool((codes == codes.round()).all()) and not bool((codes == 0).any())
         is_only_negative = is_low and float(codes[0]) > 0 and float(rest[-1]) <= 0
         own = counts[:-num]
         # Of a feature that is mostly one value, such as a pixel that is black in most images, the others are too few.
         is_varied = len(rest) >= _LEAST_VALUES and 2 * int(own.max()) <= int(own.sum())
-        if not is_whole or not (is_varied or is_only_negative):
+        if not bool(_are_codes(-codes if is_low else codes).all()) or not (is_varied or is_only_negative):
             continue
         between = rest.diff()
         is_even = 2 * len(rest) > int(own.sum()) or float(between.max()) <= _EVENLY * float(between.median())
         gap, usual = float(codes[0] - rest[-1]), float(between[-_NUM_NEXT:].max())
-        spread = 0.0 if is_only_negative else float(rest.repeat_interleave(own).std())
-        if is_even and gap >= _GAP * usual and gap >= _GAP_SPREADS * spread:
+        num_spreads = 0.0 if is_only_negative else _GAP_SPREADS
+        if is_low and float(codes[0]) == 1:
+            num_spreads = _MINUS_ONE_SPREADS if is_only_negative else torch.inf
+        is_far = gap >= max(_GAP * usual, num_spreads * float(rest.repeat_interleave(own).std()))
+        is_near = gap < _NEAR * float(rest[-1] - rest[0]) and len(rest) <= _CATEGORIES and not is_only_negative
+        is_category = is_near and _AS_RARE * float(times.max()) >= float(own.min())
+        if is_even and is_far and not is_category and not _is_on_scale(rest, float(codes[0])):
             found = [float(code) for code in codes]
     return found
+
+
+def _are_codes(values: Tensor) -> Tensor:
+    """Which of some values are numbers that people write for missing values."""
+    return torch.isin(values.double(), _ALL_CODES.double())
+
+
+def _ends_scale(values: Tensor, limit: float) -> bool:
+    """Whether the least of sorted values beyond a limit goes on with what the others begin."""
+    is_beyond = values.double() > limit
+    return _is_on_scale(values[~is_beyond], float(values[is_beyond][0]))
+
+
+def _is_on_scale(rest: Tensor, code: float) -> bool:
+    """Whether a number goes on with what the sorted lesser values `rest` begin.
+
+    That is a series of growing steps, such as 1, 10, 100, or 1, 2, 4, 8; prices that all end with 9; powers of two.
+    """
+    if not len(rest):
+        return False
+    if code % 10 == 9 and bool((rest.abs() % 10 == 9).all()):
+        return True
+    if code == _BYTE and float(rest[-1]) in _ONLY_IN_BITS:
+        return True
+    above = rest[rest > 0][-_NUM_ON_SCALE:]
+    ratios = above[1:] / above[:-1]
+    return len(ratios) > 0 and float(ratios.min()) >= _SCALE and code <= _SCALE * float(ratios.max() * above[-1])
 
 
 def _list(values: list[float]) -> str:

@@ -37,7 +37,7 @@ def with_codes(rows, features, codes, share=0.15):
     ("features", "codes"),
     [
         *(((1, 2), [code]) for code in (-1.0, -9.0, 9.0, 77.0, 98.0, 255.0)),
-        *(((3, 4), [code]) for code in (-9.0, 9.0, 98.0)),
+        *(((3, 4), [code]) for code in (-9.0, 98.0)),
         ((1, 2), [77.0, 88.0, 98.0]),
         ((3, 4), [96.0, 97.0, 98.0]),
         ((1, 2), [-9.0, -1.0]),
@@ -50,8 +50,24 @@ def test_a_code_is_named_whatever_other_features_hold(features, codes, largest):
     assert re.search(f"values? {', '.join(f'{code:g}' for code in codes)} occurs? .* 2 features .{features[0]}, ", said)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_nine_among_answers_is_named_if_it_is_rarer_than_they_are(seed):
+    for share, is_named in ((0.02, True), (0.15, False)):
+        rows = with_codes(table(seed), (3, 4), [9.0], share)
+        assert (find_code(rows, torch.arange(NUM_ROWS)) is not None) is is_named
+
+
 def choose(*values):
     return lambda generator: torch.tensor(values)[torch.randint(0, len(values), (NUM_ROWS,), generator=generator)]
+
+
+def normal(generator, mean, spread):
+    return mean + spread * torch.randn(NUM_ROWS, generator=generator)
+
+
+def put(value, share, others):
+    """A column of `others`, made of a generator, of which a share is one value."""
+    return lambda generator: torch.where(torch.rand(NUM_ROWS, generator=generator) < share, value, others(generator))
 
 
 ORDINARY = {
@@ -64,6 +80,26 @@ ORDINARY = {
     "counts": lambda generator: torch.poisson(torch.full((NUM_ROWS,), 1.5), generator),
     "ages": lambda generator: (38 + 13 * torch.randn(NUM_ROWS, generator=generator)).round().clamp(17, 90),
     "capped": lambda generator: (3 + torch.randn(NUM_ROWS, generator=generator)).exp().clamp(max=100),
+    "doses": choose(0.0, 1.0, 5.0, 10.0, 50.0, 100.0),
+    "most in one of two groups": put(98.0, 0.4, lambda generator: normal(generator, 50, 6)),
+    "probabilities of 1": put(1.0, 0.05, lambda generator: torch.rand(NUM_ROWS, generator=generator) * 0.6),
+    "correlations of -1": put(-1.0, 0.05, lambda generator: torch.rand(NUM_ROWS, generator=generator) - 0.5),
+    "percentages of 100": put(100.0, 0.05, lambda generator: normal(generator, 20, 8)),
+    "a range limit": put(80.0, 0.2, lambda generator: normal(generator, 3, 1).abs()),
+    "a time-out": put(60.0, 0.03, lambda generator: normal(generator, 3, 1).abs()),
+    "differences of -1": put(-1.0, 0.05, lambda generator: 4 * normal(generator, 0, 1).abs()),
+    "marks": put(6.0, 0.05, choose(1.0, 1.3, 1.7, 2.0, 2.3, 2.7, 3.0, 3.3, 3.7, 4.0)),
+    "an ordinal": put(10.0, 0.05, choose(1.0, 2.0, 3.0, 4.0)),
+    "powers of two": put(64.0, 0.02, choose(2.0, 4.0, 6.0, 8.0, 12.0, 16.0)),
+    "limits of bits": put(
+        255.0, 0.05, lambda generator: torch.randint(40, 65, (NUM_ROWS,), generator=generator).float()
+    ),
+    "powers of ten, less one": choose(9.0, 99.0, 999.0, 9999.0),
+    "prices": put(999.0, 0.05, choose(19.0, 29.0, 49.0, 99.0, 199.0)),
+    "ports": put(8080.0, 0.05, choose(22.0, 25.0, 53.0, 80.0, 443.0)),
+    "odds": put(-110.0, 0.03, lambda generator: normal(generator, 150, 10).round()),
+    "a rare second mode": put(60.0, 0.02, put(61.0, 0.02, put(59.0, 0.02, lambda generator: normal(generator, 20, 3)))),
+    "a year before all others": put(1900.0, 0.03, lambda generator: normal(generator, 1990, 8).round()),
     "rare amounts": lambda generator: 900.0 * (torch.rand(NUM_ROWS, generator=generator) < 0.05),
 }
 
