@@ -294,7 +294,7 @@ def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
 
     Raises DataError for any other shape, no image, or values that are not finite; `noun` begins its message.
     """
-    images = to_host(images, noun)
+    images = to_host(images, f"{noun}: images")
     num_images = count_images(tuple(images.shape), shape, noun)
     images = images.reshape(num_images, *shape)
     check_values(images, noun)

@@ -120,7 +120,7 @@ def _holds_more_than(image: Image.Image, content: bytes) -> bool:
     width, height = image.size
     if kind in (b"P4", b"P5", b"P6"):
         row_bytes = {b"P4": -(-width // 8), b"P5": width, b"P6": 3 * width}[kind]
-        row_bytes *= 2 if _count_bits(image, content) > 8 else 1
+        row_bytes *= 2 if count_bits(image, content) > 8 else 1
         return bool(after[row_bytes * height :].strip(b"\0 \t\r\n"))
     text = re.sub(rb"#[^\n]*", b"", after)
     num_numbers = len(re.sub(rb"\s", b"", text)) if kind == b"P1" else len(text.split())
@@ -159,8 +159,7 @@ class OpenPicture:
         """
         room.check(f"data {self.path}", _DECODING_BYTES * self.shape[0] * self.shape[1] + 2 * self.file_bytes)
         with _errors(self.path):
-            image = self.image
-            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (_OPAQUE, _OPAQUE):
+            if is_transparent(self.image):
                 raise ValueError("it is partly transparent; flatten it onto the background that is meant")
 
 
@@ -182,20 +181,20 @@ def open_picture(path: Path, room: Room, mode: str | None = None) -> OpenPicture
         width, height = image.size
         if width * height > _MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, allowed {_MAX_PIXELS:,} in all")
-        num_bits = _count_bits(image, content)
+        num_bits = count_bits(image, content)
         if num_bits > 8:  # Pillow would clip some at 255, and keep only the upper byte of others
             raise ValueError(
                 f"{num_bits} bits per channel, allowed 8; convert it to 8 bits with the range of brightness that is "
                 "meant"
             )
-        if image.format != "MPO" and getattr(image, "is_animated", False):
+        if has_frames(image):
             raise ValueError("several frames; save the one that is meant")
-        if image.format == "TIFF" and _is_signed(image):
+        if image.format == "TIFF" and is_signed(image):
             raise ValueError(
                 "signed numbers, allowed unsigned ones; convert it to 8 bits with the range of brightness that is meant"
             )
         mode = mode or ("L" if image.mode in ("1", "L", "LA") or _has_grey_palette(image) else "RGB")
-    turn = _find_turn(image)
+    turn = find_turn(image)
     if turn in _SWAPPING:
         height, width = width, height
     shape = (height, width) if mode == "L" else (height, width, 3)
@@ -212,7 +211,17 @@ def begins_like_picture(path: Path) -> bool:
     return _BEGINNINGS.match(start) is not None
 
 
-def _find_turn(image: Image.Image) -> Image.Transpose | None:
+def has_frames(image: Image.Image) -> bool:
+    """Whether a picture is one of several, other than a camera's preview."""
+    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a picture is transparent in parts. One that may be is decoded for this."""
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (_OPAQUE, _OPAQUE)
+
+
+def find_turn(image: Image.Image) -> Image.Transpose | None:
     """How a picture must be turned or flipped, by the EXIF data of cameras; None if it is upright or unknown."""
     if image.format == "TIFF":  # Pillow turns TIFF files by itself
         return None
@@ -228,13 +237,13 @@ def _has_grey_palette(image: Image.Image) -> bool:
     return palette is not None and palette[0::3] == palette[1::3] == palette[2::3]
 
 
-def _is_signed(image: Image.Image) -> bool:
+def is_signed(image: Image.Image) -> bool:
     """Whether a TIFF has numbers other than unsigned integers; Pillow reads all numbers of 8 bits as unsigned."""
     formats = cast(TiffImagePlugin.TiffImageFile, image).tag_v2.get(_TIFF_SAMPLE_FORMAT, 1)
     return any(each != 1 for each in (formats if isinstance(formats, tuple) else (formats,)))
 
 
-def _count_bits(image: Image.Image, content: bytes) -> int:
+def count_bits(image: Image.Image, content: bytes) -> int:
     """The bits per channel in the file, which may be more than Pillow keeps."""
     if image.mode.startswith(("I", "F")):
         return 16 if image.mode.startswith("I;16") else 32

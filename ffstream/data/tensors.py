@@ -12,7 +12,6 @@ from torch import Tensor
 from ffstream.errors import DataError
 
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-_MODES = ("L", "RGB")  # of pictures whose numbers are what is seen, in bytes
 
 
 def as_tensor(values: Any, noun: str, *, on_paper: bool = False) -> Tensor:
@@ -29,8 +28,7 @@ def as_tensor(values: Any, noun: str, *, on_paper: bool = False) -> Tensor:
             array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
             values = torch.from_numpy(np.ascontiguousarray(array))
     except (TypeError, ValueError) as error:
-        found = getattr(values, "dtype", type(values).__name__)
-        raise DataError(f"{noun}: found {found}, allowed numbers") from error
+        raise DataError(_describe_misfit(values, noun)) from error
     if values.is_nested:
         raise DataError(f"{noun}: found a nested tensor, allowed a dense one, of one shape a sample; pad or crop them")
     if isinstance(values, torch.masked.MaskedTensor):
@@ -60,18 +58,17 @@ def _is_short(values: Tensor) -> bool:
 
 
 def _check_members(values: Any, noun: str) -> None:
-    """Raise DataError for what numpy would turn into other numbers: masked values, and pictures of most modes.
+    """Raise DataError for what numpy would turn into other numbers: masked values, and most pictures.
 
     Lists and tuples are searched, as numpy drops the masks of their members, and takes the numbers of a palette for
     shades.
     """
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise DataError(f"{noun}: holds values that are masked, allowed numbers; fill them, or leave them out")
-    if _is_picture(values) and values.mode not in _MODES:
-        raise DataError(
-            f"{noun}: found a picture of mode {values.mode}, allowed {' or '.join(_MODES)}; give its file to "
-            'load_images, or the picture as picture.convert("L"), or "RGB"'
-        )
+    if _is_picture(values):
+        from ffstream.data.given_pictures import check_picture  # slow to import, and needed for pictures alone
+
+        check_picture(values, noun)
     if isinstance(values, (list, tuple)):
         for number, each in enumerate(values):
             if isinstance(each, (list, tuple, np.ma.MaskedArray)) or _is_picture(each):
@@ -82,11 +79,35 @@ def _stack(tensors: list[Tensor], noun: str) -> Tensor:
     try:
         return torch.stack(tensors)
     except RuntimeError as error:  # of several shapes, or on several devices
-        found = sorted({f"{tuple(each.shape)} on {each.device}" for each in tensors})
+        kinds = [(tuple(each.shape), str(each.device)) for each in tensors]
+        number = next(number for number, kind in enumerate(kinds) if kind != kinds[0])
         raise DataError(
-            f"{noun}: found a list of tensors of shapes {' and '.join(found[:2])}, allowed one shape and one device; "
-            "pad, crop or move them"
+            f"{noun}[{number}]: found a tensor of shape {kinds[number][0]} on {kinds[number][1]}, allowed "
+            f"{kinds[0][0]} on {kinds[0][1]}, as {noun}[0] is; pad, crop or move it"
         ) from error
+
+
+def _describe_misfit(values: Any, noun: str) -> str:
+    """Why no array of numbers can be made of values: the first member of a list that is none, or of another shape."""
+    first = None
+    for number, each in enumerate(values if isinstance(values, (list, tuple)) else ()):
+        try:
+            array = np.asarray(each)
+        except (TypeError, ValueError):  # such as a pair of an image and its label
+            array = np.asarray(None)
+        if array.dtype.kind not in "biufc":
+            kind = type(each).__name__
+            if isinstance(each, (list, tuple)):
+                names = sorted({type(member).__name__ for member in each})
+                kind += f" of {' and '.join(names[:3])}"
+            return f"{noun}[{number}]: found a {kind}, allowed numbers, as an array, a tensor or lists of one shape"
+        first = array.shape if first is None else first
+        if array.shape != first:
+            return (
+                f"{noun}[{number}]: found shape {array.shape}, allowed {first}, which {noun}[0] has; pad or crop it, "
+                "or leave it out"
+            )
+    return f"{noun}: found {getattr(values, 'dtype', type(values).__name__)}, allowed numbers"
 
 
 def _is_picture(value: Any) -> bool:
