@@ -212,8 +212,9 @@ def inspect(
         typer.echo(json.dumps(content, indent=1))
         return
     config = found.config
+    units = "" if config.network.layers else f" of {config.width} units"
     say(
-        f"run {run}: {len(layers)} of {count(config.layers, 'layer')} of {config.width} units done, "
+        f"run {run}: {len(layers)} of {count(config.layers, 'layer')}{units} done, "
         f"data {config.data}, recipe {config.recipe}"
     )
     if progress:

@@ -257,9 +257,10 @@ _NOT_SETTINGS = ("config", "plugin", "set_", "run_dir", "resume", "accept_enviro
 def _resolve_settings(options: dict[str, Any]) -> Config:
     """The configuration that the options of `train` ask for."""
     from ffstream.ground.plugins import has_loaded
-    from ffstream.settings.config import Config, flatten, parse_assignment, read_toml
+    from ffstream.settings.config import Config, flatten
     from ffstream.settings.names import check_names
     from ffstream.settings.recipes import AUTO, DEFAULT
+    from ffstream.settings.toml import parse_assignment, read_toml
 
     if options["resume"] and options["run_dir"] is None:
         raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")

@@ -126,7 +126,7 @@ class Runner:
             num_layers=len(self._specs),
             num_done=num_done,
             num_samples=len(self._labels[TRAIN]),
-            num_tiles=max(len(self._tiles_of(spec)) for spec in {each.shape: each for each in self._specs}.values()),
+            num_tiles=max(len(self._tiles_of(spec)) for spec in self._blueprint.distinct),
             num_epochs=self._config.epochs,
             is_labelled=self._config.labels.method != "none",
             device_type=self._device.type,
@@ -398,6 +398,5 @@ class Runner:
 
     def _make_sweep(self) -> LabelSweep:
         """An empty sweep over the validation split."""
-        return LabelSweep(
-            self._method.rows.targets(self._labels[VALIDATION]), stack_layers=self._config.network.stack_layers
-        )
+        targets = self._method.rows.targets(self._labels[VALIDATION])
+        return LabelSweep(targets, stack_layers=self._config.network.stack_layers)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ffstream.errors import ConfigError, nearest
-from ffstream.ground.files import read_regular
 from ffstream.settings.layer_list import LayerLine, list_lines, read_layers
 from ffstream.settings.limits import check_fields, documented, list_settings, setting, show
 from ffstream.settings.names import KINDS
@@ -33,11 +31,7 @@ from ffstream.settings.sections import (
     OptimiserConfig,
     ReadoutConfig,
 )
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ffstream.settings.toml import read_toml, write_value
 
 # A section left out is filled in by the recipe when the Config is made; typed Any so that the field keeps its own type.
 _FROM_RECIPE: Any = None
@@ -244,10 +238,10 @@ class Config:
         lines, sections = [], []
         for name, value in self.to_mapping().items():
             if isinstance(value, dict):
-                rows = [f"{key} = {_toml_value(entry)}" for key, entry in value.items()]
+                rows = [f"{key} = {write_value(entry)}" for key, entry in value.items()]
                 sections.append("\n".join([f"[{name}]", *rows]))
             else:
-                lines.append(f"{name} = {_toml_value(value)}")
+                lines.append(f"{name} = {write_value(value)}")
         return "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
 
     def identity(self) -> dict[str, Any]:
@@ -335,63 +329,6 @@ def describe_settings() -> list[tuple[str, list[tuple[str, Any, str]]]]:
     for section, kind in _SECTIONS.items():
         found.append((section, [(f"{section}.{name}", default, text) for name, default, text in list_settings(kind)]))
     return found
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Nested settings of a TOML file. Raises ConfigError when it is absent, not a regular file, or does not parse."""
-    try:
-        data = read_regular(path)
-    except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"config file {path}: cannot be read ({reason})") from error
-    return parse_toml(data, f"config file {path}")
-
-
-def parse_toml(data: bytes, noun: str) -> dict[str, Any]:
-    """Nested settings of TOML text. Raises ConfigError, beginning with `noun`, when it does not parse."""
-    try:
-        return _load_toml(data.decode())
-    except RecursionError:
-        raise ConfigError(f"{noun}: nested too deep; allowed sections of settings") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{noun}: cannot be read ({error})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{noun}: not valid TOML ({error})") from error
-    except ValueError as error:
-        raise ConfigError(f"{noun}: {_MANY_DIGITS}") from error
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """Split `section.key=value` into the dotted key and a TOML value; a bare word is a string. Raises ConfigError."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        lacking = "no name before '='" if equals else "no '='"
-        raise ConfigError(f"--set {text}: found {lacking}, allowed section.key=value, for example objective.scale=10")
-    if "\n" in value:
-        raise ConfigError(f"--set {key.strip()}: found several lines, allowed section.key=value")
-    try:
-        return key.strip(), _load_toml(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
-    except RecursionError:
-        raise ConfigError(f"--set {key.strip()}: nested too deep; allowed section.key=value") from None
-    except ValueError as error:
-        raise ConfigError(f"--set {key.strip()}: {_MANY_DIGITS}") from error
-
-
-_MANY_DIGITS = "found a number with thousands of digits, allowed what 64 bits hold"
-
-
-def _load_toml(text: str) -> dict[str, Any]:
-    """Parse TOML. Raises TOMLDecodeError, RecursionError, and a plain ValueError for integers of too many digits."""
-    found = tomllib.loads(text)
-    repr(found)  # Python reads any hexadecimal number, but raises ValueError for writing a long one in decimal
-    return found
-
-
-def _toml_value(value: Any) -> str:
-    """A value as TOML: JSON, which is TOML for our types if it writes no surrogates and escapes DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from ffstream.errors import CorruptFileError, RunError, RunMismatchError, say_no
 from ffstream.ground.files import storage_errors, to_absolute
 from ffstream.ground.folder import TEMPORARY, Folder
 from ffstream.ground.lock import RunLock
-from ffstream.settings.config import LATER_SETTINGS, Config, parse_toml
+from ffstream.settings.config import LATER_SETTINGS, Config
+from ffstream.settings.toml import parse_toml
 from ffstream.storage.identity import (
     CACHE,
     CONFIG,

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ffstream as ff
-from ffstream.settings.config import describe_settings, parse_assignment
+from ffstream.settings.config import describe_settings
 from ffstream.settings.recipes import RECIPES
+from ffstream.settings.toml import parse_assignment
 from tests.helpers import run_cli
 
 SETTINGS = st.fixed_dictionaries(

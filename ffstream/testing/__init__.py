@@ -32,7 +32,6 @@ from torch import Tensor
 from ffstream.data import SOURCES, load_dataset
 from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
-from ffstream.errors import ConfigError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.goodness import GOODNESSES
 from ffstream.field.layers import LAYER_KINDS, Activations, Layer, LayerShape
@@ -45,11 +44,20 @@ from ffstream.ground.files import find_current
 from ffstream.run.launch import train
 from ffstream.run.preparation import make_plan
 from ffstream.settings.config import Config
+from ffstream.testing.claims import claim, same
+from ffstream.testing.layers import (
+    check_activation,
+    check_handing_on,
+    check_hiding,
+    check_places,
+    check_summary,
+    check_tile,
+    parameter_gradients,
+)
 from ffstream.training.layer_trainer import EpochFigures
 from ffstream.training.observer import Observer
 
 _NUM_ROWS, _NUM_UNITS = 6, 16
-_RELATIVE, _ABSOLUTE = 1e-4, 1e-5  # tolerances for float32 computed in another order
 _TIERS = ("device", "host", "disk")
 _STOPPED_LAYER = 2  # by then one layer is committed, and this one is under way
 
@@ -63,19 +71,19 @@ def check_goodness(name: str, settings: Settings | None = None) -> None:
     activities = torch.randn(_NUM_ROWS, _NUM_UNITS, generator=generator).relu()
     upstream = torch.randn(_NUM_ROWS, generator=generator)
     value = goodness.value(activities.clone())
-    _claim(value.shape == (_NUM_ROWS,), f"value gives {tuple(value.shape)}, expected {(_NUM_ROWS,)}, one of each row")
-    _claim(bool(value.isfinite().all()), "value is not finite")
-    _same(goodness.value(activities[:2].clone()), value[:2], "value of two rows depends on the rows beside them")
+    claim(value.shape == (_NUM_ROWS,), f"value gives {tuple(value.shape)}, expected {(_NUM_ROWS,)}, one of each row")
+    claim(bool(value.isfinite().all()), "value is not finite")
+    same(goodness.value(activities[:2].clone()), value[:2], "value of two rows depends on the rows beside them")
     expected = _differentiate(goodness.value, activities, upstream)
     found = goodness.gradient(activities.clone(), upstream).expand_as(activities)
-    _same(found, expected, "gradient is not that of value")
+    same(found, expected, "gradient is not that of value")
     place = activities.clone()
-    _same(goodness.gradient(place, upstream, out=place), expected, "gradient with out, in place, is another one")
+    same(goodness.gradient(place, upstream, out=place), expected, "gradient with out, in place, is another one")
     if goodness.is_flat_at_zero:
-        _claim(bool((expected[activities == 0] == 0).all()), "is_flat_at_zero is set, but the gradient at 0 is not 0")
+        claim(bool((expected[activities == 0] == 0).all()), "is_flat_at_zero is set, but the gradient at 0 is not 0")
     if goodness.over_units is not None:
         parts = [goodness.weight(part.shape[1], _NUM_UNITS) * goodness.value(part) for part in activities.split(5, 1)]
-        _same(sum(parts, torch.zeros(_NUM_ROWS)), value, f"over_units is {goodness.over_units!r}, but parts do not add")
+        same(sum(parts, torch.zeros(_NUM_ROWS)), value, f"over_units is {goodness.over_units!r}, but parts do not add")
     _check_training({"objective.goodness": name}, settings)
 
 
@@ -85,11 +93,11 @@ def check_objective(name: str, settings: Settings | None = None) -> None:
     for num_negatives in (1, 3):
         logits = torch.randn(_NUM_ROWS, 1 + num_negatives, generator=torch.Generator().manual_seed(num_negatives))
         loss, gradient = objective.loss_and_gradient(logits.clone())
-        _claim(loss.shape == (_NUM_ROWS,), f"loss gives {tuple(loss.shape)}, expected {(_NUM_ROWS,)}, one of each row")
-        _same(objective.loss(logits[:2].clone()), loss[:2], "loss of two rows depends on the rows beside them")
-        _same(loss, objective.loss(logits.clone()), "loss_and_gradient gives another loss than loss")
+        claim(loss.shape == (_NUM_ROWS,), f"loss gives {tuple(loss.shape)}, expected {(_NUM_ROWS,)}, one of each row")
+        same(objective.loss(logits[:2].clone()), loss[:2], "loss of two rows depends on the rows beside them")
+        same(loss, objective.loss(logits.clone()), "loss_and_gradient gives another loss than loss")
         expected = _differentiate(objective.loss, logits, torch.ones(_NUM_ROWS))
-        _same(gradient, expected, "loss_and_gradient gives another gradient than that of loss")
+        same(gradient, expected, "loss_and_gradient gives another gradient than that of loss")
     _check_training({"objective.name": name}, settings)
 
 
@@ -102,12 +110,12 @@ def check_similarity(name: str, settings: Settings | None = None) -> None:
     alike = (labels.unsqueeze(2) == labels.unsqueeze(1)).float()
     alike.diagonal(dim1=1, dim2=2).zero_()
     term, gradient = similarity(cosines.clone(), alike.clone())
-    _claim(term.shape == (2, _NUM_ROWS), f"the term has shape {tuple(term.shape)}, expected {(2, _NUM_ROWS)}")
+    claim(term.shape == (2, _NUM_ROWS), f"the term has shape {tuple(term.shape)}, expected {(2, _NUM_ROWS)}")
     step, turned = 1e-3, torch.randn(cosines.shape, generator=generator)
     turned.diagonal(dim1=1, dim2=2).zero_()
     above, below = (similarity(cosines + sign * step * turned, alike.clone())[0].sum() for sign in (1, -1))
     slope = (gradient * turned).sum()
-    _claim(
+    claim(
         bool((slope - (above - below) / (2 * step)).abs() < 1e-2 * (1 + slope.abs())),
         "gradient is not that of the term",
     )
@@ -124,17 +132,17 @@ def check_negative_sampler(name: str, settings: Settings | None = None) -> None:
     )
     shape = (len(labels), num_negatives)
     is_shaped = first.shape == shape and first.dtype == torch.int64
-    _claim(is_shaped, f"gives {first.dtype} {tuple(first.shape)}, expected torch.int64 {shape}")
-    _claim(torch.equal(first, again), "draws other labels from the same generator")
-    _claim(bool(((first >= 0) & (first < num_classes)).all()), f"draws labels outside 0 to {num_classes - 1}")
-    _claim(not bool((first == labels.unsqueeze(1)).any()), "draws the true label")
+    claim(is_shaped, f"gives {first.dtype} {tuple(first.shape)}, expected torch.int64 {shape}")
+    claim(torch.equal(first, again), "draws other labels from the same generator")
+    claim(bool(((first >= 0) & (first < num_classes)).all()), f"draws labels outside 0 to {num_classes - 1}")
+    claim(not bool((first == labels.unsqueeze(1)).any()), "draws the true label")
     _check_distinct(first)
     if isinstance(sampler, InformedSampler):
         logits = torch.randn(len(labels), num_classes, generator=torch.Generator().manual_seed(6))
         logits[torch.arange(len(labels)), labels] = -torch.inf
         noise = sampler.draw_noise(len(labels), num_classes, torch.Generator().manual_seed(7))
         chosen = sampler.choose(logits.clone(), noise, num_negatives)
-        _claim(bool(logits.gather(1, chosen).isfinite().all()), "choose takes what may not be chosen")
+        claim(bool(logits.gather(1, chosen).isfinite().all()), "choose takes what may not be chosen")
         _check_distinct(chosen)
     _check_training({"negatives.sampler": name}, settings)
 
@@ -154,30 +162,30 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
     gradient = torch.randn(_NUM_ROWS, num_units, generator=generator)
     with torch.no_grad():
         found = layer.preactivations(rows).clone()
-        _claim(found.shape == (_NUM_ROWS, num_units), f"preactivations have shape {tuple(found.shape)}")
-        _claim(found.dtype == torch.float32, f"preactivations are {found.dtype}, expected torch.float32")
-        _same(layer.preactivations(rows[:2]), found[:2], "preactivations of two rows depend on the rows beside them")
+        claim(found.shape == (_NUM_ROWS, num_units), f"preactivations have shape {tuple(found.shape)}")
+        claim(found.dtype == torch.float32, f"preactivations are {found.dtype}, expected torch.float32")
+        same(layer.preactivations(rows[:2]), found[:2], "preactivations of two rows depend on the rows beside them")
         again = _make_layer(kind, config)
         for key, tensor in layer.state_dict().items():
-            _claim(torch.equal(tensor, again.state_dict()[key]), f"initialise fills {key} by more than its generator")
-    for key, expected in _parameter_gradients(layer, rows, gradient).items():
+            claim(torch.equal(tensor, again.state_dict()[key]), f"initialise fills {key} by more than its generator")
+    for key, expected in parameter_gradients(layer, rows, gradient).items():
         whole = torch.zeros_like(expected)
         for own, part, values in layer.gradients(rows.clone(), gradient.clone()):
             if own == key:
                 whole[part] = values
-        _same(whole, expected, f"gradients of {key} are not those of preactivations")
+        same(whole, expected, f"gradients of {key} are not those of preactivations")
     whole = torch.zeros_like(rows)
     for features, values in layer.input_gradients(rows.clone(), gradient.clone()):
         whole[:, features] = values
     expected = torch.autograd.functional.vjp(layer.preactivations, rows, gradient)[1]
-    _same(whole, expected, "input_gradients are not those of preactivations")
-    _check_activation(layer, found, gradient)
-    _check_summary(layer, found, generator)
-    _check_places(layer, gradient)
-    _check_handing_on(layer, found)
-    _check_hiding(_make_layer(kind, config), rows)
+    same(whole, expected, "input_gradients are not those of preactivations")
+    check_activation(layer, found, gradient)
+    check_summary(layer, found, generator)
+    check_places(layer, gradient)
+    check_handing_on(layer, found)
+    check_hiding(_make_layer(kind, config), rows)
     if kind.tileable:
-        _check_tile(layer, kind, rows, found)
+        check_tile(layer, kind, rows, found)
     _check_training({"network.kind": name}, settings)
 
 
@@ -186,8 +194,8 @@ def check_optimiser(name: str, settings: Settings | None = None) -> None:
     whole_config = _make_config({"optimiser.name": name}, settings)
     optimiser, config = OPTIMISERS.of(whole_config), whole_config.optimiser
     names = optimiser.state_names
-    _claim(len(set(names)) == len(names), f"state_names are {names}, expected names that differ")
-    _claim(set(optimiser.slow_names) <= set(names), f"slow_names are {optimiser.slow_names}, expected some of {names}")
+    claim(len(set(names)) == len(names), f"state_names are {names}, expected names that differ")
+    claim(set(optimiser.slow_names) <= set(names), f"slow_names are {optimiser.slow_names}, expected some of {names}")
     generator = torch.Generator().manual_seed(0)
     parameter = torch.randn(_NUM_ROWS, _NUM_UNITS, generator=generator)
     gradients = torch.randn(3, _NUM_ROWS, _NUM_UNITS, generator=generator)
@@ -198,14 +206,14 @@ def check_optimiser(name: str, settings: Settings | None = None) -> None:
             for part in parts:
                 num_steps, given = torch.tensor(float(step)), gradient[part].clone()
                 optimiser.update_(own[part], given, [each[part] for each in state], num_steps, 0.01, config)
-                _claim(float(num_steps) == step, "update_ counts num_steps up, which is left as it is")
+                claim(float(num_steps) == step, "update_ counts num_steps up, which is left as it is")
         return [own, *state]
 
     whole = take_steps([slice(None)])
-    _claim(all(bool(tensor.isfinite().all()) for tensor in whole), "update_ gives what is not finite")
-    _claim(not torch.equal(whole[0], parameter), "update_ leaves the parameter as it is")
+    claim(all(bool(tensor.isfinite().all()) for tensor in whole), "update_ gives what is not finite")
+    claim(not torch.equal(whole[0], parameter), "update_ leaves the parameter as it is")
     for found, expected in zip(take_steps([slice(0, 2), slice(2, None)]), whole, strict=True):
-        _same(found, expected, "update_ of some rows depends on the rows beside them")
+        same(found, expected, "update_ of some rows depends on the rows beside them")
     _check_training({"optimiser.name": name}, settings)
 
 
@@ -225,12 +233,12 @@ def check_label_method(name: str, settings: Settings | None = None) -> None:
         ("neutral_rows", rows.neutral_rows(images), 1),
     ):
         expected = (_NUM_ROWS, num_rows, 64)
-        _claim(found.shape == expected, f"{words} have shape {tuple(found.shape)}, expected {expected}")
+        claim(found.shape == expected, f"{words} have shape {tuple(found.shape)}, expected {expected}")
     first, again = (candidates.draw(labels, torch.Generator().manual_seed(5)) for _ in range(2))
     is_shaped = first.shape == (_NUM_ROWS, candidates.num_candidates) and first.dtype == torch.int64
-    _claim(is_shaped, f"draw gives {first.dtype} {tuple(first.shape)}")
-    _claim(torch.equal(first, again), "draw gives other candidates from the same generator")
-    _claim(bool(((first >= 0) & (first < candidates.num_values)).all()), "draw gives more values than num_values")
+    claim(is_shaped, f"draw gives {first.dtype} {tuple(first.shape)}")
+    claim(torch.equal(first, again), "draw gives other candidates from the same generator")
+    claim(bool(((first >= 0) & (first < candidates.num_values)).all()), "draw gives more values than num_values")
     _check_distinct(first)
     layer = blueprint.build_layer(blueprint.specs[0])
     upstream = torch.randn(first.shape, generator=generator)
@@ -244,12 +252,12 @@ def check_label_method(name: str, settings: Settings | None = None) -> None:
         shown = candidates.select(block, torch.arange(_NUM_ROWS), first, room)
         activities = reading.activities(layer, layer.preactivations(shown).clone(), first, room)
         found = reading.measure(layer, blueprint.goodness, activities, first)
-        _same(found, expected_goodness.detach(), "measure gives another goodness than sweep")
+        same(found, expected_goodness.detach(), "measure gives another goodness than sweep")
         gradient, _ = reading.differentiate(layer, blueprint.goodness, activities, first, upstream, None, room)
     if not candidates.shares_row:
         place = torch.arange(_NUM_ROWS).unsqueeze(1) * rows.num_training_rows + first
         expected_gradient = expected_gradient[place.t().flatten()]
-    _same(gradient, expected_gradient, "differentiate gives another gradient than that of sweep")
+    same(gradient, expected_gradient, "differentiate gives another gradient than that of sweep")
     _check_training({"labels.method": name}, settings)
 
 
@@ -257,75 +265,9 @@ def check_source(name: str, settings: Settings | None = None) -> None:
     """Check that it gives the same data each time; then train on them."""
     SOURCES[name]
     first, again = (load_dataset(name) for _ in range(2))
-    _claim(torch.equal(first.train.images, again.train.images), "gives other images the second time")
-    _claim(torch.equal(first.train.labels, again.train.labels), "gives other labels the second time")
+    claim(torch.equal(first.train.images, again.train.images), "gives other images the second time")
+    claim(torch.equal(first.train.labels, again.train.labels), "gives other labels the second time")
     _check_training({"data": name}, settings)
-
-
-def _check_activation(layer: Layer, preactivations: Tensor, gradient: Tensor) -> None:
-    activities = layer.activate(preactivations.clone())
-    _same(layer.activate_(preactivations.clone()), activities, "activate_ is not activate")
-    expected = torch.autograd.functional.vjp(layer.activate, preactivations, gradient)[1]
-    found = layer.through_activation_(activities.clone(), gradient.clone())
-    _same(found, expected, "through_activation_ is not the gradient of activate")
-
-
-def _check_summary(layer: Layer, preactivations: Tensor, generator: torch.Generator) -> None:
-    activities = layer.activate(preactivations.clone())
-    summary = layer.summarise(activities)
-    expected_shape = (len(activities), layer.num_summarised)
-    _claim(summary.shape == expected_shape, f"summarise gives {tuple(summary.shape)}, expected {expected_shape}")
-    upstream = torch.randn(summary.shape, generator=generator)
-    expected = torch.autograd.functional.vjp(
-        lambda given: layer.summarise(layer.activate(given)), preactivations, upstream
-    )[1]
-    found = layer.through_summary_(activities.clone(), upstream)
-    _same(found, expected, "through_summary_ is not the gradient of summarise and activate")
-
-
-def _check_places(layer: Layer, by_unit: Tensor) -> None:
-    by_width = torch.arange(2.0 * layer.width).view(2, layer.width)
-    spread = layer.spread(by_width)
-    _claim(spread.shape == (2, layer.num_units), f"spread gives {tuple(spread.shape)}, expected one number per unit")
-    expected = torch.autograd.functional.vjp(layer.spread, by_width.repeat(_NUM_ROWS // 2, 1), by_unit)[1]
-    _same(layer.collect(by_unit), expected, "collect is not the gradient of spread")
-
-
-def _check_handing_on(layer: Layer, preactivations: Tensor) -> None:
-    expected = (len(preactivations), layer.handed_on_by(layer.shape).num_features)
-    with torch.no_grad():
-        if layer.has_statistics:
-            layer.settle(layer.statistics_of(preactivations.clone()).double())
-        found = layer.hand_on(preactivations.clone())
-        _claim(found.shape == expected, f"hand_on gives {tuple(found.shape)}, expected {expected}")
-        _claim(bool(found.isfinite().all()), "hand_on gives what is not finite")
-        _same(layer.hand_on(preactivations[:2].clone()), found[:2], "what is handed on depends on the rows beside it")
-        layer.workspace = Workspace(preactivations.device)
-        _same(layer.hand_on(preactivations.clone()), found, "hand_on gives something else with a workspace")
-        layer.workspace = None
-
-
-def _check_hiding(layer: Layer, rows: Tensor) -> None:
-    hidden = torch.arange(layer.in_features) % 3 == 0
-    try:
-        layer.hide(hidden)
-    except ConfigError:  # a kind may say that it cannot
-        return
-    with torch.no_grad():
-        whole = layer.preactivations(rows).clone()
-        without = layer.preactivations(rows.masked_fill(hidden, 0.0))
-    _same(without, whole, "hide leaves features in: preactivations depend on them")
-
-
-def _check_tile(layer: Layer, kind: type[Layer], rows: Tensor, whole: Tensor) -> None:
-    """Check that units 2 to 6 by themselves compute what they do in the whole layer."""
-    tile = kind(layer.shape.cut(slice(2, 7)))
-    units = torch.arange(2, 7)
-    tile.load_state_dict(
-        {key: tensor.index_select(kind.unit_axis(key), units) for key, tensor in layer.state_dict().items()}
-    )
-    with torch.no_grad():
-        _same(tile.preactivations(rows), whole[:, 2:7], "is tileable, but some units by themselves compute otherwise")
 
 
 def _make_layer(kind: type[Layer], config: Config) -> Layer:
@@ -333,14 +275,6 @@ def _make_layer(kind: type[Layer], config: Config) -> Layer:
     layer = kind(LayerShape(Activations.of_image(64, (8, 8)), config.width, options=options))
     layer.initialise(torch.Generator().manual_seed(0))
     return layer
-
-
-def _parameter_gradients(layer: Layer, rows: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    names = [name for name, _ in layer.named_parameters() if name != "label_embedding"]
-    with torch.enable_grad():
-        preactivations = layer.preactivations(rows.clone())
-        found = torch.autograd.grad(preactivations, [layer.get_parameter(name) for name in names], gradient)
-    return dict(zip(names, found, strict=True))
 
 
 def _differentiate(function: Callable[[Tensor], Tensor], values: Tensor, upstream: Tensor) -> Tensor:
@@ -352,7 +286,7 @@ def _differentiate(function: Callable[[Tensor], Tensor], values: Tensor, upstrea
 
 def _check_distinct(labels: Tensor) -> None:
     ordered = labels.sort(dim=1).values
-    _claim(not bool((ordered[:, 1:] == ordered[:, :-1]).any()), "draws one label twice for a sample")
+    claim(not bool((ordered[:, 1:] == ordered[:, :-1]).any()), "draws one label twice for a sample")
 
 
 class _StopInLayer(Observer):
@@ -379,14 +313,14 @@ def _check_training(own: Settings, settings: Settings | None) -> None:
     config = _make_config(own, settings)
     planned_bytes = make_plan(config).device.num_bytes
     modules = [part["module"] for part in describe_parts(config).values()]
-    _claim("__main__" not in modules, "is registered by a script; move it to a module that others can import")
+    claim("__main__" not in modules, "is registered by a script; move it to a module that others can import")
     with tempfile.TemporaryDirectory() as folder:
         weights = {}
         for tier in _TIERS:
             bound = {"cache.tier": tier, "memory.budget": f"{2 * planned_bytes}B"}  # with it, steps are tried
             run = train(config.override(bound), Path(folder) / tier)
             weights[tier] = _digest_weights(run.path)
-            _claim(weights[tier] == weights[_TIERS[0]], f"a cache on {tier} trains other weights than on {_TIERS[0]}")
+            claim(weights[tier] == weights[_TIERS[0]], f"a cache on {tier} trains other weights than on {_TIERS[0]}")
         error = run.evaluate().error
         path = Path(folder) / "stopped"
         with contextlib.suppress(KeyboardInterrupt):
@@ -395,22 +329,12 @@ def _check_training(own: Settings, settings: Settings | None) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
         command = [sys.executable, "-c", _RESUME, str(path)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        _claim(done.returncode == 0, f"a new process cannot go on with its run: {done.stderr.strip()[-500:]}")
-        _claim(_digest_weights(path) == weights[_TIERS[0]], "an interrupted run ends with other weights")
-        _claim(float(done.stdout) == error, f"a new process evaluates to {done.stdout.strip()}, this one to {error}")
+        claim(done.returncode == 0, f"a new process cannot go on with its run: {done.stderr.strip()[-500:]}")
+        claim(_digest_weights(path) == weights[_TIERS[0]], "an interrupted run ends with other weights")
+        claim(float(done.stdout) == error, f"a new process evaluates to {done.stdout.strip()}, this one to {error}")
 
 
 def _digest_weights(path: Path) -> list[str]:
     return [
         hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((path / "layers").rglob("weights.safetensors"))
     ]
-
-
-def _same(found: Tensor, expected: Tensor, words: str) -> None:
-    is_same = found.shape == expected.shape and torch.allclose(found, expected, rtol=_RELATIVE, atol=_ABSOLUTE)
-    _claim(is_same, words)
-
-
-def _claim(holds: bool, words: str) -> None:
-    if not holds:
-        raise AssertionError(words)

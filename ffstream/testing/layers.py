@@ -1,0 +1,91 @@
+"""What each layer kind must fulfil, one property at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ffstream.device.workspace import Workspace
+from ffstream.errors import ConfigError
+from ffstream.field.layers import Layer
+from ffstream.testing.claims import claim, same
+
+
+def check_activation(layer: Layer, preactivations: Tensor, gradient: Tensor) -> None:
+    """Check the activation in place, and the gradient through it."""
+    activities = layer.activate(preactivations.clone())
+    same(layer.activate_(preactivations.clone()), activities, "activate_ is not activate")
+    expected = torch.autograd.functional.vjp(layer.activate, preactivations, gradient)[1]
+    found = layer.through_activation_(activities.clone(), gradient.clone())
+    same(found, expected, "through_activation_ is not the gradient of activate")
+
+
+def check_summary(layer: Layer, preactivations: Tensor, generator: torch.Generator) -> None:
+    """Check the shape of a summary, and the gradient through it and the activation."""
+    activities = layer.activate(preactivations.clone())
+    summary = layer.summarise(activities)
+    expected_shape = (len(activities), layer.num_summarised)
+    claim(summary.shape == expected_shape, f"summarise gives {tuple(summary.shape)}, expected {expected_shape}")
+    upstream = torch.randn(summary.shape, generator=generator)
+    expected = torch.autograd.functional.vjp(
+        lambda given: layer.summarise(layer.activate(given)), preactivations, upstream
+    )[1]
+    found = layer.through_summary_(activities.clone(), upstream)
+    same(found, expected, "through_summary_ is not the gradient of summarise and activate")
+
+
+def check_places(layer: Layer, by_unit: Tensor) -> None:
+    """Check that numbers by width are spread over places, and that `collect` is the gradient of that."""
+    by_width = torch.arange(2.0 * layer.width).view(2, layer.width)
+    spread = layer.spread(by_width)
+    claim(spread.shape == (2, layer.num_units), f"spread gives {tuple(spread.shape)}, expected one number per unit")
+    expected = torch.autograd.functional.vjp(layer.spread, by_width[:1].repeat(len(by_unit), 1), by_unit)[1]
+    same(layer.collect(by_unit), expected, "collect is not the gradient of spread")
+
+
+def check_handing_on(layer: Layer, preactivations: Tensor) -> None:
+    """Check what is handed on, row by row, in place and not."""
+    expected = (len(preactivations), layer.handed_on_by(layer.shape).num_features)
+    with torch.no_grad():
+        if layer.has_statistics:
+            layer.settle(layer.statistics_of(preactivations.clone()).double())
+        found = layer.hand_on(preactivations.clone())
+        claim(found.shape == expected, f"hand_on gives {tuple(found.shape)}, expected {expected}")
+        claim(bool(found.isfinite().all()), "hand_on gives what is not finite")
+        same(layer.hand_on(preactivations[:2].clone()), found[:2], "what is handed on depends on the rows beside it")
+        layer.workspace = Workspace(preactivations.device)
+        same(layer.hand_on(preactivations.clone()), found, "hand_on gives something else with a workspace")
+        layer.workspace = None
+
+
+def check_hiding(layer: Layer, rows: Tensor) -> None:
+    """Check that preactivations do not depend on hidden features, if the kind can hide any."""
+    hidden = torch.arange(layer.in_features) % 3 == 0
+    try:
+        layer.hide(hidden)
+    except ConfigError:  # a kind may say that it cannot
+        return
+    with torch.no_grad():
+        whole = layer.preactivations(rows).clone()
+        without = layer.preactivations(rows.masked_fill(hidden, 0.0))
+    same(without, whole, "hide leaves features in: preactivations depend on them")
+
+
+def check_tile(layer: Layer, kind: type[Layer], rows: Tensor, whole: Tensor) -> None:
+    """Check that units 2 to 6 by themselves compute what they do in the whole layer."""
+    tile = kind(layer.shape.cut(slice(2, 7)))
+    units = torch.arange(2, 7)
+    tile.load_state_dict(
+        {key: tensor.index_select(kind.unit_axis(key), units) for key, tensor in layer.state_dict().items()}
+    )
+    with torch.no_grad():
+        same(tile.preactivations(rows), whole[:, 2:7], "is tileable, but some units by themselves compute otherwise")
+
+
+def parameter_gradients(layer: Layer, rows: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    """Those of autograd, by the name of the parameter; that of the label embedding is left out."""
+    names = [name for name, _ in layer.named_parameters() if name != "label_embedding"]
+    with torch.enable_grad():
+        preactivations = layer.preactivations(rows.clone())
+        found = torch.autograd.grad(preactivations, [layer.get_parameter(name) for name in names], gradient)
+    return dict(zip(names, found, strict=True))
