@@ -62,7 +62,7 @@ class Runner:
         device: torch.device,
         observer: Observer,
     ) -> None:
-        self._directory, self._plan = directory, plan
+        self._directory, self._plan, self._observer = directory, plan, observer
         self._config = config = plan.config
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
         self._splits = {name: splits[name] for name in names}  # until no more caches are written from them
@@ -70,7 +70,6 @@ class Runner:
         self._labels = {name: splits[name].labels for name in names}
         self._scaling, self._class_names = facts.scaling, facts.class_names
         self._device, self._accelerator = device, find_accelerator(device)
-        self._observer = observer
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
         self._blueprint = blueprint = Blueprint.of(config, facts.shape(num_samples))
         self._method, self._goodness, self._specs = blueprint.method, blueprint.goodness, blueprint.specs
@@ -170,8 +169,7 @@ class Runner:
         so_far: _Goodness = {}
         for number in range(num_finished):
             so_far = self._add_tile(spec, self._load_tile(spec, number), so_far, self._caches.lasting)
-        num_samples, training_s = 0, 0.0
-        last = len(self._tiles_of(spec)) - 1
+        num_samples, training_s, last = 0, 0.0, len(self._tiles_of(spec)) - 1
         for number in range(num_finished, last + 1):
             layer, epochs, goodness = self._train_tile(spec, number, start_epoch, so_far)
             start_epoch = (number + 1) * self._config.epochs
