@@ -25,7 +25,7 @@ from ffstream.ground.folder import Folder
 from ffstream.plan.machine import parse_machine
 from ffstream.run.preparation import make_plan
 from ffstream.run.repair import diagnose
-from ffstream.settings.config import parse_assignment
+from ffstream.settings.toml import parse_assignment
 from ffstream.storage.manifest import write_manifest
 from tests.helpers import SMALL, InterruptAt
 from tests.torture.nonsense import CHANGES, EDITS, NUMBERS, VALUES, WORDS, alter, change
