@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +58,10 @@ class LayerSpec:
         """Features of a row that the layer hands on."""
         return self.handed_on.num_features + self.num_skip_features
 
+    def is_like(self, other: LayerSpec) -> bool:
+        """Whether another layer differs from this one in nothing but its position."""
+        return self.kind == other.kind and self.shape.is_like(other.shape)
+
     def describe(self) -> str:
         """The shape of what the layer reads and of its units, in words."""
         if self.units.plane is None:
@@ -94,13 +97,13 @@ def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence
     """Shapes of all layers, for images of `num_features` features."""
     images = Activations.of_image(num_features, image_shape)
     num_skip = num_features if config.network.input_skip else 0
-    num_in_stack, specs = count_in_stack(config), list[LayerSpec]()
-    for index, line in enumerate(read_lines(config)):
+    num_in_stack, specs, lines = count_in_stack(config), list[LayerSpec](), read_lines(config)
+    options_of = {line: LAYER_KINDS.make_settings(line.kind, dict(line.options)) for line in dict.fromkeys(lines)}
+    for index, line in enumerate(lines):
         place = index % num_in_stack
         hands_on = index + 1 < config.layers and place + 1 < num_in_stack
         reads = specs[-1].handed_on if place else images
-        kind, options = LAYER_KINDS[line.kind], LAYER_KINDS.make_settings(line.kind, dict(line.options))
-        shape = LayerShape(reads, line.width, place, num_skip, options)
+        kind, shape = LAYER_KINDS[line.kind], LayerShape(reads, line.width, place, num_skip, options_of[line])
         try:
             units, handed_on = kind.units_of(shape), kind.handed_on_by(shape)
         except ConfigError as error:
@@ -121,10 +124,7 @@ def find_representatives(specs: Sequence[LayerSpec], num_in_stack: int) -> list[
             found.append(found[spec.place])
             continue
         below = specs[max(spec.index - 2, 0) : spec.index]
-        is_alike = spec.index >= LAYER_KINDS[spec.kind].num_distinct and all(
-            (other.kind, dataclasses.replace(other.shape, place=spec.place)) == (spec.kind, spec.shape)
-            for other in below
-        )
+        is_alike = spec.index >= LAYER_KINDS[spec.kind].num_distinct and all(spec.is_like(other) for other in below)
         found.append(found[-1] if is_alike else spec.index)
     return found
 

@@ -30,7 +30,7 @@ def make_groups(config: Config, data: DataShape) -> LabelMethod:
     Raises ConfigError for fewer units than classes, or for channels that the number of classes does not divide.
     """
     num_classes = data.num_classes
-    for line in read_lines(config):
+    for line in dict.fromkeys(read_lines(config)):
         if num_classes > line.width:
             raise ConfigError(
                 f"config width: found {line.width}, allowed {num_classes} or more with labels.method=groups, "

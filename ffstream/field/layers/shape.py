@@ -66,6 +66,13 @@ class LayerShape:
         """Features of a row that the layer reads."""
         return self.reads.num_features + (self.num_skip_features if self.place else 0)
 
+    def is_like(self, other: LayerShape) -> bool:
+        """Whether the shapes differ in nothing but the position."""
+        mine, its = (
+            (each.reads, each.width, each.num_skip_features, each.options, each.first_unit) for each in (self, other)
+        )
+        return mine == its
+
     def cut(self, units: slice) -> LayerShape:
         """The shape of a tile that has only these units, or channels."""
         return dataclasses.replace(self, width=units.stop - units.start, first_unit=units.start)
