@@ -122,8 +122,8 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
         return f"{found}; mend or leave out such images"
     shape = tuple(images.shape[1:])
     found = None if standardise == FEATURES else _find_units(look, shape)
-    if found is None and standardise == CHANNELS and len(shape) == 1:  # a mean that all features share is no unit
-        found = _find_units(plain, shape)
+    if found is None and standardise == CHANNELS:  # the features of a channel share one mean and one spread
+        found = _find_odd_features(plain, shape, find_parts(shape, CHANNELS))
     found = found or _find_offset(look)
     if found is not None:
         return f"{found}; add --standardise features, or bring the data to such units yourself"
@@ -262,24 +262,12 @@ def _find_units(look: _Look, shape: tuple[int, ...]) -> str | None:
     Small features of a picture are no sign, as part of it may be dark in all images. Zeros are left out, as a feature
     may be zero in most images.
     """
-    sizes = (look.logarithms / look.num_not_zero.clamp(min=1)).exp()
-    is_dense = look.num_not_zero > len(look.index) / 2
-    is_there = look.num_not_zero > _RARE * len(look.index)
-    is_table = sum(size > 1 for size in shape) == 1
-    if int(is_there.sum()) > 1:
-        median = sizes[is_dense if int(is_dense.sum()) > 1 else is_there].quantile(0.5)
-        for is_odd, word in ((sizes > _LARGE * median, "larger"), (sizes < _SMALL * median, "smaller")):
-            odd = (is_odd & (is_there if word == "larger" else is_dense)).nonzero().flatten()
-            if len(odd) and (is_table or word == "larger"):
-                ratio = float((sizes[odd] / median).log().abs().max().exp())
-                hidden = "the others" if word == "larger" else "them"
-                return (
-                    f"the values of {name_features(odd)} of the training images are up to {ratio:,.0f} times {word} "
-                    f"than those of most features, so that a layer can hardly see {hidden}"
-                )
+    found = _find_odd_features(look, shape, torch.zeros(look.num_features, dtype=torch.int64))
+    if found is not None:
+        return found
     channels = find_parts(shape, CHANNELS)
     num_channels = int(channels.max()) + 1
-    if 1 < num_channels < len(sizes):
+    if 1 < num_channels < look.num_features:
         zeros = torch.zeros(num_channels, dtype=torch.float64)
         by_channel = [zeros.index_add(0, channels, each) for each in (look.logarithms, look.num_not_zero)]
         sizes = (by_channel[0] / by_channel[1].clamp(min=1)).exp()
@@ -290,6 +278,40 @@ def _find_units(look: _Look, shape: tuple[int, ...]) -> str | None:
                 f"times larger than those of channel {least}, so that a layer can hardly see the latter"
             )
     return None
+
+
+def _find_odd_features(look: _Look, shape: tuple[int, ...], parts: Tensor) -> str | None:
+    """Features that are far larger, or in a table far smaller, than most of their part; `parts` are (features,)."""
+    if look.num_features < 2:
+        return None
+    sizes = (look.logarithms / look.num_not_zero.clamp(min=1)).exp()
+    is_dense = look.num_not_zero > len(look.index) / 2
+    is_there = look.num_not_zero > _RARE * len(look.index)
+    medians = _median_by_part(sizes, is_dense, is_there, parts)
+    is_table = sum(size > 1 for size in shape) == 1
+    for is_odd, word in ((sizes > _LARGE * medians, "larger"), (sizes < _SMALL * medians, "smaller")):
+        odd = (is_odd & (is_there if word == "larger" else is_dense)).nonzero().flatten()
+        if len(odd) and (is_table or word == "larger"):
+            ratio = float((sizes[odd] / medians[odd]).log().abs().max().exp())
+            hidden = "the others" if word == "larger" else "them"
+            return (
+                f"the values of {name_features(odd)} of the training images are up to {ratio:,.0f} times {word} "
+                f"than those of most features, so that a layer can hardly see {hidden}"
+            )
+    return None
+
+
+def _median_by_part(sizes: Tensor, is_dense: Tensor, is_there: Tensor, parts: Tensor) -> Tensor:
+    """For each feature the median size in its part, (features,); NaN where the part has fewer than two to compare.
+
+    It is that of the features which are not zero in most images, or in some if no two are so. All parts are of one
+    size.
+    """
+    order = parts.argsort(stable=True)
+    by_part, dense, there = (each[order].view(int(parts.max()) + 1, -1) for each in (sizes, is_dense, is_there))
+    counts = torch.where(dense.sum(dim=1, keepdim=True) > 1, dense, there)
+    medians = torch.where(counts, by_part, torch.nan).nanquantile(0.5, dim=1)
+    return torch.where(counts.sum(dim=1) > 1, medians, torch.nan)[parts]
 
 
 def _find_offset(look: _Look) -> str | None:

@@ -290,3 +290,20 @@ def test_a_column_in_other_units_hides_the_rest_of_a_table_that_is_one_channel(f
     images = with_feature(3, lambda values: values.abs() * factor)
     assert "feature 3" in said_of(images, standardise="channels")
     assert said_of(table(), standardise="channels") is None
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 6, 6), (6, 6, 3), (30, 4, 4)])
+@pytest.mark.parametrize("factor", [1e2, 1e7])
+def test_a_place_in_other_units_hides_the_rest_of_its_channel(shape, factor):
+    """The mean and the spread of a channel that is standardised are those of its largest place alone."""
+    generator = torch.Generator().manual_seed(0)
+    images = 0.1 + 0.8 * torch.rand(NUM_IMAGES, *shape, generator=generator)
+    assert said_of(images, standardise="channels") is None
+    images.flatten(1)[:, 7] *= factor
+    assert "feature 7" in said_of(images, standardise="channels")
+
+
+def test_channels_may_have_units_of_their_own_once_each_is_standardised():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(NUM_IMAGES, 3, 6, 6, generator=generator) * torch.tensor([1.0, 1e4, 1.0]).view(3, 1, 1)
+    assert said_of(images, standardise="channels") is None
