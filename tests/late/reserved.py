@@ -2,9 +2,9 @@
 
     python -m tests.late.reserved --output FILE [--numbers FIRST LAST]
 
-The runs are made on the late device, where one takes from a second to some minutes. Each adds a line of JSON to the
-file, and a configuration that stands there already is not run again. Exits with 1 where a run has reserved more than
-was planned for it, or has failed.
+The runs are made on the late device, whose products are left out, as memory does not depend on what comes out of them:
+one takes from a second to a minute. Each adds a line of JSON to the file, and a configuration that stands there
+already is not run again. Exits with 1 where a run has reserved more than was planned for it, or has failed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def compare_reserved(config: Config, num_features: int, folder: Path) -> tuple[i
     sizes = Sizes.of(config)
     write_images(folder / "data.npz", 2 * max(sizes.shard_samples, sizes.batch) + sizes.batch + 40, num_features)
     config = config.override({"data": str(folder / "data.npz"), "device": "cuda"})
-    with late_cuda("eager", capacity_bytes=_CAPACITY_BYTES) as late:
+    with late_cuda("eager", capacity_bytes=_CAPACITY_BYTES, multiplies=False) as late:
         plan = ff.make_plan(config)
         observer = Reserved(late)
         ff.train(config, folder / "run", observer=observer)

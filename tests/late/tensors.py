@@ -23,6 +23,8 @@ DEVICE = torch.device("cuda:0")
 _HOST, _SHAPES_ONLY = torch.device("cpu"), torch.device("meta")
 _ROOTS = (str(Path(ffstream.__file__).parent), str(Path(__file__).parents[1]))
 _OWN = {str(Path(__file__).with_name(f"{name}.py")) for name in ("tensors", "accelerator", "streams", "memory")}
+# Matrix products and convolutions, which take nearly all of the time of a large layer.
+_PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "convolution", "convolution_backward")}
 _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}  # the only ones that take indices from the host
 
 
@@ -88,9 +90,13 @@ class LateMode(TorchDispatchMode):
 
 
 class LateDevice:
-    """The device: its streams, its memory, and what it counts."""
+    """The device: its streams, its memory, and what it counts.
 
-    def __init__(self, policy: str = "lazy", capacity_bytes: int = 1 << 30) -> None:
+    Without `multiplies`, all products are zero: for what does not depend on numbers, such as the memory that is taken.
+    """
+
+    def __init__(self, policy: str = "lazy", capacity_bytes: int = 1 << 30, *, multiplies: bool = True) -> None:
+        self._multiplies = multiplies
         self.queues = Queues(policy)
         self.arena = Arena(self.queues, capacity_bytes)
         self.operators: Counter[str] = Counter()
@@ -224,6 +230,8 @@ class LateDevice:
         targets = _map(_host_of, made)
 
         def work() -> None:
+            if self._leaves_out(name, targets):
+                return
             found = func(*on_host[0], **on_host[1])
             for target, value in zip(_tensors(targets), _tensors(found), strict=True):
                 if target.shape == value.shape:  # what a sum of an embedding bag notes beside it has other shapes
@@ -252,13 +260,22 @@ class LateDevice:
         shapes = [tensor.shape for tensor in _tensors(targets)]
 
         def work() -> None:
-            func(*on_host[0], **on_host[1])
+            if not self._leaves_out(func._schema.name, targets):
+                func(*on_host[0], **on_host[1])
             assert [tensor.shape for tensor in _tensors(targets)] == shapes, f"{func}: the room is of another shape"
 
         self._put(work)
         if not func._schema.returns:
             return None
         return written[0] if len(func._schema.returns) == 1 else tuple(written)
+
+    def _leaves_out(self, name: str, targets: Any) -> bool:
+        """Whether an operator is a product that is not computed; then it is zero."""
+        if self._multiplies or name not in _PRODUCTS:
+            return False
+        for target in _tensors(targets):
+            target.zero_()
+        return True
 
     def _shape_of(self, func: Any, on_host: Any) -> Any:
         """What an operator returns, without its content."""

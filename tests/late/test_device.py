@@ -172,6 +172,19 @@ def test_operators_of_two_devices_are_refused_unless_one_gives_a_number():
         assert torch.equal((rows + torch.tensor(2.0)).cpu(), torch.full(SHAPE, 3.0))
 
 
+def test_products_that_are_left_out_are_zero_and_take_the_same_memory():
+    peaks = []
+    for multiplies in (True, False):
+        with late_cuda(multiplies=multiplies) as late:
+            rows, room = torch.ones(SHAPE, device=DEVICE), torch.ones(5, 5, device=DEVICE)
+            torch.mm(rows, rows.t(), out=room)
+            sums = room + rows @ rows.t()
+            assert torch.equal(sums.cpu(), torch.full((5, 5), 8.0 if multiplies else 0.0))
+            assert torch.equal((rows * 2).cpu(), torch.full(SHAPE, 2.0))
+            peaks.append(late.arena.peak_bytes)
+    assert peaks[0] == peaks[1]
+
+
 def test_a_thread_that_is_started_meanwhile_has_the_device():
     found = []
     with late_cuda() as late:
