@@ -303,9 +303,9 @@ class _PaperWork:
             if "validation" in shards:
                 done["sweep"] = measure("validation")
         buffers = {term: self._workspace.num_bytes(term) for term in _TERMS}
-        if units.stop < spec.width:  # the next tile builds on it; the optimiser is freed by then
+        if units.stop < spec.width:  # the next tile builds on it
+            del trainer  # as the runner does: buffers that grow here may take the memory of the optimiser's state
             done["measure"] = measure("train")
-            peaks[-1] -= optimiser
         return _PaperTile(weights, optimiser, buffers, max(peaks), done)
 
     def _step(
