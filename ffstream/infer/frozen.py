@@ -89,7 +89,13 @@ def stream_committed_layers(
 def load_committed(
     directory: RunDirectory, blueprint: Blueprint, spec: LayerSpec, device: torch.device, workspace: Workspace
 ) -> FrozenLayer:
-    """A committed layer, its digest checked. A single tile is loaded to the device now, several each in its turn."""
+    """A committed layer, its digest checked. A single tile is loaded to the device now, several each in its turn.
+
+    For each of several tiles, the host waits until it is on the device, as it is copied from memory that is not pinned.
+    That is little beside reading and checking a tile, which is done while the device computes with the tile before.
+    Without waiting, a whole tile would have to be pinned: its bytes rounded up to a power of two, which the process
+    keeps to its end, and which would have to be planned for.
+    """
     tiles = blueprint.tiles_of(spec)
     if len(tiles) == 1:
         layer = blueprint.make_layer(spec, tiles[0])

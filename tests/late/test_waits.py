@@ -10,6 +10,7 @@ import pytest
 import ffstream as ff
 from ffstream.infer import evaluation, readout
 from ffstream.run import executor
+from ffstream.storage.run_directory import RunDirectory
 from ffstream.training import layer_trainer
 from ffstream.training.layer_trainer import LayerTrainer
 from tests.late.accelerator import late_cuda
@@ -76,22 +77,27 @@ PASSES = {  # the most waits in one: for its result, and, where slots are freed,
 }
 
 
+def note_passes(late, module, name, monkeypatch):
+    """A list to which each pass by this name adds what made this thread wait in it."""
+    passes, own, work = [], threading.current_thread().name, getattr(module, name)
+
+    def note_pass(*args, **options):
+        late.waits.clear()
+        found = work(*args, **options)
+        passes.append(Counter({wait: n for wait, n in late.waits.items() if wait.thread == own}))
+        return found
+
+    monkeypatch.setattr(module, name, note_pass)
+    return passes
+
+
 @pytest.mark.parametrize(("module", "name", "most"), PASSES.values(), ids=PASSES)
 def test_a_pass_waits_for_no_shard(module, name, most, small_config, tmp_path, monkeypatch):
-    passes, own = [], threading.current_thread().name
-    work = getattr(module, name)
     config = small_config(device="cuda", cache__tier="disk", cache__shard_samples=32, epochs=1)
     if name == "measure_goodness":  # of training shards, after the first tile; there is one shard for validation
         config = config.override({"network.tile_units": 12})
     with late_cuda("lazy") as late:
-
-        def note_pass(transfer, *args, **options):
-            late.waits.clear()
-            found = work(transfer, *args, **options)
-            passes.append(Counter({wait: n for wait, n in late.waits.items() if wait.thread == own}))
-            return found
-
-        monkeypatch.setattr(module, name, note_pass)
+        passes = note_passes(late, module, name, monkeypatch)
         run = ff.train(config, tmp_path / "run")
         if module is evaluation:
             run.evaluate("goodness", device="cuda")
@@ -99,3 +105,25 @@ def test_a_pass_waits_for_no_shard(module, name, most, small_config, tmp_path, m
             run.evaluate("softmax", device="cuda")
     assert len(passes) >= 2
     assert max(found.total() for found in passes) <= most, passes
+
+
+def test_handing_on_by_tiles_waits_for_nothing_but_tiles(small_config, tmp_path, monkeypatch):
+    """Each tile is loaded twice for a shard: all it consists of is copied from memory that is not pinned."""
+    num_tiles, config = 3, small_config(device="cuda", layers=2, epochs=1, cache__tier="disk", cache__shard_samples=32)
+    config = config.override({"width": 30, "network.tile_units": 10, "validation_fraction": 0.0})
+    loaded, load_units = [], RunDirectory.load_units
+    with late_cuda("lazy") as late:
+        passes = note_passes(late, executor, "propagate", monkeypatch)
+
+        def note_load(directory, index, units, tile, digest):
+            loaded.append(tile)
+            load_units(directory, index, units, tile, digest)
+
+        monkeypatch.setattr(RunDirectory, "load_units", note_load)
+        ff.train(config, tmp_path / "run")
+    ((waits,), places) = passes, Counter()
+    for wait, count in waits.items():
+        places[wait.line.split(":")[0]] += count
+    assert len(loaded) % (2 * num_tiles) == 0
+    assert places.pop("infer/frozen.py") == sum(len(tile.state_dict()) for tile in loaded)
+    assert places.total() <= PASSES["handing on"][2], waits
