@@ -5,6 +5,10 @@
 The runs are made on the late device, whose products are left out, as memory does not depend on what comes out of them:
 one takes from a second to a minute. Each adds a line of JSON to the file, and a configuration that stands there
 already is not run again. Exits with 1 where a run has reserved more than was planned for it, or has failed.
+
+What a run reserves depends on whether it begins with a full batch or with that of a smaller shard, which its seed
+decides, and where it is resumed. A plan is for the worse, so that for 17, 36, 107, 129, 139, 166 and 198 a tenth and
+4 MiB more is planned than they reserve. With seeds 1, 10, 11, 11, 13, 11 and 12 they reserve 95 % of it and more.
 """
 
 from __future__ import annotations
