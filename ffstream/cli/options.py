@@ -26,6 +26,7 @@ RENAMED = {
     "views": "augmentation.views",
     "restream": "augmentation.restream",
     "max_shift": "augmentation.max_shift",
+    "transforms": "augmentation.transforms",
     "budget": "memory.budget",
     "host_budget": "memory.host_budget",
     "disk_budget": "memory.disk_budget",

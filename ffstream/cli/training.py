@@ -55,6 +55,7 @@ def train(
     views: Annotated[int | None, setting_option("views", "N", DATA)] = None,
     restream: Annotated[bool | None, setting_option("restream", "", DATA, flag="--restream")] = None,
     max_shift: Annotated[int | None, setting_option("max_shift", "N", DATA)] = None,
+    transforms: Annotated[str | None, setting_option("transforms", "LIST", DATA)] = None,
     layers: Annotated[int | None, setting_option("layers", "N", NETWORK)] = None,
     width: Annotated[int | None, setting_option("width", "N", NETWORK)] = None,
     network: Annotated[str | None, setting_option("network", "LAYERS", NETWORK)] = None,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ffstream.cache import CacheLayout, compute_batches
 from ffstream.data import Scaling, Split
-from ffstream.data.augmentation import SHIFT_BYTES, draw_fresh
+from ffstream.data.augmentation import Augmentation
 from ffstream.device.accelerator import ANY
 from ffstream.device.caching_allocator import Event, Trace
 from ffstream.device.ledger import PAPER, Ledger, Work
@@ -39,7 +39,7 @@ from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import Draw, MicroBatch
 from ffstream.training.propagation import FrozenLayer, chunk_samples, hand_on_by_tiles, hand_on_whole
 
-_DRAWN_NUMBERS = 4  # numbers per sample that exist while the shifts of a view are drawn
+_DRAWN_NUMBERS = 4  # times as much as is kept of a sample's draws exists while those of a view are drawn
 _NUM_PARTS = 3  # parts of a batch that run: the first makes the buffers, later ones overlap with the one before
 
 # For small tensors, such as the figures of an epoch. An accelerator's allocator also rounds each of some twenty tensors
@@ -131,15 +131,15 @@ class _PaperWork:
     def on_input(self) -> tuple[Work, int]:
         """The work of writing a chunk of training images, and the most bytes on the device while images are written.
 
-        Chunks are made on the host. If the shape of an image is unknown, shifts are left out; where rows are hybrids,
-        all of the work is.
+        Chunks are made on the host. If the shape of an image is unknown, augmentation is left out; where rows are
+        hybrids, all of the work is.
         """
         data = self._blueprint.data
         if data.image_shape is None and self._method.rows.mixes_samples:
             return Work(), self._small_bytes
         settings = self._config.augmentation
         layouts = cache_layouts(self._blueprint, data.num_features)
-        shape, is_shifted = data.image_shape or (data.num_features,), settings.restream or settings.views > 1
+        shape, augmentation = data.image_shape or (data.num_features,), Augmentation(settings)
         works, peaks = {}, []
         for name, layout in layouts.items() if has_stacks(self._config) else [("train", layouts["train"])]:
             num_in_chunk = chunk_samples(layout.num_rows, part_sizes("cpu"))  # made on the host, whatever the device
@@ -148,21 +148,20 @@ class _PaperWork:
             images = torch.empty(num_in_chunk, *shape, dtype=torch.uint8, device=PAPER)
             given = images.unsqueeze(1).expand(-1, layout.num_rows - 1, *shape) if data.brings_negatives else None
             with self._ledger as ledger:
-                shifts = None
-                if is_shifted and data.image_shape and name == "train":
-                    shifts = draw_fresh(num_in_chunk, settings.max_shift, 0, 0, 0)
+                draws = None
+                if augmentation.is_there and data.image_shape and name == "train":
+                    draws = augmentation.draw_fresh(num_in_chunk, 0, 0, 0)
                 ledger.start_peak()
                 before, start = ledger.live_bytes, ledger.work
                 rows = InputRows(
                     self._method.rows, Split(images, labels, given), Scaling(1.0), seed=0, held_out=name == "validation"
                 )
-                rows.make(shifts, settings.max_shift)(slice(0, num_in_chunk))
-                peaks.append(
-                    ledger.peak_bytes - before + (SHIFT_BYTES * layout.num_samples if shifts is not None else 0)
-                )
+                rows.make(augmentation, draws)(slice(0, num_in_chunk))
+                drawn_bytes = augmentation.bytes_per_sample * layout.num_samples if draws is not None else 0
+                peaks.append(ledger.peak_bytes - before + drawn_bytes)
                 works[name] = ledger.work - start
         if settings.views > 1:
-            peaks.append(_DRAWN_NUMBERS * SHIFT_BYTES * data.num_samples["train"])
+            peaks.append(_DRAWN_NUMBERS * augmentation.bytes_per_sample * data.num_samples["train"])
         kept = 3 * goodness_bytes(self._blueprint, layouts).get("validation", 0)
         return works["train"], (max(peaks) + kept if self._draws_on_device else 0) + self._small_bytes
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ffstream.cache import ActivationCache
 from ffstream.cache.transfer import Transfer
 from ffstream.data import Split
-from ffstream.data.augmentation import draw_fresh, draw_view
+from ffstream.data.augmentation import Augmentation
 from ffstream.data.facts import DataFacts
 from ffstream.device.accelerator import find_accelerator
 from ffstream.device.ledger import PAPER
@@ -144,7 +144,7 @@ class Runner:
         """
         self._resident = None
         self._workspace.clear()
-        caches, seed, max_shift = self._caches.current, self._config.seed, self._config.augmentation.max_shift
+        caches, seed, augmentation = self._caches.current, self._config.seed, Augmentation(self._config.augmentation)
         for name in list(caches):
             self._transfer.commit(caches.pop(name).drop)
         self._transfer.finish()
@@ -153,8 +153,8 @@ class Runner:
             caches[name] = self._caches.make(spec.index, name)
             rows = self._make_rows(name, spec)
             for view in range(caches[name].layout.num_views):
-                shifts = draw_view(len(self._labels[name]), view, max_shift, seed, spec.index) if view else None
-                write_rows(self._transfer, caches[name], rows.make(shifts, max_shift), view)
+                draws = augmentation.draw_view(len(self._labels[name]), view, seed, spec.index) if view else None
+                write_rows(self._transfer, caches[name], rows.make(augmentation, draws), view)
 
     def _train(self, spec: LayerSpec) -> None:
         """Train, measure and commit a layer, tile by tile. Epochs of an earlier process come from its progress."""
@@ -271,21 +271,21 @@ class Runner:
         return LayerTrainer(layer, spec.index, self._blueprint, self._device, units)
 
     def _write_fresh_input(self, spec: LayerSpec, epoch: int) -> None:
-        """Replace what the layer read in the last epoch by images with fresh shifts, put through the layers below.
+        """Replace what the layer read in the last epoch by freshly augmented images, put through the layers below.
 
         The epochs of a layer are counted through its tiles. The rows do not depend on those of the last epoch or of an
-        earlier process: shifts and wrong labels are functions of (seed, layer, epoch).
+        earlier process: augmentation and wrong labels are functions of (seed, layer, epoch).
         """
-        self._observer.on_step(f"writing shifted images for epoch {epoch + 1} of layer {spec.index + 1}")
+        self._observer.on_step(f"writing augmented images for epoch {epoch + 1} of layer {spec.index + 1}")
         self._transfer.finish()  # so that the progress, from which the layer is loaded again, is durable
         if TRAIN in self._caches.current:
             self._caches.current.pop(TRAIN).drop()
         self._workspace.clear()
-        seed, max_shift = self._config.seed, self._config.augmentation.max_shift
+        seed, augmentation = self._config.seed, Augmentation(self._config.augmentation)
         self._caches.fresh = f"{spec.index} {epoch}"
         cache = self._caches.make(spec.stack_start, TRAIN)
-        shifts = draw_fresh(len(self._labels[TRAIN]), max_shift, seed, spec.index, epoch)
-        write_rows(self._transfer, cache, self._make_rows(TRAIN, spec, epoch).make(shifts, max_shift))
+        draws = augmentation.draw_fresh(len(self._labels[TRAIN]), seed, spec.index, epoch)
+        write_rows(self._transfer, cache, self._make_rows(TRAIN, spec, epoch).make(augmentation, draws))
         for below in self._specs[spec.stack_start : spec.index]:
             cache = self._move(TRAIN, cache, self._take_layer(below))
         self._resident = None

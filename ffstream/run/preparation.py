@@ -140,7 +140,7 @@ def prepare(
     data = shape_of(dataset, splits)
     method = make_label_method(config, data)
     check_negatives(config.data, dataset.train, method.rows)
-    check_augmentation(config.augmentation, dataset.image_shape)
+    check_augmentation(config.augmentation, dataset.image_shape, dataset.train.images.dtype)
     check_classes(config.data, splits["train"], dataset.class_names)
     config = dataclasses.replace(
         config,

@@ -32,6 +32,7 @@ from ffstream.settings.sections import (
     ReadoutConfig,
 )
 from ffstream.settings.toml import read_toml, write_value
+from ffstream.settings.transform_list import read_transforms
 
 # A section left out is filled in by the recipe when the Config is made; typed Any so that the field keeps its own type.
 _FROM_RECIPE: Any = None
@@ -43,6 +44,7 @@ _FREE_SETTINGS += ["cache.tier", "cache.folder"]
 # Settings that were added later, each with the value that describes what all runs did before. A setting of this value
 # is left out of a run's identity, so that the identities of older runs do not change.
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto", "network.layers": ()}
+LATER_SETTINGS["augmentation.transforms"] = ()
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -146,8 +148,11 @@ class Config:
                     f"config {name}: found {getattr(self, name)!r}, allowed a {section.__name__}; a single setting is "
                     f'changed with Config(...).override({{"{name}.key": value}})'
                 )
-            check_fields(getattr(self, name), prefix=f"{name}.", skipped=("layers",))
+            check_fields(getattr(self, name), prefix=f"{name}.", skipped=("layers", "transforms"))
         check_fields(self, prefix="", skipped=(*_SECTIONS, "plugins", "parts"))
+        if self.augmentation.transforms != ():
+            transforms = read_transforms(self.augmentation.transforms)
+            object.__setattr__(self, "augmentation", dataclasses.replace(self.augmentation, transforms=transforms))
         if self.network.layers != ():
             self._read_layers()
 

@@ -141,11 +141,18 @@ class CacheConfig:
 @documented
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Shifted training images: some views of each, cached once, or fresh ones for every epoch."""
+    """Changed training images: some views of each, cached once, or fresh ones for every epoch."""
 
     views: int = setting(1, "Views of each image that are cached, itself included; an epoch reads one.", at_least=1)
-    restream: bool = setting(False, "Shift the images anew for every epoch, and put them through the finished layers.")
-    max_shift: int = setting(2, "Pixels by which a shift moves an image at most, in each direction.", at_least=0)
+    restream: bool = setting(False, "Change the images anew for every epoch, and put them through the finished layers.")
+    max_shift: int = setting(
+        2, "Pixels by which a shift moves an image at most, in each direction; without transforms.", at_least=0
+    )
+    transforms: tuple[str, ...] = setting(
+        (),
+        "How images are changed, in place of shifts: a text such as 'crop4 flip', or a list, of crop, flip, cutout and "
+        "randaugment. Empty: by shifts.",
+    )
 
 
 @documented

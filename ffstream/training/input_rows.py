@@ -1,4 +1,4 @@
-"""The input of the first layer: rows made of images, which may be shifted."""
+"""The input of the first layer: rows made of images, which may be augmented."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data import Scaling, Split
-from ffstream.data.augmentation import shift_images
+from ffstream.data.augmentation import Augmentation
 from ffstream.data.hybrids import draw_with_others
 from ffstream.errors import DataError
 from ffstream.field.labels import SampleRows
@@ -62,18 +62,20 @@ class InputRows:
         self._generator = seeding.generator(seed, layer, epoch, purpose)
         self._others = seeding.generator(seed, layer, epoch, f"{purpose}, others")
 
-    def make(self, shifts: Tensor | None = None, max_shift: int = 0) -> RowsOf:
+    def make(self, augmentation: Augmentation | None = None, draws: Tensor | None = None) -> RowsOf:
         """A function that makes the rows of one view, (n, rows per sample, features); ask it for slices in order.
 
-        If `shifts` (num_samples,) are given, images are shifted first, so that a label that is written over an image is
-        not shifted with it.
+        If `draws` (num_samples, draws) of an `augmentation` are given, images are changed first, so that a label that
+        is written over an image is not changed with it.
         """
 
-        def move(images: Tensor, index: Tensor | slice) -> Tensor:
-            return shift_images(images, shifts[index], max_shift) if shifts is not None else images
+        def change(images: Tensor, index: Tensor | slice) -> Tensor:
+            if augmentation is None or draws is None:
+                return images
+            return augmentation.apply(images, draws[index])
 
         def images_of(index: Tensor | slice) -> Tensor:
-            return self._scaling.apply(move(self._split.images[index], index))
+            return self._scaling.apply(change(self._split.images[index], index))
 
         def drawn(part: slice) -> Tensor:
             if not self._mixes_samples:
@@ -83,7 +85,7 @@ class InputRows:
 
         def given(part: slice, negatives: Tensor) -> Tensor:
             shown = negatives[part][:, : self._num_rows - 1].unbind(1)
-            every = [images_of(part), *(self._scaling.apply(move(images, part)) for images in shown)]
+            every = [images_of(part), *(self._scaling.apply(change(images, part)) for images in shown)]
             return length_normalise(torch.stack(every, dim=1))
 
         def rows_of(part: slice) -> Tensor:

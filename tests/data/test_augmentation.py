@@ -282,9 +282,9 @@ def test_a_shifted_run_is_evaluated_exported_and_read_out_as_any(way, small_conf
         ({"views": 3, "restream": True}, (8, 8), "together with augmentation.restream"),
         ({"views": 10, "max_shift": 1}, (8, 8), "allowed at most 9, the distinct shifts by up to 1 pixels"),
         ({"views": 2, "max_shift": 0}, (8, 8), "allowed at most 1"),
-        ({"restream": True}, (64,), r"shifts need images, found samples of shape \(64,\)"),
-        ({"views": 2}, (2, 8, 8, 3), "shifts need images"),
-        ({"views": 2}, (8, 8, 8), "shifts need images"),
+        ({"restream": True}, (64,), r"shifts and transforms need images, found samples of shape \(64,\)"),
+        ({"views": 2}, (2, 8, 8, 3), "need images"),
+        ({"views": 2}, (8, 8, 8), "need images"),
         ({"views": 2, "max_shift": 6}, (8, 6), "found 6, allowed at most 5 for images of 8 x 6 pixels"),
         ({"restream": True, "max_shift": 8}, (3, 8, 8), "allowed at most 7"),
     ],
@@ -307,7 +307,7 @@ def test_without_shifts_any_data_will_do():
         (("--views", 0), "augmentation.views: found 0, allowed an integer >= 1"),
         (("--views", 3, "--restream"), "together with"),
         (("--restream", "--max-shift", 9), "allowed at most 7"),
-        (("--views", 2), "shifts need images"),
+        (("--views", 2), "need images"),
     ],
 )
 def test_a_refusal_comes_before_anything_is_written(command, options, words, tmp_path, digits):
