@@ -140,6 +140,8 @@ def draw_conv_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     if rng.random() < 0.25:
         settings["micro_batch"] = rng.randint(max(1, batch // 8), batch)
     config = Config(recipe=recipe, batch=batch, device=device, epochs=rng.choice([1, 2]))
+    if recipe == "mono":
+        settings["labels.head_layers"] = rng.choice([1, 2, 3])
     return config.override(settings), side * side
 
 

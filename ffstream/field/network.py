@@ -103,7 +103,9 @@ def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence
         place = index % num_in_stack
         hands_on = index + 1 < config.layers and place + 1 < num_in_stack
         reads = specs[-1].handed_on if place else images
-        kind, shape = LAYER_KINDS[line.kind], LayerShape(reads, line.width, place, num_skip, options_of[line])
+        kind = LAYER_KINDS[line.kind]
+        head_layers = config.labels.head_layers if kind.takes_head else 1
+        shape = LayerShape(reads, line.width, place, num_skip, options_of[line], head_layers=head_layers)
         try:
             units, handed_on = kind.units_of(shape), kind.handed_on_by(shape)
         except ConfigError as error:

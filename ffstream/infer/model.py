@@ -251,9 +251,7 @@ def _load_file(path: Path, *, accept_environment: bool) -> FFNetwork:
     parts = json.loads(metadata.get("parts", "{}"))
     restore_parts(parts, f"file {path}", Untrusted(path.parent, is_of_file=True), accept=accept_environment)
     try:
-        network = FFNetwork(
-            Config.from_mapping(json.loads(metadata["config"])), DataFacts(json.loads(metadata["data"]))
-        )
+        network = FFNetwork(Config.from_saved(json.loads(metadata["config"])), DataFacts(json.loads(metadata["data"])))
         network.add_readout({k.removeprefix(_READOUT): v for k, v in tensors.items() if k.startswith(_READOUT)})
         own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         found = {key: tuple(value.shape) for key, value in tensors.items()}

@@ -197,7 +197,8 @@ def epochs_of_one_layer(
     config = config.override({"network.kind": "linear", "network.layers": (), "layers": 1})  # which allows every shape
     config = config.override({"width": width, "batch": batch, "epochs": 1})
     config = config.override({"network.tile_units": "auto", "micro_batch": "auto"})  # a whole layer, a batch at once
-    config = config.override({"augmentation.views": 1, "augmentation.restream": False})
+    config = config.override({"augmentation.views": 1, "augmentation.restream": False, "augmentation.transforms": ()})
+    config = config.override({"labels.head_layers": 1})
     config = config.override({"cache.shard_samples": num_samples, "layers": 1})
     blueprint = Blueprint.of(config, DataShape(width, num_classes, {"train": num_samples}))
     (spec,) = blueprint.specs
@@ -279,7 +280,11 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
         gradient = torch.zeros(most, layer.num_units, device=where)
         layer.workspace = Workspace(where, parts)
         for num_rows in (most, *row_counts):  # the most rows first, which makes all buffers
-            layer.preactivations(rows[:num_rows])
+            activities = layer.activate_(layer.preactivations(rows[:num_rows]))
+            if layer.summary_names:  # a local head multiplies too
+                summary, *kept = layer.summarise(activities)
+                if training:
+                    layer.through_summary_(activities, summary, kept)
             if training and config.objective.perturbation:
                 for _ in layer.input_gradients(rows[:num_rows], gradient[:num_rows]):
                     pass

@@ -44,7 +44,7 @@ _FREE_SETTINGS += ["cache.tier", "cache.folder"]
 # Settings that were added later, each with the value that describes what all runs did before. A setting of this value
 # is left out of a run's identity, so that the identities of older runs do not change.
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto", "network.layers": ()}
-LATER_SETTINGS["augmentation.transforms"] = ()
+LATER_SETTINGS |= {"augmentation.transforms": (), "labels.head_layers": 1}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -180,6 +180,14 @@ class Config:
         if recipe not in RECIPES and cls().to_flat().keys() - {"recipe"} <= flat.keys() | LATER_SETTINGS.keys():
             return dataclasses.replace(cls(recipe=DEFAULT).override(flat), recipe=recipe)
         return cls(recipe=recipe).override(flat)
+
+    @classmethod
+    def from_saved(cls, settings: Mapping[str, Any]) -> Config:
+        """Make a Config from what `to_mapping` gave, maybe in an earlier version. Raises ConfigError.
+
+        What that version did not know has the value that describes what it did, whatever the recipe says today.
+        """
+        return cls.from_mapping(LATER_SETTINGS | flatten(settings))
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Config:

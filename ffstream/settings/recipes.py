@@ -111,8 +111,8 @@ register_recipe(
     },
     "For images and many layers: mono in stacks of four, each with views and a share of the pixels of its own.",
 )
-# A local classifier reads each convolution's activities, averaged over 2 x 2 parts of the plane (Belilovsky et al.,
-# 2019). What is handed on is standardised by channel, without which depth does not pay.
+# A local classifier of three layers reads each convolution's activities (Belilovsky et al., 2019). What is handed on is
+# standardised by channel, without which depth does not pay (docs/ablations/convolution.md).
 register_recipe(
     "conv",
     {
@@ -120,10 +120,11 @@ register_recipe(
         "batch": 128,
         "network.layers": "vgg",
         "network.dropout": 0.0,
+        "labels.head_layers": 3,
         "objective.perturbation": 0.0,
         "optimiser.learning_rate": 2e-3,
     },
-    "For images: convolutions, a linear classifier learnt with each on its pooled activities (Belilovsky 2019).",
+    "For images: convolutions, each with a local classifier of three layers that is learnt with it (Belilovsky 2019).",
 )
 # Hinton 2022, section 3.2: no labels; images against hybrids of two. The objective is that of `hinton`, the optimiser
 # that of Hinton's program, whose rate of 0.01 on an average of gradients (0.9/0.1) is 0.001 on their sum. Several

@@ -51,6 +51,13 @@ class LabelsConfig:
     embedding_std: float = setting(
         1.0, "Standard deviation of each label's row at the start (injection and classifier).", above=0.0
     )
+    head_layers: int = setting(
+        1,
+        "Layers of a convolution's local classifier: the last one is linear, and those before it are convolutions of 3 "
+        "x 3 that are used for nothing else.",
+        at_least=1,
+        at_most=9,
+    )
 
 
 @documented

@@ -229,7 +229,7 @@ class RunRoot:
                     f"config {path}: altered since it was written (its digest, in the first line, differs); "
                     "restore it from a copy; what may be changed is changed by the options of ffstream resume"
                 )
-        config = Config.from_mapping(parse_toml(content, f"config file {path}"))
+        config = Config.from_saved(parse_toml(content, f"config file {path}"))
         self.check_belongs(config)
         return config
 

@@ -23,15 +23,23 @@ def check_activation(layer: Layer, preactivations: Tensor, gradient: Tensor) -> 
 def check_summary(layer: Layer, preactivations: Tensor, generator: torch.Generator) -> None:
     """Check the shape of a summary, and the gradient through it and the activation."""
     activities = layer.activate(preactivations.clone())
-    summary = layer.summarise(activities)
+    summary, *kept = layer.summarise(activities)
     expected_shape = (len(activities), layer.num_summarised)
     claim(summary.shape == expected_shape, f"summarise gives {tuple(summary.shape)}, expected {expected_shape}")
     upstream = torch.randn(summary.shape, generator=generator)
     expected = torch.autograd.functional.vjp(
-        lambda given: layer.summarise(layer.activate(given)), preactivations, upstream
+        lambda given: layer.summarise(layer.activate(given))[0], preactivations, upstream
     )[1]
-    found = layer.through_summary_(activities.clone(), upstream)
+    found, of_head = layer.through_summary_(activities.clone(), upstream, kept)
     same(found, expected, "through_summary_ is not the gradient of summarise and activate")
+    claim(of_head.keys() == layer.summary_names, f"through_summary_ gives {[*of_head]}, not summary_names")
+    names = sorted(layer.summary_names)
+    if names:
+        with torch.enable_grad():
+            again = layer.summarise(activities.clone())[0]
+            wanted = torch.autograd.grad(again, [layer.get_parameter(name) for name in names], upstream)
+        for name, value in zip(names, wanted, strict=True):
+            same(of_head[name], value, f"through_summary_ gives another gradient of {name} than autograd")
 
 
 def check_places(layer: Layer, by_unit: Tensor) -> None:
@@ -83,8 +91,8 @@ def check_tile(layer: Layer, kind: type[Layer], rows: Tensor, whole: Tensor) -> 
 
 
 def parameter_gradients(layer: Layer, rows: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    """Those of autograd, by the name of the parameter; that of the label embedding is left out."""
-    names = [name for name, _ in layer.named_parameters() if name != "label_embedding"]
+    """Those of autograd, by the name of each parameter on which preactivations depend."""
+    names = layer.list_inner()
     with torch.enable_grad():
         preactivations = layer.preactivations(rows.clone())
         found = torch.autograd.grad(preactivations, [layer.get_parameter(name) for name in names], gradient)

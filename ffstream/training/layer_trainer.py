@@ -219,7 +219,7 @@ class LayerTrainer:
         if self._config.objective.perturbation and part.others is None:
             activities, goodness = self.read_goodness(preactivations, part.candidates)
             _, upstream = self._differentiate_loss(goodness, divisor)
-            gradient, _ = self._differentiate_goodness(activities, part, upstream, embedding=False)
+            gradient, _ = self._differentiate_goodness(activities, part, upstream, parameters=False)
             self._perturb_(rows, gradient)
             preactivations = self.layer.preactivations(rows)
         similarity = self._compare(preactivations, part)
@@ -231,17 +231,16 @@ class LayerTrainer:
         pull = None
         if self._config.objective.peer_normalisation:
             pull = self._peer_gradient(activities[0][0], len(part.index) / num_samples) / divisor
-        gradient, embedding_gradient = self._differentiate_goodness(activities, part, upstream, pull)
+        gradient, of_goodness = self._differentiate_goodness(activities, part, upstream, pull)
         total = None
-        if embedding_gradient is not None and self._reading.adds_embedding and similarity is None:
-            total = embedding_gradient.sum(dim=0)
+        if self._reading.adds_embedding and similarity is None:
+            total = of_goodness["label_embedding"].sum(dim=0)
         if similarity is not None:
             term, by_preactivation = similarity
             figures[0] += term * self._config.objective.similarity_weight
             gradient.add_(by_preactivation, alpha=self._config.objective.similarity_weight / divisor)
         found = self.layer.gradients(rows, gradient, total)
-        if embedding_gradient is not None:
-            found = itertools.chain(found, [("label_embedding", slice(None), embedding_gradient)])
+        found = itertools.chain(found, ((name, slice(None), value) for name, value in of_goodness.items()))
         return figures, found if factor == 1 else ((name, units, value.div_(factor)) for name, units, value in found)
 
     def _differentiate_loss(self, goodness: Tensor, divisor: float) -> tuple[Tensor, Tensor]:
@@ -257,15 +256,15 @@ class LayerTrainer:
         upstream: Tensor,
         pull: Tensor | None = None,
         *,
-        embedding: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
-        """dL/dpreactivations, in the memory of the activities, and the gradient of the label embedding.
+        parameters: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """dL/dpreactivations, in the memory of the activities, and the gradients of parameters that goodness reads.
 
         `pull` (num_units,) is added to the gradient of the positive.
         """
         return self._reading.differentiate(
             *(self.layer, self._goodness, activities, part.candidates, upstream, pull, self._workspace),
-            embedding=embedding,
+            parameters=parameters,
         )
 
     def _perturb_(self, rows: Tensor, gradient: Tensor) -> None:

@@ -165,10 +165,11 @@ def test_goodness_and_gradients_are_those_of_the_definition(name, first_unit, nu
         activities = method.reading.activities(layer, leaf.detach().clone(), candidates, room)
         torch.testing.assert_close(activities[0][0].mean(0), positive_mean(name, layer, leaf, candidates))
         torch.testing.assert_close(method.reading.measure(layer, goodness, activities, candidates), expected)
-        gradient, embedding_gradient = method.reading.differentiate(
+        gradient, of_goodness = method.reading.differentiate(
             layer, goodness, activities, candidates, upstream, pull, room
         )
     torch.testing.assert_close(gradient, leaf.grad)
+    embedding_gradient = of_goodness.get("label_embedding")
     assert (embedding_gradient is None) == (layer.label_embedding is None) == (not method.reading.uses_embedding)
     if name == "injection":
         layer.label_embedding.grad.index_add_(0, candidates[:, 0], pull.expand(NUM_SAMPLES, -1))
@@ -345,8 +346,8 @@ def test_a_step_through_a_used_workspace_equals_one_through_a_fresh_one(name):
             rows = method.candidates.select(block, index, drawn, room)
             activities = method.reading.activities(layer, layer.preactivations(rows), drawn, room)
             measured = method.reading.measure(layer, goodness, activities, drawn)
-            found = method.reading.differentiate(layer, goodness, activities, drawn, measured, None, room)
-            return [measured, *(part for part in found if part is not None)]
+            found, others = method.reading.differentiate(layer, goodness, activities, drawn, measured, None, room)
+            return [measured, found, *others.values()]
 
     used = workspace()
     step(NUM_SAMPLES, used)

@@ -306,3 +306,11 @@ def test_config_lists_every_setting_on_the_command_line_without_torch(tmp_path):
     code = "import sys; from ffstream.cli import app; app(['config'], standalone_mode=False); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_what_an_earlier_version_did_not_know_is_as_it_was_whatever_the_recipe_says_today():
+    saved = ff.Config(recipe="conv").to_mapping()
+    assert ff.Config.from_saved(saved) == ff.Config.from_mapping(saved)
+    del saved["labels"]["head_layers"]
+    assert ff.Config.from_saved(saved).labels.head_layers == 1
+    assert ff.Config.from_mapping(saved).labels.head_layers == 3

@@ -12,6 +12,8 @@ from ffstream.field.labels.read_off import make_classifier, make_groups
 from ffstream.field.labels.reading import Reading
 from ffstream.field.labels.rows import SampleRows
 from ffstream.field.labels.unlabelled import make_unlabelled
+from ffstream.field.layers import LAYER_KINDS
+from ffstream.field.network import read_lines
 from ffstream.ground.registry import Registry
 from ffstream.settings.config import Config
 
@@ -38,4 +40,16 @@ def make_label_method(config: Config, data: DataShape) -> LabelMethod:
             f"{config.labels.method}; it compares samples by what a layer makes of rows that show no label, as those "
             "of labels.method=injection do"
         )
+    if config.labels.head_layers > 1:
+        if not method.reading.reads_summary:
+            raise ConfigError(
+                f"config labels.head_layers: found {config.labels.head_layers}, allowed 1 with labels.method="
+                f"{config.labels.method}, which has no local classifier; use labels.method=classifier"
+            )
+        kinds = sorted({line.kind for line in read_lines(config)})
+        if not any(LAYER_KINDS[kind].takes_head for kind in kinds):
+            raise ConfigError(
+                f"config labels.head_layers: found {config.labels.head_layers}, allowed 1 with layers of kind "
+                f"{', '.join(kinds)}, whose local classifier is linear; use layers of kind conv"
+            )
     return method

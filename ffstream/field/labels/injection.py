@@ -45,16 +45,16 @@ class _ReadingOfInjected(ReadingOfShown):
         return [activities]
 
     def collect(
-        self, layer: Layer, gradients: Tensor, candidates: Tensor, *, embedding: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        self, layer: Layer, gradients: Tensor, candidates: Tensor, *, parameters: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """dz is the sum over candidates; dU[c] is the sum over the samples that have candidate c."""
-        embedding_gradient = None
-        if embedding:
-            embedding_gradient = sum_by_label(layer.collect(gradients), candidates, self._num_classes)
+        found = {}
+        if parameters:
+            found["label_embedding"] = sum_by_label(layer.collect(gradients), candidates, self._num_classes)
         total, *rest = gradients
         for gradient in rest:
             total.add_(gradient)
-        return total, embedding_gradient
+        return total, found
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every label's goodness from one matrix product: z + U[c] for every c."""

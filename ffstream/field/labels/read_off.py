@@ -76,17 +76,20 @@ class _ReadingOfAll(Reading):
         pull: Tensor | None,
         workspace: Workspace,
         *,
-        embedding: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
+        parameters: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Differentiate through the activities that all candidates share."""
         by_label = torch.empty_like(upstream).scatter_(1, candidates, upstream)  # candidates hold each label once
-        embedding_gradient = None
-        if embedding and self.uses_embedding:
+        found = {}
+        if parameters and self.uses_embedding:
             embedding_gradient = self._differentiate_embedding(layer, goodness, activities, by_label, workspace)
-        gradient = self._differentiate(layer, goodness, activities, by_label, workspace)
+            found["label_embedding"] = embedding_gradient
+        gradient, others = self._differentiate(layer, goodness, activities, by_label, workspace)
+        if parameters:
+            found |= others
         if pull is not None:
             gradient += pull
-        return gradient, embedding_gradient
+        return gradient, found
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """Every label's goodness from one matrix product."""
@@ -114,8 +117,8 @@ class _ReadingOfAll(Reading):
     @abstractmethod
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
-    ) -> Tensor:
-        """dL/dpreactivations, from dL/dgoodness of every label (n, num_classes)."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """dL/dpreactivations, from dL/dgoodness of every label (n, num_classes), and gradients of a local head."""
 
     def _differentiate_embedding(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
@@ -167,7 +170,7 @@ class _ReadingOfGroups(_ReadingOfAll):
 
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
-    ) -> Tensor:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """dL/dpreactivations, which overwrites the activities."""
         gradient, parts = activities[0][0], activities[1:]
         by_group = upstream.roll(-layer.first_unit, dims=1)
@@ -176,7 +179,7 @@ class _ReadingOfGroups(_ReadingOfAll):
             found = layer.through_goodness_(goodness, part.flatten(0, 1), of_part).view(part.shape)
             for piece, place in _aligned(rows, found):
                 piece.copy_(place)
-        return gradient
+        return gradient, {}
 
     def _pieces(self, activities: Tensor) -> list[tuple[slice, list[Tensor]]]:
         """Ranges of groups with equally many units, each with the views (n, units, groups) that hold these units.
@@ -206,26 +209,26 @@ class _ReadingByClassifier(_ReadingOfAll):
     Here s is the layer's summary of its activities: those of a dense layer themselves.
     """
 
-    uses_embedding = True
+    uses_embedding = reads_summary = True
 
     def count_embedded(self, layer: Layer) -> int:
         """A number for each feature of a layer's summary."""
         return layer.num_summarised
 
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
-        return [activities.unsqueeze(0), layer.summarise(activities)]
+        return [activities.unsqueeze(0), *layer.summarise(activities)]
 
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
         return (activities[1] @ label_embedding_of(layer).t()).mul_(_factor(layer, goodness))
 
     def _differentiate(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace
-    ) -> Tensor:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """dz = (g M) through the activation, where g is the gradient of the products; dz overwrites the activities."""
-        (activity,), summary = activities
+        (activity,), summary, *kept = activities
         back = workspace.take(ACTIVITIES, tuple(summary.shape), summary.dtype)
         torch.mm(upstream * _factor(layer, goodness), label_embedding_of(layer), out=back)
-        return layer.through_summary_(activity, back)
+        return layer.through_summary_(activity, back, kept)
 
     def _differentiate_embedding(
         self, layer: Layer, goodness: Goodness, activities: list[Tensor], upstream: Tensor, workspace: Workspace

@@ -18,6 +18,7 @@ class Reading(ABC):
 
     uses_embedding: bool  # whether every layer has a label embedding, as a parameter
     adds_embedding: bool = False  # whether it is added to preactivations: its gradients then sum to that of the bias
+    reads_summary: bool = False  # whether it reads what a layer summarises, as a local classifier does
     num_groups: int = 1  # groups of units, each with a goodness of its own
 
     def count_embedded(self, layer: Layer) -> int:
@@ -49,10 +50,11 @@ class Reading(ABC):
         pull: Tensor | None,
         workspace: Workspace,
         *,
-        embedding: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
-        """dL/dpreactivations, and the gradient of the label embedding if there is one and `embedding` is true.
+        parameters: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """dL/dpreactivations, and the gradients of parameters that goodness reads, by name, if `parameters` is true.
 
+        These are the label embedding, and what a layer's local head has; each gradient is that of a whole parameter.
         `upstream` is dL/dgoodness, (n, 1 + K). `pull`, (num_units,), is added to the gradient through every sample's
         first activities. May reuse the memory of `activities`, which `measure` has read.
         """
@@ -85,20 +87,20 @@ class ReadingOfShown(Reading):
         pull: Tensor | None,
         workspace: Workspace,
         *,
-        embedding: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
+        parameters: bool = True,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Differentiate through each candidate's activities, which the gradients overwrite."""
         (gradients,) = activities
         for h, g in zip(gradients, upstream.unbind(1), strict=True):
             layer.through_goodness_(goodness, h, g)
         if pull is not None:
             gradients[0] += pull
-        return self.collect(layer, gradients, candidates, embedding=embedding)
+        return self.collect(layer, gradients, candidates, parameters=parameters)
 
     @abstractmethod
     def collect(
-        self, layer: Layer, gradients: Tensor, candidates: Tensor, *, embedding: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        self, layer: Layer, gradients: Tensor, candidates: Tensor, *, parameters: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What `differentiate` returns, from the gradients (1 + K, n, num_units) of the candidates."""
 
 
@@ -117,10 +119,10 @@ class ReadingOfRows(ReadingOfShown):
         return [layer.activate_(preactivations).unflatten(0, (candidates.shape[1], -1))]
 
     def collect(
-        self, layer: Layer, gradients: Tensor, candidates: Tensor, *, embedding: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        self, layer: Layer, gradients: Tensor, candidates: Tensor, *, parameters: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradients in the order of the rows, ((1 + K) n, num_units); there is no embedding."""
-        return gradients.flatten(0, 1), None
+        return gradients.flatten(0, 1), {}
 
     def sweep(self, layer: Layer, goodness: Goodness, preactivations: Tensor, num_samples: int) -> Tensor:
         """The goodness of every row, (n, rows per sample), in the order of a sample's rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -34,6 +34,7 @@ class Layer(nn.Module, ABC):
 
     tileable: ClassVar[bool] = False
     has_places: ClassVar[bool] = False  # whether its units are channels at every place of a plane
+    takes_head: ClassVar[bool] = False  # whether its summary may go through hidden layers of a local classifier
 
     # The number of the layer, counted from 1, from which on all layers have the same shapes and find the same in
     # memory. By default it is 3: the first layer reads images, and the second finds what the first one left in memory.
@@ -107,15 +108,20 @@ class Layer(nn.Module, ABC):
 
         `total` (num_units,) is the sum of `gradient` over its rows, if that is known already.
         Yields (name, rows of the parameter, their gradient), where the gradient is valid until the next is asked for. A
-        parameter may come in parts, and each part may be updated at once. The gradient of `label_embedding` is not
-        among them, as it does not depend on the rows.
+        parameter may come in parts, and each part may be updated at once. The gradients of `label_embedding` and of
+        `summary_names` are not among them, as they are behind the preactivations.
         """
-        names = [name for name, _ in self.named_parameters() if name != "label_embedding"]
+        names = self.list_inner()
         with torch.enable_grad():
             preactivations = self.preactivations(rows.detach())
             found = torch.autograd.grad(preactivations, [self.get_parameter(name) for name in names], gradient)
         for name, value in zip(names, found, strict=True):
             yield name, slice(None), value
+
+    def list_inner(self) -> list[str]:
+        """The names of the parameters on which preactivations depend."""
+        behind = self.summary_names | {"label_embedding"}
+        return [name for name, _ in self.named_parameters() if name not in behind]
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield dL/drows, given dL/dpreactivations (n, num_units). It moves the rows, and never reaches a layer below.
@@ -172,13 +178,27 @@ class Layer(nn.Module, ABC):
         """Features of a summary."""
         return self.num_units
 
-    def summarise(self, activities: Tensor) -> Tensor:
-        """What a local classifier reads of activities (n, num_units): (n, num_summarised)."""
-        return activities
+    @property
+    def summary_names(self) -> frozenset[str]:
+        """The parameters on which only the summary depends: those of a local head, whose gradients it yields."""
+        return frozenset()
 
-    def through_summary_(self, activities: Tensor, gradient: Tensor) -> Tensor:
-        """dL/dpreactivations, written over the activities, from dL/dsummary (n, num_summarised)."""
-        return self.through_activation_(activities, gradient)
+    def summarise(self, activities: Tensor) -> list[Tensor]:
+        """What a local classifier reads of activities (n, num_units).
+
+        Returns the summary, (n, num_summarised), then any further tensors that `through_summary_` needs.
+        """
+        return [activities]
+
+    def through_summary_(
+        self, activities: Tensor, gradient: Tensor, kept: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """dL/dpreactivations, written over the activities, from dL/dsummary (n, num_summarised).
+
+        `kept` are the further tensors that `summarise` returned. Returns the gradients of the parameters in
+        `summary_names` too, by name.
+        """
+        return self.through_activation_(activities, gradient), {}
 
     def hand_on(self, preactivations: Tensor) -> Tensor:
         """What the next layer reads: the activities, divided by their length; they hand on no goodness.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ffstream.errors import ConfigError
 from ffstream.field.layers.base import Layer
+from ffstream.field.layers.local_head import LocalHead
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.settings.limits import setting
 
@@ -43,7 +44,7 @@ class Conv(Layer):
     never negative let the goodness of shared weights run away.
     """
 
-    has_places = True
+    has_places = takes_head = True
     handed_mean: Tensor  # (channels,) of what is handed on, before it is normalised, over the training samples
     handed_spread: Tensor  # (channels,)
 
@@ -54,6 +55,10 @@ class Conv(Layer):
         num_read = shape.reads.num_channels // self.options.groups
         self.weight = nn.Parameter(torch.empty(self.width, num_read, kernel, kernel, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(self.width, dtype=torch.float32))
+        self.head: LocalHead | None = None
+        if shape.head_layers > 1:
+            _, height, width, _ = self._plane_of(self.units)
+            self.head = LocalHead((height, width), self.width, shape.head_layers - 1, compute_dtype)
         if self.has_statistics:
             self.register_buffer("handed_mean", torch.zeros(self.width, dtype=torch.float32))
             self.register_buffer("handed_spread", torch.ones(self.width, dtype=torch.float32))
@@ -101,6 +106,8 @@ class Conv(Layer):
         """W ~ N(0, 2 / fan-in): activities keep their spread from layer to layer (He et al. 2015, eq. 10)."""
         with torch.no_grad():
             self.weight.normal_(0.0, (2 / self.weight[0].numel()) ** 0.5, generator=generator)
+        if self.head is not None:
+            self.head.initialise(generator)
 
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) in the weights' type."""
@@ -162,23 +169,40 @@ class Conv(Layer):
     # --- what a local classifier reads
 
     @property
+    def summary_names(self) -> frozenset[str]:
+        """The parameters of the local classifier's hidden layers."""
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith("head."))
+
+    @property
     def num_summarised(self) -> int:
         """Channels times parts of the plane."""
+        if self.head is not None:
+            return self.head.num_summarised
         rows, columns = self._parts
         return rows * columns * self.width
 
-    def summarise(self, activities: Tensor) -> Tensor:
-        """The average of each channel over 2 x 2 parts of the plane: (n, num_summarised) in the weights' type."""
+    def summarise(self, activities: Tensor) -> list[Tensor]:
+        """The average of each channel over 2 x 2 parts of the plane: (n, num_summarised) in the weights' type.
+
+        It is that of the activities, or of what the hidden layers of a local classifier make of them.
+        """
+        if self.head is not None:
+            return self.head.read(activities)
         (rows, columns), (_, height, width, _) = self._parts, self._plane_of(self.units)
         planes = activities.view(-1, height, width, self.width).permute(0, 3, 1, 2)
-        return _by_place(F.avg_pool2d(planes, (height // rows, width // columns))).flatten(1)
+        return [_by_place(F.avg_pool2d(planes, (height // rows, width // columns))).flatten(1)]
 
-    def through_summary_(self, activities: Tensor, gradient: Tensor) -> Tensor:
+    def through_summary_(
+        self, activities: Tensor, gradient: Tensor, kept: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient of a part's average is the same for all places of the part."""
+        if self.head is not None:
+            by_average, found = self.head.differentiate(gradient, kept)
+            return self.head.spread_(activities, by_average), {f"head.{name}": v for name, v in found.items()}
         cut, (rows, columns) = self._cut(activities), self._parts
         by_part = gradient.div(cut.shape[2] * cut.shape[4]).to(activities.dtype)
         cut.sign_().mul_(by_part.view(-1, rows, 1, columns, 1, self.width))
-        return activities
+        return activities, {}
 
     def _cut(self, activities: Tensor) -> Tensor:
         """Activities as (n, parts, places, parts, places, channels), a view."""

@@ -59,6 +59,7 @@ class LayerShape:
     place: int = 0  # position in its stack, from 0; the layer at position 0 reads images
     num_skip_features: int = 0  # trailing features of a row that hold the image again, unless the row is an image
     options: Any = None  # the kind's own settings
+    head_layers: int = 1  # layers of a local classifier, the linear one included
     first_unit: int = 0  # number of a tile's first unit, or channel, in the whole layer
 
     @property
@@ -68,9 +69,7 @@ class LayerShape:
 
     def is_like(self, other: LayerShape) -> bool:
         """Whether the shapes differ in nothing but the position."""
-        mine, its = (
-            (each.reads, each.width, each.num_skip_features, each.options, each.first_unit) for each in (self, other)
-        )
+        mine, its = (dataclasses.replace(each, place=0) for each in (self, other))
         return mine == its
 
     def cut(self, units: slice) -> LayerShape:
