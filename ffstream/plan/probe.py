@@ -282,7 +282,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
         for num_rows in (most, *row_counts):  # the most rows first, which makes all buffers
             activities = layer.activate_(layer.preactivations(rows[:num_rows]))
             if layer.summary_names:  # a local head multiplies too
-                summary, *kept = layer.summarise(activities)
+                summary, *kept = layer.summarise(activities, keep=training)
                 if training:
                     layer.through_summary_(activities, summary, kept)
             if training and config.objective.perturbation:

@@ -23,7 +23,7 @@ def check_activation(layer: Layer, preactivations: Tensor, gradient: Tensor) -> 
 def check_summary(layer: Layer, preactivations: Tensor, generator: torch.Generator) -> None:
     """Check the shape of a summary, and the gradient through it and the activation."""
     activities = layer.activate(preactivations.clone())
-    summary, *kept = layer.summarise(activities)
+    summary, *kept = layer.summarise(activities, keep=True)
     expected_shape = (len(activities), layer.num_summarised)
     claim(summary.shape == expected_shape, f"summarise gives {tuple(summary.shape)}, expected {expected_shape}")
     upstream = torch.randn(summary.shape, generator=generator)

@@ -95,19 +95,19 @@ class _ReadingOfAll(Reading):
         """Every label's goodness from one matrix product."""
         room = layer.workspace
         activities = layer.activate(preactivations) if room is None else layer.activate_(preactivations)
-        return self._read(layer, goodness, self._split(layer, activities, room))
+        return self._read(layer, goodness, self._split(layer, activities, room, keep=False))
 
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace
     ) -> list[Tensor]:
         """The activities, computed in place, and any further tensors from which goodness is read."""
-        return self._split(layer, layer.activate_(preactivations), workspace)
+        return self._split(layer, layer.activate_(preactivations), workspace, keep=True)
 
     @abstractmethod
-    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None, *, keep: bool) -> list[Tensor]:
         """The activities (n, num_units) as (1, n, num_units), and any further tensors from which goodness is read.
 
-        Without a workspace, new memory is allocated.
+        To `keep`, those that `_differentiate` needs follow. Without a workspace, new memory is allocated.
         """
 
     @abstractmethod
@@ -139,7 +139,7 @@ class _ReadingOfGroups(_ReadingOfAll):
     def __init__(self, num_classes: int) -> None:
         self.num_groups = num_classes
 
-    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None, *, keep: bool) -> list[Tensor]:
         """The activities, then a copy of those in groups with one unit more, and a copy of those in the other groups.
 
         The copies are (n, groups, units), as a goodness reads the units of a group side by side.
@@ -215,8 +215,8 @@ class _ReadingByClassifier(_ReadingOfAll):
         """A number for each feature of a layer's summary."""
         return layer.num_summarised
 
-    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None) -> list[Tensor]:
-        return [activities.unsqueeze(0), *layer.summarise(activities)]
+    def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None, *, keep: bool) -> list[Tensor]:
+        return [activities.unsqueeze(0), *layer.summarise(activities, keep=keep)]
 
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
         return (activities[1] @ label_embedding_of(layer).t()).mul_(_factor(layer, goodness))

@@ -183,10 +183,10 @@ class Layer(nn.Module, ABC):
         """The parameters on which only the summary depends: those of a local head, whose gradients it yields."""
         return frozenset()
 
-    def summarise(self, activities: Tensor) -> list[Tensor]:
+    def summarise(self, activities: Tensor, *, keep: bool = False) -> list[Tensor]:
         """What a local classifier reads of activities (n, num_units).
 
-        Returns the summary, (n, num_summarised), then any further tensors that `through_summary_` needs.
+        Returns the summary, (n, num_summarised), then, to `keep`, any further tensors that `through_summary_` needs.
         """
         return [activities]
 

@@ -181,13 +181,13 @@ class Conv(Layer):
         rows, columns = self._parts
         return rows * columns * self.width
 
-    def summarise(self, activities: Tensor) -> list[Tensor]:
+    def summarise(self, activities: Tensor, *, keep: bool = False) -> list[Tensor]:
         """The average of each channel over 2 x 2 parts of the plane: (n, num_summarised) in the weights' type.
 
         It is that of the activities, or of what the hidden layers of a local classifier make of them.
         """
         if self.head is not None:
-            return self.head.read(activities)
+            return self.head.read(activities, keep=keep)
         (rows, columns), (_, height, width, _) = self._parts, self._plane_of(self.units)
         planes = activities.view(-1, height, width, self.width).permute(0, 3, 1, 2)
         return [_by_place(F.avg_pool2d(planes, (height // rows, width // columns))).flatten(1)]

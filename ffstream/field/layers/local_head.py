@@ -68,20 +68,27 @@ class LocalHead(nn.Module):
             for number in range(self.num_hidden):
                 self.get_parameter(f"weight_{number}").normal_(0, (2 / (9 * self._width)) ** 0.5, generator=generator)
 
-    def read(self, activities: Tensor) -> list[Tensor]:
-        """Activities (n, places * channels) to the averages (n, num_summarised), then what `differentiate` needs."""
+    def read(self, activities: Tensor, *, keep: bool) -> list[Tensor]:
+        """Activities (n, places * channels) to the averages (n, num_summarised).
+
+        To `keep`, what `differentiate` needs follows.
+        """
         planes = activities.view(-1, *self._sides, self._width).permute(0, 3, 1, 2)
         current = F.avg_pool2d(planes, self._squares)
         kept = []
         for number in range(self.num_hidden):
             operand = current.to(self._compute_dtype).contiguous(memory_format=torch.channels_last)
-            product = F.conv2d(operand, self._cast(self._standardise(number)[0]), padding=1).to(activities.dtype)
-            rows = product.permute(0, 2, 3, 1).flatten(1)
+            product = F.conv2d(operand, self._cast(self._standardise(number)[0]), padding=1)
+            rows = product.permute(0, 2, 3, 1).flatten(1).to(activities.dtype)
+            del product, current
             standardised, inverse = _standardise(rows, (1,))
-            normalised = standardised.view(len(rows), *self._plane, self._width)
+            del rows
+            normalised = standardised.view(len(standardised), *self._plane, self._width)
             scale, shift = (getattr(self, f"{name}_{number}") for name in ("scale", "shift"))
-            rectified = torch.relu(normalised * scale + shift)
-            kept += [operand, normalised, inverse, rectified]
+            rectified = torch.addcmul(shift, normalised, scale).relu_()
+            if keep:
+                kept += [operand, normalised, inverse, rectified]
+            del operand, standardised, normalised
             current = rectified.permute(0, 3, 1, 2)
         summary = F.adaptive_avg_pool2d(current, self._parts)
         return [summary.permute(0, 2, 3, 1).flatten(1), *kept]
@@ -89,7 +96,8 @@ class LocalHead(nn.Module):
     def differentiate(self, gradient: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """dL/dactivities, but for the division of a square's average among its places, and the parameters' gradients.
 
-        `gradient` is dL/dsummary (n, num_summarised). Returns (n, height, width, channels) of the averaged plane.
+        `gradient` is dL/dsummary (n, num_summarised). Returns (n, height, width, channels) of the averaged plane. What
+        is `kept` is overwritten.
         """
         upstream = gradient.view(-1, *self._parts, self._width).permute(0, 3, 1, 2)
         last = kept[-1].permute(0, 3, 1, 2)
@@ -97,19 +105,20 @@ class LocalHead(nn.Module):
         found: dict[str, Tensor] = {}
         for number in reversed(range(self.num_hidden)):
             operand, normalised, inverse, rectified = kept[4 * number : 4 * number + 4]
-            by_scaled = by_place * (rectified > 0)
+            by_scaled = rectified.sign_().mul_(by_place)
+            del by_place
             found[f"scale_{number}"] = (by_scaled * normalised).sum(dim=(0, 1, 2))
             found[f"shift_{number}"] = by_scaled.sum(dim=(0, 1, 2))
-            by_normalised = (by_scaled * getattr(self, f"scale_{number}")).flatten(1)
-            by_rows = _through_standardise(by_normalised, normalised.flatten(1), inverse, (1,))
+            by_normalised = by_scaled.mul_(getattr(self, f"scale_{number}")).flatten(1)
+            by_rows = _through_standardise_(by_normalised, normalised.flatten(1), inverse, (1,))
             by_product = by_rows.view(normalised.shape).permute(0, 3, 1, 2).to(self._compute_dtype)
             weight, inverse = self._standardise(number)
             by_operand, by_weight, _ = torch.ops.aten.convolution_backward(
                 *(by_product, operand, self._cast(weight), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
                 output_mask=[True, True, False],
             )
-            by_weight = by_weight.to(weight.dtype) * self._weight_scale
-            found[f"weight_{number}"] = _through_standardise(by_weight, weight, inverse, (1, 2, 3))
+            by_weight = by_weight.to(weight.dtype).mul_(self._weight_scale)
+            found[f"weight_{number}"] = _through_standardise_(by_weight, weight, inverse, (1, 2, 3))
             by_place = by_operand.permute(0, 2, 3, 1).to(gradient.dtype)
         return by_place, found
 
@@ -133,13 +142,14 @@ def _standardise(values: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]
     """Values with a mean of 0 and a spread of 1 along some axes, and one over the spread that they had."""
     variance, mean = torch.var_mean(values, dim=axes, correction=0, keepdim=True)
     inverse = (variance + _LEAST_VARIANCE).rsqrt()
-    return (values - mean) * inverse, inverse
+    return (values - mean).mul_(inverse), inverse
 
 
-def _through_standardise(gradient: Tensor, standardised: Tensor, inverse: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The gradient by the values, from that by what `_standardise` made of them."""
+def _through_standardise_(gradient: Tensor, standardised: Tensor, inverse: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The gradient by the values, written over that by what `_standardise` made of them."""
     along = (gradient * standardised).mean(dim=axes, keepdim=True)
-    return (gradient - gradient.mean(dim=axes, keepdim=True) - standardised * along) * inverse
+    mean = gradient.mean(dim=axes, keepdim=True)
+    return gradient.sub_(mean).addcmul_(standardised, along, value=-1).mul_(inverse)
 
 
 def _count_places(side: int) -> int:
