@@ -17,6 +17,7 @@ from ffstream.data.missing_values import COPIED_VALUES, find_code, name_features
 from ffstream.data.sample import draw_sample
 from ffstream.data.scaling import CHANNELS, FEATURES, NONE, Scaling, find_parts
 from ffstream.field.normalisation import length_normalise
+from ffstream.ground.ranks import rank
 
 _MOST_IMAGES = 1024  # images that are looked at one by one, drawn from all
 # The limits were found by training two layers on tables and digits, and on the same data standardised. Within the
@@ -237,8 +238,7 @@ def _advise(found: _Spreading, images: Tensor, labels: Tensor, index: Tensor) ->
 
 def _tells_classes(column: Tensor, labels: Tensor) -> bool:
     """Whether the ranks of values (n,) differ between classes, by more than chance and by a share that matters."""
-    _, place, counts = column.unique(return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+    ranks = rank(column)
     known, own = labels.unique(return_inverse=True)
     num = torch.bincount(own).double()
     means = torch.zeros(len(known), dtype=torch.float64).index_add_(0, own, ranks) / num
