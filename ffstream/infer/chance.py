@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ffstream.ground.binomial import sum_upper_tail
+from ffstream.ground.ranks import rank
 
 _ABOVE = 2.33  # standard deviations above chance, which one network in a hundred exceeds by accident
 # A network that has learnt a little avoids this share of the errors of guessing, or is right this many times as often
@@ -19,6 +20,9 @@ _RARELY = 5e-3  # probability that such a network recognises as few images of th
 # Images; of fewer, nothing is said. Nor is it if fewer predictions are of rare classes, as on hard data, and more are
 # right than is expected by chance.
 _ENOUGH = 20
+# Share of the images in one class from which always guessing it is hard to beat, so that scores are asked as well.
+_MOST = 0.6
+_RANKED = 0.01  # probability that scores in a random order rank the images of any class as high
 
 
 def find_chance(confusion: Sequence[Sequence[int]], class_names: Sequence[str], split_name: str) -> str | None:
@@ -66,9 +70,41 @@ def find_chance(confusion: Sequence[Sequence[int]], class_names: Sequence[str], 
 
 
 def find_chance_of(scores: Tensor, labels: Tensor, class_names: Sequence[str], split_name: str) -> str | None:
-    """The same for scores (n, C), of which the largest is that of the predicted class, and labels (n,)."""
+    """The same for scores (n, C), of which the largest is that of the predicted class, and labels (n,).
+
+    Where most images are of one class, a network that has learnt to tell them apart may still predict this class for
+    all, as no other is likelier for any of them. Its scores show it, and nothing is said.
+    """
     num_classes = len(class_names)
-    return find_chance(count_confusion(scores.argmax(dim=1), labels, num_classes), class_names, split_name)
+    found = find_chance(count_confusion(scores.argmax(dim=1), labels, num_classes), class_names, split_name)
+    if found is not None and int(labels.bincount().max()) > _MOST * len(labels) and ranks_classes(scores, labels):
+        return None
+    return found
+
+
+def ranks_classes(scores: Tensor, labels: Tensor) -> bool:
+    """Whether scores (n, C) rank the images of some class above the others, beyond chance; labels are (n,).
+
+    An image is ranked by how far the score of the class lies above the best of the others (rank sum test, Mann and
+    Whitney 1947). Of two classes, one ranks like the other.
+    """
+    own = labels.unique()
+    num_tests = max(len(own) - 1, 1) if scores.shape[1] == 2 else len(own)
+    limit = -float(torch.special.ndtri(torch.tensor(_RANKED / num_tests, dtype=torch.float64)))
+    return any(_measure_ranks(scores, labels, int(label)) > limit for label in own)
+
+
+def _measure_ranks(scores: Tensor, labels: Tensor, label: int) -> float:
+    """How many standard deviations above chance the images of a class rank by its score."""
+    is_own = labels == label
+    num_own, num_others = int(is_own.sum()), int((~is_own).sum())
+    if not num_own or not num_others:
+        return 0.0
+    others = scores.clone()
+    others[:, label] = -torch.inf
+    ranks = rank(scores[:, label] - others.amax(dim=1))
+    above = float(ranks[is_own].sum()) - num_own * (num_own + 1) / 2 - num_own * num_others / 2
+    return above / math.sqrt(num_own * num_others * (num_own + num_others + 1) / 12)
 
 
 def count_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ class Evaluation:
     calibrated: ProbabilityFigures | None  # None in the same cases
     uncalibrated: ProbabilityFigures  # at the temperature of the training objective; for softmax, the readout's own
     warning: str | None = None  # such as that images seem to be in other units than the training images
+    # (n, C), of which the largest is that of the predicted class; they are not among the plain values.
+    scores: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -82,11 +84,14 @@ class Evaluation:
             calibrated=None if logits is None else measure_probabilities(logits, labels),
             uncalibrated=measure_probabilities(uncalibrated_logits, labels),
             warning=warning,
+            scores=decisive,
         )
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        found = asdict(replace(self, scores=None))
+        del found["scores"]
+        return found
 
 
 class LabelSweep:

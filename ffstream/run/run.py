@@ -20,7 +20,7 @@ from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home
 from ffstream.ground.interrupts import Interrupts
 from ffstream.ground.plugins import Untrusted, load_plugins
-from ffstream.infer.chance import find_chance
+from ffstream.infer.chance import find_chance_of
 from ffstream.infer.combination import fit_weights, plain_sum
 from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import (
@@ -141,11 +141,12 @@ class Run:
                 raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
             else:
                 found = evaluate_fitted(*common, labels, first_layer)
+        assert found.scores is not None, "every evaluation has scores"
         is_finished = self.num_layers_done >= config.layers  # the layers of an interrupted run may still lack the rest
         warnings = [
             explain_fallback(device),
             found.warning,
-            find_chance(found.confusion, found.class_names, split) if is_finished else None,
+            find_chance_of(found.scores, splits[split].labels, found.class_names, split) if is_finished else None,
             renamed,
             facts.find_other_units(splits[split].images, f"{split} images", splits[split].labels),
             None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ffstream as ff
-from ffstream.infer.chance import count_confusion, find_chance
+from ffstream.infer.chance import count_confusion, find_chance, find_chance_of, ranks_classes
 from tests.helpers import InterruptAt
 
 NAMES = tuple(f"class {number}" for number in range(200))
@@ -69,6 +69,43 @@ def test_of_many_classes_a_network_that_is_right_in_ten_of_a_hundred_is_never_na
 def test_predictions_that_are_always_wrong_are_named():
     assert "up to" in find_chance([[0, 300], [300, 0]], NAMES, "test")
     assert find_chance(torch.eye(10).mul(40).roll(1, 1).long().tolist(), NAMES, "test") is not None
+
+
+def score(share, num, shift, seed, num_rare=1):
+    """Labels of which a share are rare, and scores by which all are taken for class 0, shifted for the rare ones."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.zeros(num, dtype=torch.int64)
+    is_rare = torch.rand(num, generator=generator) < share
+    labels[is_rare] = torch.randint(1, num_rare + 1, (int(is_rare.sum()),), generator=generator)
+    scores = torch.randn(num, num_rare + 1, generator=generator)
+    scores[is_rare, labels[is_rare]] += shift
+    scores[:, 0] += 20
+    return scores, labels
+
+
+@pytest.mark.parametrize("num_rare", [1, 4])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+def test_scores_that_rank_a_rare_class_have_learnt_though_all_are_taken_for_the_frequent_one(num_rare, share):
+    names, said = NAMES[: num_rare + 1], 0
+    for seed in range(20):
+        assert find_chance_of(*score(share, 2000, 2.0, seed, num_rare), names, "test") is None
+        scores, labels = score(share, 2000, 0.0, seed, num_rare)
+        said += find_chance_of(scores, labels, names, "test") is not None
+    assert said >= 18  # one in a hundred ranks as well by accident
+
+
+def test_where_classes_are_balanced_predictions_decide():
+    scores, labels = score(0.5, 600, 1.0, 0)
+    assert ranks_classes(scores, labels)
+    assert find_chance_of(scores, labels, NAMES[:2], "test") is not None
+
+
+@pytest.mark.parametrize("change", [lambda scores: scores * 3, lambda scores: scores + 7, torch.exp])
+def test_units_of_scores_do_not_matter_to_ranks(change):
+    for seed in range(10):
+        scores, labels = score(0.1, 300, 0.4, seed)
+        scores[:, 0] = 0.0
+        assert ranks_classes(scores, labels) == ranks_classes(change(scores), labels)
 
 
 def is_said_of(split, text):
