@@ -284,9 +284,14 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Spli
             f"data {dataset.name}: validation_fraction {fraction:g} of {len(train)} samples leaves one part empty; "
             "choose another fraction, or 0 for no validation"
         )
-    order = torch.randperm(len(train), generator=seeding.generator(seed, 0, 0, "split"))
+    order = draw_order(len(train), seed)
     held_out, kept = order[:num_validation], order[num_validation:]
     return train.take(kept), train.take(held_out)
+
+
+def draw_order(num: int, seed: int) -> Tensor:
+    """The order in which training data are divided, (num,): numbers of images, those for validation first."""
+    return torch.randperm(num, generator=seeding.generator(seed, 0, 0, "split"))
 
 
 def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:

@@ -24,12 +24,12 @@ from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
 from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.ground.interrupts import check_interrupts
-from ffstream.infer.chance import find_chance_of
 from ffstream.infer.evaluation import LabelSweep
 from ffstream.infer.frozen import load_committed
 from ffstream.plan.plan import Plan
 from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.run.commits import Commits
+from ffstream.run.judgement import Judgement
 from ffstream.run.progress_saver import ProgressSaver
 from ffstream.run.run import read_layer_figures
 from ffstream.run.schedule import Action, remaining_steps
@@ -61,8 +61,9 @@ class Runner:
         splits: dict[str, Split],
         device: torch.device,
         observer: Observer,
+        judgement: Judgement | None,  # of a validation split of which labels are predicted
     ) -> None:
-        self._directory, self._plan, self._observer = directory, plan, observer
+        self._directory, self._plan, self._observer, self._judgement = directory, plan, observer, judgement
         self._config = config = plan.config
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
         self._splits = {name: splits[name] for name in names}  # until no more caches are written from them
@@ -227,15 +228,13 @@ class Runner:
             self._has_said_silent = True
             self._observer.on_warning(silent)
         elif spec.index + 1 == len(self._specs) and not self._has_said_silent:
-            self._warn_of_chance()
+            self._judge()
 
-    def _warn_of_chance(self) -> None:
-        """Warn if the finished network tells validation images apart no better than guessing does."""
-        if VALIDATION not in self._labels or self._config.labels.method == "none":  # without labels, nothing is guessed
-            return
-        found = find_chance_of(self._sweep.sum, self._labels[VALIDATION], self._class_names, VALIDATION)
-        if found is not None:
-            self._observer.on_warning(found)
+    def _judge(self) -> None:
+        """Warn of what the predictions of the finished network for validation images say of the data."""
+        if self._judgement is not None:
+            for found in self._judgement.judge(self._sweep.sum, self._class_names):
+                self._observer.on_warning(found)
 
     def _train_tile(
         self, spec: LayerSpec, number: int, start_epoch: int, so_far: _Goodness

@@ -20,6 +20,7 @@ from ffstream.ground.plugins import load_plugins
 from ffstream.run.claim import claim_folder, default_run_dirs
 from ffstream.run.configuration import make_absolute, merge_with_saved, restore_own_parts, with_absolute_paths
 from ffstream.run.executor import Runner
+from ffstream.run.judgement import Judgement
 from ffstream.run.preparation import Prepared, find_idle, prepare
 from ffstream.run.run import Run, check_same_data
 from ffstream.settings.config import Config
@@ -141,6 +142,12 @@ def _execute(
         with Interrupts(defers=True), storage_errors(directory.path):
             _write_start(directory, prepared, environments, environment, observer)
             config, splits, device = prepared.plan.config, prepared.splits, prepared.device
+            judgement: Judgement | None = None
+            is_judged = (
+                "validation" in splits and config.labels.method != "none"
+            )  # without labels, nothing is predicted
+            if is_judged and directory.count_layers() < config.layers:  # before the images are freed
+                judgement = Judgement.of(prepared.dataset, config, splits["validation"])
             caches = directory.caches(config.cache.folder)
             on_disk = prepared.plan.tier == "disk"
             needed, limit_bytes = prepared.plan.device, None
@@ -156,7 +163,9 @@ def _execute(
                     limiting(device, limit_bytes),
                     caches.locked(make=True) if on_disk else contextlib.nullcontext(),
                 ):
-                    runner = Runner(directory, prepared.plan, directory.read_data(), splits, device, observer)
+                    runner = Runner(
+                        directory, prepared.plan, directory.read_data(), splits, device, observer, judgement
+                    )
                     del prepared, splits  # the runner frees the images once no more caches are written from them
                     try:
                         runner.run()

@@ -20,7 +20,6 @@ from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home
 from ffstream.ground.interrupts import Interrupts
 from ffstream.ground.plugins import Untrusted, load_plugins
-from ffstream.infer.chance import find_chance_of
 from ffstream.infer.combination import fit_weights, plain_sum
 from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import (
@@ -35,6 +34,7 @@ from ffstream.infer.model import FFNetwork, export_network, load_network
 from ffstream.infer.predictions import Predictions, predict, predict_softmax
 from ffstream.infer.readout import evaluate_softmax
 from ffstream.run.cache_set import verify_cache
+from ffstream.run.judgement import judge_evaluation
 from ffstream.settings.config import Config
 from ffstream.settings.names import METHODS, SPLITS, check_word
 from ffstream.storage.run_directory import RunDirectory
@@ -141,12 +141,12 @@ class Run:
                 raise self._no_validation("fit weights", "use --method goodness, which has none to fit")
             else:
                 found = evaluate_fitted(*common, labels, first_layer)
-        assert found.scores is not None, "every evaluation has scores"
-        is_finished = self.num_layers_done >= config.layers  # the layers of an interrupted run may still lack the rest
+            is_finished = self.num_layers_done >= config.layers  # those of an interrupted run may still lack the rest
+            judged = judge_evaluation(found, splits) if is_finished else None
         warnings = [
             explain_fallback(device),
             found.warning,
-            find_chance_of(found.scores, splits[split].labels, found.class_names, split) if is_finished else None,
+            judged,
             renamed,
             facts.find_other_units(splits[split].images, f"{split} images", splits[split].labels),
             None

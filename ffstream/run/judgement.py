@@ -1,0 +1,59 @@
+"""What the predictions of a finished network say of its data: that they are by chance, or where they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ffstream.data import Dataset, Split
+from ffstream.data.dataset import draw_order
+from ffstream.infer.chance import find_chance_of
+from ffstream.infer.evaluation import Evaluation
+from ffstream.infer.stretch import find_stretch
+from ffstream.settings.config import Config
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of the data of a run before it is trained, for judging the validation split when it is."""
+
+    labels: Tensor  # (n,), the classes of the validation images
+    places: Tensor  # (n,), their numbers in the file that they come from
+    noun: str  # what they are, with their file
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: Config, validation: Split) -> Judgement:
+        """Collect it. Validation images that were cut off the training images keep their numbers among these."""
+        places, noun = torch.arange(len(validation)), "validation images"
+        if dataset.validation is None:
+            order = draw_order(len(dataset.train), config.seed)
+            places, noun = order[: len(validation)], f"{noun} among training images"
+        return cls(validation.labels, places, noun)
+
+    def judge(self, scores: Tensor, class_names: Sequence[str]) -> Iterator[str]:
+        """Yield warnings of what the scores (n, C) of the validation images show."""
+        chance, stretch = self._find_failure(scores, class_names)
+        yield from filter(None, (chance, stretch))
+
+    def _find_failure(self, scores: Tensor, class_names: Sequence[str]) -> tuple[str | None, str | None]:
+        """That validation images are told apart by chance, or else where they are not; None each otherwise."""
+        chance = find_chance_of(scores, self.labels, class_names, "validation")
+        if chance is not None:
+            return chance, None
+        return None, find_stretch(scores.argmax(dim=1) != self.labels, self.labels, self.places, self.noun)
+
+
+def judge_evaluation(found: Evaluation, splits: Mapping[str, Split]) -> str | None:
+    """A warning of what an evaluation of a finished run shows, else None.
+
+    Errors of the test split are looked at in the order of its file.
+    """
+    labels = splits[found.split].labels
+    assert found.scores is not None, "every evaluation has scores"
+    chance = find_chance_of(found.scores, labels, found.class_names, found.split)
+    if chance is not None or found.split != "test":
+        return chance
+    return find_stretch(found.scores.argmax(dim=1) != labels, labels, torch.arange(len(labels)), "test images")
