@@ -10,10 +10,16 @@ from torch import Tensor
 
 from ffstream.data import Dataset, Split
 from ffstream.data.dataset import draw_order
+from ffstream.data.sample import draw_sample
 from ffstream.infer.chance import find_chance_of
-from ffstream.infer.evaluation import Evaluation
+from ffstream.infer.combination import plain_sum
+from ffstream.infer.committed import CommittedLayers
+from ffstream.infer.evaluation import Evaluation, error_rate, read_validation_goodness, stream_goodness
 from ffstream.infer.stretch import find_stretch
 from ffstream.settings.config import Config
+
+_OFTEN = 0.15  # validation error from which training images are put through the network
+_MOST_IMAGES, _MOST_VALUES = 2048, 1 << 20  # training images, and values of them, that are kept for that
 
 
 @dataclass(frozen=True)
@@ -23,15 +29,21 @@ class Judgement:
     labels: Tensor  # (n,), the classes of the validation images
     places: Tensor  # (n,), their numbers in the file that they come from
     noun: str  # what they are, with their file
+    sample: Split  # some of the training images
+    sample_places: Tensor  # (m,), their numbers
 
     @classmethod
     def of(cls, dataset: Dataset, config: Config, validation: Split) -> Judgement:
         """Collect it. Validation images that were cut off the training images keep their numbers among these."""
+        train = dataset.train
+        num_kept = min(_MOST_IMAGES, _MOST_VALUES // dataset.num_features)
+        index = draw_sample(len(train), num_kept).sort().values
+        sample = Split(train.images[index], train.labels[index])
         places, noun = torch.arange(len(validation)), "validation images"
         if dataset.validation is None:
-            order = draw_order(len(dataset.train), config.seed)
+            order = draw_order(len(train), config.seed)
             places, noun = order[: len(validation)], f"{noun} among training images"
-        return cls(validation.labels, places, noun)
+        return cls(validation.labels, places, noun, sample, index)
 
     def judge(self, scores: Tensor, class_names: Sequence[str]) -> Iterator[str]:
         """Yield warnings of what the scores (n, C) of the validation images show."""
@@ -44,6 +56,21 @@ class Judgement:
         if chance is not None:
             return chance, None
         return None, find_stretch(scores.argmax(dim=1) != self.labels, self.labels, self.places, self.noun)
+
+    def look_again(self, layers: CommittedLayers) -> str | None:
+        """A warning if a finished network fails in a stretch of the training images.
+
+        It has seen these images, so that its errors among them say less of one than those among validation images. But
+        there are more of them. They are put through the network only where it fails often, for no other reason known.
+        """
+        num_layers = layers.count_usable(1)
+        plain = plain_sum(num_layers, 2, 1.0, layers.config.network.stack_layers)
+        scores = plain.logits(read_validation_goodness(layers.directory, num_layers))
+        if error_rate(scores, self.labels) <= _OFTEN or any(self._find_failure(scores, layers.facts.class_names)):
+            return None
+        scores = plain.logits(stream_goodness(layers, num_layers, self.sample.images))
+        wrong = scores.argmax(dim=1) != self.sample.labels
+        return find_stretch(wrong, self.sample.labels, self.sample_places, "training images")
 
 
 def judge_evaluation(found: Evaluation, splits: Mapping[str, Split]) -> str | None:

@@ -17,6 +17,7 @@ from ffstream.field.parts import describe_parts
 from ffstream.ground.files import expand_home, storage_errors, take_notes
 from ffstream.ground.interrupts import Interrupts
 from ffstream.ground.plugins import load_plugins
+from ffstream.infer.committed import CommittedLayers
 from ffstream.run.claim import claim_folder, default_run_dirs
 from ffstream.run.configuration import make_absolute, merge_with_saved, restore_own_parts, with_absolute_paths
 from ffstream.run.executor import Runner
@@ -172,6 +173,12 @@ def _execute(
                     finally:
                         with contextlib.suppress(StorageError):
                             caches.remove_half_shards()
+                    del runner  # so that its memory is free
+                    if judgement is not None:
+                        layers = CommittedLayers(directory, config, directory.read_data(), device)
+                        found = judgement.look_again(layers)
+                        if found is not None:
+                            observer.on_warning(found)
             finally:
                 with contextlib.suppress(StorageError):  # from a failing disk, which has been reported by now
                     directory.remove_temporaries()
