@@ -15,6 +15,8 @@ from ffstream.infer.chance import find_chance_of
 from ffstream.infer.combination import plain_sum
 from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import Evaluation, error_rate, read_validation_goodness, stream_goodness
+from ffstream.infer.gap import find_gap
+from ffstream.infer.readout import evaluate_softmax
 from ffstream.infer.stretch import find_stretch
 from ffstream.settings.config import Config
 
@@ -73,14 +75,26 @@ class Judgement:
         return find_stretch(wrong, self.sample.labels, self.sample_places, "training images")
 
 
-def judge_evaluation(found: Evaluation, splits: Mapping[str, Split]) -> str | None:
+def judge_evaluation(
+    found: Evaluation, layers: CommittedLayers, splits: Mapping[str, Split], first_layer: int
+) -> str | None:
     """A warning of what an evaluation of a finished run shows, else None.
 
-    Errors of the test split are looked at in the order of its file.
+    The test split is compared with the validation split by the same method, and in the order of its file.
     """
     labels = splits[found.split].labels
     assert found.scores is not None, "every evaluation has scores"
     chance = find_chance_of(found.scores, labels, found.class_names, found.split)
     if chance is not None or found.split != "test":
         return chance
-    return find_stretch(found.scores.argmax(dim=1) != labels, labels, torch.arange(len(labels)), "test images")
+    wrong = found.scores.argmax(dim=1) != labels
+    stretch = find_stretch(wrong, labels, torch.arange(len(labels)), "test images")
+    if stretch is not None or "validation" not in splits:
+        return stretch
+    held_out, scores = splits["validation"], None
+    if found.combination is not None:
+        num_layers = len(found.combination.weights)
+        scores = found.combination.logits(read_validation_goodness(layers.directory, num_layers))
+    elif found.warning is None:  # the readout is kept, and need not be fitted again
+        scores = evaluate_softmax(layers, "validation", held_out, splits["train"], first_layer).scores
+    return None if scores is None else find_gap(wrong, scores.argmax(dim=1) != held_out.labels)

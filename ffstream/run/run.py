@@ -142,7 +142,7 @@ class Run:
             else:
                 found = evaluate_fitted(*common, labels, first_layer)
             is_finished = self.num_layers_done >= config.layers  # those of an interrupted run may still lack the rest
-            judged = judge_evaluation(found, splits) if is_finished else None
+            judged = judge_evaluation(found, layers, splits, first_layer) if is_finished else None
         warnings = [
             explain_fallback(device),
             found.warning,
