@@ -19,7 +19,9 @@ from ffstream.infer.gap import find_gap
 from ffstream.infer.readout import evaluate_softmax
 from ffstream.infer.stretch import find_stretch
 from ffstream.settings.config import Config
+from ffstream.training.faintness import find_faint
 
+_MUCH = 0.25  # validation error from which it is said what else a layer hardly sees
 _OFTEN = 0.15  # validation error from which training images are put through the network
 _MOST_IMAGES, _MOST_VALUES = 2048, 1 << 20  # training images, and values of them, that are kept for that
 
@@ -31,6 +33,7 @@ class Judgement:
     labels: Tensor  # (n,), the classes of the validation images
     places: Tensor  # (n,), their numbers in the file that they come from
     noun: str  # what they are, with their file
+    faint: str | None  # what is far smaller than the rest in the training images
     sample: Split  # some of the training images
     sample_places: Tensor  # (m,), their numbers
 
@@ -38,6 +41,7 @@ class Judgement:
     def of(cls, dataset: Dataset, config: Config, validation: Split) -> Judgement:
         """Collect it. Validation images that were cut off the training images keep their numbers among these."""
         train = dataset.train
+        faint = find_faint(train.images, config.standardise)
         num_kept = min(_MOST_IMAGES, _MOST_VALUES // dataset.num_features)
         index = draw_sample(len(train), num_kept).sort().values
         sample = Split(train.images[index], train.labels[index])
@@ -45,12 +49,15 @@ class Judgement:
         if dataset.validation is None:
             order = draw_order(len(train), config.seed)
             places, noun = order[: len(validation)], f"{noun} among training images"
-        return cls(validation.labels, places, noun, sample, index)
+        return cls(validation.labels, places, noun, faint, sample, index)
 
     def judge(self, scores: Tensor, class_names: Sequence[str]) -> Iterator[str]:
         """Yield warnings of what the scores (n, C) of the validation images show."""
         chance, stretch = self._find_failure(scores, class_names)
         yield from filter(None, (chance, stretch))
+        error = error_rate(scores, self.labels)
+        if self.faint is not None and (chance is not None or error > _MUCH):
+            yield f"the validation error is {error:.3f}, and {self.faint}"
 
     def _find_failure(self, scores: Tensor, class_names: Sequence[str]) -> tuple[str | None, str | None]:
         """That validation images are told apart by chance, or else where they are not; None each otherwise."""
