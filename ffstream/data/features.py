@@ -28,6 +28,9 @@ _FAR_BY_CHANCE = (
     1e-4  # probability below which so many values that are farther out than all of training are no accident
 )
 _UPPER = 0.9  # of an image's features; those above may be of a kind of their own
+# Features of an image that are not zero, or all, below which its magnitude says little: a few amounts may all be large.
+_FEW_NOT_ZERO = 8
+_MOST_POWER = math.log(1000.0)  # of a magnitude, relative to the median
 
 
 def find_shifted(found: Tensor, trained: Tensor, like: Tensor | None = None) -> str | None:
@@ -149,38 +152,55 @@ def find_mixed(images: Tensor) -> str | None:
     """A warning if some of the images (n, *shape) are in other units than the rest; None otherwise.
 
     The magnitudes of the images then form two groups with a gap between them. An image's magnitude is one that a tenth
-    of its features exceed, each feature in units of its own median. Fewer than 50 images are not judged, nor are
-    integers, in which values in other units would be rounded away.
+    of its features that are not zero exceed, each feature in units of its own mean; images with few such features
+    have none. Fewer than 50 images are not judged, nor are integers, in which values in other units would be rounded
+    away.
     """
     if len(images) < ENOUGH_IMAGES or not images.is_floating_point():
         return None
     units = _usual_magnitudes(images)
-    rank = int(_UPPER * (len(units) - 1)) + 1
-    size = max(PART_VALUES // len(units), 1)
-    largest = torch.cat([(part.flatten(1).double().abs() / units).kthvalue(rank).values for part in images.split(size)])
-    order = largest.argsort()
-    sizes = largest[order].clamp(min=float(largest[largest > 0].min()) if bool((largest > 0).any()) else 1.0)
+    sizes = torch.cat([_measure_magnitudes(part, units) for part in images.split(max(PART_VALUES // len(units), 1))])
+    numbers = sizes.nonzero().flatten()
+    if len(numbers) < ENOUGH_IMAGES:
+        return None
+    sizes, order = sizes[numbers].sort()
     gaps = sizes[1:] / sizes[:-1]
     few = max(int(_LEAST_SHARE * len(images)), 2)  # a single one may hold a value that is rare and far
     within = gaps[few - 1 : len(gaps) - few + 1]
     if not len(within) or float(within.max()) < _GAP:
         return None
     position = few + int(within.argmax())
-    is_less = 2 * position < len(images)
-    some = order[:position] if is_less else order[position:]
+    is_less = 2 * position < len(numbers)
+    some = numbers[order[:position] if is_less else order[position:]]
     return (
         f"in {len(some)} of {len(images)}, such as image {int(some.min())}, all values are {float(within.max()):.0f} "
         f"times {'smaller' if is_less else 'larger'} than in the rest, as if in other units; bring all to the same"
     )
 
 
+def _measure_magnitudes(part: Tensor, units: Tensor) -> Tensor:
+    """The magnitude of each image of a part (n, *shape), (n,); 0 of one that has few features that are not zero."""
+    values = part.flatten(1).double().abs() / units
+    # Zeros have no units, and a sparse picture is not in other units than a dense one.
+    values = torch.where(values > 0, values, torch.nan)
+    is_enough = values.isfinite().sum(dim=1) >= min(_FEW_NOT_ZERO, values.shape[1])
+    sizes = torch.nanquantile(values, _UPPER, dim=1, interpolation="lower")
+    return torch.where(is_enough, sizes, 0.0)
+
+
 def _usual_magnitudes(images: Tensor) -> Tensor:
-    """The median magnitude of each feature where it is not zero, (features,), from a sample of images; or 1."""
+    """The geometric mean of the magnitudes of each feature that are not zero, (features,), from a sample; or 1.
+
+    Where half of the images are in other units, the median would be in either, from feature to feature. Magnitudes far
+    from the median, such as zeros that were not computed exactly, count for no more than a factor of 1000.
+    """
     index = draw_sample(len(images), _MOST_DECILES)
     found = []
     for part in torch.arange(images[0].numel()).split(PART_VALUES // _MOST_DECILES):
         values = _take_features(images, index, part).abs()
-        found.append(torch.where(values > 0, values, torch.nan).nanmedian(dim=0).values)
+        powers = torch.where(values > 0, values.log(), torch.nan)
+        middle = powers.nanmedian(dim=0).values
+        found.append((middle + (powers - middle).clamp(-_MOST_POWER, _MOST_POWER).nanmean(dim=0)).exp())
     return torch.cat(found).nan_to_num(nan=1.0)
 
 

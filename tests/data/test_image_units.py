@@ -375,23 +375,3 @@ def test_many_images_of_one_class_are_no_other_units(standardise, tmp_path):
         night = (20 + 180 * label + generator.normal(0, 10, (60, 8, 8))).clip(0, 255).astype(np.uint8)
         assert run.predict(night).warning is None
         assert run.predict(night / 255.0).warning is not None
-
-
-@pytest.mark.parametrize("standardise", ["features", "none"])
-def test_a_part_of_the_images_in_other_units_is_named_where_it_matters(standardise, digits, tmp_path):
-    images, labels = digits.train.images.float().numpy() * 10, digits.train.labels.numpy()
-    mixed, test = images.copy(), digits.test.images.float().numpy() * 10
-    mixed[::3] /= 255
-    test[5::3] /= 255
-    said, observer = [], ff.Observer()
-    observer.on_warning = said.append
-    config = ff.Config(layers=1, width=16, epochs=1, standardise=standardise)
-    for name, each in (("clean", images), ("mixed", mixed)):
-        data = save(tmp_path / f"{name}.npz", {"x_train": each, "y_train": labels})
-        run = ff.train(dataclasses.replace(config, data=data), tmp_path / name, observer=observer)
-        if name == "clean":
-            assert said == []
-            assert (run.predict(test).warning is None) == (standardise == "none")
-            assert standardise == "none" or "image 5, all values are" in run.predict(test).warning
-    assert (said == []) == (standardise == "none")
-    assert standardise == "none" or "1275 of 3823, such as image 0, all values are" in said[0]
