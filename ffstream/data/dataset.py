@@ -15,6 +15,7 @@ from torch import Tensor
 from ffstream.data.class_means import ClassMeans, draw_alike
 from ffstream.data.classes import find_label_feature, find_lacking
 from ffstream.data.features import find_shifted
+from ffstream.data.new_values import find_new
 from ffstream.data.repetition import (
     Repetition,
     digest_images,
@@ -159,12 +160,13 @@ class Dataset:
         return "; ".join(said) or None
 
     def _find_oddity(self, split: Split) -> str | None:
-        """A warning if the images of a split are in other units, or in another order, than the training images."""
+        """A warning if images of a split are in other units, or order, than in training, or share values new there."""
         expected = self.values.expected_of(split.labels)
         return (
             find_other_units(Values.of(split.images), expected)
             or find_shifted(split.images, self.train.images, draw_alike(split.labels, self.train.labels))
             or self._class_means.find_other(split.images, split.labels)
+            or find_new(split.images, self.train.images)
         )
 
     def digest(self) -> str:

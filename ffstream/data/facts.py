@@ -14,6 +14,7 @@ from ffstream.data.colours import WHITE
 from ffstream.data.dataset import Dataset, Split
 from ffstream.data.features import find_beyond, find_mixed, find_shifted_rows, measure_ranges, measure_rows
 from ffstream.data.mixtures import Mixtures
+from ffstream.data.new_values import TrainedValues
 from ffstream.data.repetition import Repetition, digest_images, find_repeats
 from ffstream.data.sample import draw_sample
 from ffstream.data.scaling import FEATURES, NONE, Scaling, find_parts, parts_of
@@ -44,6 +45,7 @@ class DataFacts:
         scaling = Scaling.of(train.images, dataset.scale(), standardise)
         of_classes = {} if standardise == NONE else _describe_classes(train, scaling, standardise)
         mixtures = Mixtures.of(train.images, train.labels)
+        trained = TrainedValues.of(train.images)
         has_test_digest = dataset.test is not None and hasattr(dataset, "test_digest")
         return cls(
             {
@@ -61,6 +63,7 @@ class DataFacts:
                 "values": values.to_mapping(),
                 "repetition": dataset.repetition.to_mapping(),
                 **({} if mixtures is None else {"mixtures": mixtures.to_mapping()}),
+                **({} if trained is None else {"feature_values": trained.to_mapping()}),
                 "white": float(white),
             }
         )
@@ -148,6 +151,9 @@ class DataFacts:
         if oddity is None and "mixtures" in self.content:  # not in runs of earlier versions
             mixtures = Mixtures.from_mapping(self.content["mixtures"], self.num_features)
             oddity = None if mixtures is None else mixtures.find_other(images, labels)
+        if oddity is None and "feature_values" in self.content:  # not in runs of earlier versions, nor of pictures
+            trained = TrainedValues.from_mapping(self.content["feature_values"], self.num_features)
+            oddity = None if trained is None else trained.find_new(images)
         return None if oddity is None else f"{noun}: {oddity}"
 
     def find_repeats(self, images: Tensor, noun: str, labels: Tensor | None = None) -> str | None:

@@ -104,7 +104,7 @@ def _find_far_code(images: Tensor, index: Tensor) -> str | None:
         features = is_there.any(dim=0).nonzero().flatten()
         if float(is_there[:, features].double().mean()) > _MOST_SHARE:  # rather categories, or in larger units
             continue
-        if not bool(_are_codes(rows[is_there].unique()).all()):
+        if not bool(are_codes(rows[is_there].unique()).all()):
             continue
         if all(
             _ends_scale(rows[:, feature].abs().unique(), float(magnitudes[position])) for feature in features.tolist()
@@ -142,7 +142,7 @@ def _find_code_at_an_end(images: Tensor, index: Tensor) -> str | None:
     for sign in (1.0, -1.0):
         ends = rows.amax(dim=0) if sign > 0 else rows.amin(dim=0)
         times = (rows == ends).sum(dim=0)
-        is_code = _are_codes(ends)
+        is_code = are_codes(ends)
         if images.dim() > 2:  # white
             is_code &= ends != _BYTE
         suspects = is_code & (times >= least) & (times <= _MOST_SHARE * len(rows)) & ~(is_mostly_zero & (ends > 0))
@@ -183,7 +183,7 @@ def _find_codes(column: Tensor, least: float, *, is_low: bool) -> list[float]:
         own = counts[:-num]
         # Of a feature that is mostly one value, such as a pixel that is black in most images, the others are too few.
         is_varied = len(rest) >= _LEAST_VALUES and 2 * int(own.max()) <= int(own.sum())
-        if not bool(_are_codes(-codes if is_low else codes).all()) or not (is_varied or is_only_negative):
+        if not bool(are_codes(-codes if is_low else codes).all()) or not (is_varied or is_only_negative):
             continue
         between = rest.diff()
         is_even = 2 * len(rest) > int(own.sum()) or float(between.max()) <= _EVENLY * float(between.median())
@@ -199,7 +199,7 @@ def _find_codes(column: Tensor, least: float, *, is_low: bool) -> list[float]:
     return found
 
 
-def _are_codes(values: Tensor) -> Tensor:
+def are_codes(values: Tensor) -> Tensor:
     """Which of some values are numbers that people write for missing values."""
     return torch.isin(values.double(), _ALL_CODES.double())
 

@@ -76,6 +76,13 @@ DATA: Shape = {
         "common?": NUMBER,
         "whole_share": NUMBER,
     },
+    # Range, mean and spread of each feature of a table, and its values where these are few.
+    "feature_values?": {
+        "num_rows": SIZE,
+        **{name: [NUMBER] for name in ("low", "high", "mean", "spread")},
+        "values": [[NUMBER]],
+        "are_all": [FLAG],
+    },
 }
 RUN: Shape = {
     "format": TEXT,
