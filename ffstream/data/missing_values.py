@@ -10,14 +10,20 @@ from torch import Tensor
 from ffstream.data.sample import draw_sample
 
 COPIED_VALUES = 1 << 20  # values of images that are copied at once
-# Numbers that stand for missing values: nines, powers of ten, and the limits of integer types.
+# Numbers that stand for missing values, also with a minus: nines, powers of ten, and the limits of number types; those
+# of well logs (LAS) and of weather stations, where 99.9 is rather the most that a display shows; those of netCDF, CDF,
+# GrADS, GRIB, Ferret and Surfer, some of which are cut after six digits where they are printed.
 _CODES = {float("9" * length) for length in range(2, 10)} | {1e10, 1e15, 1e20, 1e30}
-_CODES |= {32767.0, 32768.0, 65535.0, 2147483647.0, 2147483648.0}
+_CODES |= {32767.0, 32768.0, 65535.0, 2147483647.0, 2147483648.0, 3.4028234663852886e38, 3.40282e38, 3.4e38}
+_CODES |= {999.25, 9999.25, 99.99, 999.9, 999.99, 9999.9, 9999.99, 99999.9, 99999.99}
+_CODES |= {9.969209968386869e36, 9.96921e36, 1e31, 9.99e8, 9.999e20, 1e34, 1e35, 1.70141e38}
 # What surveys and programs write for missing values beside these; any other number may be a limit, a rare category or a
 # step of a scale, such as 100 %, a time-out of 60 s, or port 8080.
 _OTHERS = {float(digit * length) for digit in "78" for length in range(2, 6)} | {255.0}
 _OTHERS |= {10.0**length - minus for length in range(2, 6) for minus in (2.0, 3.0, 4.0)}
-_ALL_CODES = torch.tensor(sorted({sign * code for code in _CODES | _OTHERS | {9.0} for sign in (1, -1)} | {-1, -7, -8}))
+_ALL_CODES = torch.tensor(
+    sorted({sign * code for code in _CODES | _OTHERS | {9.0} for sign in (1, -1)} | {-1, -7, -8, -99.9})
+)
 _BYTE, _ONLY_IN_BITS = 255.0, (32.0, 64.0, 128.0)  # the largest byte, and limits beside which it is one more of these
 _FAR = 5.0  # such a number relative to the largest real value, if it lies in any feature
 _MOST_CODES, _LEAST_OTHERS = 4, 3  # most distinct numbers that stand for missing values, fewest others
@@ -31,6 +37,7 @@ _MINUS_ONE_SPREADS = 0.5  # of -1, which may also be the least of differences
 _CATEGORIES, _NEAR, _AS_RARE = 20, 2.0, 3.0
 # Least ratio between each two of as many values of a scale, and the step to a number that goes on with it, in these.
 _SCALE, _NUM_ON_SCALE = 1.5, 6
+_CENT, _PRICES = 0.01, 0.2  # share of the other values that end as a number does, from which they are prices
 _GAP, _GAP_SPREADS, _EVENLY, _NUM_NEXT = 4.0, 0.25, 3.0, 5
 _SATURATED = 0.1  # share of the features that end with a number, below which it is the end of a scale, as white is
 _MOST_VALUES = 1 << 18  # of images in which such a number is looked for
@@ -218,6 +225,9 @@ def _is_on_scale(rest: Tensor, code: float) -> bool:
     if not len(rest):
         return False
     if code % 10 == 9 and bool((rest.abs() % 10 == 9).all()):
+        return True
+    # Prices end with .99, as do hardly any measurements.
+    if code % 1 and float((rest % 1 - code % 1).abs().lt(_CENT / 2).double().mean()) > _PRICES:
         return True
     if code == _BYTE and float(rest[-1]) in _ONLY_IN_BITS:
         return True

@@ -57,6 +57,27 @@ def test_nine_among_answers_is_named_if_it_is_rarer_than_they_are(seed):
         assert (find_code(rows, torch.arange(NUM_ROWS)) is not None) is is_named
 
 
+NULL_VALUES = [-999.25, -9999.25, -99.9, -99.99, 999.9, 9999.99, 9.969209968386869e36, 9.96921e36, -1e31, -9.99e8]
+NULL_VALUES += [1.70141e38, float(torch.finfo(torch.float32).min)]
+
+
+@pytest.mark.parametrize("code", NULL_VALUES)
+def test_the_null_values_of_formats_and_instruments_are_named(code):
+    said = find_code(with_codes(table(), (1, 4), [code], 0.05), torch.arange(NUM_ROWS))
+    assert f"value {code:g} occurs" in said
+    assert "2 features (1, 4)" in said
+
+
+@pytest.mark.parametrize("code", [99.99, 999.99])
+def test_the_largest_of_prices_is_none(code):
+    generator = generate(0)
+    for others in ((4.99, 9.99, 14.99, 24.5), (5.0, 7.5, 9.99, 12.0, 14.99, 16.0)):
+        rows = table()
+        prices = torch.tensor(others)[torch.randint(0, len(others), (NUM_ROWS,), generator=generator)]
+        rows[:, 1] = torch.where(torch.rand(NUM_ROWS, generator=generator) < 0.05, code, prices)
+        assert find_code(rows, torch.arange(NUM_ROWS)) is None
+
+
 def choose(*values):
     return lambda generator: torch.tensor(values)[torch.randint(0, len(values), (NUM_ROWS,), generator=generator)]
 
