@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from array import array
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +14,8 @@ from torch import Tensor
 
 from ffstream.errors import DataError
 
+# What holds numbers or texts alone, and is no sequence of images that numpy would look into one by one.
+_PLAIN = (Tensor, np.ndarray, np.generic, int, float, complex, str, bytes, bytearray, memoryview, array)
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -19,14 +24,15 @@ def as_tensor(values: Any, noun: str, *, on_paper: bool = False) -> Tensor:
 
     With `on_paper`, a tensor on the meta device, which has a shape and no values, is one too.
     """
+    values = _open(values)
     _check_members(values, noun)
     if isinstance(values, (list, tuple)) and any(isinstance(each, Tensor) for each in values):
         values = _stack([as_tensor(each, f"{noun}[{i}]", on_paper=on_paper) for i, each in enumerate(values)], noun)
     try:
         if not isinstance(values, Tensor):
-            array = np.asarray(values)
-            array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
-            values = torch.from_numpy(np.ascontiguousarray(array))
+            numbers = np.asarray(values)
+            numbers = numbers.astype(numbers.dtype.newbyteorder("="), copy=not numbers.flags.writeable)
+            values = torch.from_numpy(np.ascontiguousarray(numbers))
     except (TypeError, ValueError) as error:
         raise DataError(_describe_misfit(values, noun)) from error
     if values.is_nested:
@@ -57,11 +63,32 @@ def _is_short(values: Tensor) -> bool:
     return values.is_floating_point() and values.element_size() < 2
 
 
+def _open(values: Any) -> Any:
+    """Values as numpy will see them: lists in place of other sequences, and the array that an object says that it is.
+
+    A sequence that reads each picture when it is asked for is read once, and so what is checked is what is taken.
+    """
+    if isinstance(values, _PLAIN) or _is_picture(values):
+        return values
+    if hasattr(type(values), "__array__"):
+        try:
+            return np.asanyarray(values)  # which keeps a mask
+        except (TypeError, ValueError):
+            return values  # numpy says why when an array is made of it
+    if not isinstance(values, (list, tuple)):
+        is_sequence = all(hasattr(type(values), name) for name in ("__len__", "__getitem__"))
+        if not is_sequence or isinstance(values, Mapping):
+            return values
+        values = list(islice(iter(values), len(values)))
+    opened = [_open(each) for each in values]
+    return values if all(own is each for own, each in zip(opened, values, strict=True)) else opened
+
+
 def _check_members(values: Any, noun: str) -> None:
     """Raise DataError for what numpy would turn into other numbers: masked values, and most pictures.
 
-    Lists and tuples are searched, as numpy drops the masks of their members, and takes the numbers of a palette for
-    shades.
+    Lists and tuples, which `_open` makes of other sequences, are searched, as numpy drops the masks of their members,
+    and takes the numbers of a palette for shades.
     """
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise DataError(f"{noun}: holds values that are masked, allowed numbers; fill them, or leave them out")
@@ -92,19 +119,19 @@ def _describe_misfit(values: Any, noun: str) -> str:
     first = None
     for number, each in enumerate(values if isinstance(values, (list, tuple)) else ()):
         try:
-            array = np.asarray(each)
+            member = np.asarray(each)
         except (TypeError, ValueError):  # such as a pair of an image and its label
-            array = np.asarray(None)
-        if array.dtype.kind not in "biufc":
+            member = np.asarray(None)
+        if member.dtype.kind not in "biufc":
             kind = type(each).__name__
             if isinstance(each, (list, tuple)):
-                names = sorted({type(member).__name__ for member in each})
+                names = sorted({type(part).__name__ for part in each})
                 kind += f" of {' and '.join(names[:3])}"
             return f"{noun}[{number}]: found a {kind}, allowed numbers, as an array, a tensor or lists of one shape"
-        first = array.shape if first is None else first
-        if array.shape != first:
+        first = member.shape if first is None else first
+        if member.shape != first:
             return (
-                f"{noun}[{number}]: found shape {array.shape}, allowed {first}, which {noun}[0] has; pad or crop it, "
+                f"{noun}[{number}]: found shape {member.shape}, allowed {first}, which {noun}[0] has; pad or crop it, "
                 "or leave it out"
             )
     return f"{noun}: found {getattr(values, 'dtype', type(values).__name__)}, allowed numbers"

@@ -1,8 +1,9 @@
-"""Lists of images: what their members are is looked at, as numpy drops masks and takes palettes for shades."""
+"""Sequences of images: their members are looked at, as numpy drops masks and takes palettes for shades."""
 
 from __future__ import annotations
 
 import io
+from collections import deque
 
 import numpy as np
 import pytest
@@ -66,7 +67,33 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("wrap", [list, tuple, lambda members: [members], lambda members: [*members[:4], members[4]]])
+class Column:
+    """A sequence that gives its members when it is asked for them, and is no list."""
+
+    def __init__(self, members):
+        self.members = list(members)
+
+    def __len__(self):
+        return len(self.members)
+
+    def __getitem__(self, number):
+        return self.members[number]
+
+
+class ArrayOf:
+    """An object that numpy takes for an array."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+WRAPPERS = [list, tuple, Column, deque, lambda members: [members], lambda members: deque([Column(members)])]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_list_is_refused_for_what_any_of_its_members_is(name, wrap, digits):
     images = list(arrays(digits))
@@ -95,7 +122,7 @@ READ = {
 @pytest.mark.parametrize("name", READ)
 def test_a_list_is_read_as_the_array_that_it_makes(name, digits):
     images = arrays(digits)
-    for wrap in (list, tuple):
+    for wrap in (list, tuple, deque, Column):
         found = as_tensor(wrap(READ[name](image) for image in images), "images")
         assert torch.equal(found.detach().float(), torch.from_numpy(images).float())
 
@@ -113,6 +140,27 @@ def test_a_picture_is_refused_or_turned_alike_in_a_file_and_in_a_list(name, digi
     else:
         with pytest.raises(ff.DataError, match="a.png|a.tiff"):
             read_picture(path)
+
+
+@pytest.mark.parametrize("wrap", [ArrayOf, lambda values: [ArrayOf(each) for each in values]])
+def test_an_object_that_is_an_array_keeps_its_mask(wrap, digits):
+    images = arrays(digits)
+    assert torch.equal(as_tensor(wrap(images), "images"), torch.from_numpy(images))
+    with pytest.raises(ff.DataError, match="^images.*: holds values that are masked"):
+        as_tensor(wrap(mask(images)), "images")
+
+
+def test_each_member_of_a_sequence_is_read_once(digits):
+    class Reading(Column):
+        num_reads = 0
+
+        def __getitem__(self, number):
+            self.num_reads += number < len(self)
+            return reopen(super().__getitem__(number))
+
+    column = Reading(arrays(digits))
+    assert torch.equal(as_tensor(column, "images"), torch.from_numpy(arrays(digits)))
+    assert column.num_reads == len(column)
 
 
 OTHER = {
