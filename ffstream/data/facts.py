@@ -17,12 +17,13 @@ from ffstream.data.mixtures import Mixtures
 from ffstream.data.new_values import TrainedValues
 from ffstream.data.repetition import Repetition, digest_images, find_repeats
 from ffstream.data.sample import draw_sample
-from ffstream.data.scaling import FEATURES, NONE, Scaling, find_parts, parts_of
+from ffstream.data.scaling import CHANNELS, FEATURES, NONE, Scaling, find_parts, parts_of
 from ffstream.data.shape import DataShape
 from ffstream.data.values import ENOUGH_IMAGES, Values, find_other_units
 
 _MOST_VALUES = 1 << 21  # values of images that are checked for their units
 _MOST_CLASSES, _FEW_IMAGES = 20, 10  # classes that are measured singly, and the images that each needs
+_MOST_SINGLE = 200  # images that are measured singly
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class DataFacts:
             num_images = max(_MOST_VALUES // self.num_features, 50)
             some = images[:: -(-len(images) // num_images)]
             rows = _by_part(self.scaling.apply(some), parts_of(self.content))
-            oddity = find_shifted_rows(rows, self.content.get("standardised_classes"))
+            limits = (self.content.get(name) for name in ("standardised_classes", "standardised_images"))
+            oddity = find_shifted_rows(rows, len(images), *limits)
             ranges = self.content.get("standardised_ranges")  # earlier versions had none
             if oddity is None and ranges is not None:
                 low, high = (torch.tensor(ranges[end], dtype=torch.float64) for end in ("low", "high"))
@@ -176,23 +178,37 @@ def _by_part(rows: Tensor, parts: Tensor) -> Tensor:
 
 
 def _describe_classes(train: Split, scaling: Scaling, standardise: str) -> dict[str, Any]:
-    """The limits within which standardised images of single classes, and small samples of all images, lie.
+    """The limits within which standardised images of single classes, small samples of all, and single images lie.
 
-    They keep images that are all of one class, or few, from counting as images in other units.
+    They keep images that are all of one class, of one brightness, or few, from counting as images in other units.
     """
     parts = find_parts(tuple(train.images.shape[1:]), standardise)
     num_images = max(_MOST_VALUES // len(parts) // _MOST_CLASSES, 50)
-    found = []
     groups = [(train.labels == label).nonzero().flatten() for label in train.labels.unique()[:_MOST_CLASSES]]
     # Where values are rare and far, the spread of few images differs from that of all.
     order = draw_sample(len(train), _MOST_CLASSES * ENOUGH_IMAGES)
     groups += [part for part in order.split(ENOUGH_IMAGES) if len(part) == ENOUGH_IMAGES]
-    for group in groups:
-        images = train.images[group[:num_images]]
-        measured = measure_rows(_by_part(scaling.apply(images), parts))
-        found += [] if measured is None or len(images) < _FEW_IMAGES else [measured]
+    single: list[Tensor] = []
+    if standardise == CHANNELS:
+        # Images may be chosen by their brightness, and of few of them the pixels tell nothing of the others.
+        means = torch.cat([train.images[part].flatten(1).double().mean(dim=1) for part in order.split(ENOUGH_IMAGES)])
+        by_mean = order[means.argsort()]
+        groups += [by_mean[:ENOUGH_IMAGES], by_mean[-ENOUGH_IMAGES:]]
+        single = list(torch.cat([by_mean[:_FEW_IMAGES], by_mean[-_FEW_IMAGES:], order[:_MOST_SINGLE]]).split(1))
+
+    def measure(group: Tensor) -> tuple[float, float] | None:
+        return measure_rows(_by_part(scaling.apply(train.images[group[:num_images]]), parts))
+
+    found = {
+        "standardised_classes": [measure(group) for group in groups if len(group) >= _FEW_IMAGES],
+        "standardised_images": [measure(group) for group in single],
+    }
+    return {name: limits for name, own in found.items() if (limits := _limit([each for each in own if each]))}
+
+
+def _limit(found: list[tuple[float, float]]) -> dict[str, float]:
+    """The limits of shifts and spreads; none where nothing was found."""
     if not found:
         return {}
     shifts, spreads = zip(*found, strict=True)
-    limits = {"shift": max(shifts), "least_spread": min(1.0, *spreads), "most_spread": max(1.0, *spreads)}
-    return {"standardised_classes": limits}
+    return {"shift": max(shifts), "least_spread": min(1.0, *spreads), "most_spread": max(1.0, *spreads)}

@@ -247,17 +247,23 @@ def measure_rows(rows: Tensor) -> tuple[float, float] | None:
     return float(mean[varies].abs().median()), float(spread[varies].median())
 
 
-def find_shifted_rows(rows: Tensor, classes: Mapping[str, float] | None) -> str | None:
-    """A warning if standardised images, rows (n, features), are in other units than the training images; else None.
+def find_shifted_rows(
+    rows: Tensor, num_images: int, classes: Mapping[str, float] | None, single: Mapping[str, float] | None
+) -> str | None:
+    """A warning if standardised images, rows (n, parts), are in other units than the training images; else None.
 
-    Fewer than 50 rows are not judged. `classes` holds the limits within which the training images of any single class
-    lie, where these are known.
+    `classes` holds the limits within which the training images of any single class lie, and `single` those of any
+    single image, where these are known. The pixels of an image are alike, so that fewer than 50 images, however many
+    rows they are, are compared with single images, and are not judged without.
     """
-    found = measure_rows(rows) if len(rows) >= ENOUGH_IMAGES else None
-    if found is None:
+    is_few = num_images < ENOUGH_IMAGES
+    limits = single if is_few else classes or {"shift": 0.0, "least_spread": 1.0, "most_spread": 1.0}
+    found = None if limits is None else measure_rows(rows)
+    if found is None or limits is None:
         return None
-    (shift, ratio), limits = found, classes or {"shift": 0.0, "least_spread": 1.0, "most_spread": 1.0}
-    is_near = shift <= _MEDIAN_SHIFT + limits["shift"]
+    shift, ratio = found
+    # Of those that were measured, a few may not have been as bright as an image can be.
+    is_near = shift <= _MEDIAN_SHIFT + limits["shift"] * (2 if is_few else 1)
     if is_near and limits["least_spread"] / _MEDIAN_SPREAD <= ratio <= limits["most_spread"] * _MEDIAN_SPREAD:
         return None
     return (

@@ -54,7 +54,10 @@ DATA: Shape = {
     "test_digest?": DIGEST,  # if there are test data; not in runs of earlier versions
     "validation_labels_digest?": DIGEST,
     "brings_negatives?": FLAG,
-    "standardised_classes?": dict.fromkeys(("shift", "least_spread", "most_spread"), NUMBER),
+    **dict.fromkeys(
+        ("standardised_classes?", "standardised_images?"),
+        dict.fromkeys(("shift", "least_spread", "most_spread"), NUMBER),
+    ),
     "white?": POSITIVE,  # the value of a picture's white; not in runs of earlier versions
     # One mean and spread per feature or channel, if the data are standardised.
     "standardised?": {"mean": [NUMBER], "spread": [NUMBER], "by_plane?": FLAG},

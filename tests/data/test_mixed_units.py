@@ -1,4 +1,4 @@
-"""Images of one split of which some are in other units than the rest."""
+"""Images of which some are in other units than the rest, and few images that are not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pytest
 import torch
 
 import ffstream as ff
+from ffstream.data import Split
+from ffstream.data.dataset import check_dataset
+from ffstream.data.facts import DataFacts
 from ffstream.data.features import find_mixed
 from tests.data.array_files import save
 
@@ -55,3 +58,24 @@ def test_a_part_of_the_images_in_other_units_is_named_where_it_matters(standardi
             assert standardise == "none" or "image 5, all values are" in run.predict(test).warning
     assert (said == []) == (standardise == "none")
     assert standardise == "none" or "1275 of 3823, such as image 0, all values are" in said[0]
+
+
+def test_a_few_pictures_of_any_brightness_and_contrast_are_in_the_units_of_training(digits):
+    """With one mean and spread for all pixels, those of a picture are many, and alike."""
+    generator = torch.Generator().manual_seed(0)
+    contrast = 0.1 + 0.9 * torch.rand(1200, 1, 1, generator=generator)
+    pictures = digits.train.images[:1200].float() * 16 * contrast
+    pictures = (pictures + (255 - 256 * contrast) * torch.rand(1200, 1, 1, generator=generator)).clamp(min=0).round()
+    train = Split(pictures[:800], digits.train.labels[:800])
+    facts = DataFacts.of(check_dataset("t", train, None), train, "channels")
+    new = pictures[800:]
+    in_order = new[new.flatten(1).mean(dim=1).argsort()]
+    parts = [*new[:200].split(1), *new.split(12), new, in_order[:60], in_order[-60:], in_order[:20], in_order[-20:]]
+    for some in parts:
+        assert facts.find_other_units(some, "images") is None
+    for some in (new[:1], new[:12], new[:60]):
+        for other in (some / 255, some * 100, -some, some + 1000):
+            assert facts.find_other_units(other, "images") is not None
+    earlier = {name: value for name, value in facts.content.items() if name != "standardised_images"}
+    assert DataFacts(earlier).find_other_units(new[:1], "images") is None
+    assert DataFacts(earlier).find_other_units(new[:1] / 255, "images") is not None
