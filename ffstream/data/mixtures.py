@@ -8,6 +8,10 @@ Rows that were chosen by what they hold, such as people above an age, or dark pi
 nothing is wrong with them. Such a choice moves one feature and those that vary with it: a large part of few features,
 and of any number of features that have a common cause. So the means of few features are not compared, and those of
 others count only if they are farther off than such a choice would move them.
+
+A class may have kinds, such as persons or topics, and rows may be of one of them alone. Their mean is that of a mixture
+of kinds then, which are groups of training images, and each row is about as near to a kind as training images are.
+Pixels in another order may have such a mean, but are not near to any kind.
 """
 
 from __future__ import annotations
@@ -33,9 +37,14 @@ _FEW_FEATURES = 64  # of an image, below which means are not compared
 # Within classes, features vary most along one direction, and a choice of images moves their mean by this many spreads
 # along it at most, as values are cut off there. The brightest 50 of 1000 pictures of CIFAR-10 were 1.5 spreads off.
 _MOST_CHOSEN = _MOST_SPREADS
-_MOST_WHOLE = 0.01  # share of whole numbers in training, up to which few features may not all be whole
+# Share in training of images that are whole throughout, and of whole numbers where features are few, up to which images
+# may not all be whole.
+_MOST_WHOLE = 0.01
 _RARELY = 1e-7  # probability below which it is no accident that all values are whole numbers
 _LEAST_SPREAD = 1e-6  # of values in spreads, once they are cut off; a smaller one is of rounding
+# Kinds of images that are looked for, each in so many training images or more, and the steps in which this is done.
+_MOST_KINDS, _NUM_LOOKS = 64, 8
+_NEAR_KIND = 1.5  # times as far from the nearest kind as training images, up to which images are of known kinds
 _NUM_STEPS = 100  # towards the nearest mixture
 _DIGITS = 4  # that are kept of each number
 
@@ -50,8 +59,11 @@ class Mixtures:
     class_labels: Tensor  # (classes,)
     class_means: Tensor  # (classes, k) of values in spreads from the mean, which are cut off
     cut_spread: Tensor  # (k,) the spread of these values
+    kind_means: Tensor  # (kinds, k) the same of groups of images that are alike, whatever their classes
+    kind_distance: float  # mean square distance of an image from its kind, on average over features
     common: float  # share of the variance within classes that lies along one direction, over all k features
     whole_share: float  # share of the values other than 0 that are whole numbers
+    whole_images: float  # share of the images all of whose values are whole numbers
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor) -> Mixtures | None:
@@ -74,13 +86,19 @@ class Mixtures:
         cut_spread, whole_share = cut.std(dim=0, correction=0), num_whole / max(num_values, 1)
         means /= counts.unsqueeze(1)
         common = _measure_common((cut - means[place]) / cut_spread)
-        return cls(features, mean, spread, known, means, cut_spread, common, whole_share)
+        kinds = _find_kinds(cut / cut_spread)
+        kind_distance = _measure_nearness(cut / cut_spread, kinds) if len(kinds) else 0.0
+        is_whole = (values == values.round()).all(dim=1) & (values != 0).any(dim=1)  # of an empty image, nothing counts
+        whole_images = float(is_whole.double().mean())
+        more = (kinds * cut_spread, kind_distance, common, whole_share, whole_images)
+        return cls(features, mean, spread, known, means, cut_spread, *more)
 
     @classmethod
     def from_mapping(cls, found: Mapping[str, Any], num_features: int) -> Mixtures | None:
         """The inverse of `to_mapping`, for images of so many features; None if the mapping does not fit them."""
         features, labels, num = found["features"], found["class_labels"], len(found["features"])
-        lists = [found["mean"], found["spread"], found["cut_spread"], *found["class_means"]]
+        kinds = found.get("kind_means", [])  # not in runs of earlier versions, nor is the share of whole images
+        lists = [found["mean"], found["spread"], found["cut_spread"], *found["class_means"], *kinds]
         are_all = len(found["class_means"]) == len(labels) > 0 and all(len(each) == num > 0 for each in lists)
         if not are_all or max(features) >= num_features or min(found["spread"] + found["cut_spread"]) <= 0:
             return None
@@ -89,15 +107,19 @@ class Mixtures:
         whole = (torch.tensor(numbers, dtype=torch.int64) for numbers in (features, labels))
         own_features, class_labels = whole
         common = float(found.get("common", 1.0))  # in runs of earlier versions, all may have a common cause
-        whole_share = float(found["whole_share"])
-        return cls(own_features, mean, spread, class_labels, class_means, cut_spread, common, whole_share)
+        whole_share, whole_images = float(found["whole_share"]), float(found.get("whole_images", 0.0))
+        kind_means = torch.tensor(kinds, dtype=torch.float64).reshape(-1, num)
+        more = (kind_means, float(found.get("kind_distance", 0.0)), common, whole_share, whole_images)
+        return cls(own_features, mean, spread, class_labels, class_means, cut_spread, *more)
 
     def to_mapping(self) -> dict[str, Any]:
         """The fields as plain values, for a manifest, rounded."""
-        numbers = {name: getattr(self, name) for name in ("mean", "spread", "class_means", "cut_spread")}
+        numbers = {name: getattr(self, name) for name in ("mean", "spread", "class_means", "cut_spread", "kind_means")}
         rounded = {name: _round(value) for name, value in numbers.items()}
         whole = {"features": self.features.tolist(), "class_labels": self.class_labels.tolist()}
-        return whole | rounded | {"common": float(f"{self.common:.{_DIGITS}g}"), "whole_share": self.whole_share}
+        shares = {"whole_share": self.whole_share, "whole_images": self.whole_images}
+        distances = {name: float(f"{getattr(self, name):.{_DIGITS}g}") for name in ("common", "kind_distance")}
+        return whole | rounded | distances | shares
 
     def measure(self, images: Tensor, labels: Tensor | None = None) -> float:
         """The mean square distance of the mean of images (n, *shape) from the nearest mixture, or that of `labels`."""
@@ -112,6 +134,20 @@ class Mixtures:
             nearest = shares @ corners / shares.sum()
         return float((mean - nearest).square().mean())
 
+    def _are_of_known_kinds(self, images: Tensor, limit: float) -> bool:
+        """Whether images (n, *shape) are those of a few kinds that occur in training, such as those of one person.
+
+        Their mean is then that of a mixture of kinds but for `limit`, and each image is near to one kind.
+        """
+        if not len(self.kind_means):
+            return False
+        index = draw_sample(len(images), _MOST_TRAINED)
+        rows = _cut(_take(images, index, self.features), self.mean, self.spread) / self.cut_spread
+        kinds = self.kind_means / self.cut_spread
+        corners = torch.cat([self.class_means / self.cut_spread, kinds])
+        distance = float((rows.mean(dim=0) - _project(rows.mean(dim=0), corners)).square().mean())
+        return distance <= limit and _measure_nearness(rows, kinds) <= _NEAR_KIND * self.kind_distance
+
     def find_other(self, images: Tensor, labels: Tensor | None = None) -> str | None:
         """A warning if images (n, *shape), with labels (n,) if they are known, are of no mixture; None otherwise.
 
@@ -120,7 +156,8 @@ class Mixtures:
         """
         has_few_features = images[0].numel() < _FEW_FEATURES
         num_whole, num_values = _count_whole(_take(images, draw_sample(len(images)), self.features))
-        may_be_whole = has_few_features and self.whole_share > _MOST_WHOLE  # rows without amounts, say
+        # They may be rows without amounts, say, or of people who give whole stars.
+        may_be_whole = self.whole_images > _MOST_WHOLE or (has_few_features and self.whole_share > _MOST_WHOLE)
         if num_whole == num_values and not may_be_whole and self.whole_share**num_values < _RARELY:
             return (
                 f"all of their values are whole numbers, as are {self.whole_share:.0%} of those in training other than "
@@ -134,7 +171,8 @@ class Mixtures:
             return None
         distance = self.measure(images, labels)
         num = len(images) if num_different == len(some) else num_different
-        if distance <= max(_FAR, _MOST_CHOSEN**2 * self.common, _TIMES_EXPECTED / num):
+        limit = max(_FAR, _MOST_CHOSEN**2 * self.common, _TIMES_EXPECTED / num)
+        if distance <= limit or self._are_of_known_kinds(images, limit):
             return None
         return (
             f"their mean image is unlike any mixture of the training classes: over {len(self.features)} features it is "
@@ -162,6 +200,31 @@ def _cut(values: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
 def _measure_common(residuals: Tensor) -> float:
     """The share of the number of features k that the largest eigenvalue of the mean square of residuals (n, k) is."""
     return float(torch.linalg.matrix_norm(residuals, ord=2)) ** 2 / residuals.numel()
+
+
+def _find_kinds(points: Tensor) -> Tensor:
+    """Means of groups of points (n, k) that are alike, (kinds, k), by k-means with centres that are far apart."""
+    generator = torch.Generator().manual_seed(0)
+    num = min(_MOST_KINDS, len(points) // _FEW_IMAGES, _MOST_MEANS * 2 // points.shape[1])
+    centres = points[:1]
+    nearest = (points - centres).square().sum(dim=1)
+    for _ in range(num - 1):
+        if not bool((nearest > 0).any()):
+            break
+        new = points[torch.multinomial(nearest, 1, generator=generator)]
+        centres = torch.cat([centres, new])
+        nearest = torch.minimum(nearest, (points - new).square().sum(dim=1))
+    for _ in range(_NUM_LOOKS):
+        own = torch.cdist(points, centres).argmin(dim=1)
+        counts = torch.bincount(own, minlength=len(centres))
+        sums = torch.zeros_like(centres).index_add_(0, own, points)
+        centres, counts = (sums / counts.clamp(min=1).unsqueeze(1))[counts > 0], counts[counts > 0]
+    return centres[counts >= _FEW_IMAGES]  # a few images far from all others are of no kind
+
+
+def _measure_nearness(points: Tensor, centres: Tensor) -> float:
+    """The mean square distance of points (n, k) from the nearest of centres (m, k), on average over k."""
+    return float(torch.cdist(points, centres).amin(dim=1).square().mean()) / points.shape[1]
 
 
 def _round(values: Tensor) -> Any:

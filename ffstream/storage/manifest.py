@@ -76,7 +76,8 @@ DATA: Shape = {
         "class_labels": [COUNT],
         **{name: [NUMBER] for name in ("mean", "spread", "cut_spread")},
         "class_means": [[NUMBER]],
-        "common?": NUMBER,
+        "kind_means?": [[NUMBER]],  # of groups of images that are alike
+        **dict.fromkeys(("common?", "kind_distance?", "whole_images?"), NUMBER),
         "whole_share": NUMBER,
     },
     # Range, mean and spread of each feature of a table, and its values where these are few.

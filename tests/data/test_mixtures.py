@@ -99,6 +99,40 @@ def test_of_images_that_were_chosen_by_what_they_hold_nothing_is_said(kind, digi
     assert kind == "few" or mixtures.find_other(-images - 20, None) is not None
 
 
+def draw_kinds(num_kinds, num_classes, generator):
+    """Rows of 256 features and of so many kinds, of which each class has several; the kinds and the labels."""
+    kinds = torch.randint(0, num_kinds, (1600,), generator=generator)
+    rows = torch.randn(num_kinds, 256, generator=generator)[kinds] + 0.7 * torch.randn(1600, 256, generator=generator)
+    return rows, kinds, kinds % num_classes
+
+
+@pytest.mark.parametrize(("num_kinds", "num_classes"), [(20, 2), (40, 2), (25, 5)])
+def test_of_rows_of_one_kind_within_a_class_nothing_is_said_unless_they_are_changed(num_kinds, num_classes):
+    rows, kinds, labels = draw_kinds(num_kinds, num_classes, torch.Generator().manual_seed(0))
+    trained = Mixtures.of(rows[:1000], labels[:1000])
+    mixtures = Mixtures.from_mapping(json.loads(json.dumps(trained.to_mapping())), 256)
+    for kind in range(0, num_kinds, 5):
+        some, own = rows[kinds == kind].repeat(2, 1), labels[kinds == kind].repeat(2)
+        some = some + 0.1 * torch.randn(some.shape, generator=torch.Generator().manual_seed(1))
+        for given in (None, own):
+            assert mixtures.find_other(some, given) is None
+            for change in (shuffle, lambda images: images.flip(1), lambda images: -images):
+                assert mixtures.find_other(change(some), given) is not None
+
+
+def test_of_rows_that_are_whole_as_some_in_training_are_nothing_is_said():
+    generator = torch.Generator().manual_seed(0)
+    ratings = (torch.rand(900, 120, generator=generator) * 9 + 1).round() / 2
+    is_rated = torch.rand(900, 120, generator=generator) < 0.3
+    gives_whole = torch.rand(900, generator=generator) < 0.3
+    ratings = torch.where(gives_whole[:, None], ratings.ceil(), ratings) * is_rated
+    labels = torch.arange(900) % 2
+    mixtures = Mixtures.of(ratings[:600], labels[:600])
+    assert mixtures.find_other(ratings[600:][gives_whole[600:]]) is None
+    mixtures = Mixtures.of(ratings[~gives_whole][:400], labels[:400])
+    assert "whole numbers" in mixtures.find_other(ratings[600:][gives_whole[600:]])
+
+
 def test_a_run_says_so_and_one_without_class_means_still_predicts(digits, tmp_path, facts):
     arrays = {"x_train": (digits.train.images / 16).numpy(), "y_train": digits.train.labels.numpy()}
     data = save(tmp_path / "d.npz", arrays)
