@@ -75,9 +75,10 @@ class Config:
         choices=("refuse", "skip"),
     )
     standardise: str = setting(
-        "none",
-        "Bring each feature, or channel, to a mean of 0 and a spread of 1 over the training images.",
-        choices=("none", "features", "channels"),
+        AUTO,
+        "Bring each feature, or channel, to a mean of 0 and a spread of 1 over the training images. auto: channels with "
+        "recipe conv, else none.",
+        choices=("auto", "none", "features", "channels"),
     )
     validation_fraction: float = setting(
         1 / 12, "Share of the training data that is held out for validation.", at_least=0.0, below=1.0
@@ -139,6 +140,8 @@ class Config:
         recipe = RECIPES.get(self.recipe, {})
         if self.batch is None:
             object.__setattr__(self, "batch", recipe.get("batch", "auto"))
+        if self.standardise == AUTO:
+            object.__setattr__(self, "standardise", recipe.get("standardise", "none"))
         for name, section in _SECTIONS.items():
             if getattr(self, name) is None:
                 settings = {key.partition(".")[2]: v for key, v in recipe.items() if key.startswith(f"{name}.")}

@@ -118,6 +118,7 @@ register_recipe(
     {
         **RECIPES["mono"],
         "batch": 128,
+        "standardise": "channels",
         "network.layers": "vgg",
         "network.dropout": 0.0,
         "labels.head_layers": 3,

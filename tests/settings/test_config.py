@@ -314,3 +314,12 @@ def test_what_an_earlier_version_did_not_know_is_as_it_was_whatever_the_recipe_s
     del saved["labels"]["head_layers"]
     assert ff.Config.from_saved(saved).labels.head_layers == 1
     assert ff.Config.from_mapping(saved).labels.head_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "expected"),
+    [("conv", {}, "channels"), ("conv", {"standardise": "none"}, "none"), ("inject", {}, "none")],
+)
+def test_a_recipe_may_standardise_unless_it_is_told_not_to(recipe, given, expected):
+    assert ff.Config(recipe=recipe, **given).standardise == expected
+    assert ff.Config.from_mapping({"recipe": recipe} | given).standardise == expected
