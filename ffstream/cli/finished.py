@@ -218,7 +218,7 @@ def inspect(
         f"data {config.data}, recipe {config.recipe}"
     )
     if progress:
-        num_epochs = config.epochs * Sizes.of(config).num_tiles
+        num_epochs = config.count_epochs(progress[0]) * Sizes.of(config).num_tiles
         say(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")
     if layers:
         show([layer_table(layers)])

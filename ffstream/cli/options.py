@@ -19,6 +19,7 @@ RENAMED = {
     "network": "network.layers",
     "stack_layers": "network.stack_layers",
     "lr": "optimiser.learning_rate",
+    "patience": "optimiser.patience",
     "negatives_per_sample": "negatives.per_sample",
     "cache": "cache.tier",
     "cache_dir": "cache.folder",

@@ -89,13 +89,14 @@ class _Course:
             f"to take {format_bytes(outline.planned_bytes)} of {format_bytes(outline.allowed_bytes)}"
         )
 
-    def name_epoch(self, epochs_taken: float) -> str:
+    def name_epoch(self, layer: int, epochs_taken: float) -> str:
         """The epoch that is going on or has just ended, with its tile if there are several."""
         outline = self.outline
         epoch = max(math.ceil(epochs_taken), 1)
-        tile, within = divmod(epoch - 1, outline.num_epochs)
+        num_epochs = outline.num_epochs[layer - 1]
+        tile, within = divmod(epoch - 1, num_epochs)
         cut = f"tile {tile + 1}/{outline.num_tiles} " if outline.num_tiles > 1 else ""
-        return f"{cut}epoch {within + 1}/{outline.num_epochs}"
+        return f"{cut}epoch {within + 1}/{num_epochs}"
 
     def name_peak(self, figures: LayerFigures) -> str:
         """The peak on a GPU; on a CPU only the whole process can be seen, with the interpreter and all libraries."""
@@ -105,11 +106,11 @@ class _Course:
     def eta_s(self, layer: int, epochs_taken: float) -> float | None:
         """Seconds left when layer `layer` (from 1) has taken so many epochs, of all tiles; None while unknown."""
         outline = self.outline
-        num_epochs = outline.num_epochs * outline.num_tiles
+        before, here = outline.num_epochs[outline.num_done : layer - 1], outline.num_epochs[layer - 1 :]
         if self._first_epochs is None:  # a resumed layer does not start at its first epoch
             self._first_epochs = math.ceil(epochs_taken) - 1
-        taken = (layer - 1 - outline.num_done) * num_epochs + epochs_taken - self._first_epochs
-        left = (outline.num_layers - layer + 1) * num_epochs - epochs_taken
+        taken = sum(before) * outline.num_tiles + epochs_taken - self._first_epochs
+        left = sum(here) * outline.num_tiles - epochs_taken
         return (time.perf_counter() - self._start_s) * left / taken if taken > 0 else None
 
 
@@ -137,9 +138,9 @@ class PlainObserver(Observer):
         eta_s = course.eta_s(layer, epoch)
         if time.perf_counter() - self._last_s >= _PLAIN_INTERVAL_S:
             self._print(
-                f"layer {layer}/{course.outline.num_layers} {course.name_epoch(epoch)}: {_describe_epoch(figures)}, "
-                f"{course.noun} {format_share(validation_error)}, {_samples_per_s(figures)} samples/s, "
-                f"{format_seconds(eta_s)} left of the run"
+                f"layer {layer}/{course.outline.num_layers} {course.name_epoch(layer, epoch)}: "
+                f"{_describe_epoch(figures)}, {course.noun} {format_share(validation_error)}, "
+                f"{_samples_per_s(figures)} samples/s, {format_seconds(eta_s)} left of the run"
             )
 
     def on_layer(self, figures: LayerFigures) -> None:
@@ -232,14 +233,14 @@ class BarObserver(Observer):
         course = self._course
         outline = course.outline
         noun = "error" if outline.is_labelled else "hybrids"
-        notes = [course.name_epoch(epochs_taken)] if outline.num_tiles > 1 else []
+        notes = [course.name_epoch(layer, epochs_taken)] if outline.num_tiles > 1 else []
         notes += [
             f"{noun} {format_share(self._last_error)}",
             f"{_samples_per_s(figures)}/s",
             f"separation {figures.separation:.3f}",
             f"goodness {figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}",
         ]
-        total = outline.num_epochs * outline.num_tiles
+        total = outline.num_epochs[layer - 1] * outline.num_tiles
         self._progress.update(self._epochs, total=total, completed=epochs_taken, note=self._fit(notes))
         self._show_eta(layer, epochs_taken)
 

@@ -64,6 +64,7 @@ def train(
     epochs: Annotated[int | None, setting_option("epochs", "N", TRAINING)] = None,
     batch: Annotated[int | None, setting_option("batch", "N", TRAINING)] = None,
     lr: Annotated[float | None, setting_option("lr", "X", TRAINING)] = None,
+    patience: Annotated[int | None, setting_option("patience", "N", TRAINING)] = None,
     negatives_per_sample: Annotated[str | None, setting_option("negatives_per_sample", "N", TRAINING)] = None,
     seed: Annotated[int | None, setting_option("seed", "N", TRAINING)] = None,
     device: Device = None,

@@ -27,6 +27,8 @@ class LayerSpec:
     shape: LayerShape
     units: Activations
     handed_on: Activations  # what the next layer reads of it, without the image of an input skip
+    num_epochs: int  # of each of its tiles
+    learning_rate: float  # at the start
 
     @property
     def place(self) -> int:
@@ -59,8 +61,9 @@ class LayerSpec:
         return self.handed_on.num_features + self.num_skip_features
 
     def is_like(self, other: LayerSpec) -> bool:
-        """Whether another layer differs from this one in nothing but its position."""
-        return self.kind == other.kind and self.shape.is_like(other.shape)
+        """Whether another layer differs from this one in nothing but its position and its learning rate."""
+        is_alike = (self.kind, self.num_epochs) == (other.kind, other.num_epochs)
+        return is_alike and self.shape.is_like(other.shape)
 
     def describe(self) -> str:
         """The shape of what the layer reads and of its units, in words."""
@@ -98,7 +101,7 @@ def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence
     images = Activations.of_image(num_features, image_shape)
     num_skip = num_features if config.network.input_skip else 0
     num_in_stack, specs, lines = count_in_stack(config), list[LayerSpec](), read_lines(config)
-    options_of = {line: LAYER_KINDS.make_settings(line.kind, dict(line.options)) for line in dict.fromkeys(lines)}
+    options_of = {line: LAYER_KINDS.make_settings(line.kind, line.kind_options) for line in dict.fromkeys(lines)}
     for index, line in enumerate(lines):
         place = index % num_in_stack
         hands_on = index + 1 < config.layers and place + 1 < num_in_stack
@@ -110,7 +113,8 @@ def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence
             units, handed_on = kind.units_of(shape), kind.handed_on_by(shape)
         except ConfigError as error:
             raise (ConfigError(f"{error} (layer {index + 1})") if config.network.layers else error) from None
-        specs.append(LayerSpec(index, hands_on, line.kind, shape, units, handed_on))
+        num_epochs, rate = line.num_epochs or config.epochs, line.learning_rate or config.optimiser.learning_rate
+        specs.append(LayerSpec(index, hands_on, line.kind, shape, units, handed_on, num_epochs, rate))
     return specs
 
 

@@ -77,7 +77,7 @@ def complete_parts(config: Config) -> Config:
 def _complete_line(line: LayerLine) -> LayerLine:
     """A layer of a list with every option of its kind written out. Raises ConfigError for one that it does not have."""
     noun = f"network.layers: {line.kind} {line.width}: "
-    settings = LAYER_KINDS.make_settings(line.kind, dict(line.options), noun)
+    settings = LAYER_KINDS.make_settings(line.kind, line.kind_options, noun)
     if settings is None:
         return line
     check_fields(settings, prefix=noun)

@@ -31,7 +31,7 @@ from ffstream.infer.frozen import Stage, stream_committed_layers
 from ffstream.settings.config import Config
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import RowsOf
-from ffstream.training.layer_trainer import learning_rate_factor
+from ffstream.training.rate_schedule import RateSchedule
 
 # Weight decay "auto": the value for so many units. Fewer units memorise less and get less of it
 # (docs/ablations/unlabelled.md).
@@ -172,7 +172,7 @@ def _fit(
                 torch.mm(gradient.t(), rows, out=weight.grad)
                 torch.sum(gradient, dim=0, out=bias.grad)
                 progress = (epoch + num_seen / len(labels)) / settings.epochs
-                optimiser.param_groups[0]["lr"] = settings.learning_rate * learning_rate_factor(progress, 0.0)
+                optimiser.param_groups[0]["lr"] = settings.learning_rate * RateSchedule(1, 0.0).factor(progress)
                 optimiser.step()
                 num_seen += len(index)
     return weight, bias

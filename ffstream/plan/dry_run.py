@@ -259,7 +259,7 @@ class _PaperWork:
         labels = torch.zeros(len(block), dtype=torch.int64)
         generator = torch.Generator()
         goodness, has_others = self._blueprint.goodness, units.start > 0
-        num_epochs = self._config.epochs
+        num_epochs = spec.num_epochs
         of_tiles = kept if has_others else 0
         trace = self.trace
         before = ledger.live_bytes

@@ -123,7 +123,7 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
             handing_on = max(handing_on, layer.writing + max(of_images.values()))
         if config.augmentation.restream:
             were_read = (
-                spec.place > 0 or config.epochs * len(blueprint.tiles_of(spec)) > 1
+                spec.place > 0 or spec.num_epochs * len(blueprint.tiles_of(spec)) > 1
             )  # before the last input was written, so that slots for reading exist
             handing_on = max(handing_on, layer.writing + of_images["train"] + (slots if were_read else 0))
         footprint = dataclasses.replace(layer.footprint, slots=slots, handing_on=handing_on)

@@ -60,7 +60,7 @@ def _measure_steps(
 ) -> int:
     """Peak bytes of the first steps of a layer, or of the layer's first tile."""
     labels = torch.zeros(cache.layout.num_samples, dtype=torch.int64)
-    units, informed = blueprint.tiles_of(spec)[0], blueprint.config.epochs > 1
+    units, informed = blueprint.tiles_of(spec)[0], spec.num_epochs > 1
 
     def take_steps() -> None:
         layer = blueprint.build_layer(spec, units)

@@ -33,10 +33,10 @@ def plan_layers(
         alike = by_representative[spec.index]
         cached = sum(layout.num_bytes for layout in layouts.values())
         num_tiles = len(blueprint.tiles_of(spec))
-        num_epochs = config.epochs * num_tiles
+        num_epochs = spec.num_epochs * num_tiles
         in_epochs = num_epochs * sum(layout.epoch_bytes for layout in layouts.values())
         train = layouts["train"]
-        measured = _num_measured(config, num_tiles, train) * (train.epoch_bytes // train.num_samples)
+        measured = _num_measured(config, spec, num_tiles, train) * (train.epoch_bytes // train.num_samples)
         hands_on = any(other.hands_on for other in alike)
         moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
         read_bytes, written_bytes = in_epochs + measured + moved, moved // spec.in_features * spec.out_features
@@ -72,19 +72,19 @@ def plan_layers(
     return plans
 
 
-def _num_measured(config: Config, num_tiles: int, train: CacheLayout) -> int:
+def _num_measured(config: Config, spec: LayerSpec, num_tiles: int, train: CacheLayout) -> int:
     """How many samples, counting every view, are measured while a layer trains, for later tiles to build on."""
     if config.augmentation.restream:  # all tiles so far, anew before every epoch
-        return config.epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples
+        return spec.num_epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples
     return (num_tiles - 1) * train.num_stored
 
 
 def _all_work(blueprint: Blueprint, spec: LayerSpec, layer: PaperLayer, layouts: Mapping[str, CacheLayout]) -> Work:
     """The work of training a layer, measuring it after every epoch and handing on; all tiles count as the largest."""
     config, sizes, num_tiles = blueprint.config, blueprint.sizes, len(blueprint.tiles_of(spec))
-    train, num_epochs, parts = layouts["train"], config.epochs * num_tiles, layer.parts
+    train, num_epochs, parts = layouts["train"], spec.num_epochs * num_tiles, layer.parts
     work = layer.step * (num_epochs * -(-train.num_samples // sizes.batch))
-    num_measured = _num_measured(config, num_tiles, train)
+    num_measured = _num_measured(config, spec, num_tiles, train)
     work += layer.measure * -(-num_measured // chunk_samples(train.num_rows, parts, spec))
     if "validation" in layouts:
         validation = layouts["validation"]

@@ -39,6 +39,7 @@ from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, settle, write_rows
+from ffstream.training.rate_schedule import RateSchedule
 from ffstream.training.silence import find_silent
 
 # Under which name the time of an action is counted that no lap within it counts. In training, that time goes to
@@ -86,6 +87,7 @@ class Runner:
         self._commits = Commits(self._metrics, self._transfer)
         self._saver = ProgressSaver(directory, config, self._commits)
         self._sweep = LabelSweep(torch.empty(0))
+        self._errors: list[float] = []  # of the validation split, after each epoch of the layer in training
 
     def run(self) -> None:
         """Execute the steps that are missing."""
@@ -127,7 +129,7 @@ class Runner:
             num_done=num_done,
             num_samples=len(self._labels[TRAIN]),
             num_tiles=max(len(self._tiles_of(spec)) for spec in self._blueprint.distinct),
-            num_epochs=self._config.epochs,
+            num_epochs=tuple(spec.num_epochs for spec in self._specs),
             is_labelled=self._config.labels.method != "none",
             device_type=self._device.type,
             planned_bytes=needed.num_bytes - apart - needed.terms.get("allocator", 0),
@@ -166,14 +168,15 @@ class Runner:
             self._accelerator.release_unused(self._device)
         start_s = time.perf_counter()
         start_epoch = self._saver.take_epochs(spec.index)
-        num_finished = start_epoch // self._config.epochs
+        self._errors = self._saver.validation_errors if start_epoch else []
+        num_finished = start_epoch // spec.num_epochs
         so_far: _Goodness = {}
         for number in range(num_finished):
             so_far = self._add_tile(spec, self._load_tile(spec, number), so_far, self._caches.lasting)
         num_samples, training_s, last = 0, 0.0, len(self._tiles_of(spec)) - 1
         for number in range(num_finished, last + 1):
             layer, epochs, goodness = self._train_tile(spec, number, start_epoch, so_far)
-            start_epoch = (number + 1) * self._config.epochs
+            start_epoch = (number + 1) * spec.num_epochs
             num_samples += sum(figures.num_samples for figures in epochs)
             training_s += sum(figures.elapsed_s for figures in epochs)
             if number < last:
@@ -245,7 +248,10 @@ class Runner:
         """
         trainer: LayerTrainer | None = None
         taken, fresh = [], TRAIN not in self._caches.lasting
-        for epoch in range(start_epoch, (number + 1) * self._config.epochs):
+        schedule = self._find_schedule(spec)
+        for epoch in range(start_epoch, (number + 1) * spec.num_epochs):
+            if epoch - number * spec.num_epochs >= schedule.num_epochs:
+                break
             beside = so_far
             if fresh:
                 trainer = None  # frees the device for the layers below
@@ -255,12 +261,19 @@ class Runner:
             part: EpochPart | None = None
             if trainer is None:
                 trainer = self._make_trainer(spec, number)
-                part = self._saver.restore(trainer, epoch, self._caches.current[TRAIN])
+                part = self._saver.restore(trainer, spec, epoch, self._caches.current[TRAIN])
+            trainer.schedule = schedule
             figures, goodness = self._take_epoch(spec, trainer, epoch, beside, part)
+            schedule = self._find_schedule(spec)
             taken.append(figures)
             del beside  # so that its memory is free before it is measured again
         assert trainer is not None, "a tile that has taken all its epochs is finished"
         return trainer.layer, taken, goodness
+
+    def _find_schedule(self, spec: LayerSpec) -> RateSchedule:
+        """The learning rate of the layer in training, by the validation errors of the epochs that it has taken."""
+        settings = self._config.optimiser
+        return RateSchedule(spec.num_epochs, settings.decay_start).shorten(self._errors, settings.patience)
 
     def _make_trainer(self, spec: LayerSpec, number: int) -> LayerTrainer:
         """The trainer of a new tile."""
@@ -304,7 +317,7 @@ class Runner:
         self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness, part: EpochPart | None
     ) -> tuple[EpochFigures, Tensor | None]:
         """Train for one epoch, or what is left of it behind `part`, measure, and save the progress."""
-        number, num_epochs = spec.index + 1, self._config.epochs * len(self._tiles_of(spec))
+        number, num_epochs = spec.index + 1, spec.num_epochs * len(self._tiles_of(spec))
 
         def on_tick(figures: EpochFigures) -> None:
             check_interrupts()
@@ -323,7 +336,10 @@ class Runner:
         error = self._make_sweep().add(goodness)[0] if goodness is not None else None
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
         self._metrics.append(record | dataclasses.asdict(figures))
-        is_last = (epoch + 1) % self._config.epochs == 0  # after which the tile or the layer is committed
+        self._errors += [error] if error is not None else []
+        is_last = (epoch + 1) % spec.num_epochs % self._find_schedule(
+            spec
+        ).num_epochs == 0  # after which the tile or the layer is committed
         is_loaded_next = TRAIN not in self._caches.lasting  # as images are put through the layers below first
         if not is_last and (is_loaded_next or self._saver.is_due_after_epoch()):
             self._saver.save(spec, epoch + 1, trainer)

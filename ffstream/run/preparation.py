@@ -15,7 +15,7 @@ from ffstream.data.shape import DataShape
 from ffstream.device.device import resolve_device, resolve_precision
 from ffstream.device.environment import plain_torch
 from ffstream.device.reservations import planning, reserved
-from ffstream.errors import RunMismatchError
+from ffstream.errors import ConfigError, RunMismatchError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import make_label_method
 from ffstream.field.parts import complete_parts
@@ -32,6 +32,7 @@ from ffstream.run.claim import default_run_dirs
 from ffstream.run.configuration import merge_with_saved, with_absolute_paths
 from ffstream.run.run import make_splits
 from ffstream.settings.config import Config
+from ffstream.settings.sizes import Sizes
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import check_negatives
 
@@ -164,9 +165,27 @@ def prepare(
         )
         if reservation is not None:
             reservation.enter_context(reserved(plan.host.num_bytes))
+    _check_patience(plan.config, data)
     if (measure or device.type != "cpu") and reservation is not None and num_done < config.layers:
         try_steps(plan, Blueprint.of(plan.config, data, method), device)
     return Prepared(plan, dataset, splits, device)
+
+
+def _check_patience(config: Config, data: DataShape) -> None:
+    """Raise ConfigError where a layer cannot be done early: there is nothing to tell by, or more depends on its end."""
+    if not config.optimiser.patience:
+        return
+    noun = f"config optimiser.patience: found {config.optimiser.patience}, allowed 0"
+    if "validation" not in data.num_samples:
+        raise ConfigError(
+            f"{noun} without a validation split, whose error it goes by; add --set validation_fraction=0.1"
+        )
+    if config.optimiser.decay_start == 0:
+        raise ConfigError(f"{noun} with optimiser.decay_start=0, as the learning rate then falls from the start")
+    if config.augmentation.views > 1:
+        raise ConfigError(f"{noun} with --views, as the last epoch, which reads the images themselves, is set before")
+    if Sizes.of(config).num_tiles > 1:
+        raise ConfigError(f"{noun} with layers in tiles, each of which sees the whole of those before it; use --budget")
 
 
 def shape_of(dataset: Dataset, splits: dict[str, Split]) -> DataShape:

@@ -21,11 +21,12 @@ class ProgressSaver:
     """Saves the layer in training after each epoch or, with `save_every`, whenever that time has passed."""
 
     def __init__(self, directory: RunDirectory, config: Config, commits: Commits) -> None:
-        self._directory, self._num_epochs, self._commits = directory, config.epochs, commits
+        self._directory, self._commits = directory, commits
         self._save_every_s = None if config.save_every == "auto" else parse_seconds(config.save_every)
         self._saved_s = 0.0
         self._epochs_taken: dict[int, int] = {}  # by layer, if an earlier process left its progress
         self._is_within_epoch = False  # whether that progress was saved within an epoch
+        self.validation_errors: list[float] = []  # of those epochs, where there is a validation split
 
     def rewind(self, num_done: int, metrics: MetricsFile) -> None:
         """Bring progress and metrics in line with what is committed."""
@@ -42,13 +43,18 @@ class ProgressSaver:
         self._is_within_epoch = progress is not None and self._directory.is_within_epoch()
         self._directory.check_metrics()
         self._epochs_taken = {progress[0]: progress[1]} if progress else {}
-        metrics.rewind(self._directory.read_seal(), num_done, self._epochs_taken.get(num_done, 0))
+        seal = self._directory.read_seal()
+        metrics.rewind(seal, num_done, self._epochs_taken.get(num_done, 0))
+        if progress is not None:
+            records = (record for record in metrics.read(seal) if record.get("kind") == "epoch")
+            errors = [record.get("validation_error") for record in records if record.get("layer") == num_done + 1]
+            self.validation_errors = [float(error) for error in errors if error is not None]
 
     def take_epochs(self, layer: int) -> int:
         """How many epochs of a layer an earlier process took, in all tiles. They are counted once."""
         return self._epochs_taken.pop(layer, 0)
 
-    def restore(self, trainer: LayerTrainer, epoch: int, cache: ActivationCache) -> EpochPart | None:
+    def restore(self, trainer: LayerTrainer, spec: LayerSpec, epoch: int, cache: ActivationCache) -> EpochPart | None:
         """Fill a new trainer with what was saved of its layer before an epoch or within it, if anything was.
 
         Returns what is done of the epoch, if it was saved within one. Raises CorruptFileError, also for a part that the
@@ -64,7 +70,7 @@ class ProgressSaver:
                     f"{part.num_groups} groups of them and {part.num_samples} samples; restore it from a copy"
                 )
             return part
-        if epoch % self._num_epochs:
+        if epoch % spec.num_epochs:
             self._directory.load_progress(trainer.layer, trainer.optimiser)
         return None
 

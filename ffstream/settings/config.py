@@ -44,7 +44,7 @@ _FREE_SETTINGS += ["cache.tier", "cache.folder"]
 # Settings that were added later, each with the value that describes what all runs did before. A setting of this value
 # is left out of a run's identity, so that the identities of older runs do not change.
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto", "network.layers": ()}
-LATER_SETTINGS |= {"augmentation.transforms": (), "labels.head_layers": 1}
+LATER_SETTINGS |= {"augmentation.transforms": (), "labels.head_layers": 1, "optimiser.patience": 0}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -76,8 +76,8 @@ class Config:
     )
     standardise: str = setting(
         AUTO,
-        "Bring each feature, or channel, to a mean of 0 and a spread of 1 over the training images. auto: channels with "
-        "recipe conv, else none.",
+        "Bring each feature, or channel, to a mean of 0 and a spread of 1 over the training images. auto: channels "
+        "with recipe conv, else none.",
         choices=("auto", "none", "features", "channels"),
     )
     validation_fraction: float = setting(
@@ -172,6 +172,11 @@ class Config:
     def list_layers(self) -> list[LayerLine]:
         """The layers one by one, if they are listed; else none."""
         return list_lines(self.network.layers, self.layers) if self.network.layers else []
+
+    def count_epochs(self, layer: int) -> int:
+        """The epochs of the layer with this index, or of each of its tiles."""
+        lines = self.list_layers()
+        return (lines[layer].num_epochs if lines else None) or self.epochs
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> Config:

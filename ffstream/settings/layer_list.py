@@ -16,6 +16,8 @@ from ffstream.settings.limits import show
 
 Option = bool | int | float | str
 
+# Options of a layer of any kind, which say how it is trained; the others are those of its kind.
+TRAINING_OPTIONS = ("epochs", "learning_rate")
 _ALIASES = {"dense": "linear"}
 _POOLINGS = {"pool": "max", "maxpool": "max", "avgpool": "average"}
 _MOST_LAYERS = 1_000_000
@@ -42,6 +44,23 @@ class LayerLine:
 
     def __str__(self) -> str:
         return " ".join([self.kind, str(self.width), *(f"{key}={_write(value)}" for key, value in self.options)])
+
+    @property
+    def kind_options(self) -> dict[str, Option]:
+        """The options that are the kind's own."""
+        return {name: value for name, value in self.options if name not in TRAINING_OPTIONS}
+
+    @property
+    def num_epochs(self) -> int | None:
+        """Its own number of epochs, if one is given."""
+        found = dict(self.options).get("epochs")
+        return None if found is None else int(found)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Its own learning rate, if one is given."""
+        found = dict(self.options).get("learning_rate")
+        return None if found is None else float(found)
 
     def with_options(self, more: Mapping[str, Option]) -> LayerLine:
         """The same layer with options added or replaced."""
@@ -116,7 +135,7 @@ def _read_table(table: Mapping[str, Any]) -> list[LayerLine]:
     for key, value in options.items():
         if not isinstance(value, (bool, int, float, str)) or (isinstance(value, str) and not value.isidentifier()):
             raise _refuse(table, f"{key} is {show(value)}, allowed a number, a word, true or false")
-    line = LayerLine(_ALIASES.get(kind, kind), _check_width(table, width), tuple(sorted(options.items())))
+    line = LayerLine(_ALIASES.get(kind, kind), _check_width(table, width), _check_training(table, options))
     if isinstance(repeat, bool) or not isinstance(repeat, int):
         raise _refuse(table, f"repeat is {show(repeat)}, allowed an integer >= 1")
     return [line] * _check_repeat(table, repeat)
@@ -129,6 +148,18 @@ def _parse_options(text: str, words: Sequence[str]) -> tuple[tuple[str, Option],
         if not joint or not key.isidentifier() or not value or key in options:
             raise _refuse(text, f"{word!r} is no option, or stands there twice; allowed name=value, such as kernel=5")
         options[key] = _parse_value(value)
+    return _check_training(text, options)
+
+
+def _check_training(found: Any, options: dict[str, Option]) -> tuple[tuple[str, Option], ...]:
+    """Options of a layer, sorted by name. Raises ConfigError for those of its training that are out of range."""
+    epochs, rate = options.get("epochs", 1), options.get("learning_rate", 1.0)
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or not 1 <= epochs < 1 << 31:
+        raise _refuse(found, f"epochs is {show(epochs)}, allowed an integer >= 1")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
+        raise _refuse(found, f"learning_rate is {show(rate)}, allowed a number > 0")
+    if "learning_rate" in options:
+        options["learning_rate"] = float(rate)
     return tuple(sorted(options.items()))
 
 

@@ -119,6 +119,12 @@ class OptimiserConfig:
     decay_start: float = setting(
         0.5, "Share of a layer's steps after which the learning rate falls.", at_least=0.0, at_most=1.0
     )
+    patience: int = setting(
+        0,
+        "Epochs in a row without a lower validation error after which a layer's learning rate begins to fall, so that "
+        "the layer is done early. 0: never.",
+        at_least=0,
+    )
     state_dtype: str = setting(
         "fp32", "The type of the optimiser's averages; bf16 takes half the memory.", choices=("fp32", "bf16")
     )

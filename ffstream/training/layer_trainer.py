@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from ffstream.training.epoch_batches import EpochBatches
 from ffstream.training.loss_scale import scale_loss
 from ffstream.training.micro_batch import MicroBatch, samples_in_sweep
 from ffstream.training.optimiser import LayerOptimiser
+from ffstream.training.rate_schedule import RateSchedule
 
 _MOVED_ROWS = Buffer("moved rows", "rows")
 _GRADIENT_SUMS = Buffer("gradient sums", "gradient")
@@ -41,11 +42,6 @@ class EpochFigures:
     separation: float  # P(g_pos > g_neg)
     num_samples: int
     elapsed_s: float
-
-
-def learning_rate_factor(progress: float, decay_start: float) -> float:
-    """1 until `decay_start` of the steps, then linear to 0. `progress` is the share of steps taken, in [0, 1)."""
-    return 1.0 if progress < decay_start else (1.0 - progress) / max(1.0 - decay_start, 1e-12)
 
 
 class LayerTrainer:
@@ -75,10 +71,13 @@ class LayerTrainer:
         self._num_rows = blueprint.method.rows.num_training_rows
         self._device = device
         self._workspace = layer.workspace = layer.workspace or Workspace(device)
-        self.optimiser = LayerOptimiser(layer, blueprint.optimiser, config.optimiser, self._workspace)
         self._goodness, self._objective = blueprint.goodness, blueprint.objective
         self._similarity = blueprint.similarity
         spec = blueprint.specs[layer_index]
+        self.schedule = RateSchedule(spec.num_epochs, config.optimiser.decay_start)
+        self._num_epochs = spec.num_epochs
+        settings = replace(config.optimiser, learning_rate=spec.learning_rate)
+        self.optimiser = LayerOptimiser(layer, blueprint.optimiser, settings, self._workspace)
         num_so_far = (units.stop if units is not None else spec.width) * spec.units.num_places
         num_in_tile = blueprint.tiles_of(spec)[0].stop * spec.units.num_places
         self._weight = self._goodness.weight(layer.num_units, num_in_tile)
@@ -106,7 +105,7 @@ class LayerTrainer:
 
     def batches_of(self, cache: ActivationCache, epoch: int) -> EpochBatches:
         """The batches of an epoch, in an order that (seed, layer, epoch) decides."""
-        order = compute_shard_order(cache.layout, self._config.seed, self._index, epoch, self._config.epochs)
+        order = compute_shard_order(cache.layout, self._config.seed, self._index, epoch, self._num_epochs)
         return EpochBatches(cache, order, self._blueprint, self._device)
 
     def train_epoch(
@@ -123,6 +122,7 @@ class LayerTrainer:
         """Train on one view of every sample, in an order that (seed, layer, epoch) decides.
 
         `labels` (num_samples,) are those of the samples of `cache`. `epoch` counts on through the tiles of a layer.
+        The learning rate is that of `schedule`.
         `others` (num_stored, values) is the goodness that earlier tiles give every value that a candidate may take.
         An epoch of which a part is `done` is gone on with. `on_part` is called between groups of shards, with a
         function that describes the part that is done by then.
@@ -134,7 +134,7 @@ class LayerTrainer:
         seed = self._config.seed
         host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
         generator = seeding.generator(seed, self._index, epoch, "dropout", self._device)
-        informed = others is not None or epoch % self._config.epochs > 0
+        informed = others is not None or epoch % self._num_epochs > 0
         batches = self.batches_of(cache, epoch)
         ends = batches.ends
         if done is not None:
@@ -150,8 +150,7 @@ class LayerTrainer:
 
         loaded = batches.load(transfer, labels, others, host_generator, informed=informed, num_skipped=num_groups)
         for num_in_batch, parts in loaded:
-            progress = (epoch % self._config.epochs + num_samples / len(labels)) / self._config.epochs
-            factor = learning_rate_factor(progress, self._config.optimiser.decay_start)
+            factor = self.schedule.factor(epoch % self._num_epochs + num_samples / len(labels))
             totals += self.step(parts, num_in_batch, factor, generator)
             num_samples += num_in_batch
             now_s = time.perf_counter()
@@ -166,7 +165,7 @@ class LayerTrainer:
         if not torch.isfinite(totals).all():
             raise DivergedError(
                 f"layer {self._index + 1}, epoch {epoch + 1}: the loss is {figures.loss}, allowed a finite number; "
-                f"lower optimiser.learning_rate (found {self._config.optimiser.learning_rate:g}) or objective.scale "
+                f"lower optimiser.learning_rate (found {self.optimiser.settings.learning_rate:g}) or objective.scale "
                 f"(found {self._config.objective.scale:g}); finished layers are kept"
             )
         return figures

@@ -54,7 +54,7 @@ class RunOutline:
     num_done: int  # layers that are committed
     num_samples: int  # for training
     num_tiles: int  # per layer
-    num_epochs: int  # per tile, or per layer if it is not cut
+    num_epochs: tuple[int, ...]  # of each layer; if it is cut, of each of its tiles
     is_labelled: bool  # if not, validation errors count hybrids taken for images, not wrong classes
     device_type: str  # cpu, or a kind of accelerator
     planned_bytes: int  # most memory that the work of a layer takes on the device

@@ -43,7 +43,7 @@ class LayerOptimiser:
         settings: OptimiserConfig,
         workspace: Workspace | None = None,
     ) -> None:
-        self._optimiser, self._settings = optimiser, settings
+        self._optimiser, self.settings = optimiser, settings
         self._dtype = DTYPES[settings.state_dtype]
         self._parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
         self._state = {
@@ -67,7 +67,7 @@ class LayerOptimiser:
         if self._started:
             self._num_steps += 1
         self._started = True
-        self._learning_rate = self._settings.learning_rate * factor
+        self._learning_rate = self.settings.learning_rate * factor
 
     def update(self, name: str, rows: slice, gradient: Tensor) -> None:
         """Update rows of a parameter from their gradient. Each row is updated once per step."""
@@ -96,7 +96,7 @@ class LayerOptimiser:
                 narrow.copy_(value)
 
     def _apply(self, parameter: Tensor, gradient: Tensor, state: list[Tensor]) -> None:
-        self._optimiser.update_(parameter, gradient, state, self._num_steps, self._learning_rate, self._settings)
+        self._optimiser.update_(parameter, gradient, state, self._num_steps, self._learning_rate, self.settings)
 
     def _draw_noise(self, like: Tensor) -> Tensor:
         """16 random bits per number. Added to the lower half of a float32, they carry over with the right probability.

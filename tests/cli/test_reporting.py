@@ -30,7 +30,7 @@ from ffstream.training.layer_trainer import EpochFigures
 from ffstream.training.observer import RunOutline
 from tests.helpers import InterruptAt
 
-OUTLINE = RunOutline("runs/a", 10, 4, 1000, 1, 10, True, "cpu", 27 << 20, 54 << 20)
+OUTLINE = RunOutline("runs/a", 10, 4, 1000, 1, (10,) * 10, True, "cpu", 27 << 20, 54 << 20)
 
 
 def show(config, path, *, terminal, resume=False, width=100):
@@ -88,8 +88,8 @@ def test_bars_take_one_line_each_and_notes_give_way_first(width):
     [(0.4, "tile 1/3 epoch 1/10"), (10, "tile 1/3 epoch 10/10"), (13, "tile 2/3 epoch 3/10")],
 )
 def test_epochs_are_those_of_a_tile(epochs_taken, name):
-    assert _Course(dataclasses.replace(OUTLINE, num_tiles=3)).name_epoch(epochs_taken) == name
-    assert _Course(OUTLINE).name_epoch(7) == "epoch 7/10"
+    assert _Course(dataclasses.replace(OUTLINE, num_tiles=3)).name_epoch(1, epochs_taken) == name
+    assert _Course(OUTLINE).name_epoch(5, 7) == "epoch 7/10"
 
 
 def test_errors_without_labels_are_called_so(small_config, tmp_path):

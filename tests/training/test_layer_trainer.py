@@ -17,7 +17,8 @@ from ffstream.field.objectives import OBJECTIVES
 from ffstream.field.similarity import GROUP_SAMPLES
 from ffstream.ground import seeding
 from ffstream.training.dropout import drop_features_
-from ffstream.training.layer_trainer import LayerTrainer, learning_rate_factor
+from ffstream.training.layer_trainer import LayerTrainer
+from ffstream.training.rate_schedule import RateSchedule
 from tests.helpers import describe, similarity_written_out
 
 NUM_SAMPLES = 96
@@ -191,8 +192,8 @@ def test_dropout_keeps_the_mean_shares_its_mask_and_drops_its_rate():
 
 
 def test_learning_rate_is_constant_then_falls_to_zero():
-    factors = [learning_rate_factor(step / 100, 0.5) for step in range(101)]
+    factors = [RateSchedule(100, 0.5).factor(step) for step in range(101)]
     assert factors[:50] == [1.0] * 50
     assert all(later < earlier for earlier, later in itertools.pairwise(factors[50:]))
     assert factors[100] == 0
-    assert learning_rate_factor(0.99, 1.0) == 1.0
+    assert RateSchedule(100, 1.0).factor(99) == 1.0
