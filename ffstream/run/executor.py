@@ -24,11 +24,11 @@ from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
 from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.ground.interrupts import check_interrupts
-from ffstream.infer.evaluation import LabelSweep
 from ffstream.infer.frozen import load_committed
 from ffstream.plan.plan import Plan
 from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.run.commits import Commits
+from ffstream.run.held_out import HeldOut
 from ffstream.run.judgement import Judgement
 from ffstream.run.progress_saver import ProgressSaver
 from ffstream.run.run import read_layer_figures
@@ -39,7 +39,6 @@ from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, settle, write_rows
-from ffstream.training.rate_schedule import RateSchedule
 from ffstream.training.silence import find_silent
 
 # Under which name the time of an action is counted that no lap within it counts. In training, that time goes to
@@ -86,14 +85,16 @@ class Runner:
         self._resident: FrozenLayer | None = None  # the layer that is kept on the device
         self._commits = Commits(self._metrics, self._transfer)
         self._saver = ProgressSaver(directory, config, self._commits)
-        self._sweep = LabelSweep(torch.empty(0))
-        self._errors: list[float] = []  # of the validation split, after each epoch of the layer in training
+        no_labels = torch.zeros(0, dtype=torch.int64)
+        targets = self._method.rows.targets(self._labels[VALIDATION]) if VALIDATION in names else no_labels
+        self._held_out = HeldOut(targets, config.network.stack_layers)
 
     def run(self) -> None:
         """Execute the steps that are missing."""
         num_done = self._directory.count_layers()
         self._saver.rewind(num_done, self._metrics)
-        self._replay_sweep(num_done)
+        if VALIDATION in self._labels:
+            self._held_out.replay(self._directory, num_done)
         cached_inputs = self._caches.open_committed(num_done, num_done - num_done % self._num_in_stack)
         self._observer.on_start(self._describe(num_done))
         actions: dict[Action, Callable[[LayerSpec], None]] = {
@@ -168,7 +169,7 @@ class Runner:
             self._accelerator.release_unused(self._device)
         start_s = time.perf_counter()
         start_epoch = self._saver.take_epochs(spec.index)
-        self._errors = self._saver.validation_errors if start_epoch else []
+        self._held_out.begin_layer(self._saver.validation_errors if start_epoch else [])
         num_finished = start_epoch // spec.num_epochs
         so_far: _Goodness = {}
         for number in range(num_finished):
@@ -202,7 +203,7 @@ class Runner:
     ) -> None:
         """Commit a layer. `layer` is its last tile, or the whole layer if it has only one."""
         tiles = self._tiles_of(spec)
-        error, error_to_here = self._sweep.add(goodness) if goodness is not None else (None, None)
+        error, error_to_here = self._held_out.add_layer(goodness) if goodness is not None else (None, None)
         summary = LayerFigures(
             layer=spec.index + 1,
             loss=figures.loss,
@@ -236,7 +237,7 @@ class Runner:
     def _judge(self) -> None:
         """Warn of what the predictions of the finished network for validation images say of the data."""
         if self._judgement is not None:
-            for found in self._judgement.judge(self._sweep.sum, self._class_names):
+            for found in self._judgement.judge(self._held_out.scores, self._class_names):
                 self._observer.on_warning(found)
 
     def _train_tile(
@@ -248,7 +249,7 @@ class Runner:
         """
         trainer: LayerTrainer | None = None
         taken, fresh = [], TRAIN not in self._caches.lasting
-        schedule = self._find_schedule(spec)
+        schedule = self._held_out.find_schedule(spec, self._config.optimiser)
         for epoch in range(start_epoch, (number + 1) * spec.num_epochs):
             if epoch - number * spec.num_epochs >= schedule.num_epochs:
                 break
@@ -264,16 +265,11 @@ class Runner:
                 part = self._saver.restore(trainer, spec, epoch, self._caches.current[TRAIN])
             trainer.schedule = schedule
             figures, goodness = self._take_epoch(spec, trainer, epoch, beside, part)
-            schedule = self._find_schedule(spec)
+            schedule = self._held_out.find_schedule(spec, self._config.optimiser)
             taken.append(figures)
             del beside  # so that its memory is free before it is measured again
         assert trainer is not None, "a tile that has taken all its epochs is finished"
         return trainer.layer, taken, goodness
-
-    def _find_schedule(self, spec: LayerSpec) -> RateSchedule:
-        """The learning rate of the layer in training, by the validation errors of the epochs that it has taken."""
-        settings = self._config.optimiser
-        return RateSchedule(spec.num_epochs, settings.decay_start).shorten(self._errors, settings.patience)
 
     def _make_trainer(self, spec: LayerSpec, number: int) -> LayerTrainer:
         """The trainer of a new tile."""
@@ -333,13 +329,11 @@ class Runner:
                 self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN), part, on_part
             )
         goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
-        error = self._make_sweep().add(goodness)[0] if goodness is not None else None
+        error = self._held_out.add_epoch(goodness) if goodness is not None else None
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
         self._metrics.append(record | dataclasses.asdict(figures))
-        self._errors += [error] if error is not None else []
-        is_last = (epoch + 1) % spec.num_epochs % self._find_schedule(
-            spec
-        ).num_epochs == 0  # after which the tile or the layer is committed
+        schedule = self._held_out.find_schedule(spec, self._config.optimiser)
+        is_last = (epoch + 1) % spec.num_epochs % schedule.num_epochs == 0  # the tile or the layer is committed next
         is_loaded_next = TRAIN not in self._caches.lasting  # as images are put through the layers below first
         if not is_last and (is_loaded_next or self._saver.is_due_after_epoch()):
             self._saver.save(spec, epoch + 1, trainer)
@@ -398,18 +392,3 @@ class Runner:
             if name in so_far:
                 found[name] += so_far[name]
         return found
-
-    def _replay_sweep(self, num_done: int) -> None:
-        """Sum the validation goodness of the committed layers."""
-        if VALIDATION not in self._labels:
-            return
-        self._sweep = self._make_sweep()
-        for index in range(num_done):
-            goodness = self._directory.load_validation_goodness(index)
-            assert goodness is not None, "a validation split is part of a run's identity"
-            self._sweep.add(goodness)
-
-    def _make_sweep(self) -> LabelSweep:
-        """An empty sweep over the validation split."""
-        targets = self._method.rows.targets(self._labels[VALIDATION])
-        return LabelSweep(targets, stack_layers=self._config.network.stack_layers)
