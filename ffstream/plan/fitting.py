@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ffstream.data.shape import DataShape
 from ffstream.device.caching_allocator import reserve_alike
-from ffstream.errors import BudgetError, ConfigError
+from ffstream.errors import BudgetError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import LabelMethod, make_label_method
 from ffstream.field.network import LayerSpec, find_untileable
@@ -23,14 +23,11 @@ from ffstream.plan.footprint import (
 from ffstream.plan.pinned import count_pinned
 from ffstream.plan.plan import LayerPlan, Need, Plan, Resources
 from ffstream.plan.refusal import explain, find_ways, find_ways_on
+from ffstream.plan.ways import list_halves, list_ways
 from ffstream.plan.workload import plan_layers
 from ffstream.settings.config import Config
 
-_SHARD_SAMPLES = 4096  # samples per shard, if the budget has room for it
 _SMALLEST_BATCH = 8  # the smallest one that is suggested
-_GOOD_SHARD = 4  # batches per shard; with fewer, each batch always holds nearly the same samples
-_SMALLEST_MICRO_BATCH = 32
-_SMALLEST_SHARD = 128  # samples; each shard is a separate read, and a separate file
 _GOOD_TILE = 256  # units from which on matrix products are about as fast as they get
 _TILE_STEP = 32  # the units of a tile are a multiple of it, as matrix products are fastest then
 _SLACK_DIVISOR = 8  # the host's allocator was measured to keep up to an eighth more than is alive
@@ -87,50 +84,6 @@ def _tiers(requested: str, device_type: str) -> list[str]:
     """The tiers to consider, the fastest first. A CPU's device memory is the host's."""
     tiers = ["device", "host", "disk"] if requested == "auto" else [requested]
     return list(dict.fromkeys("host" if tier == "device" and device_type == "cpu" else tier for tier in tiers))
-
-
-def _ways(config: Config, data: DataShape) -> list[Config]:
-    """Configurations with sizes of shards and micro-batches to try, the best first; sizes that are given are kept.
-
-    Large shards are shuffled well. Micro-batches learn what the whole batch would, but need room to sum gradients; with
-    them, a batch may consist of several shards, which are staged one after another.
-    """
-    assert isinstance(config.batch, int), "the batch is decided before shards and parts of it are"
-    sizes, parts = [config.cache.shard_samples], [config.micro_batch]
-    if config.objective.similarity != "none":
-        _check_uncut(config, config.batch)
-        parts = [config.batch]
-    if sizes == ["auto"]:
-        num_samples = max(data.num_samples.values())
-        halves = _halves(max(_SHARD_SAMPLES, config.batch), config.batch)
-        sizes = [size for size in halves if size < num_samples or size == halves[0]]
-    if parts == ["auto"]:
-        parts = [*_halves(config.batch, _SMALLEST_MICRO_BATCH)]
-    roomy = [size for size in sizes if isinstance(size, int) and size >= _GOOD_SHARD * config.batch] or sizes[:1]
-    pairs = [(size, parts[0]) for size in roomy]
-    pairs += [(roomy[-1], part) for part in parts[1:]]
-    pairs += [(size, parts[0]) for size in sizes if size not in roomy]
-    smaller = [(max(part, _SMALLEST_SHARD), part) for part in parts if isinstance(part, int)]
-    smaller = [(size, part) for size, part in smaller if 2 * size <= config.batch]
-    pairs += smaller if config.cache.shard_samples == "auto" and smaller else [(sizes[-1], parts[-1])]
-    return [config.override({"cache.shard_samples": size, "micro_batch": part}) for size, part in dict.fromkeys(pairs)]
-
-
-def _check_uncut(config: Config, batch: int) -> None:
-    """Raise ConfigError for micro-batches: a similarity compares groups of samples, which they would split."""
-    if isinstance(config.micro_batch, int) and config.micro_batch < batch:
-        raise ConfigError(
-            f"config micro_batch: found {config.micro_batch}, allowed {batch} (batch) or more with "
-            f"objective.similarity={config.objective.similarity}, which compares the samples of a batch"
-        )
-
-
-def _halves(most: int, least: int) -> list[int]:
-    """`most`, and half of it again and again, not below `least`."""
-    found = [most]
-    while found[-1] // 2 >= least:
-        found.append(found[-1] // 2)
-    return found
 
 
 @dataclass(frozen=True)
@@ -192,8 +145,8 @@ class _Planner:
         return plan
 
     def choose(self, config: Config, tile_units: int) -> Plan:
-        """The plan in the fastest tier with room and the best of `_ways` there, else the one that comes nearest."""
-        ways = _ways(_with_tiles(config, tile_units), self.data)
+        """The plan in the fastest tier with room and the best of `list_ways` there, else the one that comes nearest."""
+        ways = list_ways(_with_tiles(config, tile_units), self.data, self.method.rows.num_training_rows)
         at_once = [way for way in ways if way.micro_batch == ways[0].micro_batch]
         # Either of these may be the smaller one: cutting a batch saves rows, but needs room to sum gradients.
         frugal = [way for way in ways[1:] if way in (at_once[-1], ways[-1])]
@@ -213,9 +166,9 @@ class _Planner:
     def choose_with_tiles(self, config: Config) -> Plan:
         """As `choose`, with the largest tiles that fit: found by bisection, then made smaller if kernels need room.
 
-        It takes the best of `_ways` in which tiles of `_GOOD_TILE` units could fit, or the last one.
+        It takes the best of `list_ways` in which tiles of `_GOOD_TILE` units could fit, or the last one.
         """
-        ways = _ways(config, self.data)
+        ways = list_ways(config, self.data, self.method.rows.num_training_rows)
         sized = ways[-1]
         if self._could_fit(ways[0], _GOOD_TILE) or self._could_fit(sized, _GOOD_TILE):  # else no other way does
             sized = next((way for way in ways if self._could_fit(way, _GOOD_TILE)), sized)
@@ -328,7 +281,7 @@ class _Planner:
     def smaller_batch(self, plan: Plan) -> int | None:
         """The largest batch with which the plan would fit, this one halved once or more; None if there is none."""
         batch = plan.sizes.batch
-        batches = [size for size in _halves(batch, _SMALLEST_BATCH) if size < batch]
+        batches = [size for size in list_halves(batch, _SMALLEST_BATCH) if size < batch]
         configs = [
             plan.config.override({"batch": size, "cache.shard_samples": size, "micro_batch": size}) for size in batches
         ]
