@@ -196,6 +196,7 @@ def epochs_of_one_layer(
     if config.labels.method == "overlay":
         config = config.override({"negatives.per_sample": "all"})  # as the number of classes is another here
     config = config.override({"network.kind": "linear", "network.layers": (), "layers": 1})  # which allows every shape
+    config = dataclasses.replace(config, parts={k: v for k, v in config.parts if not k.startswith("layer.")})
     config = config.override({"width": width, "batch": batch, "epochs": 1})
     config = config.override({"network.tile_units": "auto", "micro_batch": "auto"})  # a whole layer, a batch at once
     config = config.override({"augmentation.views": 1, "augmentation.restream": False, "augmentation.transforms": ()})

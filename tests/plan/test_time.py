@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 import ffstream as ff
 from ffstream.plan.plan import Rates
-from ffstream.plan.probe import measure_rates
+from ffstream.plan.probe import epochs_of_one_layer, measure_rates
 from tests.plan.plans import CPU, CUDA, plan, with_less
 
 RATES = Rates(1e12, 1e11, 1e-6, {"host": 1e10, "disk": 1e9})
@@ -93,3 +94,9 @@ def test_rates_are_positive_where_the_machine_was_disturbed_while_products_were_
     monkeypatch.setattr("ffstream.plan.probe._measure_products", lambda *_: 1e6)  # each step is a hundred times as fast
     rates = measure_rates(ff.Config(precision="fp32"), CPU, tmp_path)
     assert min(rates.moved_bytes_per_s, rates.operator_s) > 0
+
+
+def test_rates_are_measured_by_dense_layers_whatever_options_the_kind_has():
+    config = ff.Config(batch=64, precision="fp32", device="cpu").override({"network.kind": "conv"})
+    with epochs_of_one_layer(config.override({"parts.layer.kernel": 5}), 32, 64, torch.device("cpu")) as (_, _, step):
+        assert step.flops > 0
