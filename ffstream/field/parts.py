@@ -46,6 +46,7 @@ def complete_parts(config: Config) -> Config:
     Raises ConfigError for a part that is not registered, or for a setting that the part does not have or allow.
     """
     found: dict[str, Any] = {}
+    left_out: set[str] = set()
     for kind, setting in KINDS.items():
         name, given = config.part(setting)
         prefix = f"parts.{kind}."
@@ -67,7 +68,11 @@ def complete_parts(config: Config) -> Config:
         settings = REGISTRIES[setting].make_settings(name, given, prefix)
         if settings is not None:
             check_fields(settings, prefix=prefix)
-            found |= {f"{prefix}{item.name}": getattr(settings, item.name) for item in dataclasses.fields(settings)}
+            recorded = _list_recorded(settings)
+            found |= {f"{prefix}{key}": value for key, value in recorded.items()}
+            left_out |= {f"{kind}.{key}" for key in given.keys() - recorded.keys()}
+    if left_out:
+        config = dataclasses.replace(config, parts={key: v for key, v in config.parts if key not in left_out})
     completed = config.override(found)
     if not GOODNESSES.is_built_in(config.objective.goodness):
         _check_goodness(completed)
@@ -81,7 +86,16 @@ def _complete_line(line: LayerLine) -> LayerLine:
     if settings is None:
         return line
     check_fields(settings, prefix=noun)
-    return line.with_options({item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)})
+    return LayerLine(line.kind, line.width, tuple(sorted(_list_recorded(settings).items())))
+
+
+def _list_recorded(settings: Any) -> dict[str, Any]:
+    """A part's own settings as a run records them, without those that say what the part did before it had them."""
+    return {
+        item.name: value
+        for item in dataclasses.fields(settings)
+        if (value := getattr(settings, item.name)) != item.default or not item.metadata.get("later")
+    }
 
 
 def _check_goodness(config: Config) -> None:

@@ -28,7 +28,8 @@ def setting(default: Any, text: str, **rules: Any) -> Any:
     """A dataclass field with a line of help, whose value `check_fields` checks against rules.
 
     Rules: at_least, above, at_most, below, choices, word (a text that is always allowed), size (a text such as 8GB),
-    duration (a text such as 30s).
+    duration (a text such as 30s). A setting that came `later` than the part that has it is recorded only where it has
+    another value than its default, which says what the part did before: so earlier runs stay what they were.
     """
     return field(default=default, metadata={"help": text, **rules})
 

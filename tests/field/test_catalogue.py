@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 import ffstream as ff
 from ffstream.field.catalogue import read_catalogue
 from ffstream.field.goodness import Goodness
-from ffstream.field.parts import REGISTRIES
+from ffstream.field.parts import REGISTRIES, _list_recorded
 from ffstream.ground.registry import Registry
+from ffstream.settings import limits
 from ffstream.settings.config import Config
 from ffstream.settings.recipes import DESCRIPTIONS, RECIPES
 from tests.helpers import run_cli
@@ -83,3 +85,16 @@ def test_a_part_without_a_docstring_has_an_empty_line_and_a_description_goes_fir
     registry.register("plain", lambda: None)
     registry.register("told", Loudest(), "In other words.")
     assert (registry.describe("plain"), registry.describe("told")) == ("", "In other words.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """The settings of a part that once had only the first of them."""
+
+    old: int = limits.setting(1, "Was there at first.")
+    new: int = limits.setting(0, "Came later.", later=True)
+
+
+def test_a_setting_that_came_later_is_recorded_only_where_it_changes_what_the_part_does():
+    assert _list_recorded(Grown(1, 0)) == {"old": 1}
+    assert _list_recorded(Grown(2, 3)) == {"old": 2, "new": 3}
