@@ -25,6 +25,9 @@ class PartSizes:
     coded_rows: int  # that are coded in 8 bits at once, so that so many scales exist at a time
     # Rows of a parameter whose state in bfloat16 is in float32 at once; a multiple of those that noise is drawn for.
     wide_rows: int
+    # Numbers of a local layer's squares that are copied side by side for a product whose operands are not in float32:
+    # oneDNN would copy them all, which no plan knows. 0: they are read where they overlap, as cuBLAS can.
+    square_values: int
 
 
 # Fewer units make narrow products, which are slow: on a CPU with AMX, a step of 1000 units takes 20 % longer with 256
@@ -37,6 +40,7 @@ _ON_CPU = PartSizes(
     chunk_rows=1024,
     coded_rows=1024,
     wide_rows=128,
+    square_values=1 << 20,
 )
 # Not measured on a GPU yet: chosen by counting. With recipe inject, 4096 units and batches of 4096 samples, a step has
 # 216 operators, where it has 444 in a CPU's parts, for 8 % more memory. Twice these sizes save 36 for another 13 %.
@@ -50,6 +54,7 @@ _ON_ACCELERATOR = PartSizes(
     chunk_rows=2048,
     coded_rows=16384,
     wide_rows=512,
+    square_values=0,
 )
 
 

@@ -13,7 +13,7 @@ import torch.nn.utils.prune
 import ffstream as ff
 from ffstream.data import load_dataset
 
-RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local", "conv", "conv of groups")
+RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local", "fields", "conv", "conv of groups")
 KINDS = (*RECIPES, "stacks", "int8", "skip", "standardised")
 _SETTINGS = {
     "stacks": {"network.stack_layers": 1},
@@ -21,6 +21,7 @@ _SETTINGS = {
     "skip": {"network.input_skip": True},
     "standardised": {"standardise": "features"},
     "local": {"network.kind": "local", "width": 144},
+    "fields": {"network.layers": "local3(field=5) local4(field=4,stride=2)", "width": 4},
     "conv": {"network.layers": "conv16 pool dense64"},
     "conv of groups": {
         "network.layers": "conv20(normalise=samples) pool conv10",

@@ -62,6 +62,11 @@ SETTINGS = {
     "the same without stacks": {"network__stack_layers": 0, "layers": 4},
     "restreamed": {"augmentation__restream": True, "augmentation__max_shift": 1},
     "local": {"network__kind": "local", "width": 144},
+    "local with fields": {
+        "network__stack_layers": 0,
+        "network__layers": "local3(field=5) local4(field=4,stride=2)",
+        "precision": "bf16",
+    },
     "skips": {"optimiser__name": "adamw", "network__input_skip": True},
     "similarity and peers": {"objective__similarity": "contrastive", "objective__peer_normalisation": 0.03},
     "in fp16": {"precision": "fp16", "cache__dtype": "fp16"},
@@ -139,6 +144,7 @@ def test_the_parts_of_a_device_give_the_bits_of_those_of_a_cpu(check_on_late, mo
         chunk_rows=16,
         coded_rows=8,
         wide_rows=128,
+        square_values=1000,
     )
     monkeypatch.setattr(parts, "_ON_CPU", small)
     settings = {"precision": "bf16", "cache__dtype": "int8", "network__dropout": 0.4, "objective__perturbation": 0.0}

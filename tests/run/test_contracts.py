@@ -48,6 +48,10 @@ def test_all_parts_that_come_along_pass(check, registry, without_training):
             check(name, {"width": 144} | NEEDED.get(name, {}))
 
 
+def test_a_local_layer_with_a_field_passes(without_training):
+    testing.check_layer("local", {"width": 6, "parts.layer.field": 4, "parts.layer.stride": 2})
+
+
 def test_a_part_of_an_example_passes_in_a_new_process():
     code = "import add_goodness; from ffstream.testing import check_goodness; check_goodness('mean_powers')"
     done = run_python("-c", code, cwd=ROOT / "examples")

@@ -18,7 +18,7 @@ from ffstream.field.labels.method import LabelMethod
 from ffstream.field.labels.reading import Reading, label_embedding_of
 from ffstream.field.labels.rows import LabelFreeRows
 from ffstream.field.layers import LAYER_KINDS, Layer
-from ffstream.field.network import read_lines
+from ffstream.field.network import compute_layer_specs, read_lines
 from ffstream.settings.config import Config
 
 _EMBEDDING_GRADIENT = Buffer("embedding gradient", "gradient")
@@ -29,13 +29,17 @@ def make_groups(config: Config, data: DataShape) -> LabelMethod:
 
     Raises ConfigError for fewer units than classes, or for channels that the number of classes does not divide.
     """
-    num_classes = data.num_classes
-    for line in dict.fromkeys(read_lines(config)):
-        if num_classes > line.width:
-            raise ConfigError(
-                f"config width: found {line.width}, allowed {num_classes} or more with labels.method=groups, "
-                "which gives units to each class"
-            )
+    num_classes, lines = data.num_classes, list(dict.fromkeys(read_lines(config)))
+    if any(num_classes > line.width for line in lines):
+        for spec in compute_layer_specs(config, data.num_features, data.image_shape):
+            num_places = 1 if LAYER_KINDS[spec.kind].has_places else spec.units.num_places
+            least = -(-num_classes // num_places)
+            if spec.width < least:
+                raise ConfigError(
+                    f"config width: found {spec.width}, allowed {least} or more with labels.method=groups, which gives "
+                    "units to each class"
+                )
+    for line in lines:
         if LAYER_KINDS[line.kind].has_places and line.width % num_classes:
             nearest = max(line.width // num_classes, 1) * num_classes
             raise ConfigError(

@@ -3,13 +3,24 @@
 from ffstream.field.layers.base import Layer, cut_units
 from ffstream.field.layers.conv import Conv, ConvOptions
 from ffstream.field.layers.linear import Linear
-from ffstream.field.layers.local import Local
+from ffstream.field.layers.local import Local, LocalOptions
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.ground.registry import Registry
 
 LAYER_KINDS: Registry[type[Layer]] = Registry("layer kind", "network.kind", keeps_classes=True)
 LAYER_KINDS.register("linear", Linear)
-LAYER_KINDS.register("local", Local)
+LAYER_KINDS.register("local", Local, settings=LocalOptions)
 LAYER_KINDS.register("conv", Conv, settings=ConvOptions)
 
-__all__ = ["LAYER_KINDS", "Activations", "Conv", "ConvOptions", "Layer", "LayerShape", "Linear", "Local", "cut_units"]
+__all__ = [
+    "LAYER_KINDS",
+    "Activations",
+    "Conv",
+    "ConvOptions",
+    "Layer",
+    "LayerShape",
+    "Linear",
+    "Local",
+    "LocalOptions",
+    "cut_units",
+]

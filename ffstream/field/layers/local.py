@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import ceil, prod
 
 import torch
@@ -10,42 +11,76 @@ from torch import Tensor, nn
 
 from ffstream.data.plane import Plane
 from ffstream.device.row_sums import sum_rows
+from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError
 from ffstream.field.layers.base import Layer, cut_units
 from ffstream.field.layers.casting import CastWeights
+from ffstream.field.layers.local_fields import LocalFields
 from ffstream.field.layers.shape import Activations, LayerShape
+from ffstream.settings.limits import setting
 
 _WIDEST_GRID = 4  # cells per axis in the first layer; each further layer has one fewer, down to one
 _FIELD = 10 / 28  # share of the height and of the width of an image that a cell of the first layer reads
 _WIDTHS = 144  # a multiple of it gives equally many units to all cells of any grid
+_LEAST_SHARE = 0.1  # of the mean spread of a layer's units: what is handed on of one that is hardly ever active
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """The settings of a local layer, for each layer."""
+
+    field: int = setting(
+        0,
+        "Side of the square of places that a unit reads, with as many units at each place as the layer is wide; 0: the "
+        "units share a grid of 4 x 4 cells on the image, and smaller grids above it.",
+        at_least=0,
+        at_most=99,
+        later=True,
+    )
+    stride: int = setting(1, "Places from one square to the next.", at_least=1, at_most=99, later=True)
 
 
 class Local(Layer):
-    """Units in a grid of cells, each of which reads its own window, without shared weights (Hinton 2022, section 3.2).
+    """Units that read a part of the plane each, without shared weights (Hinton 2022, sections 3.2 and 3.4).
 
-    The first layer has 4 x 4 cells, the next 3 x 3, then 2 x 2, then one cell that reads everything. A cell of the
-    first layer reads a window of the image in all channels; the windows overlap and cover the image. A cell of a
-    further layer reads all units of the 2 x 2 cells below it. Unit u belongs to cell u // (num_units / num_cells),
-    where cells are counted row by row.
+    With a field, a layer has `shape.width` units at each place, which read the square around it: `LocalFields` says
+    how. Units at different places have nothing in common, so that a label is told to each unit, and a local classifier
+    reads each of them. A further layer with a field, or a convolution, reads them by place.
+
+    Without a field, units lie in a grid of cells, each of which reads its own window. The first layer has 4 x 4 cells,
+    the next 3 x 3, then 2 x 2, then one cell that reads everything. A cell of the first layer reads a window of the
+    image in all channels; the windows overlap and cover the image. A cell of a further layer reads all units of the
+    2 x 2 cells below it. Unit u belongs to cell u // (num_units / num_cells), where cells are counted row by row.
 
     `weight` is (num_units, fan_in) ~ N(0, 1/fan_in), `bias` zero. Products run in `compute_dtype`.
     """
 
     num_distinct = _WIDEST_GRID  # from this layer on, the only cell reads all units
     windows: Tensor  # (cells, fan_in) int64: which features a cell reads
+    handed_mean: Tensor  # (num_units,) of the activities over the training samples
+    handed_spread: Tensor  # (num_units,)
 
     def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__(shape, compute_dtype)
-        found = _windows_below(shape.place, self.in_features) if shape.place else _windows_of(shape.reads)
-        self.register_buffer("windows", torch.tensor(found), persistent=False)
-        self.weight = nn.Parameter(torch.empty(self.num_units, len(found[0]), dtype=torch.float32))
+        self.fields = _find_fields(shape, compute_dtype)
+        if self.fields is not None:
+            fan_in, self.width = self.fields.fan_in, self.num_units  # no two units have numbers in common
+            self.register_buffer("mean_activity", torch.full((self.num_units,), 0.5, dtype=torch.float32))
+            self.register_buffer("handed_mean", torch.zeros(self.num_units, dtype=torch.float32))
+            self.register_buffer("handed_spread", torch.ones(self.num_units, dtype=torch.float32))
+        else:
+            found = _windows_below(shape.place, self.in_features) if shape.place else _windows_of(shape.reads)
+            self.register_buffer("windows", torch.tensor(found), persistent=False)
+            fan_in = len(found[0])
+        self.weight = nn.Parameter(torch.empty(self.num_units, fan_in, dtype=torch.float32))
         self._casts = CastWeights()
         self.bias = nn.Parameter(torch.zeros(self.num_units, dtype=torch.float32))
 
     @classmethod
     def units_of(cls, shape: LayerShape) -> Activations:
-        """Raises ConfigError for data, or a width, that do not fit the grid."""
-        if shape.width % _WIDTHS:
+        """Raises ConfigError for data, a width, or a field, that do not fit each other."""
+        fields = _find_fields(shape)
+        if fields is None and shape.width % _WIDTHS:
             nearest = max(round(shape.width / _WIDTHS), 1) * _WIDTHS
             raise ConfigError(
                 f"config width: found {shape.width}, allowed a multiple of {_WIDTHS} with network.kind=local, such "
@@ -53,6 +88,8 @@ class Local(Layer):
             )
         if shape.num_skip_features:
             raise ConfigError("config network.input_skip: found true, allowed false with network.kind=local")
+        if fields is not None:
+            return fields.units
         if not shape.place:
             _check_plane(shape.reads)
         return super().units_of(shape)
@@ -63,13 +100,18 @@ class Local(Layer):
             self.weight.normal_(0.0, self.weight.shape[1] ** -0.5, generator=generator)
 
     def hide(self, hidden: Tensor) -> None:
-        """Set the weights of these features to zero, in every cell whose window contains them."""
+        """Set the weights of these features to zero, in every square or window that contains them."""
         with torch.no_grad():
+            if self.fields is not None:
+                self.fields.hide_(self.weight, hidden)
+                return
             for units, window in self._places():
                 self.weight[units, hidden[window]] = 0.0
 
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) in the weights' type."""
+        if self.fields is not None:
+            return self.fields.multiply(rows, self._find_operand(), self.workspace).add_(self.bias)
         rows, weight = rows.to(self.compute_dtype), self._find_operand()
         found = [
             torch.mm(rows.index_select(1, window), weight[units].to(self.compute_dtype).t())
@@ -80,15 +122,24 @@ class Local(Layer):
     def gradients(
         self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
     ) -> Iterator[tuple[str, slice, Tensor]]:
-        """dW = gradient^T x, cell by cell, and db = sum(gradient)."""
-        rows = rows.to(self.compute_dtype)
-        for units, window in self._places():
-            left = gradient[:, units].to(self.compute_dtype)
-            yield "weight", units, torch.mm(left.t(), rows.index_select(1, window)).to(self.weight.dtype)
+        """dW = gradient^T x, cell by cell, or row of places by row of places, and db = sum(gradient)."""
+        if self.fields is not None:
+            room = self.workspace or Workspace(gradient.device)
+            for units, part in self.fields.weight_gradients(rows, gradient, room):
+                yield "weight", units, part
+        else:
+            rows = rows.to(self.compute_dtype)
+            for units, window in self._places():
+                left = gradient[:, units].to(self.compute_dtype)
+                yield "weight", units, torch.mm(left.t(), rows.index_select(1, window)).to(self.weight.dtype)
         yield "bias", slice(None), sum_rows(gradient) if total is None else total
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """gradient W in `compute_dtype`, for all features at once, summed over the cells that read a feature."""
+        """gradient W in `compute_dtype`, for all features at once, summed over the units that read a feature."""
+        if self.fields is not None:
+            room = self.workspace or Workspace(gradient.device)
+            yield slice(None), self.fields.input_gradients(gradient, self._find_operand().detach(), room)
+            return
         total = torch.zeros(len(rows), self.in_features, dtype=self.compute_dtype, device=rows.device)
         weight = self._find_operand().detach()
         for units, window in self._places():
@@ -96,6 +147,34 @@ class Local(Layer):
             # The features of a window are distinct, so that the sum is the same on every device.
             total.index_add_(1, window, torch.mm(left, right))
         yield slice(None), total
+
+    def hand_on(self, preactivations: Tensor) -> Tensor:
+        """With a field, each unit's activities with a mean of 0 and a spread of 1 over the training samples."""
+        if self.fields is None:
+            return super().hand_on(preactivations)
+        if self.workspace is None:
+            return (self.activate(preactivations) - self.handed_mean) / self.handed_spread
+        return self.activate_(preactivations).sub_(self.handed_mean).div_(self.handed_spread)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether units are standardised."""
+        return self.fields is not None
+
+    def statistics_of(self, preactivations: Tensor) -> Tensor:
+        """Of the activities: number, sum and sum of squares by unit, (3, num_units)."""
+        activities = self.activate(preactivations) if self.workspace is None else self.activate_(preactivations)
+        counts = activities.new_full((self.num_units,), len(activities))
+        return torch.stack([counts, activities.sum(dim=0), torch.linalg.vector_norm(activities, dim=0).square()])
+
+    def settle(self, statistics: Tensor) -> None:
+        """Take the means and spreads from statistics that were summed over all training samples, in float64."""
+        count, total, squares = statistics.double()
+        mean = total / count
+        spread = (squares / count - mean.square()).clamp(min=0).sqrt()
+        least = float(spread.mean()) * _LEAST_SHARE or 1.0
+        self.handed_mean.copy_(mean)
+        self.handed_spread.copy_(spread.clamp(min=least))
 
     def _find_operand(self) -> Tensor:
         """The weights as products read them: cast, where all of them are kept so, else as they are."""
@@ -105,6 +184,19 @@ class Local(Layer):
     def _places(self) -> Iterator[tuple[slice, Tensor]]:
         """The units of each cell, and the features that they read."""
         return zip(cut_units(self.num_units, self.num_units // len(self.windows)), self.windows, strict=True)
+
+
+def _find_fields(shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> LocalFields | None:
+    """The squares that the units of a layer read; None where they share a grid of cells. Raises ConfigError."""
+    options = shape.options if shape.options is not None else LocalOptions()
+    if options.field:
+        return LocalFields(shape.reads, options.field, options.stride, shape.width, compute_dtype)
+    if options.stride != 1:
+        raise ConfigError(
+            f"config network: a local layer has stride={options.stride} and no field, allowed stride=1 without one; "
+            "give it a field, such as field=5"
+        )
+    return None
 
 
 def _num_in_row(index: int) -> int:

@@ -55,7 +55,7 @@ class LayerShape:
     """All that decides the shapes of a layer, or of a tile of it."""
 
     reads: Activations  # the image, or what the layer below hands on, without the image of an input skip
-    width: int  # units of a dense layer, channels of a convolution
+    width: int  # units of a dense layer, at each place of a local layer with a field; channels of a convolution
     place: int = 0  # position in its stack, from 0; the layer at position 0 reads images
     num_skip_features: int = 0  # trailing features of a row that hold the image again, unless the row is an image
     options: Any = None  # the kind's own settings
