@@ -34,8 +34,10 @@ from ffstream.settings.sizes import Sizes
 from ffstream.training.observer import Observer
 
 NUM_CONFIGS = 260
-NUM_CONV_CONFIGS = 120
+NUM_CONV_CONFIGS = 160
+NUM_CONVOLUTIONS = 120  # without local layers
 NUM_FIRST = 200  # of recipes that show each layer a label; the others are of those that do not
+_MOST_LOCAL_WEIGHTS = 3_000_000  # of a layer with fields, so that it is trained in seconds
 
 
 class StoppedError(Exception):
@@ -106,7 +108,10 @@ def draw_config(number: int, device: str = "cpu") -> tuple[Config, int]:
 
 
 def draw_conv_config(number: int, device: str = "cpu") -> tuple[Config, int]:
-    """A configuration of one to four convolutions, some with a dense layer above, and a number of pixels."""
+    """A configuration of one to four convolutions, some with a dense layer above, and a number of pixels.
+
+    From `NUM_CONVOLUTIONS` on, at least one of the convolutions is a local layer with a field instead.
+    """
     rng = random.Random(f"conv {number}")
     recipe = rng.choice(["mono", "mono", "inject", "grouped", "unsupervised"])
     side = rng.choice([14, 28, 32])
@@ -142,7 +147,29 @@ def draw_conv_config(number: int, device: str = "cpu") -> tuple[Config, int]:
     config = Config(recipe=recipe, batch=batch, device=device, epochs=rng.choice([1, 2]))
     if recipe == "mono":
         settings["labels.head_layers"] = rng.choice([1, 2, 3])
+    if number >= NUM_CONVOLUTIONS:
+        settings["network.layers"] = lines = _draw_fields(lines, side, rng)
+        if all(line["kind"] != "conv" for line in lines):
+            settings["labels.head_layers"] = 1
     return config.override(settings), side * side
+
+
+def _draw_fields(lines: list[dict[str, Any]], side: int, rng: random.Random) -> list[dict[str, Any]]:
+    """The same layers with local ones in place of one convolution or more."""
+    found, num_channels = list[dict[str, Any]](), 1
+    chosen = rng.randrange(sum(line["kind"] == "conv" for line in lines))
+    for place, line in enumerate(lines):
+        if line["kind"] == "conv" and (place == chosen or rng.random() < 0.5):
+            width, field = rng.choice([3, 4, 10]), min(rng.choice([1, 3, 4, 5, 7, 11]), 2 * side - 1)
+            stride = line["stride"] * line["pool"]
+            while field > 1 and (side // stride) ** 2 * width * field * field * num_channels > _MOST_LOCAL_WEIGHTS:
+                field -= 1
+            line = {"kind": "local", "width": width, "field": field, "stride": stride}
+        if line["kind"] != "dense":
+            side = -(-side // line["stride"]) // line.get("pool", 1)
+            num_channels = line["width"]
+        found.append(line)
+    return found
 
 
 def image_shape(num_features: int) -> tuple[int, int]:
