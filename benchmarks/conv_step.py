@@ -29,10 +29,15 @@ _IMAGES = DataShape(3072, 10, {"train": 5000}, (32, 32, 3))
 def measure_conv_step(device: str) -> dict[str, Any]:
     """Medians of pairs, layer by layer: five convolutions of recipe `conv` on images of 32 x 32 in colour."""
     config = Config(recipe="conv", layers=5, batch=_BATCH, device=device, precision="bf16")
-    blueprint = Blueprint.of(config.override({"cache.shard_samples": _SHARD}), _IMAGES)
-    layers = [_measure_layer(blueprint, spec, torch.device(device)) for spec in blueprint.specs]
+    config = config.override({"cache.shard_samples": _SHARD})
+    plain, whole = (Blueprint.of(each, _IMAGES) for each in (config.override({"labels.head_layers": 1}), config))
+    layers = []
+    for spec, its in zip(plain.specs, whole.specs, strict=True):
+        found = _measure_layer(plain, spec, torch.device(device))
+        found["with_classifier_ratio"] = _measure_layer(whole, its, torch.device(device))["ratio"]
+        layers.append(found)
     return {
-        "config": f"recipe conv, batch {_BATCH}, bf16, rows in memory, images of 32 x 32 x 3",
+        "config": f"recipe conv, linear local classifiers, batch {_BATCH}, bf16, rows in memory, images of 32 x 32 x 3",
         "num_threads": torch.get_num_threads(),
         "layers": layers,
         "lowest_ratio": min(layer["ratio"] for layer in layers),

@@ -117,6 +117,16 @@ def describe_ratios(found: dict[str, Any]) -> str:
     return f"{ratios} in {len(found['configurations'])} configurations"
 
 
+def _conv_memory(found: dict[str, Any]) -> str:
+    names = ("in_budget_bytes", "ffstream_bytes", "checkpointed_bytes", "backprop_bytes")
+    rows = [
+        f"{row['depth']} layers: " + " / ".join(f"{row[name] / 2**20:.0f}" for name in names) for row in found["depths"]
+    ]
+    growth = ", ".join(f"{100 * number:+.2f} %" for number in found["growth"].values())
+    heading = f"MiB within {found['budget']} / by default / backprop, checkpointing / backprop"
+    return f"{heading}; {'; '.join(rows)}; growth {growth}"
+
+
 def _footprint(found: dict[str, Any]) -> str:
     layer = found["layer_2000"]
     return (
@@ -198,8 +208,11 @@ _FIGURES = {
     "start": _start,
     "footprint": _footprint,
     "conv-step": lambda found: "; ".join(
-        f"{layer['shape']}: x {layer['ratio']:.2f} ({1e3 * layer['step_s']:.0f} ms)" for layer in found["layers"]
+        f"{layer['shape']}: x {layer['ratio']:.2f} ({1e3 * layer['step_s']:.0f} ms; with the recipe's local classifier "
+        f"x {layer['with_classifier_ratio']:.2f})"
+        for layer in found["layers"]
     ),
     "conv-footprint": lambda found: f"planned / measured {describe_ratios(found)}",
+    "conv-memory": _conv_memory,
     "profile": _profile,
 }

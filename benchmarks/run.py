@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.accelerator import measure_accelerator
 from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_depth, measure_recipe
 from benchmarks.batches import measure_batches
+from benchmarks.conv_memory import measure_conv_memory
 from benchmarks.conv_step import measure_conv_step
 from benchmarks.dtypes import measure_rows, measure_state
 from benchmarks.figures import describe
@@ -60,6 +61,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "peers": measure_peers,
     "footprint": lambda _, device, folder: measure_footprint(device, folder),
     "conv-footprint": lambda _, device, folder: measure_conv_footprint(device, folder),
+    "conv-memory": lambda _, device, folder: measure_conv_memory(device, folder),
     "profile": lambda _, device, folder: measure_depths(device, folder, picture_path(device, "profile")),
 }
 
