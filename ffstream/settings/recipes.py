@@ -127,6 +127,20 @@ register_recipe(
     },
     "For images: convolutions, each with a local classifier of three layers that is learnt with it (Belilovsky 2019).",
 )
+# What is handed on is standardised by channel, as for `conv`. Shared weights want a higher rate than dense ones
+# (docs/ablations/convolution.md).
+register_recipe(
+    "conv-ff",
+    {
+        "batch": 128,
+        "standardise": "channels",
+        "network.layers": "vgg",
+        "network.dropout": 0.0,
+        "objective.perturbation": 0.0,
+        "optimiser.learning_rate": 2e-2,
+    },
+    "For images: convolutions by goodness; every channel is told the true label or a hard wrong one (as inject).",
+)
 # Hinton 2022, section 3.2: no labels; images against hybrids of two. The objective is that of `hinton`, the optimiser
 # that of Hinton's program, whose rate of 0.01 on an average of gradients (0.9/0.1) is 0.001 on their sum. Several
 # hybrids are cached per sample, as deep layers learn a single one by heart.
