@@ -117,6 +117,13 @@ def describe_ratios(found: dict[str, Any]) -> str:
     return f"{ratios} in {len(found['configurations'])} configurations"
 
 
+def _conv_layer(found: dict[str, Any]) -> str:
+    text = f"{found['shape']}: x {found['ratio']:.2f} ({1e3 * found['step_s']:.0f} ms)"
+    if "with_classifier_ratio" in found:  # earlier records have none
+        text += f", with the recipe's local classifier x {found['with_classifier_ratio']:.2f}"
+    return text
+
+
 def _conv_memory(found: dict[str, Any]) -> str:
     names = ("in_budget_bytes", "ffstream_bytes", "checkpointed_bytes", "backprop_bytes")
     rows = [
@@ -207,11 +214,7 @@ _FIGURES = {
     "peers": _peers,
     "start": _start,
     "footprint": _footprint,
-    "conv-step": lambda found: "; ".join(
-        f"{layer['shape']}: x {layer['ratio']:.2f} ({1e3 * layer['step_s']:.0f} ms; with the recipe's local classifier "
-        f"x {layer['with_classifier_ratio']:.2f})"
-        for layer in found["layers"]
-    ),
+    "conv-step": lambda found: "; ".join(map(_conv_layer, found["layers"])),
     "conv-footprint": lambda found: f"planned / measured {describe_ratios(found)}",
     "conv-memory": _conv_memory,
     "profile": _profile,
