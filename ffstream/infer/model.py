@@ -45,7 +45,7 @@ class FFNetwork(nn.Module):
     `forward` maps images (n, *image_shape), in the units of the training data, to the goodness of every label summed
     over all but the first layer of each stack, (n, num_classes). `class_names` names the columns. Layers that were
     trained without labels have no such goodness: there, `forward` gives the logits of the softmax readout that the run
-    holds.
+    holds. What `load_network` gives multiplies by linear modules and convolutions of torch's own alone.
     """
 
     def __init__(self, config: Config, facts: DataFacts) -> None:
@@ -61,6 +61,14 @@ class FFNetwork(nn.Module):
         self.layers = nn.ModuleList(whole)  # in memory that is not touched until weights are assigned
         self._has_warned = False
         self.readout = nn.ModuleDict()  # by the number of the layer, from 0
+
+    def make_plain(self) -> FFNetwork:
+        """Make every layer, once it has its weights, of modules of torch's own. Returns the network."""
+        for module in self.layers:
+            layer = cast(Layer, module)
+            layer.make_plain()
+            self._method.reading.make_plain(layer)
+        return self
 
     def goodness_by_layer(self, images: Tensor) -> list[Tensor]:
         """Goodness of every label in each layer: one (n, num_classes) per layer.
@@ -170,8 +178,10 @@ def load_network(path: str | Path, *, accept_environment: bool = False) -> FFNet
     load_plugins(())
     with plain_torch():
         if is_folder:
-            return _load_run(RunDirectory(path), accept_environment=accept_environment)
-        return _load_file(path, accept_environment=accept_environment)
+            network = _load_run(RunDirectory(path), accept_environment=accept_environment)
+        else:
+            network = _load_file(path, accept_environment=accept_environment)
+        return network.make_plain()
 
 
 @plain_torch()

@@ -62,8 +62,8 @@ def test_the_first_stack_is_the_network_of_so_many_layers_and_no_other_is_like_i
     assert layer_digests(run.path)[:2] == layer_digests(alone.path)
     layers = run.load().layers
     for first, second in ((0, 2), (0, 4), (2, 4), (1, 3)):
-        assert layers[first].weight.shape == layers[second].weight.shape
-        assert not torch.equal(layers[first].weight, layers[second].weight)
+        assert layers[first].linear.weight.shape == layers[second].linear.weight.shape
+        assert not torch.equal(layers[first].linear.weight, layers[second].linear.weight)
 
 
 @pytest.mark.parametrize(("method", "least"), [("on_step", 5 + 5), ("on_epoch", 5 * 2)])
@@ -121,12 +121,12 @@ def test_goodness_is_summed_over_all_but_the_first_layers_of_a_stack(first_layer
 def test_a_stack_reads_its_own_share_of_the_features_and_nothing_else_changes_what_it_says(name, stacked, tmp_path):
     run = ff.train(stacked(name, network__stack_features=0.75), tmp_path / "run")
     layers = run.load().layers
-    hidden = [(layers[index].weight == 0).all(dim=0) for index in range(5)]
+    hidden = [(layers[index].linear.weight == 0).all(dim=0) for index in range(5)]
     num_shown = 10 if name == "hinton" else 0  # the label
     for index in (2, 4) if name != "skip" else (2, 3, 4):
         assert hidden[index].sum() == 64 - num_shown - round(0.75 * (64 - num_shown))
         assert not hidden[index][:num_shown].any()
-        assert not (layers[index].weight[:, ~hidden[index]] == 0).any()
+        assert not (layers[index].linear.weight[:, ~hidden[index]] == 0).any()
     assert not hidden[0].any()
     assert not hidden[1].any()
     assert not torch.equal(hidden[2], hidden[4])
@@ -143,7 +143,7 @@ def test_places_of_windows_leave_features_out_too(stacked, tmp_path):
         tmp_path / "run",
     )
     first, second = run.load().layers
-    assert not (first.weight == 0).any()
+    assert not any((part == 0).any() for part, _ in places(first))
     hidden = [set(window[(part == 0).all(dim=0)].tolist()) for part, window in places(second)]
     assert len(set().union(*hidden)) == 32
     for found, window in zip(hidden, second.windows, strict=True):
@@ -158,7 +158,7 @@ def test_a_kind_that_cannot_leave_features_out_says_so(stacked, tmp_path, monkey
 
 def places(layer):
     """The weights of each place, and the features it reads."""
-    return zip(layer.weight.chunk(len(layer.windows)), layer.windows, strict=True)
+    return [(cell.weight, window) for cell, window in zip(layer.cells, layer.windows, strict=True)]
 
 
 def test_a_disk_holds_the_caches_of_one_stack_alone(stacked, tmp_path):

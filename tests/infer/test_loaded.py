@@ -8,13 +8,16 @@ import warnings
 
 import pytest
 import torch
-import torch.nn.utils.prune
+from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import ffstream as ff
 from ffstream.data import load_dataset
 
-RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local", "fields", "conv", "conv of groups")
+_OF_CONV = ("conv", "conv of groups", "local head")
+RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local", "fields", *_OF_CONV)
 KINDS = (*RECIPES, "stacks", "int8", "skip", "standardised")
+PLAIN = (nn.Linear, nn.Conv2d)
 _SETTINGS = {
     "stacks": {"network.stack_layers": 1},
     "int8": {"cache.dtype": "int8"},
@@ -27,6 +30,13 @@ _SETTINGS = {
         "network.layers": "conv20(normalise=samples) pool conv10",
         "labels.method": "groups",
         "width": 20,
+    },
+    "local head": {
+        "network.layers": "conv12 pool conv16",
+        "labels.method": "classifier",
+        "labels.head_layers": 3,
+        "objective.goodness": "mean",
+        "width": 16,
     },
 }
 
@@ -67,7 +77,7 @@ def test_every_parameter_that_the_output_depends_on_gets_a_gradient(runs, images
     torch.nn.functional.cross_entropy(network(images), labels).backward()
     first_counted = 0 if kind in ("unsupervised", "stacks") else 1  # of two layers, the second one has the goodness
     for name, parameter in network.named_parameters():
-        is_unread = name.startswith("layers.0.label_embedding") and first_counted == 1
+        is_unread = name.startswith(("layers.0.label_", "layers.0.head.")) and first_counted == 1
         if not is_unread and not (kind == "unsupervised" and name.startswith("readout.000")):
             assert parameter.grad is not None, name
             assert bool(parameter.grad.isfinite().all()), name
@@ -80,7 +90,8 @@ def test_the_gradient_of_an_embedding_is_right(runs, images, kind):
     def loss():
         return torch.nn.functional.cross_entropy(network(images), labels)
 
-    embedding, step = network.layers[1].label_embedding, 1e-3
+    layer, step = network.layers[1], 1e-3
+    embedding = layer.label_embedding if kind == "inject" else layer.label_classifier.weight
     loss().backward()
     place = int(embedding.grad.abs().flatten().argmax())
     with torch.no_grad():
@@ -134,7 +145,7 @@ def test_it_is_traced_for_batches_of_any_size(runs, images, kind):
         )
 
 
-@pytest.mark.parametrize("kind", ["inject", "grouped", "hinton", "int8"])  # what differs most in its operators
+@pytest.mark.parametrize("kind", ["inject", "grouped", "hinton", "int8", "local head"])  # whose operators differ most
 def test_it_is_compiled_whole(runs, images, kind):
     torch._dynamo.reset()  # which counts what was compiled for other networks too
     network = runs(kind).load()
@@ -208,7 +219,7 @@ def test_a_blank_image_has_a_gradient_and_leaves_those_of_the_others_as_they_are
     for make_silent in (False, True):
         if make_silent:
             with torch.no_grad():
-                network.layers[0].bias.fill_(-1e6)
+                next(each for name, each in network.layers[0].named_parameters() if "bias" in name).fill_(-1e6)
         weight, through = differentiate([0, 1, 2, 3, 4])
         others, _ = differentiate([0, 1, 2, 4])
         (saliency,) = torch.autograd.grad(network(leaf := images.clone().requires_grad_()).sum(), leaf)
@@ -225,8 +236,96 @@ def test_weights_that_are_pruned_or_given_are_used(runs, images, kind):
     given = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
     assert float(torch.func.functional_call(network, given, (images,)).abs().sum()) == 0
     before = network(images)
-    torch.nn.utils.prune.l1_unstructured(network.layers[1], "weight", 0.5)
+    for name, _ in plain_modules(network.layers[1]):
+        prune.l1_unstructured(network.layers[1].get_submodule(name), "weight", 0.5)
     assert not torch.equal(network(images), before)
+
+
+# --- the modules of torch's own that it is made of
+
+
+def plain_modules(module):
+    """The linear modules and convolutions, of these very types, by name."""
+    return [(name, each) for name, each in module.named_modules() if type(each) in PLAIN]
+
+
+class Adapted(nn.Module):
+    """A module with a trained addition of its own, as users put into the place of one; it adds nothing at first."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.added = base, copy.deepcopy(base)
+        nn.init.zeros_(self.added.weight)
+        if self.added.bias is not None:
+            nn.init.zeros_(self.added.bias)
+
+    def forward(self, rows):
+        return self.base(rows) + self.added(rows)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, weight):
+        return weight * self.factor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_multiplies_is_a_module_of_torch_which_is_called_in_every_call(runs, images, kind):
+    network, called = runs(kind).load(), []
+    named = dict(plain_modules(network))
+    for layer in network.layers:
+        assert plain_modules(layer)
+    own = {f"{name}.weight" for name in named}
+    matrices = {name for name, each in network.named_parameters() if each.dim() > 1 and "label_embedding" not in name}
+    assert matrices == own
+    for name, module in named.items():
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+    for call in (network, network.predict):
+        called.clear()
+        call(images)
+        assert sorted(called) == sorted(named)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's own
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_linear_modules_are_quantised(runs, images, kind):
+    network = runs(kind).load()
+    quantised = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    assert not any(type(each) is nn.Linear for each in quantised.modules())
+    with torch.no_grad():
+        expected, found = network(images), quantised(images)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_module_is_replaced_by_one_of_the_users_own(runs, images, kind):
+    network, labels = runs(kind).load().requires_grad_(False), torch.arange(5)
+    expected = network(images)
+    for name, module in plain_modules(network):
+        parent, _, last = name.rpartition(".")
+        setattr(network.get_submodule(parent), last, Adapted(module).requires_grad_())
+    torch.testing.assert_close(network(images), expected)
+    torch.nn.functional.cross_entropy(network(images), labels).backward()
+    adapted = [each for each in network.layers[1].modules() if isinstance(each, Adapted)]
+    assert all(bool(each.added.weight.grad.any()) for each in adapted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_weights_are_parametrised(runs, images, kind):
+    network = runs(kind).load()
+    expected = network(images)
+    for _, module in plain_modules(network):
+        parametrize.register_parametrization(module, "weight", Scaled())
+    torch.testing.assert_close(network(images), expected)
+    network(images).sum().backward()
+    assert all(
+        each.parametrizations.weight[0].factor.grad is not None
+        for each in network.layers[1].modules()
+        if parametrize.is_parametrized(each)
+    )
 
 
 @pytest.mark.parametrize("kind", RECIPES)

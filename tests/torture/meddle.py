@@ -118,7 +118,7 @@ def _resume(bench: Bench) -> Any:
 def _evaluate(bench: Bench) -> Any:
     run = ff.Run(bench.run_dir)
     images = run.evaluate("goodness", "validation").errors_by_depth
-    return [images, run.load().state_dict()["layers.0.weight"].sum().item()]
+    return [images, run.load().state_dict()["layers.0.linear.weight"].sum().item()]
 
 
 def _find_problem(bench: Bench, ended: Outcome, right: Any) -> str | None:

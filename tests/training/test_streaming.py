@@ -70,6 +70,8 @@ def train_resident(config):
             parts = [rows[layout.shard_range(shard)] for shard in range(layout.num_shards)]
             flat = [hand_on(layer, spec, p.flatten(0, 1), layer.preactivations(p.flatten(0, 1))).clone() for p in parts]
             rows = as_cached(torch.cat(flat), config.cache.dtype).view(len(rows), -1, spec.out_features)
+        layer.make_plain()  # as loaded layers are
+        blueprint.method.reading.make_plain(layer)
     return layers
 
 

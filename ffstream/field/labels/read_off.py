@@ -18,6 +18,7 @@ from ffstream.field.labels.method import LabelMethod
 from ffstream.field.labels.reading import Reading, label_embedding_of
 from ffstream.field.labels.rows import LabelFreeRows
 from ffstream.field.layers import LAYER_KINDS, Layer
+from ffstream.field.layers.plain import as_linear
 from ffstream.field.network import compute_layer_specs, read_lines
 from ffstream.settings.config import Config
 
@@ -219,10 +220,18 @@ class _ReadingByClassifier(_ReadingOfAll):
         """A number for each feature of a layer's summary."""
         return layer.num_summarised
 
+    def make_plain(self, layer: Layer) -> None:
+        """M is the weight of `label_classifier`, an `nn.Linear` without a bias."""
+        layer.label_classifier = as_linear(label_embedding_of(layer))
+        layer.label_embedding = None
+
     def _split(self, layer: Layer, activities: Tensor, workspace: Workspace | None, *, keep: bool) -> list[Tensor]:
         return [activities.unsqueeze(0), *layer.summarise(activities, keep=keep)]
 
     def _read(self, layer: Layer, goodness: Goodness, activities: list[Tensor]) -> Tensor:
+        if layer.label_classifier is not None:
+            read: Tensor = layer.label_classifier(activities[1])
+            return read * _factor(layer, goodness)
         return (activities[1] @ label_embedding_of(layer).t()).mul_(_factor(layer, goodness))
 
     def _differentiate(

@@ -25,6 +25,9 @@ class Reading(ABC):
         """How many numbers a label has in the layer's label embedding, if there is one."""
         return layer.width
 
+    def make_plain(self, layer: Layer) -> None:  # noqa: B027 - most have no module that multiplies by an embedding
+        """Hand the label embedding of a loaded layer over to a module of torch's own, if it is the weight of one."""
+
     @abstractmethod
     def activities(
         self, layer: Layer, preactivations: Tensor, candidates: Tensor, workspace: Workspace

@@ -28,6 +28,8 @@ class Layer(nn.Module, ABC):
     A kind whose units have places, such as a convolution, says so by `units_of`, and one that hands on something else
     than its activities by `handed_on_by`. `options` is a frozen dataclass of the settings that a kind has of its own.
 
+    A loaded layer is made of modules of torch's own, where its kind says by `make_plain` which.
+
     A kind sets `tileable` if each unit depends only on its own slice, along `unit_axis`, of every parameter and buffer:
     a layer that has only some of the units is then a tile of the whole layer.
     """
@@ -55,6 +57,7 @@ class Layer(nn.Module, ABC):
         self.num_units = self.units.num_features
         self.compute_dtype = compute_dtype
         self.register_parameter("label_embedding", None)
+        self.label_classifier: nn.Module | None = None  # has the label embedding of a loaded layer, if that is a weight
         # Running mean activity of each unit, or channel, for peer normalisation; Hinton's program starts it at 0.5.
         self.mean_activity: Tensor
         self.register_buffer("mean_activity", torch.full((shape.width,), 0.5, dtype=torch.float32))
@@ -100,6 +103,13 @@ class Layer(nn.Module, ABC):
     @abstractmethod
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) in any floating type -> (n, num_units) float32."""
+
+    def make_plain(self) -> None:
+        """Hand the parameters over to modules of torch's own, which `preactivations` calls from then on.
+
+        Once, on a layer that is loaded to be used as a module: it is no longer trained from here, or streamed through.
+        A kind without such modules keeps its parameters.
+        """
 
     def gradients(
         self, rows: Tensor, gradient: Tensor, total: Tensor | None = None

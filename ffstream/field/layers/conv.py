@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ffstream.errors import ConfigError
 from ffstream.field.layers.base import Layer
 from ffstream.field.layers.local_head import LocalHead
+from ffstream.field.layers.plain import call
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.settings.limits import setting
 
@@ -55,6 +56,7 @@ class Conv(Layer):
         num_read = shape.reads.num_channels // self.options.groups
         self.weight = nn.Parameter(torch.empty(self.width, num_read, kernel, kernel, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(self.width, dtype=torch.float32))
+        self.conv: nn.Module | None = None  # has the parameters of a loaded layer
         self.head: LocalHead | None = None
         if shape.head_layers > 1:
             _, height, width, _ = self._plane_of(self.units)
@@ -111,10 +113,28 @@ class Conv(Layer):
 
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) in the weights' type."""
+        if self.conv is not None:
+            planes = self._as_planes(rows.to(self.mean_activity.dtype))
+            return _by_place(call(self.conv, planes, self.compute_dtype)).flatten(1)
         weight = self.weight.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
         bias = self.bias.to(self.compute_dtype)
         found = F.conv2d(self.read(rows), weight, bias, self.options.stride, self.padding, 1, self.options.groups)
         return _by_place(found).flatten(1).to(self.weight.dtype)
+
+    def make_plain(self) -> None:
+        """`conv`, an `nn.Conv2d`, has W and b, but not in a kind derived from this one that does not call it."""
+        if self.head is not None:
+            self.head.make_plain()
+        if type(self).preactivations is Conv.preactivations:
+            kernel, stride, groups = self.options.kernel, self.options.stride, self.options.groups
+            conv = nn.Conv2d(
+                *(self.shape.reads.num_channels, self.width, kernel, stride),
+                padding=self.padding,
+                groups=groups,
+                device="meta",  # where no random numbers are drawn
+            )
+            conv.weight, conv.bias, self.conv = self.weight, self.bias, conv
+            del self.weight, self.bias
 
     def gradients(
         self, rows: Tensor, gradient: Tensor, total: Tensor | None = None
@@ -148,9 +168,12 @@ class Conv(Layer):
         return gradient.view(-1, self.width).sum(dim=0).to(self.bias.dtype)
 
     def read(self, rows: Tensor) -> Tensor:
-        """Rows (n, in_features) as planes (n, channels, height, width) in channels_last."""
+        """Rows (n, in_features) as planes (n, channels, height, width) in channels_last, to be multiplied."""
+        return self._as_planes(rows.to(self.compute_dtype))
+
+    def _as_planes(self, rows: Tensor) -> Tensor:
         before, height, width, after = self._plane_of(self.shape.reads)
-        planes = rows.to(self.compute_dtype).view(-1, before, height, width, after)
+        planes = rows.view(-1, before, height, width, after)
         if before == 1:
             return planes.squeeze(1).permute(0, 3, 1, 2)
         channels = planes.permute(0, 2, 3, 1, 4).flatten(3)  # a copy, of the few channels of an image
@@ -224,7 +247,7 @@ class Conv(Layer):
         pooled = self._pool(preactivations)
         if self.options.normalise == "channels":
             return self._standardise(pooled, self.handed_mean, self.handed_spread).flatten(1)
-        dtype = self.weight.dtype
+        dtype = preactivations.dtype
         rows = pooled.flatten(1).to(torch.promote_types(dtype, torch.float32))
         spread, mean = torch.std_mean(rows, dim=1, correction=0, keepdim=True)
         return ((rows - mean) / (spread + _LEAST_SPREAD)).to(dtype)

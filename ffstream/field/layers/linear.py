@@ -12,6 +12,7 @@ from ffstream.device.row_sums import sum_rows
 from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
 from ffstream.field.layers.base import Layer, cut_units
 from ffstream.field.layers.casting import CastWeights
+from ffstream.field.layers.plain import as_linear, call
 from ffstream.field.layers.shape import LayerShape
 
 _MOST_FEATURE_PARTS = 4  # in which the input has its gradient
@@ -35,6 +36,7 @@ class Linear(Layer):
         self.weight = nn.Parameter(torch.empty(self.num_units, self.in_features, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(self.num_units, dtype=torch.float32))
         self._casts = CastWeights()
+        self.linear: nn.Module | None = None  # has the weights of a loaded layer
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/in_features), as in Hinton's program."""
@@ -48,6 +50,8 @@ class Linear(Layer):
 
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) -> (n, num_units) in the weights' type."""
+        if self.linear is not None:
+            return call(self.linear, rows.to(self.bias.dtype), self.compute_dtype) + self.bias
         if self.workspace is None:
             products = F.linear(rows.to(self.compute_dtype), self.weight.to(self.compute_dtype))
             return products.to(self.weight.dtype).add_(self.bias)
@@ -63,6 +67,12 @@ class Linear(Layer):
                 product = torch.mm(left, right.t(), out=room.take(_PRODUCT, shape, self.compute_dtype))
                 result[:, units].copy_(product)
         return result.add_(self.bias)
+
+    def make_plain(self) -> None:
+        """`linear`, an `nn.Linear`, has W, but not in a kind derived from this one that does not call it."""
+        if type(self).preactivations is Linear.preactivations:
+            self.linear = as_linear(self.weight)
+            del self.weight
 
     def gradients(
         self, rows: Tensor, gradient: Tensor, total: Tensor | None = None

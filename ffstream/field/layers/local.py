@@ -16,6 +16,7 @@ from ffstream.errors import ConfigError
 from ffstream.field.layers.base import Layer, cut_units
 from ffstream.field.layers.casting import CastWeights
 from ffstream.field.layers.local_fields import LocalFields
+from ffstream.field.layers.plain import as_linear, call
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.settings.limits import setting
 
@@ -75,6 +76,7 @@ class Local(Layer):
         self.weight = nn.Parameter(torch.empty(self.num_units, fan_in, dtype=torch.float32))
         self._casts = CastWeights()
         self.bias = nn.Parameter(torch.zeros(self.num_units, dtype=torch.float32))
+        self.cells = nn.ModuleList()  # they have the weights of a loaded layer
 
     @classmethod
     def units_of(cls, shape: LayerShape) -> Activations:
@@ -112,12 +114,26 @@ class Local(Layer):
         """(n, in_features) -> (n, num_units) in the weights' type."""
         if self.fields is not None:
             return self.fields.multiply(rows, self._find_operand(), self.workspace).add_(self.bias)
+        if self.cells:
+            rows = rows.to(self.bias.dtype)
+            seen = [rows.index_select(1, window) for window in self.windows]
+            made = [call(cell, each, self.compute_dtype) for cell, each in zip(self.cells, seen, strict=True)]
+            return torch.cat(made, dim=1) + self.bias
         rows, weight = rows.to(self.compute_dtype), self._find_operand()
         found = [
             torch.mm(rows.index_select(1, window), weight[units].to(self.compute_dtype).t())
             for units, window in self._places()
         ]
         return torch.cat(found, dim=1).to(self.weight.dtype).add_(self.bias)
+
+    def make_plain(self) -> None:
+        """`cells` has an `nn.Linear` for each cell, but not in a kind derived from this one that does not call them.
+
+        With a field, there are as many cells as places; all of their weights stay in one parameter.
+        """
+        if self.fields is None and type(self).preactivations is Local.preactivations:
+            self.cells.extend(as_linear(self.weight[units]) for units, _ in self._places())
+            del self.weight
 
     def gradients(
         self, rows: Tensor, gradient: Tensor, total: Tensor | None = None

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ffstream.field.layers.plain import call
+
 _MOST_SIDE, _LEAST_SIDE = 8, 4  # places of the planes that the hidden layers see, along an axis
 _SUMMARY_SIDE = 2  # the linear classifier reads averages over 2 x 2 parts of the last plane
 _LEAST_VARIANCE = 1e-6  # added to what is divided by
@@ -36,6 +38,7 @@ class LocalHead(nn.Module):
         self._sides, self._width, self._compute_dtype = sides, width, compute_dtype
         self._squares = tuple(side // _count_places(side) for side in sides)
         self.num_hidden = num_hidden
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()  # they have the parameters of a loaded layer
         for number in range(num_hidden):
             self.register_parameter(f"weight_{number}", nn.Parameter(torch.empty(width, width, 3, 3)))
             self.register_parameter(f"scale_{number}", nn.Parameter(torch.ones(width)))
@@ -75,6 +78,8 @@ class LocalHead(nn.Module):
         """
         planes = activities.view(-1, *self._sides, self._width).permute(0, 3, 1, 2)
         current = F.avg_pool2d(planes, self._squares)
+        if self.convs:
+            return [self._average(self._read_plain(current))]
         kept = []
         for number in range(self.num_hidden):
             operand = current.to(self._compute_dtype).contiguous(memory_format=torch.channels_last)
@@ -90,8 +95,30 @@ class LocalHead(nn.Module):
                 kept += [operand, normalised, inverse, rectified]
             del operand, standardised, normalised
             current = rectified.permute(0, 3, 1, 2)
-        summary = F.adaptive_avg_pool2d(current, self._parts)
-        return [summary.permute(0, 2, 3, 1).flatten(1), *kept]
+        return [self._average(current), *kept]
+
+    def make_plain(self) -> None:
+        """Each of `convs`, an `nn.Conv2d`, has w(W) as its weight; `norms`, `nn.GroupNorm`s, are n, scale and shift."""
+        for number in range(self.num_hidden):
+            conv = nn.Conv2d(self._width, self._width, 3, padding=1, bias=False, device="meta")
+            with torch.no_grad():
+                conv.weight = nn.Parameter(self._standardise(number)[0].mul_(self._weight_scale))
+            norm = nn.GroupNorm(1, self._width, eps=_LEAST_VARIANCE, device="meta")
+            norm.weight, norm.bias = (self.get_parameter(f"{name}_{number}") for name in ("scale", "shift"))
+            self.convs.append(conv)
+            self.norms.append(norm)
+            for name in ("weight", "scale", "shift"):
+                delattr(self, f"{name}_{number}")
+
+    def _read_plain(self, current: Tensor) -> Tensor:
+        """What the hidden layers of a loaded layer make of the averaged plane."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            current = torch.relu(norm(call(conv, current, self._compute_dtype)))
+        return current
+
+    def _average(self, planes: Tensor) -> Tensor:
+        """(n, channels, height, width) to the averages (n, num_summarised)."""
+        return F.adaptive_avg_pool2d(planes, self._parts).permute(0, 2, 3, 1).flatten(1)
 
     def differentiate(self, gradient: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """dL/dactivities, but for the division of a square's average among its places, and the parameters' gradients.
