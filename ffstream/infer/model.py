@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,17 @@ class FFNetwork(nn.Module):
             layer.make_plain()
             self._method.reading.make_plain(layer)
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module; tensors may have the names that they have in an exported file, too."""
+        if state_dict.keys() != self.state_dict().keys():
+            with plain_torch():
+                exported = FFNetwork(self.config, self._facts)
+            exported.readout = self.readout
+            if state_dict.keys() == exported.state_dict().keys():
+                exported.load_state_dict(state_dict)
+                state_dict = exported.make_plain().state_dict()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def goodness_by_layer(self, images: Tensor) -> list[Tensor]:
         """Goodness of every label in each layer: one (n, num_classes) per layer.

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -326,6 +327,22 @@ def test_its_weights_are_parametrised(runs, images, kind):
         for each in network.layers[1].modules()
         if parametrize.is_parametrized(each)
     )
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_tensors_with_the_names_of_an_exported_file_are_taken(runs, images, kind, tmp_path):
+    run = runs(kind)
+    network, expected = run.load(), run.load()(images)
+    run.export(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert "layers.1.weight" in tensors
+    network.load_state_dict(tensors)
+    assert torch.equal(network(images), expected)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        network.load_state_dict({name: tensors[name] for name in sorted(tensors)[1:]})
 
 
 @pytest.mark.parametrize("kind", RECIPES)
