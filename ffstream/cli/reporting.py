@@ -83,6 +83,9 @@ class _Course:
         outline = self.outline
         done = f"{outline.num_done} of {count(outline.num_layers, 'layer')} done, " if outline.num_done else ""
         layers = done or f"{count(outline.num_layers, 'layer')}, "
+        if outline.num_epochs_saved:
+            total = outline.num_epochs[outline.num_done] * outline.num_tiles
+            layers += f"layer {outline.num_done + 1} goes on after epoch {outline.num_epochs_saved} of {total}, "
         tiles = f"each in {outline.num_tiles} tiles, " if outline.num_tiles > 1 else ""
         return (
             f"run {outline.path}: {layers}{tiles}{outline.num_samples:,} training samples; a layer's work is planned "
@@ -114,6 +117,13 @@ class _Course:
         return (time.perf_counter() - self._start_s) * left / taken if taken > 0 else None
 
 
+def _describe_early_end(layer: int, num_taken: int, num_epochs: int) -> str:
+    return (
+        f"layer {layer} is done early, after {num_taken} of {num_epochs} epochs, as its validation error has ceased to "
+        "fall"
+    )
+
+
 class PlainObserver(Observer):
     """Prints one line per layer, and at most one every ten seconds within a layer."""
 
@@ -129,6 +139,10 @@ class PlainObserver(Observer):
     def on_warning(self, text: str) -> None:
         """Print the warning as a line."""
         self._print(f"warning: {text}")
+
+    def on_early_end(self, layer: int, num_taken: int, num_epochs: int) -> None:
+        """Print how many epochs the layer took."""
+        self._print(_describe_early_end(layer, num_taken, num_epochs))
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
@@ -199,16 +213,21 @@ class BarObserver(Observer):
         """Print the warning as a line above the bars."""
         print_line(self._console, f"warning: {text}")
 
+    def on_early_end(self, layer: int, num_taken: int, num_epochs: int) -> None:
+        """Print how many epochs the layer took, above the bars."""
+        print_line(self._console, _describe_early_end(layer, num_taken, num_epochs))
+
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
         """Show live figures of the epoch."""
-        self._show(layer, epoch - 1 + figures.num_samples / self._course.outline.num_samples, figures)
+        taken = epoch - 1 + figures.num_samples / self._course.outline.num_samples
+        self._show(layer, taken, num_epochs, figures)
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
         """Show the figures of the whole epoch."""
         self._last_error = validation_error
-        self._show(layer, epoch, figures)
+        self._show(layer, epoch, num_epochs, figures)
 
     def on_layer(self, figures: LayerFigures) -> None:
         """Move the bar on by a layer, and show the time that the run still takes and the layer's error and memory."""
@@ -229,7 +248,7 @@ class BarObserver(Observer):
         """Leave the terminal as it was."""
         self._progress.stop()
 
-    def _show(self, layer: int, epochs_taken: float, figures: EpochFigures) -> None:
+    def _show(self, layer: int, epochs_taken: float, num_epochs: int, figures: EpochFigures) -> None:
         course = self._course
         outline = course.outline
         noun = "error" if outline.is_labelled else "hybrids"
@@ -240,8 +259,7 @@ class BarObserver(Observer):
             f"separation {figures.separation:.3f}",
             f"goodness {figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}",
         ]
-        total = outline.num_epochs[layer - 1] * outline.num_tiles
-        self._progress.update(self._epochs, total=total, completed=epochs_taken, note=self._fit(notes))
+        self._progress.update(self._epochs, total=num_epochs, completed=epochs_taken, note=self._fit(notes))
         self._show_eta(layer, epochs_taken)
 
     def _show_eta(self, layer: int, epochs_taken: float) -> None:

@@ -128,6 +128,7 @@ class Runner:
             path=str(self._directory.path),
             num_layers=len(self._specs),
             num_done=num_done,
+            num_epochs_saved=self._saver.count_epochs(num_done),
             num_samples=len(self._labels[TRAIN]),
             num_tiles=max(len(self._tiles_of(spec)) for spec in self._blueprint.distinct),
             num_epochs=tuple(spec.num_epochs for spec in self._specs),
@@ -313,7 +314,7 @@ class Runner:
         self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness, part: EpochPart | None
     ) -> tuple[EpochFigures, Tensor | None]:
         """Train for one epoch, or what is left of it behind `part`, measure, and save the progress."""
-        number, num_epochs = spec.index + 1, spec.num_epochs * len(self._tiles_of(spec))
+        number, num_epochs = spec.index + 1, trainer.schedule.num_epochs * len(self._tiles_of(spec))
 
         def on_tick(figures: EpochFigures) -> None:
             check_interrupts()
@@ -334,6 +335,8 @@ class Runner:
         self._metrics.append(record | dataclasses.asdict(figures))
         schedule = self._held_out.find_schedule(spec, self._config.optimiser)
         is_last = (epoch + 1) % spec.num_epochs % schedule.num_epochs == 0  # the tile or the layer is committed next
+        if is_last and schedule.num_epochs < spec.num_epochs:
+            self._observer.on_early_end(number, schedule.num_epochs, spec.num_epochs)
         is_loaded_next = TRAIN not in self._caches.lasting  # as images are put through the layers below first
         if not is_last and (is_loaded_next or self._saver.is_due_after_epoch()):
             self._saver.save(spec, epoch + 1, trainer)

@@ -50,6 +50,10 @@ class ProgressSaver:
             errors = [record.get("validation_error") for record in records if record.get("layer") == num_done + 1]
             self.validation_errors = [float(error) for error in errors if error is not None]
 
+    def count_epochs(self, layer: int) -> int:
+        """How many epochs of a layer an earlier process has saved, in all tiles."""
+        return self._epochs_taken.get(layer, 0)
+
     def take_epochs(self, layer: int) -> int:
         """How many epochs of a layer an earlier process took, in all tiles. They are counted once."""
         return self._epochs_taken.pop(layer, 0)

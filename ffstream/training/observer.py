@@ -59,6 +59,7 @@ class RunOutline:
     device_type: str  # cpu, or a kind of accelerator
     planned_bytes: int  # most memory that the work of a layer takes on the device
     allowed_bytes: int  # memory that it may take there
+    num_epochs_saved: int = 0  # that an earlier process took of the first layer that is not done, in all tiles
 
 
 class Observer:
@@ -75,6 +76,9 @@ class Observer:
 
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
         """An epoch is under way. Layers and epochs count from 1; epochs count on through the tiles of a layer."""
+
+    def on_early_end(self, layer: int, num_taken: int, num_epochs: int) -> None:
+        """A layer is done after fewer epochs than it might have had, as its validation error has ceased to fall."""
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None

@@ -244,3 +244,8 @@ def test_an_evaluation_says_what_its_probabilities_are_calibrated_on(small_confi
     assert ["weight" in line for line in fitted[:3]] == [True] * 3
     bare = ff.train(small_config(validation_fraction=0.0), tmp_path / "bare").evaluate()
     assert "no validation split to calibrate them on" in [*evaluation_report(bare, 80)][-1]
+
+
+def test_a_resumed_run_says_where_its_layer_goes_on():
+    assert "layer 5 goes on after epoch 7 of 10" in _Course(dataclasses.replace(OUTLINE, num_epochs_saved=7)).describe()
+    assert "goes on" not in _Course(OUTLINE).describe()

@@ -96,7 +96,7 @@ def test_classes_are_shown_letter_by_letter(run):
 def test_a_run_that_is_shown_may_have_any_name(observer):
     text = io.StringIO()
     shown: Observer = observer(Console(file=text, force_terminal=observer is BarObserver, width=300))
-    shown.on_start(RunOutline("runs/[/]:cat:\x1b[31m", 1, 0, 10, 1, 5, True, "cpu", 1, 2))
+    shown.on_start(RunOutline("runs/[/]:cat:\x1b[31m", 1, 0, 10, 1, (5,), True, "cpu", 1, 2))
     shown.on_step("[/]\x1b[31m")
     shown.on_warning("file [/]\x1b[31m")
     shown.on_stop()

@@ -56,7 +56,11 @@ def epochs_of(run):
 
 def test_a_layer_that_learns_nothing_more_is_done_early_and_resumes_with_the_same_bits(tmp_path):
     config = small(epochs=40, **{"optimiser.patience": 2})
-    whole = ff.train(config, tmp_path / "whole")
+    said = []
+    listener = ff.Observer()
+    listener.on_early_end = lambda *numbers: said.append(numbers)
+    whole = ff.train(config, tmp_path / "whole", observer=listener)
+    assert said == [(number, taken, 40) for number, taken in enumerate(epochs_of(whole), start=1)]
     assert all(number < 40 for number in epochs_of(whole))
     for nth in (3, epochs_of(whole)[0] - 2):  # before the rate falls, and after
         path = tmp_path / f"cut {nth}"
