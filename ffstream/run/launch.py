@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
 from ffstream.device.device import explain_fallback
@@ -175,7 +177,8 @@ def _execute(
                             caches.remove_half_shards()
                     del runner  # so that its memory is free
                     if judgement is not None:
-                        layers = CommittedLayers(directory, config, directory.read_data(), device)
+                        # On the host: the plan has no room on a device, nor in pinned memory, for so little work.
+                        layers = CommittedLayers(directory, config, directory.read_data(), torch.device("cpu"))
                         found = judgement.look_again(layers)
                         if found is not None:
                             observer.on_warning(found)
