@@ -22,7 +22,7 @@ _ALIASES = {"dense": "linear"}
 _POOLINGS = {"pool": "max", "maxpool": "max", "avgpool": "average"}
 _MOST_LAYERS = 1_000_000
 _KIND = r"(?P<kind>[A-Za-z_][A-Za-z_]*)"
-_SHORT = re.compile(_KIND + r"(?P<width>\d+)?(?:\((?P<options>[^()]*)\))?(?:x(?P<repeat>\d+))?$")
+_SHORT = re.compile(_KIND + r"(?P<width>\d+)?(?:\((?P<options>[^()]*)\))?(?:x(?P<repeat>\d+))?$", re.ASCII)
 _EXAMPLE = '"conv64 pool conv128x2 pool dense512"'
 
 
@@ -105,23 +105,38 @@ def _read_text(text: Any, before: list[LayerLine]) -> list[LayerLine]:
             found += _read_text(FORMS[word], [])
             continue
         match = _SHORT.match(word)
-        kind = match["kind"] if match is not None else ""
-        if match is None or (match["width"] is None and kind not in (*_POOLINGS, "flatten")):
+        kind, repeat = (match["kind"], int(match["repeat"] or 1)) if match is not None else ("", 1)
+        is_whole = kind in (*_POOLINGS, *FORMS_OF_ANY_DEPTH, "flatten")
+        if match is None or (match["width"] is None and not is_whole):
             known = [*FORMS, *FORMS_OF_ANY_DEPTH, *_POOLINGS, *_ALIASES, "conv"]
             raise _refuse(text, f"{word!r} is no layer; {nearest(word, known)}; write a network as {_EXAMPLE}")
+        if kind in FORMS_OF_ANY_DEPTH and match["width"] is None:
+            raise _refuse(text, f"{kind!r} is a whole network, as deep as --layers says; allowed by itself")
+        if kind.removesuffix("x") in _POOLINGS and kind not in _POOLINGS:
+            raise _refuse(text, f"{word!r} repeats a pooling, allowed pool, or a larger one such as pool4")
+        if (kind == "flatten" and match["width"]) or (kind in (*_POOLINGS, "flatten") and match["options"]):
+            raise _refuse(text, f"{word!r} takes no {'options' if match['options'] else 'number'}; allowed {kind}")
         if kind == "flatten":  # every dense layer reads rows
             continue
         if kind in _POOLINGS:
             layers = found or before
             if not layers:
                 raise _refuse(text, f"{word!r} has no layer before it that it could pool")
-            pooled: dict[str, Option] = {"pool": int(match["width"] or 2), "pooling": _POOLINGS[kind]}
-            layers[-1] = layers[-1].with_options(pooled)
+            layers[-1] = _pool(text, layers[-1], kind, int(match["width"] or 2) ** repeat)
             continue
         options = _parse_options(text, [each for each in (match["options"] or "").split(",") if each])
         line = LayerLine(_ALIASES.get(kind, kind), _check_width(word, int(match["width"])), options)
         found += [line] * _check_repeat(word, int(match["repeat"] or 1))
     return found
+
+
+def _pool(text: str, line: LayerLine, kind: str, side: int) -> LayerLine:
+    """The layer with one more pooling: two of a kind are one that is as large as both."""
+    given = dict(line.options)
+    before, pooling = given.get("pool", 1), _POOLINGS[kind]
+    if before != 1 and given.get("pooling", "max") != pooling:
+        raise _refuse(text, f"{line.kind} {line.width} is pooled by two kinds of pooling, allowed one")
+    return line.with_options({"pool": int(before) * side, "pooling": pooling})
 
 
 def _read_table(table: Mapping[str, Any]) -> list[LayerLine]:

@@ -13,6 +13,34 @@ LINES = ("conv 64 pool=2 pooling=max", "conv 128 kernel=5", "conv 128 kernel=5",
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("conv6 pool pool", "conv 6 pool=4 pooling=max"),
+        ("conv6(pool=2) pool3", "conv 6 pool=6 pooling=max"),
+        ("conv6 avgpool avgpool", "conv 6 pool=4 pooling=average"),
+    ],
+)
+def test_poolings_of_one_layer_multiply(text, expected):
+    assert read_layers(text) == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("conv6 pool avgpool", "two kinds of pooling"),
+        ("conv6 pool(epochs=3)", "takes no options"),
+        ("conv6 poolx2", "repeats a pooling"),
+        ("conv6 flatten2 dense8", "takes no number"),
+        ("vgg conv6", "allowed by itself"),
+        ("conv\uff16", "is no layer"),
+    ],
+)
+def test_what_would_be_dropped_without_a_word_is_refused(text, words):
+    with pytest.raises(ff.ConfigError, match=words):
+        read_layers(text)
+
+
+@pytest.mark.parametrize(
     "given",
     [
         "conv64 pool conv128(kernel=5)x2 dense512",
