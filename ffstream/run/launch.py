@@ -177,8 +177,9 @@ def _execute(
                             caches.remove_half_shards()
                     del runner  # so that its memory is free
                     if judgement is not None:
-                        # On the host: the plan has no room on a device, nor in pinned memory, for so little work.
-                        layers = CommittedLayers(directory, config, directory.read_data(), torch.device("cpu"))
+                        # In the host's memory: the plan has no room elsewhere, and it is little work.
+                        in_memory = config.override({"cache.tier": "host"})
+                        layers = CommittedLayers(directory, in_memory, directory.read_data(), torch.device("cpu"))
                         found = judgement.look_again(layers)
                         if found is not None:
                             observer.on_warning(found)

@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 import ffstream as ff
 from ffstream.cli import app
 from ffstream.data import Scaling, load_dataset
+from ffstream.data.augmentation import Augmentation
 from ffstream.data.facts import DataFacts
 from ffstream.data.shape import DataShape
 from ffstream.field.labels import make_label_method
 from ffstream.field.normalisation import length_normalise
+from ffstream.settings.sections import AugmentationConfig
 from ffstream.studies.doctor import examine_run
 from ffstream.studies.offline import draw_negatives
 from ffstream.training.input_rows import InputRows
@@ -90,8 +92,8 @@ def test_shifts_move_negatives_as_their_image(written, small_config):
     data = load_dataset(str(written))
     method = make_label_method(small_config(**settings(written)), DataShape(64, 10))
     doubled = dataclasses.replace(data.train, negatives=data.train.images.unsqueeze(1).repeat(1, 3, 1, 1))
-    shifts = torch.arange(300) % 9
-    rows = InputRows(method.rows, doubled, Scaling(16.0), 0).make(shifts, 1)(slice(0, 300))
+    shifts, augmentation = (torch.arange(300) % 9).unsqueeze(1), Augmentation(AugmentationConfig(views=2, max_shift=1))
+    rows = InputRows(method.rows, doubled, Scaling(16.0), 0).make(augmentation, shifts)(slice(0, 300))
     assert torch.equal(rows, rows[:, :1].expand_as(rows))
 
 
