@@ -46,6 +46,7 @@ _LEAST_TOLD = 0.05  # share of the variance of ranks between classes, from which
 _ALONE = 0.5  # share of the sum of squares in a feature, from which its spread comes from one value alone
 _MOST_COMPARED, _MOST_COMPARED_FEATURES = 512, 4096  # images, and features, that are compared for neighbours
 _OVERLAID = 1 / 3  # share of the sum of squares that a label may hide
+_STANDARDISE = "add --standardise features, or bring the data to such units yourself"
 _LOST_CLASSES = 0.2  # rise, at unit length, in the share of images whose nearest has another class
 
 
@@ -108,7 +109,12 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
         return f"training images: {mixed}"
     look = _Look.at(images, index, scaling)
     plain = look if standardise == NONE else _Look.at(images, index, Scaling(scaling.scale))
+    shape = tuple(images.shape[1:])
     found = _find_empty(plain, images, standardise)
+    if found is not None and standardise == NONE:  # a feature in larger units may make them small
+        units = _find_units(look, shape)
+        if units is not None:
+            return f"{units}; {_STANDARDISE}"
     spreading = (
         None if standardise == NONE or found is not None else _find_spreading(plain, images, scaling, standardise)
     )
@@ -121,13 +127,12 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
             return f"{found}; add --standardise features, or take the logarithm of such features"
     if found is not None:
         return f"{found}; mend or leave out such images"
-    shape = tuple(images.shape[1:])
     found = None if standardise == FEATURES else _find_units(look, shape)
     if found is None and standardise == CHANNELS:  # the features of a channel share one mean and one spread
         found = _find_odd_features(plain, shape, find_parts(shape, CHANNELS))
     found = found or _find_offset(look)
     if found is not None:
-        return f"{found}; add --standardise features, or bring the data to such units yourself"
+        return f"{found}; {_STANDARDISE}"
     return _find_lost_length(images, labels, index, scaling, standardise)
 
 

@@ -135,7 +135,7 @@ def test_help_shows_the_default_of_every_setting_and_offers_what_there_is(monkey
     flat = ff.Config().to_flat()
     for parameter in inspect.signature(training.train).parameters:
         name = RENAMED.get(parameter, parameter)
-        if name in flat and name not in ("augmentation.restream", "plugins", "recipe"):
+        if name in flat and name not in ("augmentation.restream", "plugins", "recipe", "standardise"):
             option = f"--{parameter.replace('_', '-')} "
             line = next(line for line in output.splitlines() if option in line)
             assert "Default: " in line, line

@@ -307,3 +307,15 @@ def test_channels_may_have_units_of_their_own_once_each_is_standardised():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(NUM_IMAGES, 3, 6, 6, generator=generator) * torch.tensor([1.0, 1e4, 1.0]).view(3, 1, 1)
     assert said_of(images, standardise="channels") is None
+
+
+def test_images_that_are_small_beside_one_feature_are_not_blamed_for_it():
+    generator = torch.Generator().manual_seed(0)
+    images = 0.1 + 0.8 * torch.rand(NUM_IMAGES, 6, 6, generator=generator)
+    images[:40, 2, 1] = 0.0  # there the feature is dark, so that all of the image is small
+    images[:, 2, 1] *= 1e8
+    assert "feature 13" in said_of(images)
+    blank = images.clone()
+    blank[:40] = 0.0
+    blank[:, 2, 1] /= 1e8
+    assert "zero throughout" in said_of(blank)
