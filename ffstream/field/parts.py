@@ -86,7 +86,8 @@ def _complete_line(line: LayerLine) -> LayerLine:
     if settings is None:
         return line
     check_fields(settings, prefix=noun)
-    return LayerLine(line.kind, line.width, tuple(sorted(_list_recorded(settings).items())))
+    of_training = {key: value for key, value in line.options if key not in line.kind_options}
+    return LayerLine(line.kind, line.width, tuple(sorted((of_training | _list_recorded(settings)).items())))
 
 
 def _list_recorded(settings: Any) -> dict[str, Any]:

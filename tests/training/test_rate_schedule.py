@@ -85,6 +85,16 @@ def test_layers_have_epochs_and_rates_of_their_own(tmp_path):
     assert "dense" not in output
 
 
+@pytest.mark.parametrize("kind", ["dense24", "conv12", "local3(field=3"])
+def test_a_layer_of_any_kind_keeps_its_epochs_and_its_rate(kind, tmp_path):
+    own = "epochs=2,learning_rate=0.001)"
+    line = f"{kind},{own}" if "(" in kind else f"{kind}({own}"
+    run = ff.train(small(epochs=5, **{"network.layers": f"{line} dense24", "width": 24}), tmp_path / "run")
+    assert epochs_of(run) == [2, 5]
+    first = run.config.list_layers()[0]
+    assert (first.num_epochs, first.learning_rate) == (2, 0.001)
+
+
 def test_epochs_given_for_all_are_those_of_the_network(tmp_path):
     one = ff.train(small(epochs=3, **{"network.layers": "dense24x2"}), tmp_path / "one")
     other = ff.train(small(epochs=7, **{"network.layers": "dense24(epochs=3)x2"}), tmp_path / "other")
