@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -137,6 +138,17 @@ class InterruptAt(ff.Observer):
                 raise KeyboardInterrupt
 
         setattr(self, method, interrupt)
+
+
+def check_resumed_on_every_tier(config: ff.Config, folder: Path) -> None:
+    """A run that is interrupted in its fourth epoch ends with the same weights, wherever its cache lies."""
+    whole = ff.train(config, folder / "whole")
+    for tier in ("host", "disk"):
+        path = folder / tier
+        with pytest.raises(KeyboardInterrupt):
+            ff.train(config.override({"cache.tier": tier}), path, observer=InterruptAt("on_epoch", 3))
+        ff.resume(path)
+        assert layer_digests(path) == layer_digests(whole.path)
 
 
 class StopAtEach(ff.Observer):

@@ -11,7 +11,7 @@ import ffstream as ff
 from benchmarks.footprint import compare
 from ffstream.device.workspace import Workspace
 from ffstream.field.layers import Activations, Conv, ConvOptions, LayerShape
-from tests.helpers import InterruptAt, describe, layer_digests
+from tests.helpers import check_resumed_on_every_tier, describe
 
 CPU = torch.device("cpu")
 SHAPES = {(9, 8): 1, (8, 8, 3): 3, (3, 10, 9): 3, (4, 6, 1): 1}  # of images, with their channels
@@ -162,13 +162,7 @@ def conv_config(small_config, **settings):
 @pytest.mark.parametrize("recipe", ["mono", "inject", "unsupervised"])
 def test_an_interrupted_run_resumes_bitwise_on_every_tier(recipe, small_config, tmp_path):
     config = conv_config(small_config, recipe=recipe, objective__perturbation=0.02)
-    whole = ff.train(config, tmp_path / "whole")
-    for tier in ("host", "disk"):
-        path = tmp_path / tier
-        with pytest.raises(KeyboardInterrupt):
-            ff.train(config.override({"cache.tier": tier}), path, observer=InterruptAt("on_epoch", 3))
-        ff.resume(path)
-        assert layer_digests(path) == layer_digests(whole.path)
+    check_resumed_on_every_tier(config, tmp_path)
 
 
 def test_a_loaded_network_gives_what_a_streamed_run_does(small_config, tmp_path):

@@ -14,7 +14,7 @@ from ffstream.field.layers import Activations, LayerShape, Local, LocalOptions
 from ffstream.field.parts import complete_parts
 from ffstream.run.preparation import make_plan
 from tests.field.test_layers import whole_gradients
-from tests.helpers import InterruptAt, describe, layer_digests
+from tests.helpers import check_resumed_on_every_tier, describe
 
 CPU = torch.device("cpu")
 CASES = {
@@ -203,13 +203,7 @@ def fields_config(small_config, recipe="mono", **settings):
 def test_an_interrupted_run_resumes_bitwise_on_every_tier(recipe, small_config, tmp_path):
     settings = {"objective__perturbation": 0.02} if recipe in ("mono", "inject") else {}
     config = fields_config(small_config, recipe, cache__dtype="int8", **settings)
-    whole = ff.train(config, tmp_path / "whole")
-    for tier in ("host", "disk"):
-        path = tmp_path / tier
-        with pytest.raises(KeyboardInterrupt):
-            ff.train(config.override({"cache.tier": tier}), path, observer=InterruptAt("on_epoch", 3))
-        ff.resume(path)
-        assert layer_digests(path) == layer_digests(whole.path)
+    check_resumed_on_every_tier(config, tmp_path)
 
 
 def test_a_loaded_and_an_exported_network_give_what_a_streamed_run_does(small_config, tmp_path):
