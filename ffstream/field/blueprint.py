@@ -93,6 +93,7 @@ class Blueprint:
         """A layer, or some of its units, whose parameters are undefined until they are assigned."""
         shape = spec.shape.cut(units) if units is not None else spec.shape
         layer = LAYER_KINDS[spec.kind](shape, self.compute_dtype)
+        layer.is_summarised = self.method.reading.reads_summary
         if self.method.reading.uses_embedding:
             num_values = self.method.reading.count_embedded(layer)
             embedding = torch.empty(self.data.num_classes, num_values, dtype=torch.float32)

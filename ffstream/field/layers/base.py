@@ -42,6 +42,9 @@ class Layer(nn.Module, ABC):
     # memory. By default it is 3: the first layer reads images, and the second finds what the first one left in memory.
     num_distinct: ClassVar[int] = 3
 
+    # Whether goodness is read off the summary alone. A kind may then have preactivations of less precision.
+    is_summarised: bool = False
+
     label_embedding: nn.Parameter | None
 
     # Buffers for a loop that is done with each result before it asks for the next. Without a workspace, every result is

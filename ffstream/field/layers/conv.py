@@ -13,6 +13,7 @@ from ffstream.errors import ConfigError
 from ffstream.field.layers.base import Layer
 from ffstream.field.layers.local_head import LocalHead
 from ffstream.field.layers.plain import call
+from ffstream.field.layers.planes import by_place, keep_where_active_
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.settings.limits import setting
 
@@ -112,14 +113,18 @@ class Conv(Layer):
             self.head.initialise(generator)
 
     def preactivations(self, rows: Tensor) -> Tensor:
-        """(n, in_features) -> (n, num_units) in the weights' type."""
+        """(n, in_features) -> (n, num_units), in the weights' type, or in that of products if a classifier reads them.
+
+        Such a classifier reads averages, which need no more than what a product has, in half the memory.
+        """
         if self.conv is not None:
             planes = self._as_planes(rows.to(self.mean_activity.dtype))
-            return _by_place(call(self.conv, planes, self.compute_dtype)).flatten(1)
+            return by_place(call(self.conv, planes, self.compute_dtype)).flatten(1)
         weight = self.weight.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
         bias = self.bias.to(self.compute_dtype)
         found = F.conv2d(self.read(rows), weight, bias, self.options.stride, self.padding, 1, self.options.groups)
-        return _by_place(found).flatten(1).to(self.weight.dtype)
+        rows = by_place(found).flatten(1)
+        return rows if self.is_summarised else rows.to(self.weight.dtype)
 
     def make_plain(self) -> None:
         """`conv`, an `nn.Conv2d`, has W and b, but not in a kind derived from this one that does not call it."""
@@ -213,7 +218,8 @@ class Conv(Layer):
             return self.head.read(activities, keep=keep)
         (rows, columns), (_, height, width, _) = self._parts, self._plane_of(self.units)
         planes = activities.view(-1, height, width, self.width).permute(0, 3, 1, 2)
-        return [_by_place(F.avg_pool2d(planes, (height // rows, width // columns))).flatten(1)]
+        averages = by_place(F.avg_pool2d(planes, (height // rows, width // columns)))
+        return [averages.flatten(1).to(self.mean_activity.dtype)]
 
     def through_summary_(
         self, activities: Tensor, gradient: Tensor, kept: Sequence[Tensor]
@@ -223,8 +229,8 @@ class Conv(Layer):
             by_average, found = self.head.differentiate(gradient, kept)
             return self.head.spread_(activities, by_average), {f"head.{name}": v for name, v in found.items()}
         cut, (rows, columns) = self._cut(activities), self._parts
-        by_part = gradient.div(cut.shape[2] * cut.shape[4]).to(activities.dtype)
-        cut.sign_().mul_(by_part.view(-1, rows, 1, columns, 1, self.width))
+        by_part = gradient.div(cut.shape[2] * cut.shape[4])
+        keep_where_active_(cut, by_part.view(-1, rows, 1, columns, 1, self.width))
         return activities, {}
 
     def _cut(self, activities: Tensor) -> Tensor:
@@ -259,7 +265,7 @@ class Conv(Layer):
         planes = activate(preactivations).view(-1, height, width, self.width)
         if self.options.pool > 1:
             pool = F.max_pool2d if self.options.pooling == "max" else F.avg_pool2d
-            planes = _by_place(pool(planes.permute(0, 3, 1, 2), self.options.pool))
+            planes = by_place(pool(planes.permute(0, 3, 1, 2), self.options.pool))
         return planes.flatten(1, 2)
 
     @staticmethod
@@ -284,19 +290,6 @@ class Conv(Layer):
         mean = total / count
         self.handed_mean.copy_(mean)
         self.handed_spread.copy_((squares / count - mean.square()).clamp(min=0).sqrt())
-
-
-def _by_place(planes: Tensor) -> Tensor:
-    """Planes (n, channels, height, width) as (n, height, width, channels).
-
-    Devices lay the result of a convolution out as its input. On paper torch says otherwise, and a copy would be counted
-    that no device makes.
-    """
-    found = planes.permute(0, 2, 3, 1)
-    if found.device.type != "meta" or found.is_contiguous():
-        return found
-    _, height, width, channels = found.shape
-    return found.as_strided(found.shape, (height * width * channels, width * channels, channels, 1))
 
 
 def _options_of(shape: LayerShape) -> ConvOptions:

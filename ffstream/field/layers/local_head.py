@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffstream.field.layers.plain import call
+from ffstream.field.layers.planes import by_place, keep_where_active_
 
 _MOST_SIDE, _LEAST_SIDE = 8, 4  # places of the planes that the hidden layers see, along an axis
 _SUMMARY_SIDE = 2  # the linear classifier reads averages over 2 x 2 parts of the last plane
@@ -72,7 +73,7 @@ class LocalHead(nn.Module):
                 self.get_parameter(f"weight_{number}").normal_(0, (2 / (9 * self._width)) ** 0.5, generator=generator)
 
     def read(self, activities: Tensor, *, keep: bool) -> list[Tensor]:
-        """Activities (n, places * channels) to the averages (n, num_summarised).
+        """Activities (n, places * channels) to the averages (n, num_summarised), in the type of the parameters.
 
         To `keep`, what `differentiate` needs follows.
         """
@@ -80,22 +81,18 @@ class LocalHead(nn.Module):
         current = F.avg_pool2d(planes, self._squares)
         if self.convs:
             return [self._average(self._read_plain(current))]
+        current = current.to(self._compute_dtype).contiguous(memory_format=torch.channels_last)
         kept = []
         for number in range(self.num_hidden):
-            operand = current.to(self._compute_dtype).contiguous(memory_format=torch.channels_last)
-            product = F.conv2d(operand, self._cast(self._standardise(number)[0]), padding=1)
-            rows = product.permute(0, 2, 3, 1).flatten(1).to(activities.dtype)
-            del product, current
-            standardised, inverse = _standardise(rows, (1,))
-            del rows
-            normalised = standardised.view(len(standardised), *self._plane, self._width)
-            scale, shift = (getattr(self, f"{name}_{number}") for name in ("scale", "shift"))
-            rectified = torch.addcmul(shift, normalised, scale).relu_()
+            product = F.conv2d(current, self._cast(self._standardise(number)[0]), padding=1)
+            rectified, mean, inverse = self._normalise(number, product)
+            rectified.relu_()
             if keep:
-                kept += [operand, normalised, inverse, rectified]
-            del operand, standardised, normalised
-            current = rectified.permute(0, 3, 1, 2)
-        return [self._average(current), *kept]
+                kept += [current, product, mean, inverse]
+            current = rectified
+            del product, rectified
+        dtype = self.get_parameter("scale_0").dtype
+        return [self._average(current).to(dtype), *kept, *([current] if keep else [])]
 
     def make_plain(self) -> None:
         """Each of `convs`, an `nn.Conv2d`, has w(W) as its weight; `norms`, `nn.GroupNorm`s, are n, scale and shift."""
@@ -126,57 +123,70 @@ class LocalHead(nn.Module):
         `gradient` is dL/dsummary (n, num_summarised). Returns (n, height, width, channels) of the averaged plane. What
         is `kept` is overwritten.
         """
-        upstream = gradient.view(-1, *self._parts, self._width).permute(0, 3, 1, 2)
-        last = kept[-1].permute(0, 3, 1, 2)
-        by_place = torch.ops.aten._adaptive_avg_pool2d_backward(upstream, last).permute(0, 2, 3, 1)
+        dtype, last = gradient.dtype, kept[-1]
+        upstream = gradient.to(self._compute_dtype).view(-1, *self._parts, self._width).permute(0, 3, 1, 2)
+        by_plane = torch.ops.aten._adaptive_avg_pool2d_backward(upstream, last)
         found: dict[str, Tensor] = {}
         for number in reversed(range(self.num_hidden)):
-            operand, normalised, inverse, rectified = kept[4 * number : 4 * number + 4]
-            by_scaled = rectified.sign_().mul_(by_place)
-            del by_place
-            found[f"scale_{number}"] = (by_scaled * normalised).sum(dim=(0, 1, 2))
-            found[f"shift_{number}"] = by_scaled.sum(dim=(0, 1, 2))
-            by_normalised = by_scaled.mul_(getattr(self, f"scale_{number}")).flatten(1)
-            by_rows = _through_standardise_(by_normalised, normalised.flatten(1), inverse, (1,))
-            by_product = by_rows.view(normalised.shape).permute(0, 3, 1, 2).to(self._compute_dtype)
-            weight, inverse = self._standardise(number)
-            by_operand, by_weight, _ = torch.ops.aten.convolution_backward(
+            operand, product, mean, inverse = kept[4 * number : 4 * number + 4]
+            rectified = kept[4 * number + 4]
+            by_scaled = keep_where_active_(by_place(rectified), by_place(by_plane)).permute(0, 3, 1, 2)
+            del by_plane
+            by_product, by_scale, by_shift = torch.ops.aten.native_group_norm_backward(
+                *(by_scaled, product, mean, inverse, self._affine(number, product)[0]),
+                *(len(product), self._width, self._plane[0] * self._plane[1], 1, [True, True, True]),
+            )
+            found[f"scale_{number}"], found[f"shift_{number}"] = by_scale.to(dtype), by_shift.to(dtype)
+            weight, *moments = self._standardise(number)
+            by_plane, by_weight, _ = torch.ops.aten.convolution_backward(
                 *(by_product, operand, self._cast(weight), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
                 output_mask=[True, True, False],
             )
-            by_weight = by_weight.to(weight.dtype).mul_(self._weight_scale)
-            found[f"weight_{number}"] = _through_standardise_(by_weight, weight, inverse, (1, 2, 3))
-            by_place = by_operand.permute(0, 2, 3, 1).to(gradient.dtype)
-        return by_place, found
+            del by_product, by_scaled
+            by_weight = by_weight.to(dtype).mul_(self._weight_scale)
+            found[f"weight_{number}"] = self._through_standardise(number, by_weight, moments)
+        return by_place(by_plane), found
 
     def spread_(self, activities: Tensor, by_average: Tensor) -> Tensor:
         """dL/dpreactivations, written over the activities, from the gradient of the averaged plane."""
         rows, columns = self._squares
         height, width = self._plane
         cut = activities.view(-1, height, rows, width, columns, self._width)
-        cut.sign_().mul_(by_average.div(rows * columns).view(-1, height, 1, width, 1, self._width))
+        keep_where_active_(cut, by_average.div(rows * columns).view(-1, height, 1, width, 1, self._width))
         return activities
 
-    def _standardise(self, number: int) -> tuple[Tensor, Tensor]:
-        return _standardise(getattr(self, f"weight_{number}"), (1, 2, 3))
+    def _normalise(self, number: int, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """scale * n(product) + shift, and the mean and one over the spread of each sample."""
+        sizes = len(product), self._width, self._plane[0] * self._plane[1], 1
+        scale, shift = self._affine(number, product)
+        found, mean, inverse = torch.native_group_norm(product, scale, shift, *sizes, _LEAST_VARIANCE)
+        return found, mean, inverse
+
+    def _affine(self, number: int, product: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift. A CPU multiplies products in 16 bits by numbers in 32; other devices want one type."""
+        dtype = product.dtype if product.device.type != "cpu" else torch.float32
+        scale, shift = (self.get_parameter(f"{name}_{number}").to(dtype) for name in ("scale", "shift"))
+        return scale, shift
+
+    def _standardise(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """w(W), and the mean and one over the spread of each channel's weights."""
+        weight = self.get_parameter(f"weight_{number}")
+        found, mean, inverse = torch.native_layer_norm(
+            weight.flatten(1), [9 * self._width], None, None, _LEAST_VARIANCE
+        )
+        return found.view(weight.shape), mean, inverse
+
+    def _through_standardise(self, number: int, gradient: Tensor, moments: Sequence[Tensor]) -> Tensor:
+        """The gradient by W, from that by w(W)."""
+        weight = self.get_parameter(f"weight_{number}").detach()
+        found: Tensor = torch.ops.aten.native_layer_norm_backward(
+            *(gradient.flatten(1), weight.flatten(1), [9 * self._width], *moments, None, None, [True, False, False])
+        )[0]
+        return found.view(weight.shape)
 
     def _cast(self, weight: Tensor) -> Tensor:
         operand = (weight * self._weight_scale).to(self._compute_dtype)
         return operand.contiguous(memory_format=torch.channels_last)
-
-
-def _standardise(values: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Values with a mean of 0 and a spread of 1 along some axes, and one over the spread that they had."""
-    variance, mean = torch.var_mean(values, dim=axes, correction=0, keepdim=True)
-    inverse = (variance + _LEAST_VARIANCE).rsqrt()
-    return (values - mean).mul_(inverse), inverse
-
-
-def _through_standardise_(gradient: Tensor, standardised: Tensor, inverse: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The gradient by the values, written over that by what `_standardise` made of them."""
-    along = (gradient * standardised).mean(dim=axes, keepdim=True)
-    mean = gradient.mean(dim=axes, keepdim=True)
-    return gradient.sub_(mean).addcmul_(standardised, along, value=-1).mul_(inverse)
 
 
 def _count_places(side: int) -> int:
