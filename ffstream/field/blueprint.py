@@ -50,17 +50,18 @@ class Blueprint:
         `method` is the label method of another blueprint that differs only in sizes. Raises ConfigError for an unknown
         part, and ConfigError or DataError for a part that does not fit the data.
         """
-        similarity = config.objective.similarity
+        similarity, method = config.objective.similarity, method or make_label_method(config, data)
+        num_groups = method.reading.num_groups
         return cls(
             config=config,
             sizes=Sizes.of(config),
             data=data,
-            method=method or make_label_method(config, data),
+            method=method,
             goodness=GOODNESSES.of(config),
             objective=OBJECTIVES.of(config),
             similarity=None if similarity == "none" else SIMILARITIES.of(config),
             optimiser=OPTIMISERS.of(config),
-            specs=tuple(compute_layer_specs(config, data.num_features, data.image_shape)),
+            specs=tuple(compute_layer_specs(config, data.num_features, data.image_shape, num_groups)),
         )
 
     @property

@@ -96,8 +96,10 @@ def read_lines(config: Config) -> list[LayerLine]:
     return [LayerLine(kind, config.width, tuple(options.items()))] * config.layers
 
 
-def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence[int] | None = None) -> list[LayerSpec]:
-    """Shapes of all layers, for images of `num_features` features."""
+def compute_layer_specs(
+    config: Config, num_features: int, image_shape: Sequence[int] | None = None, num_groups: int = 1
+) -> list[LayerSpec]:
+    """Shapes of all layers, for images of `num_features` features, and classes with units of their own, if any."""
     images = Activations.of_image(num_features, image_shape)
     num_skip = num_features if config.network.input_skip else 0
     num_in_stack, specs, lines = count_in_stack(config), list[LayerSpec](), read_lines(config)
@@ -108,7 +110,8 @@ def compute_layer_specs(config: Config, num_features: int, image_shape: Sequence
         reads = specs[-1].handed_on if place else images
         kind = LAYER_KINDS[line.kind]
         head_layers = config.labels.head_layers if kind.takes_head else 1
-        shape = LayerShape(reads, line.width, place, num_skip, options_of[line], head_layers=head_layers)
+        options = options_of[line]
+        shape = LayerShape(reads, line.width, place, num_skip, options, head_layers, num_groups)
         try:
             units, handed_on = kind.units_of(shape), kind.handed_on_by(shape)
         except ConfigError as error:
@@ -142,9 +145,12 @@ def count_in_stack(config: Config) -> int:
 
 def find_untileable(config: Config) -> str | None:
     """What keeps layers of this configuration from being cut into tiles, and what to do; None if nothing does."""
-    for kind in dict.fromkeys(line.kind for line in read_lines(config)):
-        if not LAYER_KINDS[kind].tileable:
-            return f"layers of kind {kind!r} cannot be cut into tiles; leave tile_units out"
+    for line in dict.fromkeys(read_lines(config)):
+        kind, options = LAYER_KINDS[line.kind], LAYER_KINDS.make_settings(line.kind, line.kind_options)
+        if not kind.tileable:
+            return f"layers of kind {line.kind!r} cannot be cut into tiles; leave tile_units out"
+        if not kind.can_be_cut(options):
+            return f"layers of kind {line.kind!r} with {options} cannot be cut into tiles; leave tile_units out"
     if GOODNESSES.of(config).over_units is None:
         return (
             f"goodness {config.objective.goodness!r} does not say by over_units whether it is a sum or a mean over "

@@ -146,7 +146,7 @@ class _Planner:
 
     def choose(self, config: Config, tile_units: int) -> Plan:
         """The plan in the fastest tier with room and the best of `list_ways` there, else the one that comes nearest."""
-        ways = list_ways(_with_tiles(config, tile_units), self.data, self.method.rows.num_training_rows)
+        ways = list_ways(_with_tiles(config, tile_units), self.data, self.method)
         at_once = [way for way in ways if way.micro_batch == ways[0].micro_batch]
         # Either of these may be the smaller one: cutting a batch saves rows, but needs room to sum gradients.
         frugal = [way for way in ways[1:] if way in (at_once[-1], ways[-1])]
@@ -168,7 +168,7 @@ class _Planner:
 
         It takes the best of `list_ways` in which tiles of `_GOOD_TILE` units could fit, or the last one.
         """
-        ways = list_ways(config, self.data, self.method.rows.num_training_rows)
+        ways = list_ways(config, self.data, self.method)
         sized = ways[-1]
         if self._could_fit(ways[0], _GOOD_TILE) or self._could_fit(sized, _GOOD_TILE):  # else no other way does
             sized = next((way for way in ways if self._could_fit(way, _GOOD_TILE)), sized)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ffstream.cache import DTYPES
 from ffstream.data.shape import DataShape
 from ffstream.errors import ConfigError
+from ffstream.field.labels import LabelMethod
 from ffstream.field.layers import LAYER_KINDS
 from ffstream.field.network import compute_layer_specs, read_lines
 from ffstream.settings.config import Config
@@ -17,7 +18,7 @@ _SMALLEST_MICRO_BATCH = 32
 _SMALLEST_SHARD = 128  # samples; each shard is a separate read, and a separate file
 
 
-def list_ways(config: Config, data: DataShape, num_rows: int) -> list[Config]:
+def list_ways(config: Config, data: DataShape, method: LabelMethod) -> list[Config]:
     """Configurations with sizes of shards and micro-batches to try, the best first; sizes that are given are kept.
 
     Large shards are shuffled well. Micro-batches learn what the whole batch would, but need room to sum gradients; with
@@ -25,7 +26,7 @@ def list_ways(config: Config, data: DataShape, num_rows: int) -> list[Config]:
     """
     assert isinstance(config.batch, int), "the batch is decided before shards and parts of it are"
     sizes, parts = [config.cache.shard_samples], [config.micro_batch]
-    least, most = _limit_shards(config, data, num_rows)
+    least, most = _limit_shards(config, data, method)
     if config.objective.similarity != "none":
         _check_uncut(config, config.batch)
         parts = [config.batch]
@@ -45,14 +46,14 @@ def list_ways(config: Config, data: DataShape, num_rows: int) -> list[Config]:
     return [config.override({"cache.shard_samples": size, "micro_batch": part}) for size, part in dict.fromkeys(pairs)]
 
 
-def _limit_shards(config: Config, data: DataShape, num_rows: int) -> tuple[int, int]:
+def _limit_shards(config: Config, data: DataShape, method: LabelMethod) -> tuple[int, int]:
     """The fewest and the most samples of a shard; of rows with places, as many as are shuffled well are enough."""
     if not any(LAYER_KINDS[line.kind].has_places for line in read_lines(config)):
         return _SMALLEST_SHARD, _SHARD_SAMPLES
     assert isinstance(config.batch, int), "the batch is decided before shards"
-    specs = compute_layer_specs(config, data.num_features, data.image_shape)
+    specs = compute_layer_specs(config, data.num_features, data.image_shape, method.reading.num_groups)
     number_bytes = DTYPES[config.cache.dtype].itemsize if config.cache.dtype in DTYPES else 1
-    sample_bytes = max(spec.in_features for spec in specs) * num_rows * number_bytes
+    sample_bytes = max(spec.in_features for spec in specs) * method.rows.num_training_rows * number_bytes
     least, most = (1 << max(size // sample_bytes, 1).bit_length() - 1 for size in (_LEAST_BYTES, _MOST_BYTES))
     return min(least, _SMALLEST_SHARD), min(max(most, _GOOD_SHARD * config.batch), _SHARD_SAMPLES)
 

@@ -34,6 +34,7 @@ from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.goodness import GOODNESSES
+from ffstream.field.labels import make_label_method
 from ffstream.field.layers import LAYER_KINDS, Activations, Layer, LayerShape
 from ffstream.field.negatives import NEGATIVE_SAMPLERS, InformedSampler
 from ffstream.field.objectives import OBJECTIVES
@@ -184,7 +185,7 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
     check_places(layer, gradient)
     check_handing_on(layer, found)
     check_hiding(_make_layer(kind, config), rows)
-    if kind.tileable:
+    if kind.tileable and kind.can_be_cut(layer.shape.options):
         check_tile(layer, kind, rows, found)
     _check_training({"network.kind": name}, settings)
 
@@ -272,7 +273,9 @@ def check_source(name: str, settings: Settings | None = None) -> None:
 
 def _make_layer(kind: type[Layer], config: Config) -> Layer:
     options = LAYER_KINDS.make_settings(*config.part("network.kind"))
-    layer = kind(LayerShape(Activations.of_image(64, (8, 8)), config.width, options=options))
+    num_groups = make_label_method(config, DataShape(64, 10, {}, (8, 8))).reading.num_groups
+    shape = LayerShape(Activations.of_image(64, (8, 8)), config.width, options=options, num_groups=num_groups)
+    layer = kind(shape)
     layer.initialise(torch.Generator().manual_seed(0))
     return layer
 
@@ -305,6 +308,7 @@ _RESUME = "import ffstream, sys; run = ffstream.resume(sys.argv[1]); print(run.e
 
 def _make_config(own: Settings, settings: Settings | None) -> Config:
     plain: dict[str, Any] = {"layers": 3, "width": 48, "epochs": 2, "batch": 512, "device": "cpu", "precision": "fp32"}
+    plain["cache.shard_samples"] = 512  # decides bits, and a plan may choose other sizes for other tiers
     return complete_parts(Config.from_mapping(plain | dict(own) | dict(settings or {})))
 
 

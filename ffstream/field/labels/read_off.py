@@ -32,7 +32,7 @@ def make_groups(config: Config, data: DataShape) -> LabelMethod:
     """
     num_classes, lines = data.num_classes, list(dict.fromkeys(read_lines(config)))
     if any(num_classes > line.width for line in lines):
-        for spec in compute_layer_specs(config, data.num_features, data.image_shape):
+        for spec in compute_layer_specs(config, data.num_features, data.image_shape, num_classes):
             num_places = 1 if LAYER_KINDS[spec.kind].has_places else spec.units.num_places
             least = -(-num_classes // num_places)
             if spec.width < least:

@@ -2,13 +2,13 @@
 
 from ffstream.field.layers.base import Layer, cut_units
 from ffstream.field.layers.conv import Conv, ConvOptions
-from ffstream.field.layers.linear import Linear
+from ffstream.field.layers.linear import Linear, LinearOptions
 from ffstream.field.layers.local import Local, LocalOptions
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.ground.registry import Registry
 
 LAYER_KINDS: Registry[type[Layer]] = Registry("layer kind", "network.kind", keeps_classes=True)
-LAYER_KINDS.register("linear", Linear)
+LAYER_KINDS.register("linear", Linear, settings=LinearOptions)
 LAYER_KINDS.register("local", Local, settings=LocalOptions)
 LAYER_KINDS.register("conv", Conv, settings=ConvOptions)
 
@@ -20,6 +20,7 @@ __all__ = [
     "Layer",
     "LayerShape",
     "Linear",
+    "LinearOptions",
     "Local",
     "LocalOptions",
     "cut_units",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,11 @@ class Layer(nn.Module, ABC):
     def handed_on_by(cls, shape: LayerShape) -> Activations:
         """The shape of what the next layer reads of this one."""
         return cls.units_of(shape)
+
+    @classmethod
+    def can_be_cut(cls, options: Any) -> bool:  # noqa: ARG003 - a kind that has options looks at them
+        """Whether layers with these options of the kind's own can be cut into tiles, if the kind is tileable."""
+        return True
 
     @staticmethod
     def unit_axis(name: str) -> int:

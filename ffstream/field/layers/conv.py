@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffstream.errors import ConfigError
-from ffstream.field.layers.base import Layer
 from ffstream.field.layers.local_head import LocalHead
+from ffstream.field.layers.normalised import CHANNELS, NORMALISATIONS, NormalisedLayer, check_normalisation
 from ffstream.field.layers.plain import call
 from ffstream.field.layers.planes import by_place, keep_where_active_
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.settings.limits import setting
 
 _SUMMARY_SIDE = 2  # a local classifier reads averages over 2 x 2 parts of the plane, as in Belilovsky et al. 2019
-_LEAST_SPREAD = 1e-5  # added to the spread of a channel that is handed on
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,15 @@ class ConvOptions:
     pool: int = setting(1, "Side of the square of places of which the next layer reads one number.", at_least=1)
     pooling: str = setting("max", "Which number of these: the largest, or the average.", choices=("max", "average"))
     normalise: str = setting(
-        "channels",
-        "What is handed on: each channel with a mean of 0 and a spread of 1 over the training samples (channels), or "
-        "each sample with a mean of 0 and a spread of 1 (samples).",
-        choices=("channels", "samples"),
+        CHANNELS,
+        "What is handed on: each channel with a mean of 0 and a spread of 1 over the training samples (channels), each "
+        "sample so (samples), the channels of each class in each sample so (groups), or each sample divided by its "
+        "length (length).",
+        choices=NORMALISATIONS,
     )
 
 
-class Conv(Layer):
+class Conv(NormalisedLayer):
     """z = W * x + b at every place, with W (channels, channels read / groups, kernel, kernel) ~ N(0, 2 / fan-in).
 
     Activations lie in rows with all channels of a place side by side, which torch calls channels_last. The convolutions
@@ -46,9 +46,7 @@ class Conv(Layer):
     never negative let the goodness of shared weights run away.
     """
 
-    has_places = takes_head = True
-    handed_mean: Tensor  # (channels,) of what is handed on, before it is normalised, over the training samples
-    handed_spread: Tensor  # (channels,)
+    has_places = takes_head = shares_weights = True
 
     def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__(shape, compute_dtype)
@@ -62,9 +60,6 @@ class Conv(Layer):
         if shape.head_layers > 1:
             _, height, width, _ = self._plane_of(self.units)
             self.head = LocalHead((height, width), self.width, shape.head_layers - 1, compute_dtype)
-        if self.has_statistics:
-            self.register_buffer("handed_mean", torch.zeros(self.width, dtype=torch.float32))
-            self.register_buffer("handed_spread", torch.ones(self.width, dtype=torch.float32))
 
     @classmethod
     def units_of(cls, shape: LayerShape) -> Activations:
@@ -103,7 +98,13 @@ class Conv(Layer):
                 f"config network: pool={pool} of a conv layer of {units} leaves no place; leave pooling out, or use "
                 "fewer of them"
             )
-        return Activations.of_places(sides[0], sides[1], shape.width)
+        handed_on = Activations.of_places(sides[0], sides[1], shape.width)
+        return check_normalisation("conv", cls.name_normalisation(shape), shape, handed_on)
+
+    @classmethod
+    def name_normalisation(cls, shape: LayerShape) -> str:
+        """That of its options."""
+        return _options_of(shape).normalise
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 2 / fan-in): activities keep their spread from layer to layer (He et al. 2015, eq. 10)."""
@@ -248,48 +249,15 @@ class Conv(Layer):
 
     # --- what it hands on
 
-    def hand_on(self, preactivations: Tensor) -> Tensor:
-        """Pooled and normalised activities."""
-        pooled = self._pool(preactivations)
-        if self.options.normalise == "channels":
-            return self._standardise(pooled, self.handed_mean, self.handed_spread).flatten(1)
-        dtype = preactivations.dtype
-        rows = pooled.flatten(1).to(torch.promote_types(dtype, torch.float32))
-        spread, mean = torch.std_mean(rows, dim=1, correction=0, keepdim=True)
-        return ((rows - mean) / (spread + _LEAST_SPREAD)).to(dtype)
-
-    def _pool(self, preactivations: Tensor) -> Tensor:
-        """The pooled activities of each place, (n, places, channels)."""
+    def collect_handed(self, preactivations: Tensor) -> Tensor:
+        """The pooled activities of each place, (n, places * channels)."""
         activate = self.activate if self.workspace is None else self.activate_
         _, height, width, _ = self._plane_of(self.units)
         planes = activate(preactivations).view(-1, height, width, self.width)
         if self.options.pool > 1:
             pool = F.max_pool2d if self.options.pooling == "max" else F.avg_pool2d
             planes = by_place(pool(planes.permute(0, 3, 1, 2), self.options.pool))
-        return planes.flatten(1, 2)
-
-    @staticmethod
-    def _standardise(places: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
-        return (places.to(mean.dtype) - mean) / (spread + _LEAST_SPREAD)
-
-    @property
-    def has_statistics(self) -> bool:
-        """Whether each channel is standardised."""
-        return self.options.normalise == "channels"
-
-    def statistics_of(self, preactivations: Tensor) -> Tensor:
-        """Of what is handed on before it is normalised: number, sum and sum of squares by channel, (3, channels)."""
-        places = self._pool(preactivations).flatten(0, 1)
-        wide = places.to(torch.float32)
-        counts = wide.new_full((self.width,), len(places))
-        return torch.stack([counts, wide.sum(dim=0), wide.square().sum(dim=0)])
-
-    def settle(self, statistics: Tensor) -> None:
-        """Take the means and spreads from statistics that were summed over all training samples, in float64."""
-        count, total, squares = statistics.double()
-        mean = total / count
-        self.handed_mean.copy_(mean)
-        self.handed_spread.copy_((squares / count - mean.square()).clamp(min=0).sqrt())
+        return planes.flatten(1)
 
 
 def _options_of(shape: LayerShape) -> ConvOptions:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +12,12 @@ from torch import Tensor, nn
 
 from ffstream.device.row_sums import sum_rows
 from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
-from ffstream.field.layers.base import Layer, cut_units
+from ffstream.field.layers.base import cut_units
 from ffstream.field.layers.casting import CastWeights
+from ffstream.field.layers.normalised import LENGTH, NORMALISATIONS, NormalisedLayer, check_normalisation
 from ffstream.field.layers.plain import as_linear, call
-from ffstream.field.layers.shape import LayerShape
+from ffstream.field.layers.shape import Activations, LayerShape
+from ffstream.settings.limits import setting
 
 _MOST_FEATURE_PARTS = 4  # in which the input has its gradient
 
@@ -23,7 +27,21 @@ _WEIGHTS = Buffer("weights", "gradient")  # cast for products; later a product o
 _PRODUCT, _PART = Buffer("product", "gradient"), Buffer("part", "gradient")
 
 
-class Linear(Layer):
+@dataclass(frozen=True)
+class LinearOptions:
+    """The settings of a dense layer, for each layer."""
+
+    normalise: str = setting(
+        LENGTH,
+        "What is handed on: each sample divided by its length (length), each sample with a mean of 0 and a spread of 1 "
+        "(samples), each unit so over the training samples (channels), or the units of each class in each sample so "
+        "(groups).",
+        choices=NORMALISATIONS,
+        later=True,
+    )
+
+
+class Linear(NormalisedLayer):
     """preactivations = x W^T + b, with W (num_units, in_features) ~ N(0, 1/in_features) and b zero.
 
     The two matrix products of a step run in `compute_dtype`; the gradient has the weights' type, float32 by default.
@@ -37,6 +55,21 @@ class Linear(Layer):
         self.bias = nn.Parameter(torch.zeros(self.num_units, dtype=torch.float32))
         self._casts = CastWeights()
         self.linear: nn.Module | None = None  # has the weights of a loaded layer
+
+    @classmethod
+    def handed_on_by(cls, shape: LayerShape) -> Activations:
+        """Its units. Raises ConfigError for a normalisation that does not fit them."""
+        return check_normalisation("linear", cls.name_normalisation(shape), shape, cls.units_of(shape))
+
+    @classmethod
+    def name_normalisation(cls, shape: LayerShape) -> str:
+        """That of its options, which a kind derived from this one may not have."""
+        return _options_of(shape.options).normalise
+
+    @classmethod
+    def can_be_cut(cls, options: Any) -> bool:
+        """Whether it hands on rows that can be put together from tiles: their lengths are summed over all of them."""
+        return _options_of(options).normalise == LENGTH
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/in_features), as in Hinton's program."""
@@ -136,3 +169,7 @@ class Linear(Layer):
         if tensor.dtype == self.compute_dtype:
             return tensor
         return room.take(buffer, tuple(tensor.shape), self.compute_dtype).copy_(tensor)
+
+
+def _options_of(options: Any) -> LinearOptions:
+    return options if isinstance(options, LinearOptions) else LinearOptions()

@@ -13,17 +13,19 @@ from ffstream.data.plane import Plane
 from ffstream.device.row_sums import sum_rows
 from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError
-from ffstream.field.layers.base import Layer, cut_units
+from ffstream.field.layers.base import cut_units
 from ffstream.field.layers.casting import CastWeights
 from ffstream.field.layers.local_fields import LocalFields
+from ffstream.field.layers.normalised import CHANNELS, LENGTH, NORMALISATIONS, NormalisedLayer, check_normalisation
 from ffstream.field.layers.plain import as_linear, call
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.settings.limits import setting
 
+AUTO = "auto"
+
 _WIDEST_GRID = 4  # cells per axis in the first layer; each further layer has one fewer, down to one
 _FIELD = 10 / 28  # share of the height and of the width of an image that a cell of the first layer reads
 _WIDTHS = 144  # a multiple of it gives equally many units to all cells of any grid
-_LEAST_SHARE = 0.1  # of the mean spread of a layer's units: what is handed on of one that is hardly ever active
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,17 @@ class LocalOptions:
         later=True,
     )
     stride: int = setting(1, "Places from one square to the next.", at_least=1, at_most=99, later=True)
+    normalise: str = setting(
+        AUTO,
+        "What is handed on: each sample divided by its length (length), each sample with a mean of 0 and a spread of 1 "
+        "(samples), each unit so over the training samples (channels), or the units of each class in each sample so "
+        "(groups). auto: channels with a field, else length.",
+        choices=(AUTO, *NORMALISATIONS),
+        later=True,
+    )
 
 
-class Local(Layer):
+class Local(NormalisedLayer):
     """Units that read a part of the plane each, without shared weights (Hinton 2022, sections 3.2 and 3.4).
 
     With a field, a layer has `shape.width` units at each place, which read the square around it: `LocalFields` says
@@ -58,8 +68,6 @@ class Local(Layer):
 
     num_distinct = _WIDEST_GRID  # from this layer on, the only cell reads all units
     windows: Tensor  # (cells, fan_in) int64: which features a cell reads
-    handed_mean: Tensor  # (num_units,) of the activities over the training samples
-    handed_spread: Tensor  # (num_units,)
 
     def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__(shape, compute_dtype)
@@ -67,8 +75,6 @@ class Local(Layer):
         if self.fields is not None:
             fan_in, self.width = self.fields.fan_in, self.num_units  # no two units have numbers in common
             self.register_buffer("mean_activity", torch.full((self.num_units,), 0.5, dtype=torch.float32))
-            self.register_buffer("handed_mean", torch.zeros(self.num_units, dtype=torch.float32))
-            self.register_buffer("handed_spread", torch.ones(self.num_units, dtype=torch.float32))
         else:
             found = _windows_below(shape.place, self.in_features) if shape.place else _windows_of(shape.reads)
             self.register_buffer("windows", torch.tensor(found), persistent=False)
@@ -95,6 +101,19 @@ class Local(Layer):
         if not shape.place:
             _check_plane(shape.reads)
         return super().units_of(shape)
+
+    @classmethod
+    def handed_on_by(cls, shape: LayerShape) -> Activations:
+        """Its units. Raises ConfigError for a normalisation that does not fit them."""
+        return check_normalisation("local", cls.name_normalisation(shape), shape, cls.units_of(shape))
+
+    @classmethod
+    def name_normalisation(cls, shape: LayerShape) -> str:
+        """That of its options; with a field, each unit is standardised unless they say otherwise."""
+        options = _options_of(shape)
+        if options.normalise == AUTO:
+            return CHANNELS if options.field else LENGTH
+        return options.normalise
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/fan_in), as Hinton's program does for dense layers."""
@@ -164,34 +183,6 @@ class Local(Layer):
             total.index_add_(1, window, torch.mm(left, right))
         yield slice(None), total
 
-    def hand_on(self, preactivations: Tensor) -> Tensor:
-        """With a field, each unit's activities with a mean of 0 and a spread of 1 over the training samples."""
-        if self.fields is None:
-            return super().hand_on(preactivations)
-        if self.workspace is None:
-            return (self.activate(preactivations) - self.handed_mean) / self.handed_spread
-        return self.activate_(preactivations).sub_(self.handed_mean).div_(self.handed_spread)
-
-    @property
-    def has_statistics(self) -> bool:
-        """Whether units are standardised."""
-        return self.fields is not None
-
-    def statistics_of(self, preactivations: Tensor) -> Tensor:
-        """Of the activities: number, sum and sum of squares by unit, (3, num_units)."""
-        activities = self.activate(preactivations) if self.workspace is None else self.activate_(preactivations)
-        counts = activities.new_full((self.num_units,), len(activities))
-        return torch.stack([counts, activities.sum(dim=0), torch.linalg.vector_norm(activities, dim=0).square()])
-
-    def settle(self, statistics: Tensor) -> None:
-        """Take the means and spreads from statistics that were summed over all training samples, in float64."""
-        count, total, squares = statistics.double()
-        mean = total / count
-        spread = (squares / count - mean.square()).clamp(min=0).sqrt()
-        least = float(spread.mean()) * _LEAST_SHARE or 1.0
-        self.handed_mean.copy_(mean)
-        self.handed_spread.copy_(spread.clamp(min=least))
-
     def _find_operand(self) -> Tensor:
         """The weights as products read them: cast, where all of them are kept so, else as they are."""
         kept = self._casts.keep(self.weight, self.compute_dtype, self.workspace)
@@ -202,9 +193,13 @@ class Local(Layer):
         return zip(cut_units(self.num_units, self.num_units // len(self.windows)), self.windows, strict=True)
 
 
+def _options_of(shape: LayerShape) -> LocalOptions:
+    return shape.options if shape.options is not None else LocalOptions()
+
+
 def _find_fields(shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> LocalFields | None:
     """The squares that the units of a layer read; None where they share a grid of cells. Raises ConfigError."""
-    options = shape.options if shape.options is not None else LocalOptions()
+    options = _options_of(shape)
     if options.field:
         return LocalFields(shape.reads, options.field, options.stride, shape.width, compute_dtype)
     if options.stride != 1:

@@ -60,6 +60,7 @@ class LayerShape:
     num_skip_features: int = 0  # trailing features of a row that hold the image again, unless the row is an image
     options: Any = None  # the kind's own settings
     head_layers: int = 1  # layers of a local classifier, the linear one included
+    num_groups: int = 1  # classes that have units of their own, which lie in turn; 1 where they have none
     first_unit: int = 0  # number of a tile's first unit, or channel, in the whole layer
 
     @property
