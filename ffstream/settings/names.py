@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "objective.similarity": ("similarity", ("none", "matching", "contrastive")),
     "negatives.sampler": ("negative sampler", ("uniform", "hard")),
     "optimiser.name": ("optimiser", ("adam", "adamw", "sgd")),
-    "network.kind": ("layer kind", ("linear", "local", "conv")),
+    "network.kind": ("layer kind", ("linear", "local", "conv", "block")),
 }
 
 

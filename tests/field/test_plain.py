@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from ffstream.field.layers import Activations, Conv, ConvOptions, LayerShape, Linear, Local
+from ffstream.field.layers import Activations, Block, BlockOptions, Conv, ConvOptions, LayerShape, Linear, Local
 
 IMAGES = Activations.of_image(2 * 9 * 8, (2, 9, 8))
 SHAPES = {
     Linear: LayerShape(IMAGES, 12),
     Local: LayerShape(IMAGES, 144),
     Conv: LayerShape(IMAGES, 6, options=ConvOptions(kernel=5, stride=2, groups=2, pool=2), head_layers=3),
+    Block: LayerShape(IMAGES, 6, options=BlockOptions(layers=3, stride=2, groups=2, pool=2), head_layers=2),
 }
 
 

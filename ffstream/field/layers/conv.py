@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,7 @@ class Conv(NormalisedLayer):
     """
 
     has_places = takes_head = shares_weights = True
+    noun: ClassVar[str] = "conv"  # of the kind, in errors
 
     def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__(shape, compute_dtype)
@@ -66,23 +68,23 @@ class Conv(NormalisedLayer):
         """Channels at every place. Raises ConfigError for what has no places, or options that do not fit it."""
         options, reads = _options_of(shape), shape.reads
         if shape.num_skip_features:
-            raise ConfigError("config network.input_skip: found true, allowed false with layers of kind conv")
+            raise ConfigError(f"config network.input_skip: found true, allowed false with layers of kind {cls.noun}")
         if reads.plane is None:
             found = reads.image_shape if reads.image_shape is not None else str(reads)
             raise ConfigError(
-                f"config network: a layer of kind conv reads {found}, allowed: what has places, such as images of "
-                "(height, width) with up to 4 channels before or after, or another convolution; use kind linear"
+                f"config network: a layer of kind {cls.noun} reads {found}, allowed: what has places, such as images "
+                "of (height, width) with up to 4 channels before or after, or another convolution; use kind linear"
             )
         num_read, kernel = reads.num_channels, options.kernel
         if num_read % options.groups or shape.width % options.groups:
             raise ConfigError(
-                f"config network: a conv layer reads {num_read} channels and has {shape.width}, found "
+                f"config network: a {cls.noun} layer reads {num_read} channels and has {shape.width}, found "
                 f"groups={options.groups}, allowed a number that divides both"
             )
         sides = [(side + 2 * (kernel // 2) - kernel) // options.stride + 1 for side in reads.plane[1:3]]
         if min(sides) < 1:
             raise ConfigError(
-                f"config network: a conv layer with kernel={kernel} reads {reads}, and has no place left; use a "
+                f"config network: a {cls.noun} layer with kernel={kernel} reads {reads}, and has no place left; use a "
                 "smaller kernel"
             )
         return Activations.of_places(sides[0], sides[1], shape.width)
@@ -95,11 +97,11 @@ class Conv(NormalisedLayer):
         sides = [side // pool for side in units.plane[1:3]]
         if min(sides) < 1:
             raise ConfigError(
-                f"config network: pool={pool} of a conv layer of {units} leaves no place; leave pooling out, or use "
-                "fewer of them"
+                f"config network: pool={pool} of a {cls.noun} layer of {units} leaves no place; leave pooling out, or "
+                "use fewer of them"
             )
         handed_on = Activations.of_places(sides[0], sides[1], shape.width)
-        return check_normalisation("conv", cls.name_normalisation(shape), shape, handed_on)
+        return check_normalisation(cls.noun, cls.name_normalisation(shape), shape, handed_on)
 
     @classmethod
     def name_normalisation(cls, shape: LayerShape) -> str:
