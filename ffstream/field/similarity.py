@@ -75,28 +75,31 @@ def compare(
     """The sum of all samples' terms, and its gradient with respect to the preactivations, (n, num_units).
 
     The gradient lies in the workspace. Samples are compared within groups of `GROUP_SAMPLES` that follow each other;
-    the last group may be smaller. The two products of a group's activities run in the layer's `compute_dtype`, or in
-    the preactivations' own type if that is float16, in which sums of squares are soon infinite. The preactivations are
-    not changed.
+    the last group may be smaller. What is compared is what the layer's `outline` makes of its activities. These are in
+    the layer's `compute_dtype`, or in the preactivations' own type if that is float16, in which sums of squares are
+    soon infinite; the two products of a group run in the type of the outline. The preactivations are not changed.
     """
-    shape, wide, compute_dtype = tuple(preactivations.shape), preactivations.dtype, layer.compute_dtype
+    shape, compute_dtype = tuple(preactivations.shape), layer.compute_dtype
+    wide = torch.promote_types(preactivations.dtype, torch.float32)
     if compute_dtype == torch.float16:
         compute_dtype = wide
     activities = layer.activate_(workspace.take(_COMPARED, shape, compute_dtype).copy_(preactivations))
-    gradient = workspace.take(_GRADIENT, shape, wide)
+    outlines, *kept = layer.outline(activities)
+    gradient = workspace.take(_GRADIENT, shape, preactivations.dtype)
     num_grouped = len(labels) // GROUP_SAMPLES * GROUP_SAMPLES
-    total = gradient.new_zeros(())
+    total = gradient.new_zeros((), dtype=wide)
     for part, num_in_group in (
         (slice(0, num_grouped), GROUP_SAMPLES),
         (slice(num_grouped, len(labels)), len(labels) - num_grouped),
     ):
         of_part = labels[part].unflatten(0, (-1, max(num_in_group, 1)))
         if of_part.numel():
-            rows = activities[part].unflatten(0, of_part.shape)
+            rows = outlines[part].unflatten(0, of_part.shape)
             terms, by_product = _differentiate(term, torch.bmm(rows, rows.mT).to(wide), of_part)
             total += terms.sum()
-            found = torch.bmm(by_product.to(compute_dtype), rows)
-            gradient[part].unflatten(0, of_part.shape).copy_(layer.through_activation_(rows, found))
+            found = torch.bmm(by_product.to(rows.dtype), rows).flatten(0, 1)
+            own = [each[part] for each in kept]
+            gradient[part].copy_(layer.through_outline_(activities[part], found, own))
     return total, gradient
 
 

@@ -50,6 +50,7 @@ from ffstream.testing.layers import (
     check_activation,
     check_handing_on,
     check_hiding,
+    check_outline,
     check_places,
     check_summary,
     check_tile,
@@ -182,6 +183,7 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
     same(whole, expected, "input_gradients are not those of preactivations")
     check_activation(layer, found, gradient)
     check_summary(layer, found, generator)
+    check_outline(layer, found, generator)
     check_places(layer, gradient)
     check_handing_on(layer, found)
     check_hiding(_make_layer(kind, config), rows)

@@ -42,6 +42,19 @@ def check_summary(layer: Layer, preactivations: Tensor, generator: torch.Generat
             same(of_head[name], value, f"through_summary_ gives another gradient of {name} than autograd")
 
 
+def check_outline(layer: Layer, preactivations: Tensor, generator: torch.Generator) -> None:
+    """Check that a similarity compares rows by what each has by itself, and the gradient through that."""
+    activities = layer.activate(preactivations.clone())
+    outline, *kept = layer.outline(activities.clone())
+    same(layer.outline(activities[:2])[0], outline[:2], "the outline of two rows depends on the rows beside them")
+    upstream = torch.randn(outline.shape, generator=generator)
+    expected = torch.autograd.functional.vjp(
+        lambda given: layer.outline(layer.activate(given))[0], preactivations, upstream
+    )[1]
+    found = layer.through_outline_(activities, upstream, kept)
+    same(found, expected, "through_outline_ is not the gradient of outline and activate")
+
+
 def check_places(layer: Layer, by_unit: Tensor) -> None:
     """Check that numbers by width are spread over places, and that `collect` is the gradient of that."""
     by_width = torch.arange(2.0 * layer.width).view(2, layer.width)

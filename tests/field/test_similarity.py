@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import ffstream as ff
+from benchmarks.footprint import compare as compare_memory
 from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
 from ffstream.field import similarity
+from ffstream.field.layers import Activations, Block, Conv, LayerShape
 from ffstream.field.similarity import SIMILARITIES, compare
-from tests.helpers import make_dense, similarity_written_out
+from tests.helpers import check_resumed_on_every_tier, make_dense, similarity_written_out
 
 CPU = torch.device("cpu")
 # 67 MiB beside the context of a process, which is assumed to take 512 MiB.
@@ -40,6 +42,27 @@ def test_term_and_gradient_are_those_of_the_definition(name, labels, num_in_grou
     torch.testing.assert_close(term, expected.detach())
     torch.testing.assert_close(found, gradient)
     assert torch.equal(preactivations, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Conv, Block])
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+def test_shared_weights_are_compared_by_the_spread_of_each_channel_over_places(name, kind, dtype):
+    layer = kind(LayerShape(Activations.of_places(6, 5, 3), 7), dtype)
+    layer.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    classes, preactivations = torch.arange(10) % 3, draw(10, layer.num_units, dtype=layer.bias.dtype)
+    leaf = preactivations.clone().requires_grad_()
+    spreads = (torch.relu(leaf).view(10, 30, 7).var(dim=1, correction=0) + 1e-6).sqrt()
+    expected = similarity_written_out(name, spreads - spreads.mean(dim=1, keepdim=True), classes, 64)
+    (gradient,) = torch.autograd.grad(expected, leaf)
+    given = preactivations if dtype == torch.float64 else preactivations.to(dtype)
+    term, found = compare(layer, SIMILARITIES[name], given, classes, Workspace(CPU))
+    assert (term.dtype, found.dtype) == (preactivations.dtype, dtype)  # terms of all samples add up
+    if dtype == torch.float64:
+        torch.testing.assert_close((term, found), (expected.detach(), gradient))
+    else:
+        torch.testing.assert_close(term, expected.detach(), rtol=0.05, atol=0.0)
+        assert (found - gradient).norm() < 0.1 * gradient.norm()
 
 
 @pytest.mark.parametrize("name", list(SIMILARITIES))
@@ -116,3 +139,33 @@ def test_a_plan_cuts_what_may_be_cut(name, batch):
     plan = ff.make_plan(config, machine=MACHINE, data=DataShape.of(50_000, 784, 10, 0.1))
     assert plan.fits
     assert (plan.sizes.num_micro_batches > 1, plan.sizes.num_tiles > 1) == (name == "none", name != "none")
+
+
+NET = "conv16 pool block12(layers=2) dense24"
+
+
+def test_convolutions_that_are_compared_have_a_lower_term_on_other_images(tmp_path, small_config, digits):
+    labels, found = digits.test.labels[:192], []
+
+    def measure(layer, _, made):
+        found.append(compare(layer, SIMILARITIES["matching"], made, labels, Workspace(CPU))[0] / len(labels))
+
+    for name in ("matching", "none"):
+        own = {"objective__similarity": name, "objective__similarity_weight": 10.0, "network__layers": "conv16"}
+        network = ff.load(ff.train(small_config("mono", **own), tmp_path / name).path).requires_grad_(False)
+        network.layers[0].register_forward_hook(measure)
+        network(digits.test.images[:192])
+    assert found[0] < 0.9 * found[1]
+
+
+def test_an_interrupted_run_of_convolutions_resumes_bitwise_on_every_tier(small_config, tmp_path):
+    config = small_config("mono", objective__similarity="matching", network__layers=NET, labels__head_layers=2)
+    check_resumed_on_every_tier(config, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_planned_memory_of_convolutions_that_are_compared_is_what_a_run_takes(precision, tmp_path):
+    config = ff.Config(recipe="conv", epochs=1, batch=64, device="cpu", precision=precision)
+    settings = {"network.layers": "conv32 pool conv48", "objective.similarity": "matching", "cache.shard_samples": 192}
+    planned, measured = compare_memory(config.override(settings), 400, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured

@@ -218,6 +218,21 @@ class Layer(nn.Module, ABC):
         """
         return self.through_activation_(activities, gradient), {}
 
+    def outline(self, activities: Tensor) -> list[Tensor]:
+        """What a similarity term compares of activities (n, num_units), which are not changed: they themselves.
+
+        Returns the outline, (n, numbers) in a type in which products may run, then any further tensors (n, ...) that
+        `through_outline_` needs.
+        """
+        return [activities]
+
+    def through_outline_(self, activities: Tensor, gradient: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """dL/dpreactivations, written over the activities, from dL/doutline (n, numbers).
+
+        `kept` are the further tensors that `outline` returned.
+        """
+        return self.through_activation_(activities, gradient)
+
     def hand_on(self, preactivations: Tensor) -> Tensor:
         """What the next layer reads: the activities, divided by their length; they hand on no goodness.
 

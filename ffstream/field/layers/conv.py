@@ -18,6 +18,7 @@ from ffstream.field.layers.planes import by_place, keep_where_active_
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.settings.limits import setting
 
+_LEAST_VARIANCE = 1e-6  # of a channel over places, added where a root is taken
 _SUMMARY_SIDE = 2  # a local classifier reads averages over 2 x 2 parts of the plane, as in Belilovsky et al. 2019
 
 
@@ -248,6 +249,34 @@ class Conv(NormalisedLayer):
         _, height, width, _ = self._plane_of(self.units)
         parts = [1 if side % _SUMMARY_SIDE else _SUMMARY_SIDE for side in (height, width)]
         return parts[0], parts[1]
+
+    # --- what a similarity term compares
+
+    def outline(self, activities: Tensor) -> list[Tensor]:
+        """The spread of each channel over places, less the mean of these: (n, channels) in the weights' type.
+
+        It says what a sample has somewhere, wherever that is (Nokland and Eidnes 2019, section 2.2). Spreads are never
+        negative, so that only what is left without their mean has a direction of its own. Spread and mean of each
+        channel follow.
+        """
+        places = activities.unflatten(1, (-1, self.width))
+        # A product with ones is the fastest sum over places, in bfloat16 above all; it sums in float32.
+        share = places.new_full((1, 1, 1), 1 / self._num_places).expand(len(places), 1, self._num_places)
+        mean, squares = (
+            torch.bmm(share, each).squeeze(1).to(self.mean_activity.dtype) for each in (places, places.square())
+        )
+        spread = squares.addcmul_(mean, mean, value=-1).clamp_(min=0).add_(_LEAST_VARIANCE).sqrt_()
+        return [spread - spread.mean(dim=1, keepdim=True), spread, mean]
+
+    def through_outline_(self, activities: Tensor, gradient: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """The derivative of a spread by the activity h of a place is (h - mean) / (places * spread)."""
+        spread, mean = kept
+        slope = (gradient - gradient.mean(dim=1, keepdim=True)).div_(spread).div_(self._num_places)
+        offset = mean.mul(slope).neg_()
+        places = activities.unflatten(1, (-1, self.width))
+        slopes = torch.addcmul(offset.to(places.dtype).unsqueeze(1), slope.to(places.dtype).unsqueeze(1), places)
+        keep_where_active_(places, slopes)
+        return activities
 
     # --- what it hands on
 
