@@ -269,7 +269,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
     layouts = cache_layouts(blueprint, spec.in_features)
     parts = part_sizes(device.type)
     most = parts.product_units  # a layer works on so many units at a time, and on a remainder
-    if width > most and LAYER_KINDS[spec.kind].tileable:
+    if width > most and LAYER_KINDS[spec.kind].tileable and not LAYER_KINDS[spec.kind].has_places:
         width = most + width % most
     units = slice(0, width)
     of_one_class = dataclasses.replace(blueprint, data=dataclasses.replace(blueprint.data, num_classes=1))

@@ -179,15 +179,15 @@ class Runner:
         for number in range(num_finished, last + 1):
             layer, epochs, goodness = self._train_tile(spec, number, start_epoch, so_far)
             start_epoch = (number + 1) * spec.num_epochs
+            if layer.has_statistics:
+                self._workspace.clear()  # frees the buffers of training steps, as for handing on
+                settle(self._transfer, layer, spec, self._caches.current[TRAIN])
             num_samples += sum(figures.num_samples for figures in epochs)
             training_s += sum(figures.elapsed_s for figures in epochs)
             if number < last:
                 self._commits.add(partial(self._directory.write_tile, spec.index, number, start_epoch, layer))
                 so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
                 del layer  # so that its memory is free before the next one is made
-        if layer.has_statistics:
-            self._workspace.clear()  # frees the buffers of training steps, as for handing on
-            settle(self._transfer, layer, spec, self._caches.current[TRAIN])
         samples_per_s = num_samples / max(training_s, _LEAST_S) / (last + 1)
         self._commit_layer(spec, layer, epochs[-1], goodness, samples_per_s, time.perf_counter() - start_s)
         if TRAIN not in self._caches.lasting:

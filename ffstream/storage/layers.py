@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ffstream.errors import CorruptFileError
-from ffstream.field.layers import Layer
+from ffstream.field.layers import Layer, UnitAxis
 from ffstream.storage.manifest import LAYER, read_manifest
 from ffstream.storage.run_environments import RunEnvironments
 from ffstream.storage.run_root import MANIFEST
@@ -113,9 +113,9 @@ def layer_name(index: int) -> str:
     return f"layers/{index:03d}"
 
 
-def unit_axes(layer: Layer) -> dict[str, int]:
+def unit_axes(layer: Layer) -> dict[str, UnitAxis]:
     """The axis of each parameter along which its units lie."""
-    return {name: layer.unit_axis(name) for name in layer.state_dict()}
+    return {name: UnitAxis(layer.unit_axis(name), layer.count_unit_runs(name)) for name in layer.state_dict()}
 
 
 def assign_state(layer: Layer, tensors: dict[str, Tensor], path: Path) -> None:

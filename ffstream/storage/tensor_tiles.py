@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ffstream.errors import CorruptFileError
+from ffstream.field.layers import UnitAxis
 from ffstream.ground.files import storage_errors, write_all
 from ffstream.ground.folder import Folder
 from ffstream.storage.tensor_file import RESTORE, altered, load_tensors, opened, raise_altered
@@ -26,7 +27,7 @@ from ffstream.storage.tensor_format import (
 )
 
 
-def join_tensors(folder: Folder, name: str, parts: Mapping[str, str], axes: Mapping[str, int]) -> str:
+def join_tensors(folder: Folder, name: str, parts: Mapping[str, str], axes: Mapping[str, UnitAxis]) -> str:
     """Join the tensors of several files, each along its axis, into one file. Only one part is in memory at a time.
 
     `parts` maps files of the folder to their digests; all tensors are float32. The new file is not yet durable. Returns
@@ -49,7 +50,7 @@ def join_tensors(folder: Folder, name: str, parts: Mapping[str, str], axes: Mapp
         tiles, written, begin = [], [], 0
         for part, digest in parts.items():
             tensors = load_tensors(folder, part, digest)
-            num_units = next(tensors[key].shape[axis] for key, axis in axes.items())
+            num_units = next(axis.count_units(tensors[key].shape) for key, axis in axes.items())
             tiles.append(slice(begin, begin + num_units))
             of_tile = hashlib.sha256()
             with storage_errors(folder.path / name):
@@ -70,7 +71,9 @@ def join_tensors(folder: Folder, name: str, parts: Mapping[str, str], axes: Mapp
     return digest
 
 
-def digest_tiles(folder: Folder, name: str, digest: str, axes: Mapping[str, int], tiles: Sequence[slice]) -> list[str]:
+def digest_tiles(
+    folder: Folder, name: str, digest: str, axes: Mapping[str, UnitAxis], tiles: Sequence[slice]
+) -> list[str]:
     """Check the digest of a file once, and return a digest for each tile of units, for `load_slices` to check.
 
     Raises CorruptFileError when the file has another digest.
@@ -82,7 +85,9 @@ def digest_tiles(folder: Folder, name: str, digest: str, axes: Mapping[str, int]
     return of_tiles
 
 
-def load_slices(folder: Folder, name: str, axes: Mapping[str, int], units: slice, digest: str) -> dict[str, Tensor]:
+def load_slices(
+    folder: Folder, name: str, axes: Mapping[str, UnitAxis], units: slice, digest: str
+) -> dict[str, Tensor]:
     """Read the slice `units` of each float32 tensor along its axis; only that slice takes memory.
 
     `digest` is that of this tile, from `digest_tiles`. Raises CorruptFileError when the file has changed since then.
@@ -95,7 +100,7 @@ def load_slices(folder: Folder, name: str, axes: Mapping[str, int], units: slice
             start = len(header.text)
             for key, (_, shape) in header.entries.items():
                 axis = axes[key]
-                part = torch.empty([*shape[:axis], units.stop - units.start, *shape[axis + 1 :]])
+                part = torch.empty(axis.resize(shape, units.stop - units.start))
                 for offset, piece in _pieces(start, shape, axis, units.start, part):
                     file.seek(offset)
                     read_into(file, piece, found)
@@ -109,7 +114,7 @@ def load_slices(folder: Folder, name: str, axes: Mapping[str, int], units: slice
 
 
 def _digest_tiles(
-    folder: Folder, name: str, file: io.FileIO, axes: Mapping[str, int], tiles: Sequence[slice]
+    folder: Folder, name: str, file: io.FileIO, axes: Mapping[str, UnitAxis], tiles: Sequence[slice]
 ) -> tuple[str, list[str]]:
     """The digest of a whole file and that of each tile, from one read that starts at the beginning."""
     try:
@@ -118,9 +123,9 @@ def _digest_tiles(
         whole, of_tiles = hashlib.sha256(header.text), [hashlib.sha256() for _ in tiles]
         room = memoryview(bytearray(CHUNK_BYTES))
         for key, (dtype, shape) in header.entries.items():
-            axis = axes[key]
-            inner = dtype.itemsize * math.prod(shape[axis + 1 :])
-            for _ in range(math.prod(shape[:axis])):
+            num_outer, _, num_inner = axes[key].fold(shape)
+            inner = dtype.itemsize * num_inner
+            for _ in range(num_outer):
                 for tile, of_tile in zip(tiles, of_tiles, strict=True):
                     left = (tile.stop - tile.start) * inner
                     while left:
@@ -133,9 +138,9 @@ def _digest_tiles(
     return whole.hexdigest(), [of_tile.hexdigest() for of_tile in of_tiles]
 
 
-def _check_axes(header: Header, axes: Mapping[str, int]) -> None:
+def _check_axes(header: Header, axes: Mapping[str, UnitAxis]) -> None:
     for key, (dtype, shape) in header.entries.items():
-        if key not in axes or dtype != torch.float32 or len(shape) <= axes[key]:
+        if key not in axes or dtype != torch.float32 or not axes[key].divides(shape):
             raise MisfitError(f"{shorten(key)} is {dtype} of shape {shape}, allowed what a tile has")
     if header.entries.keys() != axes.keys():
         raise MisfitError(f"holds {shorten(sorted(header.entries))}, allowed {shorten(sorted(axes))}")
@@ -150,16 +155,19 @@ def _read_shapes(folder: Folder, name: str) -> dict[str, tuple[int, ...]]:
             raise altered(folder, name, misfit) from misfit
 
 
-def _joined_shape(shapes: Sequence[tuple[int, ...]], axis: int) -> tuple[int, ...]:
-    first = shapes[0]
-    return (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
+def _joined_shape(shapes: Sequence[tuple[int, ...]], axis: UnitAxis) -> tuple[int, ...]:
+    return axis.resize(shapes[0], sum(map(axis.count_units, shapes)))
 
 
-def _pieces(start: int, shape: Sequence[int], axis: int, begin: int, part: Tensor) -> Iterator[tuple[int, memoryview]]:
+def _pieces(
+    start: int, shape: Sequence[int], axis: UnitAxis, begin: int, part: Tensor
+) -> Iterator[tuple[int, memoryview]]:
     """Yield the pieces of `part`, each with its offset in the file.
 
-    The file holds a float32 tensor of `shape` from byte `start` on; `part` lies in it from `begin` on along `axis`.
+    The file holds a float32 tensor of `shape` from byte `start` on; `part` lies in it from unit `begin` on along
+    `axis`, in each of its runs.
     """
-    inner = torch.float32.itemsize * math.prod(shape[axis + 1 :])
-    for outer, piece in enumerate(part.view(math.prod(shape[:axis]), -1)):
-        yield start + (outer * shape[axis] + begin) * inner, piece.numpy().data.cast("B")
+    num_outer, num_units, num_inner = axis.fold(shape)
+    inner = torch.float32.itemsize * num_inner
+    for outer, piece in enumerate(part.view(num_outer, -1)):
+        yield start + (outer * num_units + begin) * inner, piece.numpy().data.cast("B")

@@ -99,8 +99,9 @@ def check_tile(layer: Layer, kind: type[Layer], rows: Tensor, whole: Tensor) -> 
     tile.load_state_dict(
         {key: tensor.index_select(kind.unit_axis(key), units) for key, tensor in layer.state_dict().items()}
     )
+    expected = whole.unflatten(1, (-1, layer.width))[:, :, 2:7].flatten(1)
     with torch.no_grad():
-        same(tile.preactivations(rows), whole[:, 2:7], "is tileable, but some units by themselves compute otherwise")
+        same(tile.preactivations(rows), expected, "is tileable, but some units by themselves compute otherwise")
 
 
 def parameter_gradients(layer: Layer, rows: Tensor, gradient: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from ffstream.cache.transfer import Transfer
 from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.field.goodness import Goodness
 from ffstream.field.labels import Reading
-from ffstream.field.layers import Layer
+from ffstream.field.layers import LAYER_KINDS, Layer
 from ffstream.field.network import LayerSpec, hand_on
 from ffstream.field.normalisation import divide_by_length_
 from ffstream.training.input_rows import RowsOf
@@ -109,7 +109,19 @@ def hand_on_whole(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -
 
 
 def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """The same for several tiles, without a whole row: one pass sums squares, a second one computes and normalises."""
+    """The same for several tiles, without a whole row.
+
+    Tiles whose units are normalised one by one hand on as they come. Else one pass sums the squares of rows, and a
+    second one computes and normalises.
+    """
+    spec = layer.spec
+    if LAYER_KINDS[spec.kind].hands_on_by_unit(spec.shape):
+        for units, tile in layer:
+            for rows, written in chunks:
+                places = written[:, : spec.handed_on.num_features].unflatten(1, (-1, spec.width))
+                places[:, :, units] = tile.hand_on(tile.preactivations(rows)).unflatten(1, (places.shape[1], -1))
+        _copy_skipped(spec, chunks)
+        return
     squares = [torch.zeros(len(rows), 1, device=rows.device) for rows, _ in chunks]
     for _, tile in layer:
         for (rows, _), total in zip(chunks, squares, strict=True):
@@ -117,8 +129,13 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
     for units, tile in layer:
         for (rows, written), total in zip(chunks, squares, strict=True):
             activities = tile.activate_(tile.preactivations(rows))
-            written[:, units] = divide_by_length_(activities, total / layer.spec.num_units)
-    num_skip = layer.spec.num_skip_features
+            written[:, units] = divide_by_length_(activities, total / spec.num_units)
+    _copy_skipped(spec, chunks)
+
+
+def _copy_skipped(spec: LayerSpec, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """The image of an input skip, which every row that is handed on holds again."""
+    num_skip = spec.num_skip_features
     for rows, written in chunks if num_skip else ():
         written[:, -num_skip:] = rows[:, -num_skip:]
 

@@ -17,15 +17,16 @@ from ffstream.data import Scaling
 from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError, CorruptFileError
 from ffstream.field.goodness import GOODNESSES, Goodness
-from ffstream.field.layers import LAYER_KINDS, Layer
+from ffstream.field.layers import LAYER_KINDS, Layer, UnitAxis
 from ffstream.ground.files import sha256_file
 from ffstream.ground.folder import Folder
 from ffstream.plan.probe import _measure_step
+from ffstream.storage.layers import unit_axes
 from ffstream.storage.tensor_file import load_tensors
 from ffstream.storage.tensor_tiles import digest_tiles, join_tensors, load_slices
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import MicroBatch
-from ffstream.training.propagation import FrozenLayer, propagate
+from ffstream.training.propagation import FrozenLayer, hand_on_by_tiles, hand_on_whole, propagate
 from tests.helpers import InterruptAt, check_resumed_equals, describe, layer_digests, train_in_pieces
 
 CPU = torch.device("cpu")
@@ -37,17 +38,23 @@ def rows(digits):
     return Scaling(16.0).apply(digits.train.images[:96]), digits.train.labels[:96]
 
 
+def take(tensor, axis, units):
+    """Some units of a tensor, of each run along its axis."""
+    runs = tensor.unflatten(axis.index, (axis.num_runs, -1))
+    return (
+        runs.narrow(axis.index + 1, units.start, units.stop - units.start).flatten(axis.index, axis.index + 1).clone()
+    )
+
+
 def cut(layer, tiles):
     """The tiles of a layer, as layers of their own with copies of its parameters."""
     made = []
     for units in tiles:
         tile = type(layer)(layer.shape.cut(units), layer.compute_dtype)
         if layer.label_embedding is not None:
-            tile.label_embedding = torch.nn.Parameter(torch.empty(len(layer.label_embedding), tile.num_units))
-        state = {
-            name: value.narrow(layer.unit_axis(name), units.start, tile.num_units).clone()
-            for name, value in layer.state_dict().items()
-        }
+            num_values = layer.count_unit_runs("label_embedding") * tile.width
+            tile.label_embedding = torch.nn.Parameter(torch.empty(len(layer.label_embedding), num_values))
+        state = {name: take(layer.state_dict()[name], axis, units) for name, axis in unit_axes(layer).items()}
         tile.to(layer.weight.dtype).load_state_dict(state)
         made.append(tile)
     return made
@@ -244,6 +251,63 @@ def test_progress_that_lacks_a_tile_is_refused(small_config, tmp_path):
 # --- what is handed on
 
 
+@pytest.mark.parametrize("layers", ["conv24", "conv24 pool", "conv24(stride=2) pool", "dense24(normalise=channels)"])
+@pytest.mark.parametrize("method", ["classifier", "injection"])
+def test_tiles_of_channels_hand_on_their_own_and_their_goodness_adds_up(layers, method):
+    config = ff.Config(recipe="mono", batch=64).override(
+        {"network.layers": f"{layers} dense9", "labels.method": method, "precision": "fp32", "network.tile_units": 10}
+    )
+    blueprint = describe(config, image_shape=(8, 8))
+    spec = blueprint.specs[0]
+    layer, slices = blueprint.build_layer(spec), blueprint.tiles_of(spec)
+    generator = torch.Generator().manual_seed(0)
+    layer.handed_mean.normal_(generator=generator)
+    layer.handed_spread.uniform_(0.5, 2.0, generator=generator)
+    tiles = dict(zip([units.start for units in slices], cut(layer, slices), strict=True))
+    rows = torch.randn(20, 64, generator=generator)
+    whole, parts = (torch.zeros(20, spec.out_features) for _ in range(2))
+    reading, goodness = blueprint.method.reading, blueprint.goodness
+    with torch.no_grad():
+        hand_on_whole(FrozenLayer(spec, [slice(0, 24)], lambda _: layer), [(rows, whole)])
+        hand_on_by_tiles(FrozenLayer(spec, slices, lambda units: tiles[units.start]), [(rows, parts)])
+        of_layer, *of_tiles = (
+            reading.sweep(part, goodness, part.preactivations(rows), len(rows)) * (part.width / 24)
+            for part in (layer, *tiles.values())
+        )
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(sum(of_tiles), of_layer, rtol=1e-4, atol=1e-5)
+
+
+CONVOLUTIONS = {"network.layers": "conv24 pool conv20", "labels.head_layers": 1, "network.tile_units": 10, "epochs": 2}
+
+
+@pytest.mark.parametrize("recipe", ["conv", "conv-ff"])
+def test_convolutions_in_tiles_train_the_same_bits_in_pieces_and_on_disk(recipe, tmp_path):
+    config = ff.Config(recipe=recipe, device="cpu").override(CONVOLUTIONS)
+    whole = ff.train(config, tmp_path / "whole")
+    assert train_in_pieces(config, tmp_path / "pieces", "on_epoch") == 2 * (3 + 2)
+    check_resumed_equals(whole.path, tmp_path / "pieces")
+    on_disk = ff.train(config.override({"cache.tier": "disk"}), tmp_path / "disk")
+    assert layer_digests(on_disk.path) == layer_digests(whole.path)
+    six = config.override({"epochs": 6})
+    wide, narrow = (ff.train(six.override({"network.layers": name}), tmp_path / name) for name in ("conv24", "conv10"))
+    assert wide.layers[0].validation_error < narrow.layers[0].validation_error  # as later tiles add to the first
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels.head_layers": 3}, "labels.head_layers to 1"),
+        ({"network.layers": "conv24(normalise=samples)"}, "cannot be cut"),
+        ({"network.layers": "conv24 conv24(groups=2)"}, "cannot be cut"),
+        ({"network.layers": "conv20", "labels.method": "groups"}, "another label method"),
+    ],
+)
+def test_convolutions_that_cannot_be_cut_are_refused_in_tiles(changes, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        ff.train(ff.Config(recipe="conv", device="cpu").override(CONVOLUTIONS | changes), tmp_path / "run")
+
+
 @pytest.mark.parametrize("skip", [0, 7])
 @pytest.mark.parametrize("tile_units", [10, 24, 64])
 def test_tiles_hand_on_what_the_whole_hands_on(tile_units, skip, small_config):
@@ -276,12 +340,16 @@ def test_tiles_hand_on_what_the_whole_hands_on(tile_units, skip, small_config):
 
 
 def test_joined_files_hold_what_the_parts_held_and_slices_give_it_back(tmp_path):
-    axes = {"weight": 0, "bias": 0, "embedding": 1}
-    whole = {"weight": torch.randn(9, 5), "bias": torch.randn(9), "embedding": torch.randn(3, 9)}
+    axes = {"weight": UnitAxis(0), "bias": UnitAxis(0), "embedding": UnitAxis(1), "classifier": UnitAxis(1, num_runs=4)}
+    whole = {
+        "weight": torch.randn(9, 5),
+        "bias": torch.randn(9),
+        "embedding": torch.randn(3, 9),
+        "classifier": torch.randn(3, 36),
+    }
     cuts = [slice(0, 4), slice(4, 8), slice(8, 9)]
     for number, units in enumerate(cuts):
-        part = {name: t.narrow(axes[name], units.start, units.stop - units.start) for name, t in whole.items()}
-        save_file({name: t.contiguous() for name, t in part.items()}, tmp_path / f"{number}")
+        save_file({name: take(t, axes[name], units) for name, t in whole.items()}, tmp_path / f"{number}")
     folder = Folder(tmp_path)
     digest = join_tensors(folder, "joined", {str(n): sha256_file(tmp_path / str(n)) for n in range(3)}, axes)
     assert digest == sha256_file(tmp_path / "joined")
@@ -291,14 +359,14 @@ def test_joined_files_hold_what_the_parts_held_and_slices_give_it_back(tmp_path)
     of_tiles = digest_tiles(folder, "joined", digest, axes, cuts)
     for units, of_tile in zip(cuts, of_tiles, strict=True):
         for name, part in load_slices(folder, "joined", axes, units, of_tile).items():
-            assert torch.equal(part, whole[name].narrow(axes[name], units.start, units.stop - units.start))
+            assert torch.equal(part, take(whole[name], axes[name], units))
 
 
 @pytest.mark.parametrize("at", [0, 8, 40, -170, -1])
 @pytest.mark.parametrize("cut", [True, False])
 def test_slices_of_a_file_that_changes_after_its_check_are_an_error(at, cut, tmp_path):
     save_file({"weight": torch.randn(9, 5)}, tmp_path / "file")
-    folder, axes, cuts = Folder(tmp_path), {"weight": 0}, [slice(0, 9)]
+    folder, axes, cuts = Folder(tmp_path), {"weight": UnitAxis(0)}, [slice(0, 9)]
     (of_tile,) = digest_tiles(folder, "file", sha256_file(tmp_path / "file"), axes, cuts)
     data = bytearray((tmp_path / "file").read_bytes())
     data[at] ^= 1
@@ -315,6 +383,15 @@ def test_planned_memory_of_tiles_is_what_a_run_takes(number, tmp_path):
     config, num_features = draw_config(number)
     config = config.override({"network.tile_units": -(-config.width // 5)})
     planned, measured = compare(config, num_features, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured
+
+
+@pytest.mark.parametrize("recipe", ["mono", "inject"])
+def test_planned_memory_of_tiles_of_channels_is_what_a_run_takes(recipe, tmp_path):
+    config = ff.Config(recipe=recipe, epochs=2, batch=64, device="cpu", precision="bf16").override(
+        {"network.layers": "conv48 pool conv64(kernel=5)", "cache.shard_samples": 192, "network.tile_units": 20}
+    )
+    planned, measured = compare(config, 400, tmp_path / "sweep")
     assert measured <= planned <= 1.1 * measured
 
 

@@ -5,7 +5,7 @@ from ffstream.field.layers.block import Block, BlockOptions
 from ffstream.field.layers.conv import Conv, ConvOptions
 from ffstream.field.layers.linear import Linear, LinearOptions
 from ffstream.field.layers.local import Local, LocalOptions
-from ffstream.field.layers.shape import Activations, LayerShape
+from ffstream.field.layers.shape import Activations, LayerShape, UnitAxis
 from ffstream.ground.registry import Registry
 
 LAYER_KINDS: Registry[type[Layer]] = Registry("layer kind", "network.kind", keeps_classes=True)
@@ -27,5 +27,6 @@ __all__ = [
     "LinearOptions",
     "Local",
     "LocalOptions",
+    "UnitAxis",
     "cut_units",
 ]

@@ -92,6 +92,15 @@ class Layer(nn.Module, ABC):
         They exist by then: `__init__` made them, as a finished layer is read from disk without this.
         """
 
+    def count_unit_runs(self, name: str) -> int:
+        """How many times all units, or channels, lie along that axis, one run after the other."""
+        return 1
+
+    @classmethod
+    def hands_on_by_unit(cls, shape: LayerShape) -> bool:  # noqa: ARG003 - a kind that has options looks at them
+        """Whether a tile hands on without knowing the others; else activities are divided by the length of rows."""
+        return False
+
     def hide(self, hidden: Tensor) -> None:
         """Ignore the features of a row that `hidden` (in_features,) marks: set the weights that multiply them to zero.
 

@@ -39,6 +39,7 @@ class Block(Conv):
     all of them have in common. The convolutions run in `compute_dtype`, all else in the weights' type.
     """
 
+    tileable = False  # every convolution of a block reads all channels of the one before
     noun = "block"
 
     def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:

@@ -48,7 +48,7 @@ class Conv(NormalisedLayer):
     never negative let the goodness of shared weights run away.
     """
 
-    has_places = takes_head = shares_weights = True
+    tileable = has_places = takes_head = shares_weights = True
     noun: ClassVar[str] = "conv"  # of the kind, in errors
 
     def __init__(self, shape: LayerShape, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -108,6 +108,17 @@ class Conv(NormalisedLayer):
     def name_normalisation(cls, shape: LayerShape) -> str:
         """That of its options."""
         return _options_of(shape).normalise
+
+    @classmethod
+    def can_be_cut(cls, options: ConvOptions) -> bool:
+        """If no channels are left out that some read, and each is normalised by itself."""
+        return options.groups == 1 and options.normalise == CHANNELS
+
+    def count_unit_runs(self, name: str) -> int:
+        """A local classifier has weights for all channels in each part of the plane."""
+        if name != "label_embedding" or self.label_embedding is None:
+            return 1
+        return self.label_embedding.shape[1] // self.width
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 2 / fan-in): activities keep their spread from layer to layer (He et al. 2015, eq. 10)."""

@@ -14,7 +14,7 @@ from ffstream.device.row_sums import sum_rows
 from ffstream.device.workspace import BESIDE_ROWS, Buffer, Workspace
 from ffstream.field.layers.base import cut_units
 from ffstream.field.layers.casting import CastWeights
-from ffstream.field.layers.normalised import LENGTH, NORMALISATIONS, NormalisedLayer, check_normalisation
+from ffstream.field.layers.normalised import CHANNELS, LENGTH, NORMALISATIONS, NormalisedLayer, check_normalisation
 from ffstream.field.layers.plain import as_linear, call
 from ffstream.field.layers.shape import Activations, LayerShape
 from ffstream.settings.limits import setting
@@ -68,8 +68,8 @@ class Linear(NormalisedLayer):
 
     @classmethod
     def can_be_cut(cls, options: Any) -> bool:
-        """Whether it hands on rows that can be put together from tiles: their lengths are summed over all of them."""
-        return _options_of(options).normalise == LENGTH
+        """Whether rows can be put together from tiles: lengths are summed over them, and channels are independent."""
+        return _options_of(options).normalise in (LENGTH, CHANNELS)
 
     def initialise(self, generator: torch.Generator) -> None:
         """W ~ N(0, 1/in_features), as in Hinton's program."""

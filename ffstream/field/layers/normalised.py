@@ -141,6 +141,11 @@ class NormalisedLayer(Layer):
         """One of `NORMALISATIONS`."""
 
     @classmethod
+    def hands_on_by_unit(cls, shape: LayerShape) -> bool:
+        """Whether each channel, or unit, is standardised by its own statistics."""
+        return cls.name_normalisation(shape) == CHANNELS
+
+    @classmethod
     def _make_normalisation(cls, shape: LayerShape) -> Normalisation:
         name, handed_on = cls.name_normalisation(shape), cls.handed_on_by(shape)
         if name == LENGTH:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,34 @@ class Activations:
         if self.plane is None:
             return f"{self.num_features} features"
         return f"{self.num_channels} x {self.plane[1]} x {self.plane[2]}"  # as torch writes it: channels first
+
+
+@dataclass(frozen=True)
+class UnitAxis:
+    """The axis of a parameter along which units, or channels, lie: all of them once or, in `num_runs`, several times.
+
+    A classifier that reads parts of a plane has a weight for each channel in each part: as many runs as parts.
+    """
+
+    index: int
+    num_runs: int = 1
+
+    def divides(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape has the axis, and whole runs along it."""
+        return len(shape) > self.index and shape[self.index] % self.num_runs == 0
+
+    def count_units(self, shape: Sequence[int]) -> int:
+        """Units of a tensor of this shape."""
+        return shape[self.index] // self.num_runs
+
+    def resize(self, shape: Sequence[int], num_units: int) -> tuple[int, ...]:
+        """The shape with another number of units."""
+        return (*shape[: self.index], self.num_runs * num_units, *shape[self.index + 1 :])
+
+    def fold(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Numbers of runs of units in the whole tensor, of units in a run, and of values of a unit in a run."""
+        num_outer = math.prod(shape[: self.index]) * self.num_runs
+        return num_outer, self.count_units(shape), math.prod(shape[self.index + 1 :])
 
 
 @dataclass(frozen=True)
