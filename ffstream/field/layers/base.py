@@ -119,7 +119,7 @@ class Layer(nn.Module, ABC):
 
     @abstractmethod
     def preactivations(self, rows: Tensor) -> Tensor:
-        """(n, in_features) in any floating type -> (n, num_units) float32."""
+        """(n, in_features) in any floating type -> (n, num_units) in `unit_dtype`."""
 
     def make_plain(self) -> None:
         """Hand the parameters over to modules of torch's own, which `preactivations` calls from then on.
@@ -195,6 +195,11 @@ class Layer(nn.Module, ABC):
     def average(self, by_unit: Tensor) -> Tensor:
         """Numbers of all units, (..., num_units), averaged over places: (..., width)."""
         return by_unit if self.num_units == self.width else by_unit.unflatten(-1, (self._num_places, -1)).mean(dim=-2)
+
+    @property
+    def unit_dtype(self) -> torch.dtype:
+        """The type of preactivations, that of the parameters: a kind may have less where goodness is summarised."""
+        return self.mean_activity.dtype
 
     @property
     def _num_places(self) -> int:

@@ -128,18 +128,19 @@ class Conv(NormalisedLayer):
             self.head.initialise(generator)
 
     def preactivations(self, rows: Tensor) -> Tensor:
-        """(n, in_features) -> (n, num_units), in the weights' type, or in that of products if a classifier reads them.
-
-        Such a classifier reads averages, which need no more than what a product has, in half the memory.
-        """
+        """(n, in_features) -> (n, num_units)."""
         if self.conv is not None:
             planes = self._as_planes(rows.to(self.mean_activity.dtype))
             return by_place(call(self.conv, planes, self.compute_dtype)).flatten(1)
         weight = self.weight.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
         bias = self.bias.to(self.compute_dtype)
         found = F.conv2d(self.read(rows), weight, bias, self.options.stride, self.padding, 1, self.options.groups)
-        rows = by_place(found).flatten(1)
-        return rows if self.is_summarised else rows.to(self.weight.dtype)
+        return by_place(found).flatten(1).to(self.unit_dtype)
+
+    @property
+    def unit_dtype(self) -> torch.dtype:
+        """That of products if a classifier reads averages of activities, which need no more precision; else float32."""
+        return self.compute_dtype if self.is_summarised and self.conv is None else self.mean_activity.dtype
 
     def make_plain(self) -> None:
         """`conv`, an `nn.Conv2d`, has W and b, but not in a kind derived from this one that does not call it."""
