@@ -195,7 +195,7 @@ def inspect(
     from ffstream.cli.tables import layer_table
     from ffstream.settings.sizes import Sizes
 
-    layers, progress = found.layers, found.directory.read_progress()
+    layers, progress, origin = found.layers, found.directory.read_progress(), found.directory.initial.origin
     if progress and progress[0] != len(layers):  # of a finished layer: it is removed when the run ends
         progress = None
     if verify:
@@ -206,6 +206,7 @@ def inspect(
             "config": found.config.to_mapping(),
             "num_layers_done": len(layers),
             "progress": {"layer": progress[0] + 1, "epochs": progress[1]} if progress else None,
+            "started_from": None if origin is None else origin.summary,
             "verified": verify,
             "layers": [figures.to_mapping() for figures in layers],
         }
@@ -217,6 +218,8 @@ def inspect(
         f"run {run}: {len(layers)} of {count(config.layers, 'layer')}{units} done, "
         f"data {config.data}, recipe {config.recipe}"
     )
+    if origin is not None:
+        say(origin.summary)
     if progress:
         num_epochs = config.count_epochs(progress[0]) * Sizes.of(config).num_tiles
         say(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")

@@ -140,6 +140,10 @@ class PlainObserver(Observer):
         """Print the warning as a line."""
         self._print(f"warning: {text}")
 
+    def on_note(self, text: str) -> None:
+        """Print the note as a line."""
+        self._print(text)
+
     def on_early_end(self, layer: int, num_taken: int, num_epochs: int) -> None:
         """Print how many epochs the layer took."""
         self._print(_describe_early_end(layer, num_taken, num_epochs))
@@ -212,6 +216,10 @@ class BarObserver(Observer):
     def on_warning(self, text: str) -> None:
         """Print the warning as a line above the bars."""
         print_line(self._console, f"warning: {text}")
+
+    def on_note(self, text: str) -> None:
+        """Print the note as a line above the bars."""
+        print_line(self._console, text)
 
     def on_early_end(self, layer: int, num_taken: int, num_epochs: int) -> None:
         """Print how many epochs the layer took, above the bars."""

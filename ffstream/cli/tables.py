@@ -208,6 +208,8 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
         f"cache on {plan.tier}: {format_bytes(cache)} in {plan.config.cache.dtype}, shards of "
         f"{plan.config.cache.shard_samples} samples; {batch}, precision {plan.config.precision}"
     )
+    if plan.note is not None:
+        yield plan.note
     if plan.warning is not None:
         yield f"warning: {plan.warning}"
     if plan.total_s is not None:

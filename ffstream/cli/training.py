@@ -76,6 +76,7 @@ def train(
     cache_dir: CacheDir = None,
     cache_dtype: Annotated[str | None, setting_option("cache_dtype", "TYPE", MEMORY)] = None,
     save_every: Annotated[str | None, setting_option("save_every", "TIME", RUN)] = None,
+    init_from: Annotated[str | None, setting_option("init_from", "RUN", RUN)] = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(

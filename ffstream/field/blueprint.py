@@ -113,12 +113,17 @@ class Blueprint:
                 f"layer kind {spec.kind!r}: initialise made {', '.join(made)}, allowed to fill what is there; make "
                 "parameters in __init__"
             )
-        hidden = self.draw_hidden(spec) if spec.num_image_features else None
-        if hidden is not None:
-            layer.hide(torch.cat([hidden.new_zeros(spec.in_features - len(hidden)), hidden]))
+        self.hide(layer, spec)
         if layer.label_embedding is not None:
             layer.draw_label_embedding(self.config.labels.embedding_std, generator)
         return layer
+
+    def hide(self, layer: Layer, spec: LayerSpec) -> None:
+        """Have a layer, or a tile of it, ignore the features of an image that its stack does not read, if any."""
+        hidden = self.draw_hidden(spec) if spec.num_image_features else None
+        if hidden is not None:
+            whole = torch.cat([hidden.new_zeros(spec.in_features - len(hidden)), hidden])
+            layer.hide(whole.to(next(layer.parameters()).device))
 
     def draw_hidden(self, spec: LayerSpec) -> Tensor | None:
         """Which features of an image no layer of the stack reads: (num_image_features,) bool.

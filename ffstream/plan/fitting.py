@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ffstream.data.shape import DataShape
@@ -48,6 +48,7 @@ def compute_plan(
     *,
     must_fit: bool = True,
     is_started: bool = False,
+    copied_bytes: Mapping[int, int] | None = None,
 ) -> Plan:
     """The plan with the fewest tiles, the fastest tier and the largest shards (up to 4096 samples) that fit.
 
@@ -56,8 +57,10 @@ def compute_plan(
     `resources.installed`, if it is given and they fit into what is free as well, so that they are the same whenever a
     run is started. If nothing fits, raises BudgetError, which names what does not fit and what would, among the options
     of `ffstream resume` for a run that `is_started`; without `must_fit`, the plan that comes nearest is returned.
+    `copied_bytes` are those of the copies of weights that layers start from, by the index of the layer.
     """
-    planner = _Planner(make_label_method(config, data), data, data_bytes, resources, num_done, measure_kernels)
+    method, copied = make_label_method(config, data), copied_bytes or {}
+    planner = _Planner(method, data, data_bytes, resources, num_done, measure_kernels, copied)
     plan = planner.decide(config)
     if plan.fits:
         return planner.keep_cast(plan)
@@ -96,6 +99,7 @@ class _Planner:
     resources: Resources
     num_done: int
     measure_kernels: KernelProbe
+    copied_bytes: Mapping[int, int]
     papers: dict[tuple[Config, tuple[KernelBytes, ...], bool], list[PaperLayer]] = field(default_factory=dict)
     kernels: dict[Config, Sequence[KernelBytes]] = field(default_factory=dict)
 
@@ -258,10 +262,24 @@ class _Planner:
         progress = 2 * max(layer.footprint.weights + layer.footprint.optimiser for layer in layers)
         progress += max(layer.weight_bytes if layer.num_tiles > 1 else 0 for layer in layers)  # finished tiles
         terms = {"layers": kept, "progress": progress}
+        terms |= {"initial weights": self._excess_of_copies(layers)} if self.copied_bytes else {}
         roomy = _need("the disk", self.resources.disk_bytes, terms | {"cache": 2 * cache_bytes})
         if not roomy.excess_bytes or not cache_bytes:
             return roomy, None
         return _need("the disk", self.resources.disk_bytes, terms | {"cache": cache_bytes}), 1
+
+    def _excess_of_copies(self, layers: list[LayerPlan]) -> int:
+        """The most bytes that copies of initial weights take beyond the room of the layers that replace them.
+
+        A copy is removed once its layer is committed.
+        """
+        sizes = {number - 1: layer.weight_bytes for layer in layers for number in layer.numbers}
+        copies = finished_later = most = 0
+        for index in sorted((each for each in sizes if each >= self.num_done), reverse=True):
+            copies += self.copied_bytes.get(index, 0)
+            most = max(most, copies - finished_later)
+            finished_later += sizes[index]
+        return most
 
     def _host(self, footprint: Footprint, cache_bytes: int, pinned: dict[str, int], on_device: int) -> Need:
         work = footprint.peak

@@ -144,6 +144,7 @@ class Plan:
     # All weights of a layer are kept in the type of its products: an accelerator has room for them, and casts fewer so.
     keeps_cast: bool = False
     warning: str | None = None  # why the run would not go as well as it could
+    note: str | None = None  # which layers start from another run's, if any do
     # Sizes that were chosen by what is free now and differ from those by what is installed, as text; None if none do.
     sizes_by_free: str | None = None
 
@@ -178,4 +179,5 @@ class Plan:
             "layers": layers,
             "peaks": needs,
             "warning": self.warning,
+            "note": self.note,
         }

@@ -46,7 +46,8 @@ def merge_with_saved(asked: Config, directory: RunDirectory, *, resume: bool, ac
     asked, saved, path = complete_parts(asked), directory.read_config(), directory.path
     wanted, found = asked.to_flat(), saved.to_flat()
     asked = asked.override({name: found[name] for name in _RESOLVED if wanted[name] == "auto"})
-    asked = asked.override({} if asked.cache.folder else {"cache.folder": saved.cache.folder})
+    for name in ("cache.folder", "init_from"):
+        asked = asked.override({} if wanted[name] else {name: found[name]})
     different = asked.differences(saved)
     if different:
         raise RunMismatchError(
@@ -70,6 +71,7 @@ def with_absolute_paths(config: Config) -> Config:
         if config.data not in SOURCES and path.exists():
             data = str(to_absolute(path))
     config = config.override({"cache.folder": make_absolute(config.cache.folder) or ""})
+    config = config.override({"init_from": make_absolute(config.init_from) or ""})
     return dataclasses.replace(config, data=data, data_root=make_absolute(config.data_root) or "")
 
 

@@ -84,7 +84,7 @@ class Runner:
         self._has_said_silent = False  # whether a silent layer was warned of, as those above it are silent too
         self._resident: FrozenLayer | None = None  # the layer that is kept on the device
         self._commits = Commits(self._metrics, self._transfer)
-        self._saver = ProgressSaver(directory, config, self._commits)
+        self._saver = ProgressSaver(directory, blueprint, self._commits)
         no_labels = torch.zeros(0, dtype=torch.int64)
         targets = self._method.rows.targets(self._labels[VALIDATION]) if VALIDATION in names else no_labels
         self._held_out = HeldOut(targets, config.network.stack_layers)

@@ -23,6 +23,7 @@ from ffstream.infer.committed import CommittedLayers
 from ffstream.run.claim import claim_folder, default_run_dirs
 from ffstream.run.configuration import make_absolute, merge_with_saved, restore_own_parts, with_absolute_paths
 from ffstream.run.executor import Runner
+from ffstream.run.initial import check_is_other
 from ffstream.run.judgement import Judgement
 from ffstream.run.preparation import Prepared, find_idle, prepare
 from ffstream.run.run import Run, check_same_data
@@ -37,11 +38,15 @@ def train(
     config: Config,
     run_dir: str | Path | None = None,
     *,
+    init_from: str | Path | None = None,
     resume: bool = False,
     accept_environment: bool = False,
     observer: Observer | None = None,
 ) -> Run:
     """Train a network layer by layer into `run_dir` (runs/<data>-<layers>x<width>-<time> by default).
+
+    With `init_from`, another run, a layer starts from the one of the same number there if its kind, and the names and
+    shapes of its parameters, are the same; `Observer.on_note` tells which do. This is the setting of that name.
 
     The folder is missing or empty, or holds a run. With `resume`, an existing run is resumed, provided that it has this
     configuration; layers are added if it has fewer than are asked for. With `accept_environment`, it is resumed even
@@ -50,9 +55,11 @@ def train(
     """
     load_plugins(config.plugins)
     with Interrupts(), plain_torch():
+        config = config if init_from is None else config.override({"init_from": str(init_from)})
         config = with_absolute_paths(config)
         candidates = [expand_home(run_dir)] if run_dir is not None else default_run_dirs(config)
         with claim_folder(candidates, is_new=run_dir is None) as directory:
+            check_is_other(config.init_from, directory)
             config = merge_with_saved(config, directory, resume=resume, accept_environment=accept_environment)
             return _execute(
                 directory, config, observer or WarningObserver(), accept_environment=accept_environment, download=True
@@ -215,7 +222,7 @@ def _write_start(
         validation = prepared.splits.get("validation")
         labels = None if validation is None else validation.labels
         facts = DataFacts.of(prepared.dataset, prepared.splits["train"], config.standardise)
-        directory.create(config, facts, environment, labels)
+        directory.create(config, facts, environment, labels, prepared.origin)
         whole = prepared.dataset.train  # not the split, so that images are numbered as in their file
         hidden = find_hidden(whole.images, whole.labels, facts.scaling, config.standardise)
         overlaid = None
@@ -224,6 +231,8 @@ def _write_start(
         for found in (hidden, overlaid):
             if found is not None:
                 observer.on_warning(found)
+        if prepared.origin is not None:
+            observer.on_note(prepared.origin.summary)
         return
     if state is FolderState.OLDER_RUN:
         num_layers = directory.count_layers()
@@ -243,6 +252,7 @@ def _write_start(
             caches.drop()
     if saved != config:
         directory.write_config(config)
+    directory.initial.take(directory.initial.list_missing(directory.count_layers()))
     following = f"layers/{directory.count_layers():03d}"
     if directory.folder.find_kind(following) is not None:
         aside = directory.put_aside([following])

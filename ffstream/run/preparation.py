@@ -30,9 +30,11 @@ from ffstream.plan.probe import measure_kernels, measure_rates, survey_resources
 from ffstream.plan.trial import try_steps
 from ffstream.run.claim import default_run_dirs
 from ffstream.run.configuration import merge_with_saved, with_absolute_paths
+from ffstream.run.initial import check_is_other, find_origin
 from ffstream.run.run import make_splits
 from ffstream.settings.config import Config
 from ffstream.settings.sizes import Sizes
+from ffstream.storage.initial import Origin
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.input_rows import check_negatives
 
@@ -65,6 +67,7 @@ def _make_plan(
     config = with_absolute_paths(config)
     directory = RunDirectory(expand_home(run_dir) if run_dir is not None else next(default_run_dirs(config)))
     directory.check_is_free()
+    check_is_other(config.init_from, directory)
     config = complete_parts(merge_with_saved(config, directory, resume=resume, accept_environment=False))
     if machine is None and data is None:
         prepared = prepare(directory, config, measure=True)
@@ -86,7 +89,9 @@ def _make_plan(
         resources = survey_resources(config.memory, device, place)
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
     config = dataclasses.replace(config, batch=resolve_batch(config.batch, data.num_samples["train"]))
-    return _with_warnings(compute_plan(config, data, data_bytes, resources, must_fit=False), find_idle(config))
+    origin = find_origin(config, data, make_label_method(config, data))
+    plan = compute_plan(config, data, data_bytes, resources, must_fit=False, copied_bytes=_list_copies(origin))
+    return _with_warnings(dataclasses.replace(plan, note=None if origin is None else origin.summary), find_idle(config))
 
 
 def find_idle(config: Config) -> str | None:
@@ -107,6 +112,12 @@ class Prepared:
     dataset: Dataset
     splits: dict[str, Split]
     device: torch.device
+    origin: Origin | None  # what layers start from that do not start anew
+
+
+def _list_copies(origin: Origin | None) -> dict[int, int]:
+    """The bytes of what is copied of another run, by the index of the layer."""
+    return {} if origin is None else {each.layer: each.num_bytes for each in origin.layers}
 
 
 def prepare(
@@ -149,6 +160,11 @@ def prepare(
         precision=resolve_precision(config.precision, device),
         batch=resolve_batch(config.batch, len(splits["train"])),
     )
+    if directory.exists():
+        origin = directory.initial.origin
+        directory.initial.list_missing(num_done)  # raises a RunError where one is lost
+    else:
+        origin = find_origin(config, data, method, dataset.class_names)
     if reservation is None:
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
 
@@ -161,14 +177,17 @@ def prepare(
         if reservation is not None:  # other processes may have reserved memory while the data were read
             resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
         plan = compute_plan(
-            config, data, dataset.num_bytes, resources, num_done, kernels, is_started=directory.exists()
+            *(config, data, dataset.num_bytes, resources, num_done, kernels),
+            is_started=directory.exists(),
+            copied_bytes=_list_copies(origin),
         )
+        plan = dataclasses.replace(plan, note=None if origin is None else origin.summary)
         if reservation is not None:
             reservation.enter_context(reserved(plan.host.num_bytes))
     _check_patience(plan.config, data)
     if (measure or device.type != "cpu") and reservation is not None and num_done < config.layers:
         try_steps(plan, Blueprint.of(plan.config, data, method), device)
-    return Prepared(plan, dataset, splits, device)
+    return Prepared(plan, dataset, splits, device, origin)
 
 
 def _check_patience(config: Config, data: DataShape) -> None:

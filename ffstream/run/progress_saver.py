@@ -7,10 +7,10 @@ from functools import partial
 
 from ffstream.cache import ActivationCache
 from ffstream.errors import CorruptFileError, to_command
+from ffstream.field.blueprint import Blueprint
 from ffstream.field.network import LayerSpec
 from ffstream.ground.units import parse_seconds
 from ffstream.run.commits import Commits
-from ffstream.settings.config import Config
 from ffstream.storage.epoch_part import EpochPart
 from ffstream.storage.metrics import MetricsFile
 from ffstream.storage.run_directory import RunDirectory
@@ -20,9 +20,10 @@ from ffstream.training.layer_trainer import LayerTrainer
 class ProgressSaver:
     """Saves the layer in training after each epoch or, with `save_every`, whenever that time has passed."""
 
-    def __init__(self, directory: RunDirectory, config: Config, commits: Commits) -> None:
-        self._directory, self._commits = directory, commits
-        self._save_every_s = None if config.save_every == "auto" else parse_seconds(config.save_every)
+    def __init__(self, directory: RunDirectory, blueprint: Blueprint, commits: Commits) -> None:
+        self._directory, self._blueprint, self._commits = directory, blueprint, commits
+        save_every = blueprint.config.save_every
+        self._save_every_s = None if save_every == "auto" else parse_seconds(save_every)
         self._saved_s = 0.0
         self._epochs_taken: dict[int, int] = {}  # by layer, if an earlier process left its progress
         self._is_within_epoch = False  # whether that progress was saved within an epoch
@@ -40,6 +41,7 @@ class ProgressSaver:
         if progress is not None and progress[0] < num_done:  # a process was killed before cleaning up
             self._directory.drop_progress()
             progress = None
+        self._directory.initial.drop(num_done)  # in case that a process was killed before it did
         self._is_within_epoch = progress is not None and self._directory.is_within_epoch()
         self._directory.check_metrics()
         self._epochs_taken = {progress[0]: progress[1]} if progress else {}
@@ -61,6 +63,8 @@ class ProgressSaver:
     def restore(self, trainer: LayerTrainer, spec: LayerSpec, epoch: int, cache: ActivationCache) -> EpochPart | None:
         """Fill a new trainer with what was saved of its layer before an epoch or within it, if anything was.
 
+        A layer of which nothing was saved is filled with the weights of another run, if it starts from any.
+
         Returns what is done of the epoch, if it was saved within one. Raises CorruptFileError, also for a part that the
         epoch on this cache does not have.
         """
@@ -76,6 +80,8 @@ class ProgressSaver:
             return part
         if epoch % spec.num_epochs:
             self._directory.load_progress(trainer.layer, trainer.optimiser)
+        elif self._directory.initial.fill(trainer.layer, spec.index):
+            self._blueprint.hide(trainer.layer, spec)  # other features may be hidden here than there
         return None
 
     def is_due(self) -> bool:

@@ -48,6 +48,8 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
             problems.append(problem)
             break
         num_valid += 1
+    initial = directory.initial
+    copies = initial.list_from(num_valid)
     damaged = [directory.layer_folder(index) for index in indices[num_valid:]]
     caches = directory.caches(config.cache.folder)
     where, _ = caches.open()
@@ -59,6 +61,7 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
             directory.path / "progress": directory.verify_progress,
             directory.metrics_path: directory.check_metrics,
             directory.path / "readout": directory.verify_readout,
+            **{directory.path / initial.name(each.layer): partial(initial.verify, each) for each in copies},
             **{path: partial(run.verify_cache, name) for name, path in places.items()},
         }
         for place, check in checks.items():

@@ -316,6 +316,8 @@ class Run:
             directory.verify_layer(index)
         directory.verify_progress()
         directory.verify_readout()
+        for each in directory.initial.list_from(self.num_layers_done):
+            directory.initial.verify(each)
         for name in directory.caches(config.cache.folder).names():
             self.verify_cache(name)
         return self.num_layers_done

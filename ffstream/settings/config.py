@@ -44,7 +44,7 @@ _FREE_SETTINGS += ["cache.tier", "cache.folder"]
 # Settings that were added later, each with the value that describes what all runs did before. A setting of this value
 # is left out of a run's identity, so that the identities of older runs do not change.
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto", "network.layers": ()}
-LATER_SETTINGS |= {"augmentation.transforms": (), "labels.head_layers": 1, "optimiser.patience": 0}
+LATER_SETTINGS |= {"augmentation.transforms": (), "labels.head_layers": 1, "optimiser.patience": 0, "init_from": ""}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -111,6 +111,11 @@ class Config:
         "auto",
         "How often the progress of a layer is saved: a time such as 30s, also within an epoch. auto: after each epoch.",
         duration=True,
+    )
+    init_from: str = setting(
+        "",
+        "The folder of another run: a layer starts from the one of the same number there if its kind, and the names "
+        "and shapes of its parameters, are the same. Empty: none, all layers start anew.",
     )
     plugins: tuple[str, ...] = setting(
         (), "Modules that register parts of your own, such as my_package.my_module; imported before anything else."

@@ -28,6 +28,7 @@ MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE = (
     "validation.safetensors",
 )
 CACHE = "cache"
+INITIAL = "initial"
 _LABELS_BYTES = 1 << 30  # upper limit of the labels file, at eight bytes per sample
 CONFIG_SEAL = b"# sha256 "
 _FORMAT = "ffstream run 1"
@@ -70,7 +71,7 @@ def survey(folder: Folder) -> Survey:
         identity = str(marker["identity"])
         if has_config:
             return Survey(FolderState.RUN, identity)
-        own = {name for name in names & _OF_START if _is_of_start(folder, name, marker)}
+        own = {name for name in names & (_OF_START | {INITIAL}) if _is_of_start(folder, name, marker)}
         others = [name for name in names - own if not _may_be_there(folder, name, identity)]
         if not others:
             return Survey(FolderState.FREE, identity)
@@ -102,15 +103,20 @@ def draw_identity() -> str:
 
 
 def describe_run(
-    identity: str, settings: Mapping[str, Any], data: dict[str, Any], adopted: list[str] | None = None
+    identity: str,
+    settings: Mapping[str, Any],
+    data: dict[str, Any],
+    adopted: list[str] | None = None,
+    initial: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of the marker: the settings that decide what a layer learns, and the data it learns from.
 
     `data` is the content of data.json. `adopted` are the digests of the manifests of layers that a run of an earlier
-    version had when it got its identity.
+    version had when it got its identity. `initial` describes the weights of another run that layers start from.
     """
     content = {"format": _FORMAT, "identity": identity, "settings": dict(settings), "data": data["digest"]}
     content["description"] = content_digest(data)
+    content |= {} if initial is None else {"initial": initial}
     return content if adopted is None else content | {"adopted": adopted}
 
 
@@ -159,6 +165,10 @@ def _is_of_start(folder: Folder, name: str, marker: dict[str, Any]) -> bool:
     """Whether a file was written while the run of this marker was started, and is not somebody else's of that name."""
     if name == MARKER:
         return True
+    if name == INITIAL:
+        own = rf"layer-\d+-{marker['identity']}\.safetensors|{re.escape(TEMPORARY)}{marker['identity']}-[0-9a-f]{{8}}"
+        is_folder = folder.find_kind(name) == "a folder"
+        return is_folder and all(re.fullmatch(own, each) for each in folder.names(name))
     data, _ = _read(folder, DATA_FILE, DATA)
     is_known = data is not None and content_digest(data) == marker["description"]
     if name == ENVIRONMENT_FILE:

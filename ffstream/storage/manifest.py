@@ -94,6 +94,12 @@ RUN: Shape = {
     "settings": {TEXT: ANYTHING},
     "data": DIGEST,  # of the training data
     "description": DIGEST,  # of the manifest that describes all data
+    # What layers start from, if it is another run's: see `initial`.
+    "initial?": {
+        "run": TEXT,
+        "summary": TEXT,
+        "layers": [{"layer": COUNT, "digest": DIGEST, "num_bytes": COUNT, "left_out": [TEXT]}],
+    },
     "adopted?": [DIGEST],  # of the manifests of layers that were there when an earlier version's run got its identity
 }
 ENVIRONMENT: Shape = {"run": DIGEST, "environments": [{TEXT: ANYTHING}]}

@@ -233,6 +233,7 @@ class LayerProgress(FinishedLayers):
                         self.folder.sync(f"{staged}/{name}.safetensors")
                     write_manifest(self.folder, f"{staged}/{MANIFEST}", manifest)
                     self.folder.rename(staged, layer_name(index))
+                self.initial.drop(index + 1)
             except BaseException:
                 self.remove_staged(staged)
                 raise

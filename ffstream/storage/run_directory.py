@@ -5,6 +5,7 @@ RUN/config.toml                        the resolved configuration
 RUN/data.json                          what the network must know of its data: classes, shape, scale, digests
 RUN/environment.json                   what decides bits, with an entry for each environment it was trained in
 RUN/validation.safetensors             labels of the validation split, in the same order as the goodness
+RUN/initial/                           copies of weights that layers start from, each until its layer is committed
 RUN/layers/000/weights.safetensors     parameters of layer 0
 RUN/layers/000/validation.safetensors  its goodness for all labels on the validation split
 RUN/layers/000/manifest.json           digests and figures; the folder gets its name once all of it is complete
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ffstream.errors import CorruptFileError
 from ffstream.ground.files import storage_errors
+from ffstream.storage.identity import INITIAL
 from ffstream.storage.layers import REPAIR, WEIGHTS, layer_name
 from ffstream.storage.manifest import LAYER, PROGRESS, READOUT, read_manifest, write_manifest
 from ffstream.storage.metrics import METRICS, MetricsFile, MetricsSeal
@@ -149,8 +151,9 @@ class RunDirectory(LayerProgress):
     # --- temporary files
 
     def passing_bytes(self, cache_dir: str = "") -> int:
-        """Bytes of the run's temporary files: caches and progress."""
+        """Bytes of the run's temporary files: caches, progress, and weights that layers start from."""
         caches = self.caches(cache_dir)
         folder, _ = caches.open()
         in_caches = sum(folder.size(f"{name}/{each}") for name in caches.names() for each in folder.names(name))
-        return in_caches + sum(self.folder.size(f"progress/{name}") for name in self.folder.names("progress"))
+        others = [f"{place}/{name}" for place in ("progress", INITIAL) for name in self.folder.names(place)]
+        return in_caches + sum(map(self.folder.size, others))

@@ -29,6 +29,7 @@ from ffstream.storage.identity import (
     CONFIG_SEAL,
     DATA_FILE,
     ENVIRONMENT_FILE,
+    INITIAL,
     LABELS_FILE,
     MARKER,
     FolderState,
@@ -39,6 +40,7 @@ from ffstream.storage.identity import (
     survey,
     write_marker,
 )
+from ffstream.storage.initial import InitialWeights, Origin
 from ffstream.storage.manifest import (
     DATA,
     content_digest,
@@ -108,32 +110,55 @@ class RunRoot:
             raise RunError(f"run {self.path}: is a file, allowed the folder of a run; name that folder")
 
     def create(
-        self, config: Config, facts: DataFacts, environment: Mapping[str, Any], labels: Tensor | None = None
+        self,
+        config: Config,
+        facts: DataFacts,
+        environment: Mapping[str, Any],
+        labels: Tensor | None = None,
+        origin: Origin | None = None,
     ) -> None:
         """Start a run: write everything at the top level, the configuration last. `labels` (n,) are for validation.
 
-        Files of a process that was killed while starting a run are replaced, under a new identity.
+        Files of a process that was killed while starting a run are replaced, under a new identity. The weights of
+        another run, `origin`, are copied; where that fails or is interrupted, nothing is left.
         """
         self.folder.identity = self.survey().identity
-        self.remove_temporaries()
-        for name in (
-            ENVIRONMENT_FILE,
-            LABELS_FILE,
-            DATA_FILE,
-            MARKER,
-        ):  # in this order: each is recognised by files that come after it
-            self.folder.remove(name)
-        self.folder.identity, self._marker = draw_identity(), None
+        self._remove_start()
+        self.folder.identity = draw_identity()
         data = dict(facts.content)
         labels_file = {"labels": labels} if labels is not None else {}
         if labels_file:
             data = data | {"validation_labels_digest": digest_tensors(labels_file)}
-        run = write_marker(self.folder, describe_run(self.folder.identity, config.identity(), data))
+        initial = None if origin is None else origin.to_mapping()
+        content = describe_run(self.folder.identity, config.identity(), data, initial=initial)
+        run = write_marker(self.folder, content)
         write_manifest(self.folder, DATA_FILE, data)
         if labels_file:
             write_tensors(self.folder, LABELS_FILE, labels_file)()
         write_manifest(self.folder, ENVIRONMENT_FILE, {"run": run, "environments": [dict(environment)]})
+        if origin is not None:
+            try:
+                self.initial.take(origin.layers)
+            except BaseException:
+                self._remove_start()
+                raise
         self.write_config(config)
+
+    def _remove_start(self) -> None:
+        """Remove what was written of a run that was not started."""
+        self.remove_temporaries()
+        self.initial.remove()
+        # In this order: each is recognised by files that come after it.
+        for name in (ENVIRONMENT_FILE, LABELS_FILE, DATA_FILE, MARKER):
+            self.folder.remove(name)
+        self._marker = None
+
+    @property
+    def initial(self) -> InitialWeights:
+        """The weights of another run that layers start from. Raises CorruptFileError."""
+        marker = self.marker
+        found = Origin.from_mapping(marker["initial"]) if marker is not None and "initial" in marker else None
+        return InitialWeights(self.folder, str(marker["identity"]) if marker is not None else "", found)
 
     def adopt(self, config: Config, environment: Mapping[str, Any]) -> None:
         """Give a run of an earlier version an identity.
@@ -266,7 +291,7 @@ class RunRoot:
         if not self.folder.identity:
             return 0
         prefix = f"{TEMPORARY}{self.folder.identity}-"
-        folders = ("", "layers", "progress", "readout")
+        folders = ("", "layers", "progress", "readout", INITIAL)
         num_bytes = sum(self.folder.remove_matching(each, re.escape(prefix) + ".*") for each in folders)
         for name in self.folder.names("layers"):
             if name.startswith(prefix):

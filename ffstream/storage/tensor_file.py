@@ -20,6 +20,7 @@ from torch import Tensor
 from ffstream.errors import CorruptFileError
 from ffstream.ground.files import storage_errors, write_all
 from ffstream.ground.folder import Folder
+from ffstream.ground.interrupts import check_interrupts
 from ffstream.storage.tensor_format import (
     CHUNK_BYTES,
     METADATA,
@@ -164,6 +165,33 @@ def check_digest(folder: Folder, name: str, digest: str) -> None:
         except MisfitError as misfit:
             raise altered(folder, name, misfit) from misfit
         _check_rest(folder, name, file, digest)
+
+
+def read_entries(folder: Folder, name: str) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """The type and shape of each tensor, from the header of a file, whose digest is not checked by this.
+
+    Raises CorruptFileError.
+    """
+    with opened(folder, name) as file:
+        try:
+            return read_header(file).entries
+        except MisfitError as misfit:
+            raise altered(folder, name, misfit) from misfit
+
+
+def copy_tensors(source: Folder, name: str, folder: Folder, to: str, digest: str) -> None:
+    """Copy a file durably into another folder, whole or not at all. Raises CorruptFileError for another digest."""
+    temporary, found = folder.name_temporary(to), hashlib.sha256()
+    with opened(source, name) as file, storage_errors(folder.path / to):
+        copy = folder.create(temporary)
+        with folder.removed_on_error(temporary), copy:
+            while part := file.read(CHUNK_BYTES):
+                check_interrupts()
+                found.update(part)
+                write_all(copy, part)
+            if found.hexdigest() != digest:
+                raise_altered(source, name, found.hexdigest(), digest)
+            folder.publish(copy, temporary, to)
 
 
 def check_finite(tensor: Tensor, noun: str) -> None:

@@ -15,12 +15,13 @@ from ffstream.errors import CorruptFileError
 from ffstream.field.layers import UnitAxis
 from ffstream.ground.files import storage_errors, write_all
 from ffstream.ground.folder import Folder
-from ffstream.storage.tensor_file import RESTORE, altered, load_tensors, opened, raise_altered
+from ffstream.storage.tensor_file import RESTORE, altered, check_finite, load_tensors, opened, raise_altered
 from ffstream.storage.tensor_format import (
     CHUNK_BYTES,
     Header,
     MisfitError,
     encode_header,
+    payload_of,
     read_header,
     read_into,
     shorten,
@@ -111,6 +112,58 @@ def load_slices(
     if found.hexdigest() != digest:
         raise CorruptFileError(f"file {folder.path / name}: altered since it was checked; {RESTORE}")
     return parts
+
+
+def fill_units(
+    folder: Folder, name: str, digest: str, targets: Mapping[str, Tensor], axes: Mapping[str, int], first: int
+) -> None:
+    """Fill `targets` with the tensors of those names, or with what a tile has of them: the units from `first` on.
+
+    Other tensors of the file are passed over. Raises CorruptFileError for another digest and for tensors of another
+    shape; `targets` must not be used after that.
+    """
+    found = hashlib.sha256()
+    with opened(folder, name) as file:
+        try:
+            header = read_header(file)
+            found.update(header.text)
+            missing = sorted(targets.keys() - header.entries.keys())
+            if missing:
+                raise MisfitError(f"holds no {shorten(missing)}")
+            for key, (dtype, shape) in header.entries.items():
+                if key not in targets:
+                    _pass_over(file, header.nbytes(key), found)
+                    continue
+                target = targets[key]
+                room = target if target.device.type == "cpu" else torch.empty_like(target, device="cpu")
+                pieces, others = [payload_of(room)], (0, 0)  # bytes before and behind each piece: those of other tiles
+                if tuple(target.shape) != shape:
+                    axis = axes[key]
+                    inner = dtype.itemsize * math.prod(shape[axis + 1 :])
+                    num_after = shape[axis] - first - target.shape[axis]
+                    pieces = [payload_of(part) for part in room.view(math.prod(shape[:axis]), -1)]
+                    others = (first * inner, num_after * inner)
+                if dtype != target.dtype or (len(pieces[0]) + sum(others)) * len(pieces) != header.nbytes(key):
+                    raise MisfitError(f"{shorten(key)} is {dtype} of shape {shape}, which has not these units")
+                for piece in pieces:
+                    _pass_over(file, others[0], found)
+                    read_into(file, piece, found)
+                    _pass_over(file, others[1], found)
+                check_finite(room, f"file {folder.path / name}: {key}")
+                if room is not target:
+                    target.copy_(room)
+        except MisfitError as misfit:
+            raise altered(folder, name, misfit) from misfit
+    if found.hexdigest() != digest:
+        raise_altered(folder, name, found.hexdigest(), digest)
+
+
+def _pass_over(file: io.FileIO, num_bytes: int, digest: Any) -> None:
+    """Read bytes of which only the digest is needed."""
+    while num_bytes:
+        piece = memoryview(bytearray(min(num_bytes, CHUNK_BYTES)))
+        read_into(file, piece, digest)
+        num_bytes -= len(piece)
 
 
 def _digest_tiles(

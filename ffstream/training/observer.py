@@ -74,6 +74,9 @@ class Observer:
     def on_warning(self, text: str) -> None:
         """The run goes on, but not as well as it could."""
 
+    def on_note(self, text: str) -> None:
+        """Something about the run that is worth knowing, and no reason to worry."""
+
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
         """An epoch is under way. Layers and epochs count from 1; epochs count on through the tiles of a layer."""
 

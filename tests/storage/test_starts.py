@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import ffstream as ff
 from ffstream.ground.lock import RunLock
 from ffstream.storage.identity import FolderState
+from ffstream.storage.initial import Origin, TakenLayer
 from ffstream.storage.run_directory import RunDirectory
 from tests.helpers import InterruptAt, layer_digests, run_process
 
@@ -93,17 +95,20 @@ def kill_at(number, work, monkeypatch):
     return num_changes >= number
 
 
-def start(path, config, data, labels):
+def start(path, config, data, labels, origin):
     path.mkdir(exist_ok=True)
     with RunLock(path, "") as lock:
-        RunDirectory(path, lock).create(config, data, {"torch": "2"}, labels)
+        RunDirectory(path, lock).create(config, data, {"torch": "2"}, labels, origin)
 
 
-def test_wherever_two_starts_are_killed_a_third_one_starts_the_run(runs, tmp_path, monkeypatch):
-    run = ff.Run(runs / "one")
+@pytest.mark.parametrize("num_taken", [0, 1])  # layers that start from another run's
+def test_wherever_two_starts_are_killed_a_third_one_starts_the_run(num_taken, runs, tmp_path, monkeypatch):
+    run, file = ff.Run(runs / "one"), runs / "other/layers/000/weights.safetensors"
     config, data = run.config, run.directory.read_data()
     labels = run.directory.load_validation_labels()
-    work = partial(start, config=config, data=data, labels=labels)
+    taken = TakenLayer(0, hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_size, ())
+    origin = Origin(str(runs / "other"), "layer 1 starts from the other", (taken,)) if num_taken else None
+    work = partial(start, config=config, data=data, labels=labels, origin=origin)
     num_changes = next(n for n in itertools.count(1) if not kill_at(n, partial(work, tmp_path / f"{n}"), monkeypatch))
     assert num_changes > 10
     template = tmp_path / "template"
@@ -121,6 +126,9 @@ def test_wherever_two_starts_are_killed_a_third_one_starts_the_run(runs, tmp_pat
             if RunDirectory(path).survey().state is not FolderState.RUN:
                 assert RunDirectory(path).survey().state is FolderState.FREE, (first, second)
                 work(path)
-            assert RunDirectory(path).survey().state is FolderState.RUN
+            directory = RunDirectory(path)
+            assert directory.survey().state is FolderState.RUN
+            assert len(directory.folder.names("initial")) == num_taken
+            assert directory.initial.list_missing(0) == []
             if not died:
                 break

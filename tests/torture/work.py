@@ -32,6 +32,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "save_every": "0.004s",
     },
     "stacks": {"cache.tier": "disk", "network.stack_layers": 2, "augmentation.views": 3, "augmentation.max_shift": 1},
+    "initial": {"cache.tier": "disk", "layers": 2},  # from another run
     "restream": {"cache.tier": "disk", "augmentation.restream": True, "augmentation.max_shift": 1, "layers": 2},
 }
 
@@ -42,7 +43,12 @@ _MOST_PLANS = 8  # remembered
 
 def make_config(name: str, data: Path) -> ff.Config:
     """Of a workload."""
-    return ff.Config().override(SMALL | _FEW_STEPS | {"data": str(data)} | WORKLOADS[name])
+    config = ff.Config().override(SMALL | _FEW_STEPS | {"data": str(data)} | WORKLOADS[name])
+    if name != "initial":
+        return config
+    other = data.with_name("started-from")
+    train(config.override({"seed": 1}), other)
+    return config.override({"init_from": str(other)})
 
 
 def plan_once() -> None:
