@@ -105,9 +105,8 @@ class InitialWeights:
         if found is None:
             return False
         targets = {name: value for name, value in layer.state_dict().items() if name not in found.left_out}
-        axes = {name: layer.unit_axis(name) for name in targets}
         with _naming_the_copy(self.origin, found):
-            fill_units(self.folder, self.name(index), found.digest, targets, axes, layer.first_unit)
+            fill_units(self.folder, self.name(index), found.digest, targets, layer.list_unit_axes(), layer.first_unit)
         return True
 
     def verify(self, each: TakenLayer) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ffstream.errors import CorruptFileError
-from ffstream.field.layers import Layer, UnitAxis
+from ffstream.field.layers import Layer
 from ffstream.storage.manifest import LAYER, read_manifest
 from ffstream.storage.run_environments import RunEnvironments
 from ffstream.storage.run_root import MANIFEST
@@ -88,12 +88,12 @@ class FinishedLayers(RunEnvironments):
         Raises CorruptFileError.
         """
         digest = self.read_layer_manifest(index)["digests"]["weights"]
-        return digest_tiles(self.folder, f"{layer_name(index)}/{WEIGHTS}", digest, unit_axes(layer), tiles)
+        return digest_tiles(self.folder, f"{layer_name(index)}/{WEIGHTS}", digest, layer.list_unit_axes(), tiles)
 
     def load_units(self, index: int, units: slice, layer: Layer, digest: str) -> None:
         """Fill `layer`, a tile, with the slice `units` of a committed layer; `digest` is that of the tile."""
         name = f"{layer_name(index)}/{WEIGHTS}"
-        assign_state(layer, load_slices(self.folder, name, unit_axes(layer), units, digest), self.path / name)
+        assign_state(layer, load_slices(self.folder, name, layer.list_unit_axes(), units, digest), self.path / name)
 
     def load_validation_goodness(self, index: int) -> Tensor | None:
         """One layer's goodness for all labels on the validation split, (n, C), or None without such a split."""
@@ -111,11 +111,6 @@ class FinishedLayers(RunEnvironments):
 def layer_name(index: int) -> str:
     """The name of layer `index`'s folder within the run directory."""
     return f"layers/{index:03d}"
-
-
-def unit_axes(layer: Layer) -> dict[str, UnitAxis]:
-    """The axis of each parameter along which its units lie."""
-    return {name: UnitAxis(layer.unit_axis(name), layer.count_unit_runs(name)) for name in layer.state_dict()}
 
 
 def assign_state(layer: Layer, tensors: dict[str, Tensor], path: Path) -> None:

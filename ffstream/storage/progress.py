@@ -20,7 +20,7 @@ from ffstream.errors import CorruptFileError
 from ffstream.field.layers import Layer
 from ffstream.ground.files import storage_errors
 from ffstream.storage.epoch_part import EpochPart
-from ffstream.storage.layers import REPAIR, VALIDATION, WEIGHTS, FinishedLayers, assign_state, layer_name, unit_axes
+from ffstream.storage.layers import REPAIR, VALIDATION, WEIGHTS, FinishedLayers, assign_state, layer_name
 from ffstream.storage.manifest import PROGRESS, read_manifest, write_manifest
 from ffstream.storage.metrics import MetricsSeal
 from ffstream.storage.run_root import MANIFEST
@@ -248,7 +248,7 @@ class LayerProgress(FinishedLayers):
             return lambda: digest
         *before, last = (self._tile_name(index, tile) for tile in range(num_tiles))
         publish_last = write_tensors(self.folder, last, _host_state(layer))
-        axes = unit_axes(layer)
+        axes = layer.list_unit_axes()
 
         def join() -> str:
             found = self._read_progress_manifest() or {"digests": {}}

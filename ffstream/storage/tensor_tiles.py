@@ -115,7 +115,7 @@ def load_slices(
 
 
 def fill_units(
-    folder: Folder, name: str, digest: str, targets: Mapping[str, Tensor], axes: Mapping[str, int], first: int
+    folder: Folder, name: str, digest: str, targets: Mapping[str, Tensor], axes: Mapping[str, UnitAxis], first: int
 ) -> None:
     """Fill `targets` with the tensors of those names, or with what a tile has of them: the units from `first` on.
 
@@ -138,10 +138,10 @@ def fill_units(
                 room = target if target.device.type == "cpu" else torch.empty_like(target, device="cpu")
                 pieces, others = [payload_of(room)], (0, 0)  # bytes before and behind each piece: those of other tiles
                 if tuple(target.shape) != shape:
-                    axis = axes[key]
-                    inner = dtype.itemsize * math.prod(shape[axis + 1 :])
-                    num_after = shape[axis] - first - target.shape[axis]
-                    pieces = [payload_of(part) for part in room.view(math.prod(shape[:axis]), -1)]
+                    num_outer, num_units, num_inner = axes[key].fold(shape)
+                    inner = dtype.itemsize * num_inner
+                    num_after = num_units - first - axes[key].count_units(target.shape)
+                    pieces = [payload_of(part) for part in room.view(num_outer, -1)]
                     others = (first * inner, num_after * inner)
                 if dtype != target.dtype or (len(pieces[0]) + sum(others)) * len(pieces) != header.nbytes(key):
                     raise MisfitError(f"{shorten(key)} is {dtype} of shape {shape}, which has not these units")

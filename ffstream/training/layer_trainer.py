@@ -356,7 +356,7 @@ class LayerTrainer:
         program). `share` is the part's share of the batch; the running mean takes that share of a step.
         """
         objective, mean = self._config.objective, self.layer.mean_activity
-        found = self.layer.average(positive_activities.mean(dim=0))
+        found = self.layer.average(positive_activities.mean(dim=0, dtype=mean.dtype))
         mean.lerp_(found, 1 - objective.peer_momentum**share)
         return self.layer.spread((mean - mean.mean()) * objective.peer_normalisation)
 

@@ -103,3 +103,20 @@ def test_where_there_is_no_such_classifier_it_is_refused(settings, words, tmp_pa
     with pytest.raises(ff.ConfigError, match="labels.head_layers") as refused:
         ff.train(config_of(2).override(settings), tmp_path / "run")
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("head_layers", [1, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective.peer_normalisation": 0.03},
+        {"objective.similarity": "matching"},
+        {"objective.perturbation": 0.02},
+        {"network.dropout": 0.2, "micro_batch": 40},
+    ],
+)
+def test_whatever_is_added_to_the_objective_works_on_activities_of_less_precision(settings, head_layers, tmp_path):
+    changes = {"epochs": 2, "precision": "bf16", "network.layers": "conv12 pool"} | settings
+    found = ff.train(config_of(head_layers, **changes), tmp_path / "run").validation_errors_by_depth
+    exact = ff.train(config_of(head_layers, **changes | {"precision": "fp32"}), tmp_path / "exact")
+    assert found == pytest.approx(exact.validation_errors_by_depth, abs=0.06)

@@ -38,8 +38,17 @@ CASES = {
     },
     "conv": {"recipe": "conv", "network__layers": "conv4 conv4 conv4", "labels__head_layers": 2},
     "conv-ff": {"recipe": "conv-ff", "network__layers": "conv4 conv4"},
+    "tiles of channels": {
+        "recipe": "conv",
+        "network__layers": "conv24 conv24",
+        "labels__head_layers": 1,
+        "network__tile_units": 10,
+    },
     "grids": {"network__kind": "local", "width": 144, "layers": 2},
 }
+
+
+RUNS = {"tiles of channels": 4}  # in which a classifier's weights for all channels lie: the parts of the plane
 
 
 class Notes(ff.Observer):
@@ -87,8 +96,9 @@ def test_layers_start_as_the_other_runs_ended_and_resume_bitwise_without_it(name
     for index, end in enumerate(ended):
         tiles = starts.states[index * num_tiles : (index + 1) * num_tiles]
         for key, value in end.items():
-            axis = 1 if key == "label_embedding" else 0
-            begun = tiles[0][key] if num_tiles == 1 else torch.cat([tile[key] for tile in tiles], dim=axis)
+            axis, runs = (1, RUNS.get(name, 1)) if key == "label_embedding" else (0, 1)
+            parts = [tile[key].unflatten(axis, (runs, -1)) for tile in tiles]
+            begun = tiles[0][key] if num_tiles == 1 else torch.cat(parts, dim=axis + 1).flatten(axis, axis + 1)
             if name == "stacks of their own pixels" and key == "weight" and index:  # which read other pixels here
                 hidden = (begun == 0).all(dim=0)
                 assert 0.6 < hidden.float().mean() < 0.9  # of those that either run does not read

@@ -21,7 +21,6 @@ from ffstream.field.layers import LAYER_KINDS, Layer, UnitAxis
 from ffstream.ground.files import sha256_file
 from ffstream.ground.folder import Folder
 from ffstream.plan.probe import _measure_step
-from ffstream.storage.layers import unit_axes
 from ffstream.storage.tensor_file import load_tensors
 from ffstream.storage.tensor_tiles import digest_tiles, join_tensors, load_slices
 from ffstream.training.layer_trainer import LayerTrainer
@@ -54,7 +53,7 @@ def cut(layer, tiles):
         if layer.label_embedding is not None:
             num_values = layer.count_unit_runs("label_embedding") * tile.width
             tile.label_embedding = torch.nn.Parameter(torch.empty(len(layer.label_embedding), num_values))
-        state = {name: take(layer.state_dict()[name], axis, units) for name, axis in unit_axes(layer).items()}
+        state = {name: take(layer.state_dict()[name], axis, units) for name, axis in layer.list_unit_axes().items()}
         tile.to(layer.weight.dtype).load_state_dict(state)
         made.append(tile)
     return made

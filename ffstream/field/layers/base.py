@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import Goodness
-from ffstream.field.layers.shape import Activations, LayerShape
+from ffstream.field.layers.shape import Activations, LayerShape, UnitAxis
 from ffstream.field.normalisation import length_normalise, length_normalise_
 
 
@@ -95,6 +95,10 @@ class Layer(nn.Module, ABC):
     def count_unit_runs(self, name: str) -> int:
         """How many times all units, or channels, lie along that axis, one run after the other."""
         return 1
+
+    def list_unit_axes(self) -> dict[str, UnitAxis]:
+        """The axis of each parameter and buffer along which its units lie."""
+        return {name: UnitAxis(self.unit_axis(name), self.count_unit_runs(name)) for name in self.state_dict()}
 
     @classmethod
     def hands_on_by_unit(cls, shape: LayerShape) -> bool:  # noqa: ARG003 - a kind that has options looks at them
