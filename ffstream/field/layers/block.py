@@ -83,8 +83,7 @@ class Block(Conv):
                 scale, shift = (self.get_parameter(f"{name}_{number}") for name in ("scale", "shift"))
                 normalised = F.group_norm(current.to(self.bias.dtype), 1, scale, shift, _LEAST_VARIANCE)
                 current = torch.relu(normalised).to(self.compute_dtype)
-        made: Tensor = by_place(current).flatten(1)
-        return made if self.is_summarised else made.to(self.bias.dtype)
+        return by_place(current).flatten(1).to(self.unit_dtype)
 
     def _find_weight(self, number: int) -> Tensor:
         """The weights of a convolution as they are multiplied by."""
