@@ -242,7 +242,7 @@ def _load_run(directory: RunDirectory, *, accept_environment: bool) -> FFNetwork
     num_layers = directory.count_layers()
     if num_layers == 0:
         raise RunError(f"run {directory.path}: no layer is finished yet; resume it first")
-    config = directory.read_config().override({"layers": num_layers})
+    config = directory.read_config().shorten(num_layers)
     try:
         network = FFNetwork(config, directory.read_data())
     except (RuntimeError, MemoryError) as error:

@@ -178,6 +178,13 @@ class Config:
         """The layers one by one, if they are listed; else none."""
         return list_lines(self.network.layers, self.layers) if self.network.layers else []
 
+    def shorten(self, num_layers: int) -> Config:
+        """The configuration of the first layers alone, whether they are listed or not."""
+        if not self.network.layers or num_layers == self.layers:
+            return self.override({"layers": num_layers})
+        lines = tuple(map(str, self.list_layers()[:num_layers]))
+        return dataclasses.replace(self, network=dataclasses.replace(self.network, layers=lines))
+
     def count_epochs(self, layer: int) -> int:
         """The epochs of the layer with this index, or of each of its tiles."""
         lines = self.list_layers()
