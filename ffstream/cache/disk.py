@@ -28,7 +28,7 @@ _SAFETENSORS_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int8": "I8
 _SHARD = "shard-{:05d}.safetensors"
 _MAX_HEADER_BYTES = 1 << 16  # ours are about four hundred bytes
 _COUNTS = ("num_samples", "num_rows", "num_features", "shard_samples", "num_views")
-_LAYOUT: Shape = {"dtype_name": TEXT, **dict.fromkeys(_COUNTS, SIZE)}
+_LAYOUT: Shape = {"dtype_name": TEXT, **dict.fromkeys(_COUNTS, SIZE), "carried?": [SIZE]}
 
 
 class DiskCache(ActivationCache):
@@ -193,10 +193,10 @@ def _parse_layout(path: Path, text: str) -> CacheLayout:
         found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
-    fits = find_misfit(found, _LAYOUT) is None and set(found) == {"dtype_name", *_COUNTS}
+    fits = find_misfit(found, _LAYOUT) is None and set(found) - {"carried"} == {"dtype_name", *_COUNTS}
     if not fits or found["dtype_name"] not in _SAFETENSORS_DTYPES:
         raise _corrupt(path, "has a layout that does not parse")
-    return CacheLayout(**found)
+    return CacheLayout(**found | {"carried": tuple(found.get("carried", ()))})
 
 
 def _corrupt(path: Path, what: str) -> CorruptFileError:

@@ -33,6 +33,7 @@ class CacheLayout:
     dtype_name: str  # bf16, fp16, fp32, int8
     shard_samples: int
     num_views: int = 1  # per sample, of which an epoch visits one
+    carried: tuple[int, ...] = ()  # features at the end of a row that its layer does not read, in parts by source
 
     @property
     def is_coded(self) -> bool:
@@ -52,7 +53,12 @@ class CacheLayout:
     @property
     def row_bytes(self) -> int:
         """Bytes per row as it is stored."""
-        return (self.num_features + 1 if self.is_coded else self.num_features) * self.stored_dtype.itemsize
+        return (self.num_features + self._num_scales) * self.stored_dtype.itemsize
+
+    @property
+    def _num_scales(self) -> int:
+        """Numbers of a row as it is stored that are scales: one for what is read, and one for each part carried."""
+        return 1 + len(self.carried) if self.is_coded else 0
 
     @property
     def num_blocks(self) -> int:
@@ -110,9 +116,9 @@ class CacheLayout:
         return samples.stop - samples.start, self.num_rows, self.num_features
 
     def stored_shape(self, shard: int) -> tuple[int, int, int]:
-        """(samples, rows, features) of a shard as it is stored: a coded row has one more, for its scale."""
+        """(samples, rows, features) of a shard as it is stored: a coded row has more, for its scales."""
         *counts, num_features = self.shard_shape(shard)
-        return counts[0], counts[1], num_features + 1 if self.is_coded else num_features
+        return counts[0], counts[1], num_features + self._num_scales
 
     def shard_sizes(self) -> set[int]:
         """The distinct numbers of samples that shards have."""
@@ -125,15 +131,19 @@ class CacheLayout:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain settings, for a manifest."""
-        return asdict(self)
+        found = asdict(self)
+        return found if self.carried else {name: value for name, value in found.items() if name != "carried"}
 
 
-def as_cached(rows: Tensor, dtype_name: str) -> Tensor:
-    """Rows (..., F) as they come back from a cache of that type. Gradients pass through the rounding unchanged."""
+def as_cached(rows: Tensor, dtype_name: str, carried: Sequence[int] = ()) -> Tensor:
+    """Rows (..., F) as they come back from a cache of that type. Gradients pass through the rounding unchanged.
+
+    `carried` are the features of the parts at the end of a row that its layer does not read.
+    """
     if dtype_name != CODED:
         return rows.to(DTYPES[dtype_name])
     found = rows.to(ROWS_DTYPE)
-    coded = as_coded(found.detach())
+    coded = as_coded(found.detach(), carried)
     return coded + (found - found.detach()) if found.requires_grad else coded
 
 

@@ -195,7 +195,7 @@ class Transfer:
     def _decode(self, layout: CacheLayout, shard: int, stored: Tensor) -> Tensor:
         if not layout.is_coded:
             return stored
-        return decode_(_take_shard(self._decoded, layout, shard), stored)
+        return decode_(_take_shard(self._decoded, layout, shard), stored, layout.carried)
 
     @contextlib.contextmanager
     def _coding(self, layout: CacheLayout, shard: int, stored: Tensor) -> Iterator[Tensor]:
@@ -205,7 +205,7 @@ class Transfer:
             return
         rows = _take_shard(self._to_code, layout, shard)
         yield rows
-        encode_(stored, rows)
+        encode_(stored, rows, layout.carried)
 
     # --- durable
 

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
-from ffstream.cache import CacheLayout, MemoryCache, as_cached, decode_, encode_
+from ffstream.cache import CacheLayout, MemoryCache, as_cached, decode_, encode_, verify_shards
 from ffstream.cache.transfer import Transfer
 from ffstream.device import parts
 from ffstream.device.parts import part_sizes
 from ffstream.field.normalisation import length_normalise
+from ffstream.ground.folder import Folder
 from ffstream.infer.evaluation import error_rate
 from tests.helpers import disk_cache
 
@@ -70,11 +71,12 @@ def test_rounding_is_as_near_as_that_of_eight_bit_floats():
     assert coded < floats
 
 
-@pytest.mark.parametrize("num_features", [1, 6, 33])
+@pytest.mark.parametrize(("num_features", "carried"), [(1, ()), (6, ()), (33, ()), (33, (4,)), (33, (4, 9))])
 @pytest.mark.parametrize("tier", ["memory", "disk"])
-def test_a_tier_keeps_a_byte_for_each_feature_and_one_for_the_scale(tier, num_features, tmp_path):
-    layout = CacheLayout(50, 2, num_features, "int8", 16)
+def test_a_tier_keeps_a_byte_for_each_feature_and_one_for_each_scale(tier, num_features, carried, tmp_path):
+    layout = CacheLayout(50, 2, num_features, "int8", 16, carried=carried)
     rows = draw_rows(100, num_features, 0.7, 0).view(50, 2, num_features)
+    rows[:, :, -4:] *= 50  # as what another layer has handed on may be
     cache = MemoryCache(layout, CPU) if tier == "memory" else disk_cache(layout, tmp_path)
     with Transfer(CPU) as transfer:
         for shard in range(layout.num_shards):
@@ -82,10 +84,14 @@ def test_a_tier_keeps_a_byte_for_each_feature_and_one_for_the_scale(tier, num_fe
                 room.copy_(rows[layout.shard_range(shard)])
         transfer.flush()
         found = torch.cat([block.clone() for _, block in transfer.blocks(cache, range(layout.num_shards))])
-    assert torch.equal(found, as_cached(rows, "int8"))
+    parts = rows.split([num_features - sum(carried), *carried], dim=2)
+    assert torch.equal(found, torch.cat([as_cached(part, "int8") for part in parts], dim=2))
+    assert torch.equal(found, as_cached(rows, "int8", carried))
     stored = [cache.resident(shard, CPU) for shard in range(4)] if tier == "memory" else []
     stored += [load_file(path)["rows"] for path in sorted(tmp_path.iterdir())]
-    assert sum(shard.nbytes for shard in stored) == layout.num_bytes == 100 * (num_features + 1)
+    assert sum(shard.nbytes for shard in stored) == layout.num_bytes == 100 * (num_features + 1 + len(carried))
+    if tier == "disk":
+        verify_shards(Folder(tmp_path.parent), tmp_path.name, "")
 
 
 @pytest.mark.parametrize("coded_rows", [1, 7, 64])
