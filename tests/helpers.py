@@ -214,3 +214,25 @@ def describe(config, num_features=64, num_classes=10, image_shape=None, num_samp
     """The blueprint of a configuration; what it leaves open of batch and shards is as large as need be."""
     sizes = {name: 512 for name in ("batch", "cache.shard_samples") if config.to_flat()[name] == "auto"}
     return Blueprint.of(config.override(sizes), DataShape(num_features, num_classes, num_samples or {}, image_shape))
+
+
+def take_units(tensor, axis, units):
+    """Some units of a tensor, of each run along its axis."""
+    runs = tensor.unflatten(axis.index, (axis.num_runs, -1))
+    found = runs.narrow(axis.index + 1, units.start, units.stop - units.start)
+    return found.flatten(axis.index, axis.index + 1).clone()
+
+
+def cut_layer(layer, tiles):
+    """The tiles of a layer, as layers of their own with copies of its parameters."""
+    made = []
+    for units in tiles:
+        tile = type(layer)(layer.shape.cut(units), layer.compute_dtype)
+        if layer.label_embedding is not None:
+            num_values = layer.count_unit_runs("label_embedding") * tile.width
+            tile.label_embedding = torch.nn.Parameter(torch.empty(len(layer.label_embedding), num_values))
+        axes = layer.list_unit_axes()
+        state = {name: take_units(value, axes[name], units) for name, value in layer.state_dict().items()}
+        tile.to(layer.weight.dtype).load_state_dict(state)
+        made.append(tile)
+    return made

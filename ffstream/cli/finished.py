@@ -200,6 +200,7 @@ def inspect(
         progress = None
     if verify:
         found.verify()
+    reads = found.config.list_reads()[: len(layers)]
     if as_json:
         content = {
             "run": str(run),
@@ -208,7 +209,7 @@ def inspect(
             "progress": {"layer": progress[0] + 1, "epochs": progress[1]} if progress else None,
             "started_from": None if origin is None else origin.summary,
             "verified": verify,
-            "layers": [figures.to_mapping() for figures in layers],
+            "layers": [figures.to_mapping() | {"reads": each} for figures, each in zip(layers, reads, strict=True)],
         }
         typer.echo(json.dumps(content, indent=1))
         return
@@ -224,7 +225,7 @@ def inspect(
         num_epochs = config.count_epochs(progress[0]) * Sizes.of(config).num_tiles
         say(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")
     if layers:
-        show([layer_table(layers)])
+        show([layer_table(layers, reads=reads)])
     if verify:
         say("every digest of what is committed is right")
     if len(layers) < config.layers:

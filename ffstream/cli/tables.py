@@ -21,6 +21,7 @@ from ffstream.infer.combination import ProbabilityFigures
 from ffstream.infer.evaluation import Evaluation
 from ffstream.plan.footprint import Footprint
 from ffstream.plan.plan import Plan
+from ffstream.settings.reads import BELOW, IMAGE
 from ffstream.studies.demo import Demonstration
 from ffstream.studies.doctor import MachineSpeeds, TimeAccount
 from ffstream.studies.memory_profile import METHODS, Point, Profile
@@ -48,12 +49,13 @@ def make_table(headings: Sequence[str], title: str, left: Sequence[str] = (), fl
     return table
 
 
-def layer_table(layers: list[LayerFigures], *, is_labelled: bool = True) -> Table:
-    """A table with one row per layer."""
+def layer_table(layers: list[LayerFigures], *, is_labelled: bool = True, reads: Sequence[str] = ()) -> Table:
+    """A table with one row per layer. `reads` says what each layer reads, if that is shown."""
     of = "error" if is_labelled else "hybrid\nerror"
     figures = ("layer", "loss", "goodness\npositive", "\nnegative", "separa-\ntion", f"{of}\nalone", f"{of}\nto here")
-    table = make_table([*figures, "samples\n/ s", "time\n/ s"], "layers")
-    for each in layers:
+    shown = [] if all(each in (IMAGE, BELOW) for each in reads) else ["reads"]
+    table = make_table([*figures, "samples\n/ s", "time\n/ s", *shown], "layers", left=("reads",))
+    for number, each in enumerate(layers):
         table.add_row(
             str(each.layer),
             f"{each.loss:.4f}",
@@ -64,6 +66,7 @@ def layer_table(layers: list[LayerFigures], *, is_labelled: bool = True) -> Tabl
             format_share(each.validation_error_to_here),
             f"{each.samples_per_s:,.0f}",
             f"{each.elapsed_s:.1f}",
+            *(reads[number] for _ in shown),
         )
     return table
 
@@ -171,6 +174,11 @@ def plan_report(plan: Plan) -> Iterator[Table | str]:
     table = make_table(["", *names], "a layer on the device", left=("",))
     if any(layer.num_tiles > 1 for layer in plan.layers):
         table.add_row("tiles", *(f"{layer.num_tiles} of {plan.sizes.tile_units} units" for layer in plan.layers))
+        table.add_section()
+    if any(layer.reads not in (IMAGE, BELOW) for layer in plan.layers):
+        table.add_row("reads", *(layer.reads for layer in plan.layers))
+        carried = [f"{layer.carried_features:,}" if layer.carried_features else "" for layer in plan.layers]
+        table.add_row("carries for later ones", *(f"{each} features" if each else "nothing" for each in carried))
         table.add_section()
     for name in [item.name for item in dataclasses.fields(Footprint) if item.name != "handing_on"]:
         table.add_row(name, *(format_bytes(getattr(layer.footprint, name)) for layer in plan.layers))

@@ -24,6 +24,7 @@ from ffstream.field.network import (
 from ffstream.field.objectives import OBJECTIVES, Objective
 from ffstream.field.optimisers import OPTIMISERS, Optimiser
 from ffstream.field.similarity import SIMILARITIES, Similarity
+from ffstream.field.wiring import RowLayout
 from ffstream.ground import seeding
 from ffstream.settings.config import Config
 from ffstream.settings.sizes import Sizes
@@ -68,6 +69,11 @@ class Blueprint:
     def compute_dtype(self) -> torch.dtype:
         """The type of the operands of matrix products."""
         return operand_dtype(self.config.precision)
+
+    @property
+    def image_row(self) -> RowLayout:
+        """The rows that are made of images, which the first layer of a stack reads."""
+        return self.specs[0].row
 
     @cached_property
     def representatives(self) -> list[int]:
@@ -122,8 +128,9 @@ class Blueprint:
         """Have a layer, or a tile of it, ignore the features of an image that its stack does not read, if any."""
         hidden = self.draw_hidden(spec) if spec.num_image_features else None
         if hidden is not None:
-            whole = torch.cat([hidden.new_zeros(spec.in_features - len(hidden)), hidden])
-            layer.hide(whole.to(next(layer.parameters()).device))
+            sizes = {part.source: part.shape.num_features for part in spec.row.parts}
+            masks = [hidden.new_zeros(1, size) if source else hidden.unsqueeze(0) for source, size in sizes.items()]
+            layer.hide(spec.row.join(masks)[0].to(next(layer.parameters()).device))
 
     def draw_hidden(self, spec: LayerSpec) -> Tensor | None:
         """Which features of an image no layer of the stack reads: (num_image_features,) bool.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import GOODNESSES
 from ffstream.field.layers import LAYER_KINDS, Activations, Layer, LayerShape
+from ffstream.field.wiring import Part, RowLayout, find_carried, lay_row
 from ffstream.settings.config import Config
 from ffstream.settings.layer_list import LayerLine
+from ffstream.settings.reads import Reads
 
 _VALUES_AT_ONCE = 1 << 22  # activities of a pass through a convolution; it decides bits, as sizes of parts do
 
@@ -26,9 +28,11 @@ class LayerSpec:
     kind: str
     shape: LayerShape
     units: Activations
-    handed_on: Activations  # what the next layer reads of it, without the image of an input skip
+    handed_on: Activations  # what later layers read of it
     num_epochs: int  # of each of its tiles
     learning_rate: float  # at the start
+    row: RowLayout  # the rows of its cache
+    next_row: RowLayout  # those of the next layer's
 
     @property
     def place(self) -> int:
@@ -37,7 +41,7 @@ class LayerSpec:
 
     @property
     def in_features(self) -> int:
-        """Features of a row that the layer reads."""
+        """Features that the layer reads; a row may have more, which are carried for later layers."""
         return self.shape.in_features
 
     @property
@@ -51,19 +55,15 @@ class LayerSpec:
         return self.shape.width
 
     @property
-    def num_skip_features(self) -> int:
-        """Trailing features of a row that hold the normalised image, unless the row is an image."""
-        return self.shape.num_skip_features
-
-    @property
-    def out_features(self) -> int:
-        """Features of a row that the layer hands on."""
-        return self.handed_on.num_features + self.num_skip_features
+    def number(self) -> int:
+        """The number of the layer, from 1."""
+        return self.index + 1
 
     def is_like(self, other: LayerSpec) -> bool:
         """Whether another layer differs from this one in nothing but its position and its learning rate."""
         is_alike = (self.kind, self.num_epochs) == (other.kind, other.num_epochs)
-        return is_alike and self.shape.is_like(other.shape)
+        has_like_rows = self.row.is_like(other.row) and self.next_row.is_like(other.next_row)
+        return is_alike and has_like_rows and self.shape.is_like(other.shape)
 
     def describe(self) -> str:
         """The shape of what the layer reads and of its units, in words."""
@@ -75,7 +75,7 @@ class LayerSpec:
         """How many of at most `most` rows are in one product of a pass: fewer where a row of units has many places."""
         if self.units.num_places == 1:
             return most
-        return max(1, min(most, _VALUES_AT_ONCE // max(self.in_features, self.num_units)))
+        return max(1, min(most, _VALUES_AT_ONCE // max(self.row.num_features, self.num_units)))
 
     @property
     def stack_start(self) -> int:
@@ -84,8 +84,8 @@ class LayerSpec:
 
     @property
     def num_image_features(self) -> int:
-        """How many trailing features of the row are the image, an overlaid label included."""
-        return self.num_skip_features if self.place else self.in_features
+        """How many of the features that it reads are the image, an overlaid label included."""
+        return sum(part.shape.num_features for part in self.row.parts if not part.source)
 
 
 def read_lines(config: Config) -> list[LayerLine]:
@@ -99,26 +99,63 @@ def read_lines(config: Config) -> list[LayerLine]:
 def compute_layer_specs(
     config: Config, num_features: int, image_shape: Sequence[int] | None = None, num_groups: int = 1
 ) -> list[LayerSpec]:
-    """Shapes of all layers, for images of `num_features` features, and classes with units of their own, if any."""
-    images = Activations.of_image(num_features, image_shape)
-    num_skip = num_features if config.network.input_skip else 0
+    """Shapes of all layers, for images of `num_features` features, and classes with units of their own, if any.
+
+    Raises ConfigError for what does not compose.
+    """
     num_in_stack, specs, lines = count_in_stack(config), list[LayerSpec](), read_lines(config)
     options_of = {line: LAYER_KINDS.make_settings(line.kind, line.kind_options) for line in dict.fromkeys(lines)}
-    for index, line in enumerate(lines):
-        place = index % num_in_stack
-        hands_on = index + 1 < config.layers and place + 1 < num_in_stack
-        reads = specs[-1].handed_on if place else images
-        kind = LAYER_KINDS[line.kind]
-        head_layers = config.labels.head_layers if kind.takes_head else 1
-        options = options_of[line]
-        shape = LayerShape(reads, line.width, place, num_skip, options, head_layers, num_groups)
-        try:
-            units, handed_on = kind.units_of(shape), kind.handed_on_by(shape)
-        except ConfigError as error:
-            raise (ConfigError(f"{error} (layer {index + 1})") if config.network.layers else error) from None
-        num_epochs, rate = line.num_epochs or config.epochs, line.learning_rate or config.optimiser.learning_rate
-        specs.append(LayerSpec(index, hands_on, line.kind, shape, units, handed_on, num_epochs, rate))
+    shapes = {0: Activations.of_image(num_features, image_shape)}
+    for start in range(0, len(lines), num_in_stack):
+        stack = lines[start : start + num_in_stack]
+        reads = _list_reads(config, stack, start)
+        carried = find_carried(reads, start + 1)
+        for place, line in enumerate(stack):
+            row = lay_row(reads[place], carried[place], shapes)
+            kind, number, hands_on = LAYER_KINDS[line.kind], start + place + 1, place + 1 < len(stack)
+            reads_below = reads[place].sources == (number - 1 if place else 0,)
+            try:
+                head_layers = config.labels.head_layers if kind.takes_head else 1
+                options = options_of[line]
+                shape = LayerShape(row.joined, line.width, place, reads_below, options, head_layers, num_groups)
+                units, handed_on = kind.units_of(shape), kind.handed_on_by(shape)
+            except ConfigError as error:
+                is_named = config.network.layers or len(row.parts) > 1
+                raise (ConfigError(f"{error} ({_tell(number, row)})") if is_named else error) from None
+            shapes[number] = handed_on
+            next_row = lay_row(reads[place + 1], carried[place + 1], shapes)
+            num_epochs, rate = line.num_epochs or config.epochs, line.learning_rate or config.optimiser.learning_rate
+            specs.append(
+                LayerSpec(number - 1, hands_on, line.kind, shape, units, handed_on, num_epochs, rate, row, next_row)
+            )
     return specs
+
+
+def _list_reads(config: Config, stack: Sequence[LayerLine], start: int) -> list[Reads]:
+    """What each layer of a stack reads, and what one on top of it would read; `start` is the first one's index."""
+    if config.network.input_skip:
+        return [Reads((start + place, 0) if place else (0,)) for place in range(len(stack) + 1)]
+    if not config.network.layers:
+        return [Reads((start + place if place else 0,)) for place in range(len(stack) + 1)]
+    return [*(line.find_reads(number) for number, line in enumerate(stack, 1)), Reads((len(stack),))]
+
+
+def _tell(number: int, row: RowLayout) -> str:
+    """Which layer it is and, if it reads several things, what these are."""
+    told = f"layer {number} reads {row}" if len(row.parts) > 1 else f"layer {number}"
+    if row.is_sum or len(row.parts) == 1 or row.joined.plane is not None:
+        return told
+    return f"{told}; channels lie side by side only where all parts have the same places"
+
+
+def keep_outputs(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """The same layers with rows in which what the layer below has handed on can be found, even if no layer reads it."""
+    found: list[LayerSpec] = []
+    for spec in specs:
+        row = found[-1].next_row if spec.place else spec.row
+        next_row = spec.next_row.keep(Part(spec.number, spec.handed_on))
+        found.append(dataclasses.replace(spec, row=row, next_row=next_row))
+    return found
 
 
 def find_representatives(specs: Sequence[LayerSpec], num_in_stack: int) -> list[int]:
@@ -170,12 +207,9 @@ def find_untileable(config: Config) -> str | None:
 
 
 def hand_on(layer: Layer, spec: LayerSpec, rows: Tensor, preactivations: Tensor) -> Tensor:
-    """What the next layer reads: (n, in_features), (n, num_units) -> (n, out_features).
+    """What the next layer reads: (n, row.num_features), (n, num_units) -> (n, next_row.num_features).
 
-    This is what the layer hands on and, with an input skip, the normalised image at the end of `rows`. If the layer has
-    a workspace, `preactivations` is overwritten.
+    This is what the layer hands on, joined to other parts that the next layer reads, and followed by what is carried
+    from `rows`. If the layer has a workspace, `preactivations` is overwritten.
     """
-    activities = layer.hand_on(preactivations)
-    if spec.num_skip_features == 0:
-        return activities
-    return torch.cat([activities, rows[:, -spec.num_skip_features :].to(activities.dtype)], dim=1)
+    return spec.next_row.write(layer.hand_on(preactivations), spec.number, spec.row, rows)

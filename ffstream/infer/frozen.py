@@ -14,7 +14,8 @@ from ffstream.device.memory import device_free_bytes, host_free_bytes
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
-from ffstream.field.network import LayerSpec
+from ffstream.field.network import LayerSpec, keep_outputs
+from ffstream.field.wiring import RowLayout
 from ffstream.ground.scratch import make_scratch
 from ffstream.plan.fitting import choose_tier
 from ffstream.storage.run_directory import RunDirectory
@@ -46,11 +47,12 @@ def stream_committed_layers(
     A stage is valid until the next one is asked for: its caches are then moved through a layer, a shard at a time.
     Caches that memory does not hold lie in a temporary folder outside the run, so that a run may be read-only.
     """
-    config, specs = blueprint.config, blueprint.specs
+    config = blueprint.config
+    specs = keep_outputs(blueprint.specs) if outputs else blueprint.specs
     layouts = [layout for layout, _ in sources]
     cache_bytes = max(
         sum(layout.num_bytes for layout in layouts),
-        *(sum(_with_features(layout, spec.out_features).num_bytes for layout in layouts) for spec in specs),
+        *(sum(_lay_out(layout, spec.next_row).num_bytes for layout in layouts) for spec in specs),
     )
     tier = choose_tier(config.cache.tier, device.type, cache_bytes, device_free_bytes(device), host_free_bytes())
     with make_scratch() as folder, Transfer(device) as way:
@@ -63,7 +65,7 @@ def stream_committed_layers(
         def move(layer: FrozenLayer, caches: list[ActivationCache]) -> list[ActivationCache]:
             moved = []
             for number, source in enumerate(caches):
-                layout = _with_features(source.layout, layer.spec.out_features)
+                layout = _lay_out(source.layout, layer.spec.next_row)
                 moved.append(make_cache(layout, f"{layer.spec.index + 1:03d}-{number}"))
                 propagate(way, layer, source, moved[-1], move=True)
             return moved
@@ -117,5 +119,9 @@ def load_committed(
     return FrozenLayer(spec, tiles, load)
 
 
-def _with_features(layout: CacheLayout, num_features: int) -> CacheLayout:
-    return CacheLayout(layout.num_samples, layout.num_rows, num_features, layout.dtype_name, layout.shard_samples)
+def _lay_out(layout: CacheLayout, row: RowLayout) -> CacheLayout:
+    """The layout of a cache of other rows of the same samples."""
+    return CacheLayout(
+        *(layout.num_samples, layout.num_rows, row.num_features, layout.dtype_name, layout.shard_samples),
+        carried=row.carried_features,
+    )

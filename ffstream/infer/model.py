@@ -23,7 +23,7 @@ from ffstream.device.memory import is_out_of_memory
 from ffstream.errors import ConfigError, CorruptFileError, DataError, FFStreamError, RunError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
-from ffstream.field.network import hand_on
+from ffstream.field.network import hand_on, keep_outputs
 from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home, open_regular
 from ffstream.ground.plugins import Untrusted, load_plugins
@@ -56,7 +56,7 @@ class FFNetwork(nn.Module):
         self._facts = facts
         self._scaling = facts.scaling
         blueprint = Blueprint.of(config, facts.shape())
-        self._specs, self._method, self._goodness = blueprint.specs, blueprint.method, blueprint.goodness
+        self._specs, self._method, self._goodness = keep_outputs(blueprint.specs), blueprint.method, blueprint.goodness
         whole = [blueprint.make_layer(spec) for spec in self._specs]
         self.layers = nn.ModuleList(whole)  # in memory that is not touched until weights are assigned
         self._has_warned = False
@@ -97,7 +97,7 @@ class FFNetwork(nn.Module):
         """What each layer hands on of images without a label: (n, features) per layer, in its dtype."""
         rows = self._make_rows(images, self._method.rows.neutral_rows)
         return [
-            handed_on[:, : spec.handed_on.num_features].to(preactivations.dtype)
+            spec.next_row.find(handed_on, spec.number).to(preactivations.dtype)
             for spec, (_, preactivations, handed_on) in zip(self._specs, self._pass(rows), strict=True)
         ]
 
@@ -138,8 +138,9 @@ class FFNetwork(nn.Module):
         for spec, module in zip(self._specs, self.layers, strict=True):
             layer = cast(Layer, module)
             rows = rows if spec.place else images
-            preactivations = layer(rows)
-            rows = as_cached(hand_on(layer, spec, rows, preactivations), self.config.cache.dtype)
+            preactivations = layer(spec.row.read(rows))
+            handed_on = hand_on(layer, spec, rows, preactivations)
+            rows = as_cached(handed_on, self.config.cache.dtype, spec.next_row.carried_features)
             yield layer, preactivations, rows
 
     @torch.no_grad()

@@ -164,7 +164,7 @@ def _fit(
             samples = cache.layout.shard_range(shard)
             shard_labels, shard_logits = labels[samples], logits[samples]
             for index in all_to_device(compute_batches(len(block), settings.batch, generator), device):
-                rows = block[:, 0, : spec.handed_on.num_features].index_select(0, index).float()
+                rows = spec.next_row.find(block[:, 0], spec.number).index_select(0, index).float()
                 scores = shard_logits.index_select(0, index) + F.linear(rows, weight, bias)
                 gradient = torch.softmax(scores, dim=1)
                 gradient -= F.one_hot(shard_labels.index_select(0, index), logits.shape[1])
@@ -182,6 +182,6 @@ def _fit(
 def _logits(transfer: Transfer, cache: ActivationCache, spec: LayerSpec, weight: Tensor, bias: Tensor) -> Tensor:
     logits = Gathering(cache.layout.num_samples, transfer.device)
     for shard, block in transfer.blocks(cache, range(cache.layout.num_shards)):
-        found = F.linear(block[:, 0, : spec.handed_on.num_features].float(), weight, bias)
+        found = F.linear(spec.next_row.find(block[:, 0], spec.number).float(), weight, bias)
         logits.put(cache.layout.shard_range(shard).start, found)
     return logits.finish()

@@ -72,14 +72,14 @@ def do_on_paper(
     if config.augmentation.restream or has_stacks(config):  # images are written again after training has begun
         write, to_write = work.on_input()
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
-        terms, done = work.on_layer(spec, cache_layouts(blueprint, spec.in_features), beside)
+        terms, done = work.on_layer(spec, cache_layouts(blueprint, spec.row), beside)
         handing_on, drawn = terms.pop("handing_on"), work.drawn
         footprint = Footprint(slots=0, handing_on=max(handing_on, to_write), **terms)
         events: list[tuple[Event, ...]] = []
         if not draws_on_device:
             events.append(work.trace.take())
             if work.begins_small(spec):  # buffers that grow leave gaps, which an allocator may not be able to use
-                work.on_layer(spec, cache_layouts(blueprint, spec.in_features), beside, begins_small=True)
+                work.on_layer(spec, cache_layouts(blueprint, spec.row), beside, begins_small=True)
                 events.append(work.trace.take())
         works = done["step"], done["sweep"], done["measure"], done["hand_on"]
         layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, parts, drawn, tuple(events)))
@@ -111,7 +111,7 @@ class _Shard:
         self.block = torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
         self.num_samples = min(chunk_samples(layout.num_rows, parts, spec), len(self.block))  # of the chunk
         self.chunk = self.block[: self.num_samples].flatten(0, 1)
-        self.written = torch.empty(len(self.chunk), spec.out_features, dtype=layout.dtype, device=PAPER)
+        self.written = torch.empty(len(self.chunk), spec.next_row.num_features, dtype=layout.dtype, device=PAPER)
 
 
 class _PaperWork:
@@ -138,7 +138,7 @@ class _PaperWork:
         if data.image_shape is None and self._method.rows.mixes_samples:
             return Work(), self._small_bytes
         settings = self._config.augmentation
-        layouts = cache_layouts(self._blueprint, data.num_features)
+        layouts = cache_layouts(self._blueprint, self._blueprint.image_row)
         shape, augmentation = data.image_shape or (data.num_features,), Augmentation(settings)
         works, peaks = {}, []
         for name, layout in layouts.items() if has_stacks(self._config) else [("train", layouts["train"])]:
@@ -167,7 +167,7 @@ class _PaperWork:
 
     def begins_small(self, spec: LayerSpec) -> bool:
         """Whether an epoch may begin with a batch that is not the largest: with one of the shard that is not full."""
-        return len(self._first_batches(cache_layouts(self._blueprint, spec.in_features)["train"])) > 1
+        return len(self._first_batches(cache_layouts(self._blueprint, spec.row)["train"])) > 1
 
     def _first_batches(self, layout: CacheLayout) -> set[int]:
         """The sizes of the first batches that are cut from shards; within a shard, later ones are no larger."""
@@ -212,9 +212,11 @@ class _PaperWork:
                 self.trace.make(num_bytes)
             ledger.start_peak()
             if layer.has_statistics:
-                total = layer.statistics_of(layer.preactivations(shards["train"].chunk)).double()
-                total = total + layer.statistics_of(layer.preactivations(shards["train"].chunk)).double()
-                del total  # before the layer hands on
+                total = torch.zeros(())
+                for _ in range(2):  # the second chunk reuses all buffers
+                    preactivations = layer.preactivations(spec.row.read(shards["train"].chunk))
+                    total = total + layer.statistics_of(preactivations).double()
+                del total, preactivations  # before the layer hands on
             for _ in range(2 if spec.hands_on else 0):  # the second chunk reuses all buffers
                 start = ledger.work
                 self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards, by_tiles=len(tiles) > 1)
@@ -277,7 +279,7 @@ class _PaperWork:
             rows, num_samples = shards[name].chunk, shards[name].num_samples
             trace.begin(reading(name))
             beside = trace.make(kernels.in_passes)
-            self._method.reading.sweep(layer, goodness, layer.preactivations(rows), num_samples)
+            self._method.reading.sweep(layer, goodness, layer.preactivations(spec.row.read(rows)), num_samples)
             trace.free(beside)
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
             return ledger.work - start

@@ -215,9 +215,7 @@ class _Planner:
         on_paper = add_slots(self._on_paper(blueprint, tuple(kernels), keeps_cast), blueprint, staged=staged)
         layers = plan_layers(blueprint, on_paper, self.resources.rates, tier if staged else None)
         shards = [
-            layout.shard_bytes
-            for spec in blueprint.distinct
-            for layout in cache_layouts(blueprint, spec.in_features).values()
+            layout.shard_bytes for spec in blueprint.distinct for layout in cache_layouts(blueprint, spec.row).values()
         ]
         cache_bytes = max(layer.cache_bytes for layer in layers) + max(shards)  # output replaces input shard by shard
         largest = max(layers, key=lambda layer: layer.footprint.peak)
@@ -327,7 +325,7 @@ def _excess_bytes(plan: Plan) -> int:
 
 def _reserve_cache(blueprint: Blueprint) -> int:
     """Bytes that an accelerator's allocator reserves for the largest cache, and for a shard beside it."""
-    layouts = [list(cache_layouts(blueprint, spec.in_features).values()) for spec in blueprint.distinct]
+    layouts = [list(cache_layouts(blueprint, spec.row).values()) for spec in blueprint.distinct]
     of_caches = [sum(reserve_alike(layout.shard_bytes, layout.num_shards) for layout in each) for each in layouts]
     return max(of_caches) + max(reserve_alike(layout.shard_bytes, 1) for each in layouts for layout in each)
 

@@ -13,6 +13,7 @@ from ffstream.device.ledger import Work
 from ffstream.device.parts import PartSizes
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.network import LayerSpec, count_in_stack
+from ffstream.field.wiring import RowLayout
 from ffstream.settings.config import Config
 
 
@@ -86,14 +87,16 @@ def writing_more(split: str) -> str:
     return f"writing more {split}"
 
 
-def cache_layouts(blueprint: Blueprint, num_features: int) -> dict[str, CacheLayout]:
-    """The layout of each split's cache of rows of `num_features` features."""
+def cache_layouts(blueprint: Blueprint, row: RowLayout) -> dict[str, CacheLayout]:
+    """The layout of each split's cache of such rows."""
     method, dtype = blueprint.method, blueprint.config.cache.dtype
     num_rows = {"train": method.rows.num_training_rows, "validation": method.rows.num_validation_rows}
     num_views = {"train": blueprint.config.augmentation.views, "validation": 1}
     shard_samples = blueprint.sizes.shard_samples
     return {
-        split: CacheLayout(num_samples, num_rows[split], num_features, dtype, shard_samples, num_views[split])
+        split: CacheLayout(
+            num_samples, num_rows[split], row.num_features, dtype, shard_samples, num_views[split], row.carried_features
+        )
         for split, num_samples in blueprint.data.num_samples.items()
     }
 
@@ -107,17 +110,17 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
     found: list[PaperLayer] = []
     read: list[CacheLayout] = []
     for spec, layer in zip(blueprint.distinct, layers, strict=True):
-        read += cache_layouts(blueprint, spec.in_features).values()  # slots are kept and only grow
+        read += cache_layouts(blueprint, spec.row).values()  # slots are kept and only grow
         coded_rows = layer.parts.coded_rows
         slots = max(layout.coding_bytes(coded_rows) for layout in read)
         if staged:
             slots += _largest_shard(read) + _largest_shard(layout for layout in read if layout.num_shards > 1)
         write_slots = 0
         if spec.hands_on:
-            written = cache_layouts(blueprint, spec.out_features).values()
+            written = cache_layouts(blueprint, spec.next_row).values()
             write_slots = max(_bytes_to_write(layout, coded_rows, staged=staged) for layout in written)
         handing_on = layer.handing_on + slots + write_slots
-        layouts = cache_layouts(blueprint, blueprint.data.num_features)
+        layouts = cache_layouts(blueprint, blueprint.image_row)
         of_images = {name: _bytes_to_write(layout, coded_rows, staged=staged) for name, layout in layouts.items()}
         if has_stacks(config):  # the slots for reading are released first
             handing_on = max(handing_on, layer.writing + max(of_images.values()))
@@ -136,10 +139,10 @@ def _reserve(spec: LayerSpec, layer: PaperLayer, blueprint: Blueprint, *, staged
     """The most bytes that an accelerator's allocator reserves while this layer is worked on."""
     phases: dict[str, dict[str, int]] = {WRITTEN: dict.fromkeys(_WRITE_SLOTS, 0)}
     coded_rows = layer.parts.coded_rows
-    for split, layout in cache_layouts(blueprint, spec.in_features).items():
+    for split, layout in cache_layouts(blueprint, spec.row).items():
         sizes = _size_slots(_READ_SLOTS, layout, coded_rows, staged=staged)
         phases[reading(split)] = {slot: size for slot, size in sizes.items() if size}  # one that is not used is kept
-    for split, layout in cache_layouts(blueprint, spec.out_features).items() if spec.hands_on else ():
+    for split, layout in cache_layouts(blueprint, spec.next_row).items() if spec.hands_on else ():
         phases[writing_more(split)] = _size_slots(_WRITE_SLOTS, layout, coded_rows, staged=staged)
         phases[writing(split)] = {slot: phases[writing_more(split)][slot] for slot in _WRITE_SLOTS[:2]}
     # A segment of small tensors more than on paper, as they come and go in another order than there.
@@ -147,7 +150,7 @@ def _reserve(spec: LayerSpec, layer: PaperLayer, blueprint: Blueprint, *, staged
     if not has_stacks(blueprint.config) and not blueprint.config.augmentation.restream:
         return found
     events: list[Event] = [(0, layer.writing)]  # images are written again, while slots for reading may exist
-    for split, layout in cache_layouts(blueprint, blueprint.data.num_features).items():
+    for split, layout in cache_layouts(blueprint, blueprint.image_row).items():
         phases[split] = _size_slots(_WRITE_SLOTS, layout, coded_rows, staged=staged)
         if blueprint.config.augmentation.restream:  # else they are freed before
             events.append((reading(split), 0))

@@ -52,7 +52,7 @@ def count_pinned(on_paper: Sequence[PaperLayer], blueprint: Blueprint, *, staged
 
 def _list_goodness(blueprint: Blueprint) -> Iterator[int]:
     """The size of every array of a split's goodness that there is at once."""
-    kept = goodness_bytes(blueprint, cache_layouts(blueprint, blueprint.data.num_features))
+    kept = goodness_bytes(blueprint, cache_layouts(blueprint, blueprint.image_row))
     of_tiles = blueprint.sizes.num_tiles > 1
     copies = {"train": 2 if of_tiles else 0, "validation": 3}  # of tiles so far, this tile, all layers
     for split, size in kept.items():
@@ -64,12 +64,12 @@ def _list_moments(
 ) -> Iterator[list[int]]:
     """The blocks that there are while each of the first layers trains, is measured, and hands on."""
     config = blueprint.config
-    images = cache_layouts(blueprint, blueprint.data.num_features)
+    images = cache_layouts(blueprint, blueprint.image_row)
     for layout in images.values():
         yield _list_slots(layout, staged=staged)
     read: list[int] = []  # slots that a layer before may have left, as those for reading only grow
     for spec, layer in zip(blueprint.distinct, on_paper, strict=True):
-        layouts = cache_layouts(blueprint, spec.in_features)
+        layouts = cache_layouts(blueprint, spec.row)
         train = layouts["train"]
         slots = _list_slots(train, staged=staged)
         drawn = list(layer.drawn) * (1 + min(_count_behind(layer, train, blueprint, staged=staged), train.num_blocks))
@@ -77,7 +77,7 @@ def _list_moments(
         largest = _merge_slots(_list_slots(layout, staged=staged) for layout in (*layouts.values(), train))
         read = _merge_slots([largest, read]) if config.augmentation.restream else largest
         yield read + goodness
-        for layout in cache_layouts(blueprint, spec.out_features).values() if spec.hands_on else ():
+        for layout in cache_layouts(blueprint, spec.next_row).values() if spec.hands_on else ():
             yield read + _list_slots(layout, staged=staged) + goodness
         if config.augmentation.restream:
             yield read + _list_slots(images["train"], staged=staged) + goodness

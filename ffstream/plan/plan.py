@@ -68,6 +68,8 @@ class LayerPlan:
 
     numbers: list[int]  # from 1
     shape: str  # of what a layer reads, and of its units
+    reads: str  # as it is written in a list of layers
+    carried_features: int  # of a row: what only later layers read
     in_features: int
     num_units: int
     num_tiles: int

@@ -205,7 +205,7 @@ def epochs_of_one_layer(
     blueprint = Blueprint.of(config, DataShape(width, num_classes, {"train": num_samples}))
     (spec,) = blueprint.specs
     (on_paper,) = do_on_paper(blueprint, draws_on_device=False, parts=part_sizes(device.type))
-    layout = cache_layouts(blueprint, width)["train"]
+    layout = cache_layouts(blueprint, spec.row)["train"]
     cache = MemoryCache(layout, device)
     rows = cache.allocate(0, device)
     assert rows is not None, "the cache lies on the device"
@@ -266,7 +266,7 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
     The libraries below torch may pack operands or keep a workspace: no formula tells how large these are.
     """
     config, width = blueprint.config, blueprint.tiles_of(spec)[0].stop
-    layouts = cache_layouts(blueprint, spec.in_features)
+    layouts = cache_layouts(blueprint, spec.row)
     parts = part_sizes(device.type)
     most = parts.product_units  # a layer works on so many units at a time, and on a remainder
     if width > most and LAYER_KINDS[spec.kind].tileable and not LAYER_KINDS[spec.kind].has_places:

@@ -36,7 +36,7 @@ def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
     allowed_bytes = plan.device.allowed_bytes - apart
     staged = plan.tier == "disk" or (plan.tier == "host" and device.type != "cpu")
     for spec, planned in zip(blueprint.distinct, plan.layers, strict=True):
-        layout = cache_layouts(blueprint, spec.in_features)["train"]
+        layout = cache_layouts(blueprint, spec.row)["train"]
         cache = _BlankCache(layout, None if staged else device)
         taken = f"more than {format_bytes(allowed_bytes)}"
         try:

@@ -53,7 +53,8 @@ def _limit_shards(config: Config, data: DataShape, method: LabelMethod) -> tuple
     assert isinstance(config.batch, int), "the batch is decided before shards"
     specs = compute_layer_specs(config, data.num_features, data.image_shape, method.reading.num_groups)
     number_bytes = DTYPES[config.cache.dtype].itemsize if config.cache.dtype in DTYPES else 1
-    sample_bytes = max(spec.in_features for spec in specs) * method.rows.num_training_rows * number_bytes
+    num_rows = method.rows.num_training_rows
+    sample_bytes = max(spec.row.num_features for spec in specs) * num_rows * number_bytes
     least, most = (1 << max(size // sample_bytes, 1).bit_length() - 1 for size in (_LEAST_BYTES, _MOST_BYTES))
     return min(least, _SMALLEST_SHARD), min(max(most, _GOOD_SHARD * config.batch), _SHARD_SAMPLES)
 

@@ -25,7 +25,8 @@ def plan_layers(
     """
     plans = []
     config, distinct, candidates = blueprint.config, blueprint.distinct, blueprint.method.candidates
-    shapes = [cache_layouts(blueprint, spec.in_features) for spec in distinct]
+    shapes = [cache_layouts(blueprint, spec.row) for spec in distinct]
+    reads = config.list_reads()
     by_representative: dict[int, list[LayerSpec]] = {}
     for spec, index in zip(blueprint.specs, blueprint.representatives, strict=True):
         by_representative.setdefault(index, []).append(spec)
@@ -39,7 +40,8 @@ def plan_layers(
         measured = _num_measured(config, spec, num_tiles, train) * (train.epoch_bytes // train.num_samples)
         hands_on = any(other.hands_on for other in alike)
         moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
-        read_bytes, written_bytes = in_epochs + measured + moved, moved // spec.in_features * spec.out_features
+        read_bytes = in_epochs + measured + moved
+        written_bytes = moved // spec.row.num_features * spec.next_row.num_features
         anew = Work()
         if config.augmentation.restream:
             once, more_read, more_written = _fresh_input(blueprint, on_paper, shapes, alike)
@@ -58,6 +60,8 @@ def plan_layers(
             LayerPlan(
                 numbers=[other.index + 1 for other in alike],
                 shape=spec.describe(),
+                reads=" or ".join(dict.fromkeys(reads[other.index] for other in alike)),
+                carried_features=sum(spec.row.carried_features),
                 in_features=spec.in_features,
                 num_units=spec.num_units,
                 num_tiles=num_tiles,
@@ -115,7 +119,7 @@ def _fresh_input(
         below.append(below[-1] | {index: below[-1].get(index, 0) + 1})
     for layer, spec, layouts in zip(on_paper, blueprint.distinct, shapes, strict=True):
         num_passes = sum(below[other.place].get(spec.index, 0) for other in alike)
-        written_layout = cache_layouts(blueprint, spec.out_features)["train"]
+        written_layout = cache_layouts(blueprint, spec.next_row)["train"]
         num_chunks = _num_chunks(layouts, layouts["train"].num_samples, layer.parts, spec)
         work += layer.hand_on * (num_passes * num_chunks)
         read += num_passes * layouts["train"].num_bytes

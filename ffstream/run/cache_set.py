@@ -35,7 +35,7 @@ class CacheSet:
         self.fresh = ""  # the layer and epoch for which caches that do not last are written
         self.tier = tier
         config = blueprint.config
-        self._layouts = [cache_layouts(blueprint, spec.in_features) for spec in blueprint.specs]
+        self._layouts = [cache_layouts(blueprint, spec.row) for spec in blueprint.specs]
         # A cache that is written for one epoch only neither moves on to the next layer nor outlives the process.
         self.lasting = [
             name for name in blueprint.data.num_samples if name != TRAIN or not config.augmentation.restream

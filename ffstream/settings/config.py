@@ -18,6 +18,7 @@ from ffstream.errors import ConfigError, nearest
 from ffstream.settings.layer_list import LayerLine, list_lines, read_layers
 from ffstream.settings.limits import check_fields, documented, list_settings, setting, show
 from ffstream.settings.names import KINDS
+from ffstream.settings.reads import BELOW, IMAGE
 from ffstream.settings.recipes import AUTO, DEFAULT, RECIPES, choose_recipe
 from ffstream.settings.sections import (
     MOST_SAMPLES,
@@ -170,6 +171,13 @@ class Config:
         lines = self.list_layers()
         if not lines:
             return
+        for number, line in enumerate(lines, 1):
+            line.find_reads(number)
+            if self.network.input_skip and line.reads != BELOW:
+                raise ConfigError(
+                    f"config network.input_skip: found true, but layer {number} of network.layers says what it reads "
+                    f"(reads={line.reads}); leave one of them out, as input_skip means reads=below+image everywhere"
+                )
         object.__setattr__(self, "network", dataclasses.replace(self.network, stack_layers=0))
         object.__setattr__(self, "layers", len(lines))
         object.__setattr__(self, "width", max(line.width for line in lines))
@@ -184,6 +192,13 @@ class Config:
             return self.override({"layers": num_layers})
         lines = tuple(map(str, self.list_layers()[:num_layers]))
         return dataclasses.replace(self, network=dataclasses.replace(self.network, layers=lines))
+
+    def list_reads(self) -> list[str]:
+        """What each layer reads, as it is written in a list of layers; the first one of a stack reads the image."""
+        usual = f"{BELOW}+{IMAGE}" if self.network.input_skip else BELOW
+        found = [usual if line.reads == BELOW else line.reading for line in self.list_layers()] or [usual] * self.layers
+        num_in_stack = self.network.stack_layers or self.layers
+        return [each if place % num_in_stack else IMAGE for place, each in enumerate(found)]
 
     def count_epochs(self, layer: int) -> int:
         """The epochs of the layer with this index, or of each of its tiles."""

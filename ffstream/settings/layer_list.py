@@ -13,11 +13,12 @@ from typing import Any
 
 from ffstream.errors import ConfigError, nearest
 from ffstream.settings.limits import show
+from ffstream.settings.reads import BELOW, CONCAT, JOINS, SUM, Reads, find_sources, write_reads
 
 Option = bool | int | float | str
 
-# Options of a layer of any kind, which say how it is trained; the others are those of its kind.
-TRAINING_OPTIONS = ("epochs", "learning_rate")
+# Options of a layer of any kind, which say how it is trained and what it reads; the others are those of its kind.
+COMMON_OPTIONS = ("epochs", "learning_rate", "reads", "join")
 _ALIASES = {"dense": "linear"}
 _POOLINGS = {"pool": "max", "maxpool": "max", "avgpool": "average"}
 _MOST_LAYERS = 1_000_000
@@ -48,7 +49,7 @@ class LayerLine:
     @property
     def kind_options(self) -> dict[str, Option]:
         """The options that are the kind's own."""
-        return {name: value for name, value in self.options if name not in TRAINING_OPTIONS}
+        return {name: value for name, value in self.options if name not in COMMON_OPTIONS}
 
     @property
     def num_epochs(self) -> int | None:
@@ -61,6 +62,24 @@ class LayerLine:
         """Its own learning rate, if one is given."""
         found = dict(self.options).get("learning_rate")
         return None if found is None else float(found)
+
+    @property
+    def reads(self) -> str:
+        """What it reads, as it is written."""
+        return str(dict(self.options).get("reads", BELOW))
+
+    @property
+    def reading(self) -> str:
+        """What it reads and how that is joined, in a few words."""
+        return f"{self.reads} (sum)" if dict(self.options).get("join") == SUM else self.reads
+
+    def find_reads(self, number: int) -> Reads:
+        """What it reads as layer `number` of a list, counted from 1. Raises ConfigError for what is not there."""
+        try:
+            sources = find_sources(self.reads, number)
+        except ValueError as error:
+            raise ConfigError(f"config network.layers: layer {number} ({self.kind} {self.width}) has {error}") from None
+        return Reads(sources, str(dict(self.options).get("join", CONCAT)))
 
     def with_options(self, more: Mapping[str, Option]) -> LayerLine:
         """The same layer with options added or replaced."""
@@ -96,7 +115,7 @@ def _read_text(text: Any, before: list[LayerLine]) -> list[LayerLine]:
     """The layers of a text; a pooling is added to the layer before it, which may be the last one of `before`."""
     if not isinstance(text, str):
         raise _refuse(text, f"allowed a text such as {_EXAMPLE}, or a table with kind and width")
-    words = re.sub(r"\s*([(,=])\s*|\s+(\))", r"\1\2", text.strip()).split()
+    words = re.sub(r"\s*([(,=+])\s*|\s+(\))", r"\1\2", text.strip()).split()
     if len(words) > 1 and words[1].isdecimal():
         return [LayerLine.parse(" ".join(words))]
     found: list[LayerLine] = []
@@ -148,9 +167,11 @@ def _read_table(table: Mapping[str, Any]) -> list[LayerLine]:
     if isinstance(width, bool) or not isinstance(width, int):
         raise _refuse(table, "a layer needs a width, an integer >= 1: its units, or its channels")
     for key, value in options.items():
+        if key == "reads":
+            continue
         if not isinstance(value, (bool, int, float, str)) or (isinstance(value, str) and not value.isidentifier()):
             raise _refuse(table, f"{key} is {show(value)}, allowed a number, a word, true or false")
-    line = LayerLine(_ALIASES.get(kind, kind), _check_width(table, width), _check_training(table, options))
+    line = LayerLine(_ALIASES.get(kind, kind), _check_width(table, width), _check_common(table, options))
     if isinstance(repeat, bool) or not isinstance(repeat, int):
         raise _refuse(table, f"repeat is {show(repeat)}, allowed an integer >= 1")
     return [line] * _check_repeat(table, repeat)
@@ -163,11 +184,11 @@ def _parse_options(text: str, words: Sequence[str]) -> tuple[tuple[str, Option],
         if not joint or not key.isidentifier() or not value or key in options:
             raise _refuse(text, f"{word!r} is no option, or stands there twice; allowed name=value, such as kernel=5")
         options[key] = _parse_value(value)
-    return _check_training(text, options)
+    return _check_common(text, options)
 
 
-def _check_training(found: Any, options: dict[str, Option]) -> tuple[tuple[str, Option], ...]:
-    """Options of a layer, sorted by name. Raises ConfigError for those of its training that are out of range."""
+def _check_common(found: Any, options: dict[str, Any]) -> tuple[tuple[str, Option], ...]:
+    """Options of a layer, sorted by name. Raises ConfigError for those of any kind that are out of range."""
     epochs, rate = options.get("epochs", 1), options.get("learning_rate", 1.0)
     if isinstance(epochs, bool) or not isinstance(epochs, int) or not 1 <= epochs < 1 << 31:
         raise _refuse(found, f"epochs is {show(epochs)}, allowed an integer >= 1")
@@ -175,7 +196,23 @@ def _check_training(found: Any, options: dict[str, Option]) -> tuple[tuple[str, 
         raise _refuse(found, f"learning_rate is {show(rate)}, allowed a number > 0")
     if "learning_rate" in options:
         options["learning_rate"] = float(rate)
+    _check_reads(found, options)
     return tuple(sorted(options.items()))
+
+
+def _check_reads(found: Any, options: dict[str, Any]) -> None:
+    """Write what a layer reads in one form, and leave out what every layer does. Raises ConfigError."""
+    join = options.pop("join", None)
+    try:
+        reads = write_reads(options.pop("reads", BELOW))
+    except ValueError as error:
+        raise _refuse(found, str(error)) from None
+    if join is not None and join not in JOINS:
+        raise _refuse(found, f"join is {show(join)}, allowed {' or '.join(JOINS)}")
+    if join is not None and "+" not in reads:
+        raise _refuse(found, f"join={join} joins nothing, as one thing is read; allowed with several, as reads=below+1")
+    if reads != BELOW:
+        options |= {"reads": reads} | ({"join": join} if join not in (None, CONCAT) else {})
 
 
 def _parse_value(text: str) -> Option:

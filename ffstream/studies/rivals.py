@@ -76,18 +76,18 @@ class ResidentFF(Rival):
         rows = self._method.rows.sweep_rows(_IN_BYTES.apply(images)).to(self._device, self._dtype)
         total = torch.zeros(())
         for number, trainer in enumerate(self._trainers):
-            layer = trainer.layer
-            found = [
-                self._method.reading.sweep(layer, self._goodness, layer.preactivations(chunk.flatten(0, 1)), len(chunk))
-                for chunk in self._chunks(rows, self._specs[number])
-            ]
+            layer, spec = trainer.layer, self._specs[number]
+            found = []
+            for chunk in self._chunks(rows, spec):
+                preactivations = layer.preactivations(spec.row.read(chunk.flatten(0, 1)))
+                found.append(self._method.reading.sweep(layer, self._goodness, preactivations, len(chunk)))
             total = total.to(self._device) + torch.cat(found)
             rows = self._hand_on(number, rows)
         return total
 
     def _hand_on(self, number: int, rows: Tensor) -> Tensor:
         spec, layer = self._specs[number], self._trainers[number].layer
-        handed = torch.empty(*rows.shape[:2], spec.out_features, dtype=rows.dtype, device=rows.device)
+        handed = torch.empty(*rows.shape[:2], spec.next_row.num_features, dtype=rows.dtype, device=rows.device)
         pairs = zip(self._chunks(rows, spec), self._chunks(handed, spec), strict=True)
         whole = FrozenLayer(spec, [slice(0, spec.width)], lambda _: layer)
         hand_on_whole(whole, [(chunk.flatten(0, 1), written.flatten(0, 1)) for chunk, written in pairs])

@@ -305,7 +305,7 @@ class LayerTrainer:
         is_open, shares_row = part.noise is not None, self._candidates.shares_row
         if is_open and not shares_row:
             part = self._choose(part, self._sweep_rows(part))
-        rows = self._candidates.select(part.block, part.index, part.candidates, self._workspace)
+        rows = self._candidates.select(self._read(part.block), part.index, part.candidates, self._workspace)
         if self._config.network.dropout:
             shared = 1 if shares_row else self._candidates.num_candidates
             drop_features_(rows, self._config.network.dropout, shared, generator, self._workspace)
@@ -314,13 +314,18 @@ class LayerTrainer:
             part = self._choose(part, self._reading.sweep(self.layer, self._goodness, preactivations, len(rows)))
         return part, rows, preactivations
 
+    def _read(self, block: Tensor) -> Tensor:
+        """What the layer reads of a block, a view; behind that lies what is carried for later layers."""
+        return block[..., : self.layer.in_features]
+
     def _sweep_rows(self, part: MicroBatch) -> Tensor:
         """The goodness of all those rows of each sample from which negatives are chosen: (n, choices)."""
         num_candidates, num_choices, found = self._candidates.num_candidates, self._candidates.num_choices, []
+        block = self._read(part.block)
         first = part.index.unsqueeze(1) * self._num_rows  # first row of each sample in the block
         swept = first + (torch.arange(num_choices, device=self._device) if part.pool is None else part.pool)
         for index in swept.split(samples_in_sweep(len(swept), num_candidates, num_choices)):
-            preactivations = self.layer.preactivations(take_rows(part.block, index.flatten(), self._workspace))
+            preactivations = self.layer.preactivations(take_rows(block, index.flatten(), self._workspace))
             found.append(self._reading.sweep(self.layer, self._goodness, preactivations, len(index)))
         return torch.cat(found)
 

@@ -71,10 +71,11 @@ def measure_goodness(
     total = Gathering(cache.layout.num_stored, transfer.device)
     weight = goodness.weight(tile.num_units, num_units)
     step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type), spec)
-    for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
+    for shard, block in transfer.blocks(cache, range(cache.layout.num_shards)):
         start = cache.layout.stored_range(shard).start
-        for chunk in rows.split(step):
-            found = reading.sweep(tile, goodness, tile.preactivations(chunk.flatten(0, 1)), len(chunk)) * weight
+        for chunk in block.split(step):
+            rows = spec.row.read(chunk.flatten(0, 1))
+            found = reading.sweep(tile, goodness, tile.preactivations(rows), len(chunk)) * weight
             total.put(start, found)
             start += len(chunk)
     return total.finish()
@@ -105,7 +106,7 @@ def hand_on_whole(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -
     """Fill `written` of each pair (rows, written) with what a layer of one tile hands on for `rows`."""
     for _, tile in layer:
         for rows, written in chunks:
-            written.copy_(hand_on(tile, layer.spec, rows, tile.preactivations(rows)))
+            written.copy_(hand_on(tile, layer.spec, rows, tile.preactivations(layer.spec.row.read(rows))))
 
 
 def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -114,30 +115,30 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
     Tiles whose units are normalised one by one hand on as they come. Else one pass sums the squares of rows, and a
     second one computes and normalises.
     """
+    spec, squares = layer.spec, list[Tensor]()
+    by_unit = LAYER_KINDS[spec.kind].hands_on_by_unit(spec.shape)
+    if not by_unit:
+        squares = _sum_squares(layer, chunks)
+    for units, tile in layer:
+        for number, (rows, written) in enumerate(chunks):
+            preactivations = tile.preactivations(spec.row.read(rows))
+            if by_unit:
+                handed_on = tile.hand_on(preactivations)
+            else:
+                handed_on = divide_by_length_(tile.activate_(preactivations), squares[number] / spec.num_units)
+            spec.next_row.write_units(written, units, handed_on, spec.number, spec.row, rows)
+    for rows, written in chunks:
+        spec.next_row.write_rest(written, spec.number, spec.row, rows)
+
+
+def _sum_squares(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The squared length (n, 1) of the activities of each chunk's rows, summed over all tiles."""
     spec = layer.spec
-    if LAYER_KINDS[spec.kind].hands_on_by_unit(spec.shape):
-        for units, tile in layer:
-            for rows, written in chunks:
-                places = written[:, : spec.handed_on.num_features].unflatten(1, (-1, spec.width))
-                places[:, :, units] = tile.hand_on(tile.preactivations(rows)).unflatten(1, (places.shape[1], -1))
-        _copy_skipped(spec, chunks)
-        return
     squares = [torch.zeros(len(rows), 1, device=rows.device) for rows, _ in chunks]
     for _, tile in layer:
         for (rows, _), total in zip(chunks, squares, strict=True):
-            total += tile.activate_(tile.preactivations(rows)).square_().sum(dim=1, keepdim=True)
-    for units, tile in layer:
-        for (rows, written), total in zip(chunks, squares, strict=True):
-            activities = tile.activate_(tile.preactivations(rows))
-            written[:, units] = divide_by_length_(activities, total / spec.num_units)
-    _copy_skipped(spec, chunks)
-
-
-def _copy_skipped(spec: LayerSpec, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """The image of an input skip, which every row that is handed on holds again."""
-    num_skip = spec.num_skip_features
-    for rows, written in chunks if num_skip else ():
-        written[:, -num_skip:] = rows[:, -num_skip:]
+            total += tile.activate_(tile.preactivations(spec.row.read(rows))).square_().sum(dim=1, keepdim=True)
+    return squares
 
 
 @torch.no_grad()
@@ -147,7 +148,8 @@ def settle(transfer: Transfer, layer: Layer, spec: LayerSpec, cache: ActivationC
     step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type), spec)
     for _, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
         for chunk in rows.split(step):
-            total = total + layer.statistics_of(layer.preactivations(chunk.flatten(0, 1))).to("cpu", torch.float64)
+            preactivations = layer.preactivations(spec.row.read(chunk.flatten(0, 1)))
+            total = total + layer.statistics_of(preactivations).to("cpu", torch.float64)
     layer.settle(total)
 
 

@@ -25,6 +25,7 @@ SHAPES = {
     "hinton": {"recipe": "hinton"},
     "some negatives": {"recipe": "hinton", "negatives__per_sample": 3},
     "skip": {"network__input_skip": True},
+    "reads": {"recipe": "hinton", "network__layers": "conv12 dense24(reads=image+below)"},
     "tiles": {"network__tile_units": 10, "epochs": 2},
     "parts": {"micro_batch": 20, "batch": 160, "cache__shard_samples": 40, "optimiser__state_dtype": "bf16"},
 }

@@ -125,7 +125,7 @@ def test_specs_chain_with_and_without_an_input_skip():
     for skip, width_in in ((False, 30), (True, 94)):
         specs = compute_layer_specs(ff.Config(layers=4, width=30).override({"network.input_skip": skip}), 64)
         assert [spec.in_features for spec in specs] == [64, width_in, width_in, width_in]
-        assert all(spec.out_features == after.in_features for spec, after in itertools.pairwise(specs))
+        assert all(spec.next_row == after.row for spec, after in itertools.pairwise(specs))
 
 
 def test_what_is_handed_on_is_normalised_and_keeps_the_image():

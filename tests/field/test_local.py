@@ -141,7 +141,10 @@ def test_planned_memory_is_what_a_run_takes(recipe, precision, tmp_path):
     ("settings", "words"),
     [
         ({"width": 500}, "found 500, allowed a multiple of 144 with network.kind=local, such as 432"),
-        ({"network.input_skip": True}, "input_skip: found true"),
+        (
+            {"network.input_skip": True},
+            "reads the cells of the layer below it and nothing else.*input_skip",
+        ),
         ({"network.tile_units": 36}, "cannot be cut into tiles"),
     ],
 )

@@ -149,7 +149,6 @@ REFUSED = {
     "no stride": ({}, "local2(field=3,stride=0)", r"local 2: stride: found 0, allowed an integer >= 1"),
     "a stride alone": ({}, "local144(stride=2)", r"stride=2 and no field, allowed stride=1 without one.*\(layer 1\)"),
     "unknown option": ({}, "local2(feild=3)", r"local 2: feild: unknown setting .*did you mean 'field'"),
-    "a skip": ({"network.input_skip": True}, "local2(field=3)", r"input_skip: found true, allowed false"),
     "tiles": ({"network.tile_units": 1}, "local2(field=3)", r"layers of kind 'local' cannot be cut into tiles"),
     "fewer units than classes": (
         {"labels.method": "groups"}, "local2(field=3,stride=4)", r"found 2, allowed 3 or more with labels.method=groups"

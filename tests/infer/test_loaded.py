@@ -17,13 +17,17 @@ from ffstream.data import load_dataset
 
 _OF_CONV = ("conv", "conv of groups", "local head")
 RECIPES = ("inject", "mono", "grouped", "hinton", "unsupervised", "local", "fields", *_OF_CONV)
-KINDS = (*RECIPES, "stacks", "int8", "skip", "standardised")
+KINDS = (*RECIPES, "stacks", "int8", "skip", "reads", "standardised")
 PLAIN = (nn.Linear, nn.Conv2d)
 OF_MODULES = [kind for kind in KINDS if kind != "fields"]  # whose every place has weights of its own
 _SETTINGS = {
     "stacks": {"network.stack_layers": 1},
     "int8": {"cache.dtype": "int8"},
     "skip": {"network.input_skip": True},
+    "reads": {
+        "network.layers": "conv16 conv16(reads=below+image) conv16(reads=below+1,join=sum) dense64(reads=image+below)",
+        "layers": 4,
+    },
     "standardised": {"standardise": "features"},
     "local": {"network.kind": "local", "width": 144},
     "fields": {"network.layers": "local3(field=5) local4(field=4,stride=2)", "width": 4},

@@ -69,7 +69,7 @@ def train_resident(config):
             # In products of as many rows as the stream's, or the last bit could differ.
             parts = [rows[layout.shard_range(shard)] for shard in range(layout.num_shards)]
             flat = [hand_on(layer, spec, p.flatten(0, 1), layer.preactivations(p.flatten(0, 1))).clone() for p in parts]
-            rows = as_cached(torch.cat(flat), config.cache.dtype).view(len(rows), -1, spec.out_features)
+            rows = as_cached(torch.cat(flat), config.cache.dtype).view(len(rows), -1, spec.next_row.num_features)
         layer.make_plain()  # as loaded layers are
         blueprint.method.reading.make_plain(layer)
     return layers

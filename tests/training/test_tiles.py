@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,10 +9,7 @@ from safetensors.torch import load_file, save_file
 import ffstream as ff
 from benchmarks.footprint import compare, draw_config
 from benchmarks.tiles import make_exact_trainers, take_exact_step, time_exact_steps
-from ffstream.cache import CacheLayout, MemoryCache
-from ffstream.cache.transfer import Transfer
 from ffstream.data import Scaling
-from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError, CorruptFileError
 from ffstream.field.goodness import GOODNESSES, Goodness
 from ffstream.field.layers import LAYER_KINDS, Layer, UnitAxis
@@ -25,8 +20,16 @@ from ffstream.storage.tensor_file import load_tensors
 from ffstream.storage.tensor_tiles import digest_tiles, join_tensors, load_slices
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.micro_batch import MicroBatch
-from ffstream.training.propagation import FrozenLayer, hand_on_by_tiles, hand_on_whole, propagate
-from tests.helpers import InterruptAt, check_resumed_equals, describe, layer_digests, train_in_pieces
+from ffstream.training.propagation import FrozenLayer, hand_on_by_tiles, hand_on_whole
+from tests.helpers import (
+    InterruptAt,
+    check_resumed_equals,
+    cut_layer,
+    describe,
+    layer_digests,
+    take_units,
+    train_in_pieces,
+)
 
 CPU = torch.device("cpu")
 TILES = {"network__tile_units": 10}  # of 24 units: 10, 10 and 4
@@ -35,28 +38,6 @@ TILES = {"network__tile_units": 10}  # of 24 units: 10, 10 and 4
 @pytest.fixture(scope="module")
 def rows(digits):
     return Scaling(16.0).apply(digits.train.images[:96]), digits.train.labels[:96]
-
-
-def take(tensor, axis, units):
-    """Some units of a tensor, of each run along its axis."""
-    runs = tensor.unflatten(axis.index, (axis.num_runs, -1))
-    return (
-        runs.narrow(axis.index + 1, units.start, units.stop - units.start).flatten(axis.index, axis.index + 1).clone()
-    )
-
-
-def cut(layer, tiles):
-    """The tiles of a layer, as layers of their own with copies of its parameters."""
-    made = []
-    for units in tiles:
-        tile = type(layer)(layer.shape.cut(units), layer.compute_dtype)
-        if layer.label_embedding is not None:
-            num_values = layer.count_unit_runs("label_embedding") * tile.width
-            tile.label_embedding = torch.nn.Parameter(torch.empty(len(layer.label_embedding), num_values))
-        state = {name: take(layer.state_dict()[name], axis, units) for name, axis in layer.list_unit_axes().items()}
-        tile.to(layer.weight.dtype).load_state_dict(state)
-        made.append(tile)
-    return made
 
 
 # --- the exact way: each step's goodness is summed over tiles, then each tile is updated
@@ -82,7 +63,7 @@ def test_steps_by_tiles_equal_steps_of_the_whole(settings, dtype, small_config, 
     blueprint = describe(whole)
     method, layer = blueprint.method, blueprint.build_layer(blueprint.specs[0]).to(dtype)
     layer.compute_dtype = dtype
-    tiles = cut(layer, describe(config).tiles_of(blueprint.specs[0]))
+    tiles = cut_layer(layer, describe(config).tiles_of(blueprint.specs[0]))
     images, labels = rows
     block = method.rows.training_rows(images, labels, torch.Generator().manual_seed(1)).to(dtype)
     trainer = LayerTrainer(layer, 0, blueprint, CPU)
@@ -250,27 +231,41 @@ def test_progress_that_lacks_a_tile_is_refused(small_config, tmp_path):
 # --- what is handed on
 
 
-@pytest.mark.parametrize("layers", ["conv24", "conv24 pool", "conv24(stride=2) pool", "dense24(normalise=channels)"])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "conv24 dense9",
+        "conv24 pool dense9",
+        "conv24(stride=2) pool dense9",
+        "dense24(normalise=channels) dense9",
+        "conv24 conv9(reads=below+image)",
+        "conv24 conv24 conv9(reads=below+1)",
+        "conv24 conv24 conv9(reads=1+below,join=sum)",
+        "conv9 conv24 dense9 conv9(reads=2+1)",
+        "dense24(normalise=channels) dense24(normalise=channels) dense9(reads=below+1,join=sum)",
+    ],
+)
 @pytest.mark.parametrize("method", ["classifier", "injection"])
 def test_tiles_of_channels_hand_on_their_own_and_their_goodness_adds_up(layers, method):
     config = ff.Config(recipe="mono", batch=64).override(
-        {"network.layers": f"{layers} dense9", "labels.method": method, "precision": "fp32", "network.tile_units": 10}
+        {"network.layers": layers, "labels.method": method, "precision": "fp32", "network.tile_units": 10}
     )
     blueprint = describe(config, image_shape=(8, 8))
-    spec = blueprint.specs[0]
+    spec = [spec for spec in blueprint.specs if spec.width == 24][-1]
     layer, slices = blueprint.build_layer(spec), blueprint.tiles_of(spec)
     generator = torch.Generator().manual_seed(0)
     layer.handed_mean.normal_(generator=generator)
     layer.handed_spread.uniform_(0.5, 2.0, generator=generator)
-    tiles = dict(zip([units.start for units in slices], cut(layer, slices), strict=True))
-    rows = torch.randn(20, 64, generator=generator)
-    whole, parts = (torch.zeros(20, spec.out_features) for _ in range(2))
+    tiles = dict(zip([units.start for units in slices], cut_layer(layer, slices), strict=True))
+    rows = torch.randn(20, spec.row.num_features, generator=generator)
+    read = spec.row.read(rows)
+    whole, parts = (torch.zeros(20, spec.next_row.num_features) for _ in range(2))
     reading, goodness = blueprint.method.reading, blueprint.goodness
     with torch.no_grad():
         hand_on_whole(FrozenLayer(spec, [slice(0, 24)], lambda _: layer), [(rows, whole)])
         hand_on_by_tiles(FrozenLayer(spec, slices, lambda units: tiles[units.start]), [(rows, parts)])
         of_layer, *of_tiles = (
-            reading.sweep(part, goodness, part.preactivations(rows), len(rows)) * (part.width / 24)
+            reading.sweep(part, goodness, part.preactivations(read), len(rows)) * (part.width / 24)
             for part in (layer, *tiles.values())
         )
     torch.testing.assert_close(parts, whole)
@@ -307,34 +302,6 @@ def test_convolutions_that_cannot_be_cut_are_refused_in_tiles(changes, words, tm
         ff.train(ff.Config(recipe="conv", device="cpu").override(CONVOLUTIONS | changes), tmp_path / "run")
 
 
-@pytest.mark.parametrize("skip", [0, 7])
-@pytest.mark.parametrize("tile_units", [10, 24, 64])
-def test_tiles_hand_on_what_the_whole_hands_on(tile_units, skip, small_config):
-    config = small_config(width=64)
-    blueprint = describe(config.override({"network.tile_units": tile_units}), 30)
-    spec = blueprint.specs[0]
-    spec = dataclasses.replace(spec, shape=dataclasses.replace(spec.shape, num_skip_features=skip))
-    layer, slices = blueprint.build_layer(spec), blueprint.tiles_of(spec)
-    tiles = dict(zip([units.start for units in slices], cut(layer, slices), strict=True))
-    for part in (layer, *tiles.values()):
-        part.workspace = Workspace(CPU)
-    rows = torch.randn(100, 1, 30, generator=torch.Generator().manual_seed(0))
-    handed = []
-    for frozen in (
-        FrozenLayer(spec, [slice(0, 64)], lambda _: layer),
-        FrozenLayer(spec, slices, lambda units: tiles[units.start]),
-    ):
-        source = MemoryCache(CacheLayout(100, 1, 30, "fp32", 40), CPU)
-        for shard in range(3):
-            source.store(shard, rows[source.layout.shard_range(shard)])
-        target = MemoryCache(CacheLayout(100, 1, 64 + skip, "fp32", 40), CPU)
-        with Transfer(CPU) as transfer, torch.no_grad():
-            propagate(transfer, frozen, source, target, move=False)
-        handed.append(torch.cat([target.resident(shard, CPU) for shard in range(3)]))
-    torch.testing.assert_close(handed[1], handed[0])
-    torch.testing.assert_close(handed[1][:, 0, :64].square().mean(1), torch.ones(100), rtol=1e-3, atol=1e-3)
-
-
 # --- files
 
 
@@ -348,7 +315,7 @@ def test_joined_files_hold_what_the_parts_held_and_slices_give_it_back(tmp_path)
     }
     cuts = [slice(0, 4), slice(4, 8), slice(8, 9)]
     for number, units in enumerate(cuts):
-        save_file({name: take(t, axes[name], units) for name, t in whole.items()}, tmp_path / f"{number}")
+        save_file({name: take_units(t, axes[name], units) for name, t in whole.items()}, tmp_path / f"{number}")
     folder = Folder(tmp_path)
     digest = join_tensors(folder, "joined", {str(n): sha256_file(tmp_path / str(n)) for n in range(3)}, axes)
     assert digest == sha256_file(tmp_path / "joined")
@@ -358,7 +325,7 @@ def test_joined_files_hold_what_the_parts_held_and_slices_give_it_back(tmp_path)
     of_tiles = digest_tiles(folder, "joined", digest, axes, cuts)
     for units, of_tile in zip(cuts, of_tiles, strict=True):
         for name, part in load_slices(folder, "joined", axes, units, of_tile).items():
-            assert torch.equal(part, take(whole[name], axes[name], units))
+            assert torch.equal(part, take_units(whole[name], axes[name], units))
 
 
 @pytest.mark.parametrize("at", [0, 8, 40, -170, -1])

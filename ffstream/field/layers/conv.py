@@ -68,8 +68,6 @@ class Conv(NormalisedLayer):
     def units_of(cls, shape: LayerShape) -> Activations:
         """Channels at every place. Raises ConfigError for what has no places, or options that do not fit it."""
         options, reads = _options_of(shape), shape.reads
-        if shape.num_skip_features:
-            raise ConfigError(f"config network.input_skip: found true, allowed false with layers of kind {cls.noun}")
         if reads.plane is None:
             found = reads.image_shape if reads.image_shape is not None else str(reads)
             raise ConfigError(

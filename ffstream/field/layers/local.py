@@ -94,10 +94,13 @@ class Local(NormalisedLayer):
                 f"config width: found {shape.width}, allowed a multiple of {_WIDTHS} with network.kind=local, such "
                 f"as {nearest}: the units of a layer are shared by the 16, 9 or 4 cells of its grid"
             )
-        if shape.num_skip_features:
-            raise ConfigError("config network.input_skip: found true, allowed false with network.kind=local")
         if fields is not None:
             return fields.units
+        if not shape.reads_below:
+            raise ConfigError(
+                "config network: a local layer without a field reads the cells of the layer below it and nothing else, "
+                "found reads=... or network.input_skip=true; give it a field, such as field=5, or leave that out"
+            )
         if not shape.place:
             _check_plane(shape.reads)
         return super().units_of(shape)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ffstream.data.plane import Plane, find_plane
 
 
@@ -36,6 +38,11 @@ class Activations:
         return cls(height * width * num_channels, (1, height, width, num_channels))
 
     @property
+    def places(self) -> tuple[int, int] | None:
+        """Height and width of the plane, if there is one."""
+        return self.plane[1:3] if self.plane is not None else None
+
+    @property
     def num_places(self) -> int:
         """Places of the plane; 1 where there is none."""
         return self.plane[1] * self.plane[2] if self.plane is not None else 1
@@ -44,6 +51,23 @@ class Activations:
     def num_channels(self) -> int:
         """Numbers at each place."""
         return self.num_features // self.num_places
+
+    def to_places(self, rows: Tensor) -> Tensor:
+        """Rows (n, num_features) as (n, places, channels): a view, except of channels that lie before their plane."""
+        assert self.plane is not None, "it has places"
+        planes: Tensor = rows.unflatten(1, self.plane)
+        if self.plane[0] == 1:
+            return planes.flatten(1, 3)
+        return planes.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
+
+    def from_places(self, values: Tensor) -> Tensor:
+        """The inverse: (n, places, channels) to (n, num_features)."""
+        assert self.plane is not None, "it has places"
+        before, height, width, after = self.plane
+        if before == 1:
+            return values.flatten(1)
+        planes: Tensor = values.unflatten(2, (before, after)).unflatten(1, (height, width))
+        return planes.permute(0, 3, 1, 2, 4).flatten(1)
 
     def __str__(self) -> str:
         if self.plane is None:
@@ -83,10 +107,10 @@ class UnitAxis:
 class LayerShape:
     """All that decides the shapes of a layer, or of a tile of it."""
 
-    reads: Activations  # the image, or what the layer below hands on, without the image of an input skip
+    reads: Activations  # the image, or what the layer below hands on, or several of these joined
     width: int  # units of a dense layer, at each place of a local layer with a field; channels of a convolution
     place: int = 0  # position in its stack, from 0; the layer at position 0 reads images
-    num_skip_features: int = 0  # trailing features of a row that hold the image again, unless the row is an image
+    reads_below: bool = True  # the layer below and nothing else or, as the first of its stack, images
     options: Any = None  # the kind's own settings
     head_layers: int = 1  # layers of a local classifier, the linear one included
     num_groups: int = 1  # classes that have units of their own, which lie in turn; 1 where they have none
@@ -95,7 +119,7 @@ class LayerShape:
     @property
     def in_features(self) -> int:
         """Features of a row that the layer reads."""
-        return self.reads.num_features + (self.num_skip_features if self.place else 0)
+        return self.reads.num_features
 
     def is_like(self, other: LayerShape) -> bool:
         """Whether the shapes differ in nothing but the position."""
