@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ffstream.field.layers import Activations as Activations
     from ffstream.field.layers import Layer as Layer
     from ffstream.field.layers import LayerShape as LayerShape
+    from ffstream.field.layers import Mode as Mode
     from ffstream.field.negatives import NEGATIVE_SAMPLERS as NEGATIVE_SAMPLERS
     from ffstream.field.objectives import OBJECTIVES as OBJECTIVES
     from ffstream.field.objectives import Objective as Objective
@@ -88,6 +89,7 @@ _PUBLIC = {
     "Layer": ("field.layers", "Layer"),
     "LayerFigures": ("training.observer", "LayerFigures"),
     "LayerShape": ("field.layers", "LayerShape"),
+    "Mode": ("field.layers", "Mode"),
     "NEGATIVE_SAMPLERS": ("field.negatives", "NEGATIVE_SAMPLERS"),
     "OBJECTIVES": ("field.objectives", "OBJECTIVES"),
     "OPTIMISERS": ("field.optimisers", "OPTIMISERS"),

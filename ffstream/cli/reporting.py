@@ -15,7 +15,7 @@ from rich.text import Text
 from ffstream.cli.tables import format_seconds, format_share, layer_table
 from ffstream.errors import printable
 from ffstream.ground.units import count, format_bytes
-from ffstream.training.layer_trainer import EpochFigures
+from ffstream.training.epoch_figures import EpochFigures
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 
 _PLAIN_INTERVAL_S = 10.0

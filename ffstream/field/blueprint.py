@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,7 +53,8 @@ class Blueprint:
         part, and ConfigError or DataError for a part that does not fit the data.
         """
         similarity, method = config.objective.similarity, method or make_label_method(config, data)
-        num_groups = method.reading.num_groups
+        specs = compute_layer_specs(config, data.num_features, data.image_shape, method.reading.num_groups)
+        _check_perturbation(config, specs)
         return cls(
             config=config,
             sizes=Sizes.of(config),
@@ -62,7 +64,7 @@ class Blueprint:
             objective=OBJECTIVES.of(config),
             similarity=None if similarity == "none" else SIMILARITIES.of(config),
             optimiser=OPTIMISERS.of(config),
-            specs=tuple(compute_layer_specs(config, data.num_features, data.image_shape, num_groups)),
+            specs=tuple(specs),
         )
 
     @property
@@ -101,6 +103,7 @@ class Blueprint:
         shape = spec.shape.cut(units) if units is not None else spec.shape
         layer = LAYER_KINDS[spec.kind](shape, self.compute_dtype)
         layer.is_summarised = self.method.reading.reads_summary
+        layer.origin = self.config.seed, spec.index
         if self.method.reading.uses_embedding:
             num_values = self.method.reading.count_embedded(layer)
             embedding = torch.empty(self.data.num_classes, num_values, dtype=torch.float32)
@@ -149,3 +152,16 @@ class Blueprint:
         hidden = torch.zeros(spec.num_image_features, dtype=torch.bool, device="cpu")
         hidden[num_shown + drawn[num_read:]] = True
         return hidden
+
+
+def _check_perturbation(config: Config, specs: Sequence[LayerSpec]) -> None:
+    """Raise ConfigError where rows would be moved by a gradient that a layer does not have."""
+    if not config.objective.perturbation:
+        return
+    for spec in specs:
+        kind = LAYER_KINDS[spec.kind]
+        if not (kind.has_gradients and kind.has_input_gradient):
+            raise ConfigError(
+                f"config objective.perturbation: found {config.objective.perturbation:g}, allowed 0 with layers of "
+                f"kind {spec.kind!r} (layer {spec.index + 1}), which have no gradient by their input; set it to 0"
+            )

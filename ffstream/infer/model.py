@@ -22,8 +22,8 @@ from ffstream.device.environment import plain_torch
 from ffstream.device.memory import is_out_of_memory
 from ffstream.errors import ConfigError, CorruptFileError, DataError, FFStreamError, RunError
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.layers import Layer
-from ffstream.field.network import hand_on, keep_outputs
+from ffstream.field.layers import Layer, Mode
+from ffstream.field.network import LayerSpec, hand_on, keep_outputs
 from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home, open_regular
 from ffstream.ground.plugins import Untrusted, load_plugins
@@ -138,7 +138,11 @@ class FFNetwork(nn.Module):
         for spec, module in zip(self._specs, self.layers, strict=True):
             layer = cast(Layer, module)
             rows = rows if spec.place else images
+            _check_traceable(layer, spec)
+            if Mode.HANDING_ON in layer.noisy_modes:
+                layer.begin(Mode.HANDING_ON)  # the same noise in every call
             preactivations = layer(spec.row.read(rows))
+            layer.generator = None  # which can be neither copied nor saved
             handed_on = hand_on(layer, spec, rows, preactivations)
             rows = as_cached(handed_on, self.config.cache.dtype, spec.next_row.carried_features)
             yield layer, preactivations, rows
@@ -159,6 +163,17 @@ class FFNetwork(nn.Module):
         scores = self.forward(images)
         check_finite_rows(scores)
         return scores.argmax(dim=1)
+
+
+def _check_traceable(layer: Layer, spec: LayerSpec) -> None:
+    """Raise RunError where a layer is traced whose work torch does not see, or whose noise it would freeze."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if is_traced and (layer.is_black_box or Mode.HANDING_ON in layer.noisy_modes):
+        reason = "works outside of torch" if layer.is_black_box else "draws random numbers in every call"
+        raise RunError(
+            f"layer {spec.index + 1}: is of kind {spec.kind!r}, which {reason}, so that it cannot be traced or "
+            "exported to another format; call the module itself, or write it with ffstream export"
+        )
 
 
 def check_finite_rows(scores: Tensor) -> None:

@@ -20,8 +20,9 @@ from ffstream.device.ledger import PAPER, Ledger, Work
 from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.layers import Layer
+from ffstream.field.layers import Layer, Mode
 from ffstream.field.network import LayerSpec
+from ffstream.plan.black_box import refusing_undeclared, use_declared
 from ffstream.plan.footprint import (
     WRITTEN,
     Footprint,
@@ -192,7 +193,7 @@ class _PaperWork:
         self.trace.make(self._small_bytes)
         # Later tiles are no larger than the second, but what the last one takes may not fit where that was.
         last = tiles[2:][-1:] if not self._draws_on_device and tiles[-1].stop - tiles[-1].start < tiles[0].stop else []
-        with self._ledger as ledger:
+        with refusing_undeclared(spec.kind), self._ledger as ledger:
             trained = [
                 self._train_tile(
                     *(spec, units, shards, layouts["train"], kernels, kept.get("train", 0)), begins_small=begins_small
@@ -212,6 +213,7 @@ class _PaperWork:
                 self.trace.make(num_bytes)
             ledger.start_peak()
             if layer.has_statistics:
+                layer.begin(Mode.HANDING_ON)
                 total = torch.zeros(())
                 for _ in range(2):  # the second chunk reuses all buffers
                     preactivations = layer.preactivations(spec.row.read(shards["train"].chunk))
@@ -236,6 +238,7 @@ class _PaperWork:
         with PAPER:
             layer = self._blueprint.build_layer(spec, units)
         layer.workspace = self._workspace
+        use_declared(layer)
         return layer
 
     def _train_tile(
@@ -279,6 +282,7 @@ class _PaperWork:
             rows, num_samples = shards[name].chunk, shards[name].num_samples
             trace.begin(reading(name))
             beside = trace.make(kernels.in_passes)
+            layer.begin(Mode.MEASURING)
             self._method.reading.sweep(layer, goodness, layer.preactivations(spec.row.read(rows)), num_samples)
             trace.free(beside)
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))

@@ -34,10 +34,11 @@ from ffstream.device.reservations import reserved_by_others
 from ffstream.device.workspace import Workspace
 from ffstream.errors import BudgetError
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.layers import LAYER_KINDS
+from ffstream.field.layers import LAYER_KINDS, Mode
 from ffstream.field.network import LayerSpec
 from ffstream.ground.files import to_absolute
 from ffstream.ground.units import format_bytes, parse_bytes
+from ffstream.plan.black_box import refusing_undeclared, use_declared
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import KernelBytes, cache_layouts
 from ffstream.plan.pinned import PROBED_BYTES
@@ -278,9 +279,12 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
         most = max(row_counts)
         with where if where == PAPER else contextlib.nullcontext():  # a layer is made on the host
             layer = of_one_class.build_layer(spec, units).to(where)
+        if where == PAPER:
+            use_declared(layer)
         rows = torch.zeros(most, spec.in_features, device=where)
         gradient = torch.zeros(most, layer.num_units, device=where)
         layer.workspace = Workspace(where, parts)
+        layer.begin(Mode.TRAINING if training else Mode.MEASURING)
         for num_rows in (most, *row_counts):  # the most rows first, which makes all buffers
             if of_head:
                 summary, *kept = layer.summarise(gradient[:num_rows], keep=training)
@@ -291,14 +295,15 @@ def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device)
             if training and config.objective.perturbation:
                 for _ in layer.input_gradients(rows[:num_rows], gradient[:num_rows]):
                     pass
-            for _ in layer.gradients(rows[:num_rows], gradient[:num_rows]) if training else ():
-                pass
+            if training and layer.has_gradients:
+                for _ in layer.gradients(rows[:num_rows], gradient[:num_rows]):
+                    pass
 
     def measure(row_counts: set[int], *, training: bool) -> int:
         found = [0]
         for of_head in (False, True) if spec.shape.head_layers > 1 else (False,):
             run = partial(multiply, row_counts=row_counts, training=training, of_head=of_head)
-            with Ledger() as ledger:
+            with refusing_undeclared(spec.kind), Ledger() as ledger:
                 run(PAPER)
             found.append(measure_peak_bytes(partial(run, device), device) - ledger.peak_bytes)
         return int(max(found))

@@ -37,10 +37,9 @@ def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
     staged = plan.tier == "disk" or (plan.tier == "host" and device.type != "cpu")
     for spec, planned in zip(blueprint.distinct, plan.layers, strict=True):
         layout = cache_layouts(blueprint, spec.row)["train"]
-        cache = _BlankCache(layout, None if staged else device)
         taken = f"more than {format_bytes(allowed_bytes)}"
         try:
-            num_bytes = _measure_steps(blueprint, spec, cache, device, keeps_cast=plan.keeps_cast)
+            num_bytes = measure_steps(blueprint, spec, layout, device, staged=staged, keeps_cast=plan.keeps_cast)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -55,10 +54,20 @@ def try_steps(plan: Plan, blueprint: Blueprint, device: torch.device) -> None:
         )
 
 
-def _measure_steps(
-    blueprint: Blueprint, spec: LayerSpec, cache: ActivationCache, device: torch.device, *, keeps_cast: bool
+def measure_steps(
+    blueprint: Blueprint,
+    spec: LayerSpec,
+    layout: CacheLayout,
+    device: torch.device,
+    *,
+    staged: bool = False,
+    keeps_cast: bool = False,
 ) -> int:
-    """Peak bytes of the first steps of a layer, or of the layer's first tile."""
+    """Peak bytes of the first steps of a layer, or of the layer's first tile, on zeros in a cache of this layout.
+
+    The cache lies on the device and is not counted, unless shards are `staged` from elsewhere.
+    """
+    cache = _BlankCache(layout, None if staged else device)
     labels = torch.zeros(cache.layout.num_samples, dtype=torch.int64)
     units, informed = blueprint.tiles_of(spec)[0], spec.num_epochs > 1
 

@@ -35,8 +35,9 @@ from ffstream.run.run import read_layer_figures
 from ffstream.run.schedule import Action, remaining_steps
 from ffstream.storage.epoch_part import EpochPart
 from ffstream.storage.run_directory import RunDirectory
+from ffstream.training.epoch_figures import EpochFigures
 from ffstream.training.input_rows import InputRows
-from ffstream.training.layer_trainer import EpochFigures, LayerTrainer
+from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
 from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, settle, write_rows
 from ffstream.training.silence import find_silent

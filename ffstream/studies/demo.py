@@ -27,7 +27,7 @@ from ffstream.settings.config import Config
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.storage.run_names import is_run
 from ffstream.studies.memory_profile import Metering
-from ffstream.training.layer_trainer import EpochFigures
+from ffstream.training.epoch_figures import EpochFigures
 from ffstream.training.observer import Observer
 
 _NUM_LAYERS = 12

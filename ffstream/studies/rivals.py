@@ -18,6 +18,7 @@ from ffstream.device.accelerator import operand_dtype
 from ffstream.device.parts import part_sizes
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
+from ffstream.field.layers import Mode
 from ffstream.field.network import LayerSpec
 from ffstream.ground import seeding
 from ffstream.settings.config import Config
@@ -77,6 +78,7 @@ class ResidentFF(Rival):
         total = torch.zeros(())
         for number, trainer in enumerate(self._trainers):
             layer, spec = trainer.layer, self._specs[number]
+            layer.begin(Mode.MEASURING)
             found = []
             for chunk in self._chunks(rows, spec):
                 preactivations = layer.preactivations(spec.row.read(chunk.flatten(0, 1)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,12 +17,13 @@ from ffstream.device.workspace import Buffer, Workspace
 from ffstream.errors import DivergedError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import take_rows
-from ffstream.field.layers import Layer
+from ffstream.field.layers import Layer, Mode
 from ffstream.field.similarity import compare
 from ffstream.ground import seeding
 from ffstream.storage.epoch_part import EpochPart
 from ffstream.training.dropout import drop_features_
 from ffstream.training.epoch_batches import EpochBatches
+from ffstream.training.epoch_figures import EpochFigures, sum_figures
 from ffstream.training.loss_scale import scale_loss
 from ffstream.training.micro_batch import MicroBatch, samples_in_sweep
 from ffstream.training.optimiser import LayerOptimiser
@@ -30,18 +32,6 @@ from ffstream.training.rate_schedule import RateSchedule
 _MOVED_ROWS = Buffer("moved rows", "rows")
 _GRADIENT_SUMS = Buffer("gradient sums", "gradient")
 _TICK_S = 0.2  # time between two reports within an epoch; each report makes the host wait for the device
-
-
-@dataclass(frozen=True)
-class EpochFigures:
-    """Means over the samples of an epoch so far, each sample measured in the step that trains on it."""
-
-    loss: float
-    goodness_positive: float
-    goodness_negative: float
-    separation: float  # P(g_pos > g_neg)
-    num_samples: int
-    elapsed_s: float
 
 
 class LayerTrainer:
@@ -77,7 +67,9 @@ class LayerTrainer:
         self.schedule = RateSchedule(spec.num_epochs, config.optimiser.decay_start)
         self._num_epochs = spec.num_epochs
         settings = replace(config.optimiser, learning_rate=spec.learning_rate)
-        self.optimiser = LayerOptimiser(layer, blueprint.optimiser, settings, self._workspace)
+        self._own = frozenset(layer.list_inner() if layer.owns_update else ())
+        self.optimiser = LayerOptimiser(layer, blueprint.optimiser, settings, self._workspace, self._own)
+        self._place, self._num_parts = (0, 0), 0  # epoch and samples before the current step; parts of it so far
         num_so_far = (units.stop if units is not None else spec.width) * spec.units.num_places
         num_in_tile = blueprint.tiles_of(spec)[0].stop * spec.units.num_places
         self._weight = self._goodness.weight(layer.num_units, num_in_tile)
@@ -87,7 +79,7 @@ class LayerTrainer:
             threshold = config.objective.threshold * (threshold / whole if whole else 1.0)
         self._threshold = threshold
         self._steepest: float | None = None
-        if layer.compute_dtype == torch.float16:
+        if layer.compute_dtype == torch.float16 and layer.has_gradients:
             # The bound of dL/dactivity for a unit whose activity is 1 and an objective whose gradient is at most 1.
             ones = torch.ones(1, 1).expand(1, max(layer.num_units // self._reading.num_groups, 1))
             slope = float(self._goodness.gradient(ones, torch.ones(1)).abs().max())
@@ -151,6 +143,7 @@ class LayerTrainer:
         loaded = batches.load(transfer, labels, others, host_generator, informed=informed, num_skipped=num_groups)
         for num_in_batch, parts in loaded:
             factor = self.schedule.factor(epoch % self._num_epochs + num_samples / len(labels))
+            self._place = epoch, num_samples
             totals += self.step(parts, num_in_batch, factor, generator)
             num_samples += num_in_batch
             now_s = time.perf_counter()
@@ -160,8 +153,8 @@ class LayerTrainer:
                     on_part(describe)
             if on_tick is not None and now_s - last_tick_s >= _TICK_S:
                 last_tick_s = now_s
-                on_tick(_figures(totals, num_samples, now_s - start_s))
-        figures = _figures(totals, num_samples, time.perf_counter() - start_s)
+                on_tick(EpochFigures.of(totals, num_samples, now_s - start_s))
+        figures = EpochFigures.of(totals, num_samples, time.perf_counter() - start_s)
         if not torch.isfinite(totals).all():
             raise DivergedError(
                 f"layer {self._index + 1}, epoch {epoch + 1}: the loss is {figures.loss}, allowed a finite number; "
@@ -182,10 +175,10 @@ class LayerTrainer:
             cut = (micro_batch for part in parts for micro_batch in part.cut(num_cuts))
             return self.step_in_parts(cut, num_samples, factor, generator)
         (part,) = parts
-        self.optimiser.begin_step(factor, generator)
+        self._begin_step(factor, generator)
         figures, gradients = self._differentiate(part, num_samples, generator)
         for name, units, value in gradients:
-            self.optimiser.update(name, units, value)
+            self._update(name, units, value)
         return figures
 
     @torch.no_grad()
@@ -193,7 +186,7 @@ class LayerTrainer:
         self, parts: Iterable[MicroBatch], num_samples: int, factor: float, generator: torch.Generator
     ) -> Tensor:
         """The same update as that of `step`, from parts that are small enough; their gradients are summed first."""
-        self.optimiser.begin_step(factor, generator)
+        self._begin_step(factor, generator)
         sums, figures = self._zero_gradients(), torch.zeros(4, device=self._device)
         for part in parts:
             more, gradients = self._differentiate(part, num_samples, generator)
@@ -201,8 +194,18 @@ class LayerTrainer:
                 sums[name][units] += value
             figures += more
         for name, total in sums.items():
-            self.optimiser.update(name, slice(None), total)
+            self._update(name, slice(None), total)
         return figures
+
+    def _begin_step(self, factor: float, generator: torch.Generator) -> None:
+        self.optimiser.begin_step(factor, generator)
+        self._num_parts = 0
+
+    def _update(self, name: str, units: slice, value: Tensor) -> None:
+        if name in self._own:
+            self.layer.update_(name, units, value, self.optimiser.learning_rate)
+        else:
+            self.optimiser.update(name, units, value)
 
     def _differentiate(
         self, part: MicroBatch, num_samples: int, generator: torch.Generator
@@ -214,19 +217,22 @@ class LayerTrainer:
         """
         factor = scale_loss(num_samples, self._steepest) if self._steepest is not None else 1.0
         divisor = num_samples / factor
+        (epoch, start), self._num_parts = self._place, self._num_parts + 1
+        self.layer.begin(Mode.TRAINING, epoch, f"{start} {self._num_parts}")
         part, rows, preactivations = self.multiply(part, generator)
         if self._config.objective.perturbation and part.others is None:
             activities, goodness = self.read_goodness(preactivations, part.candidates)
             _, upstream = self._differentiate_loss(goodness, divisor)
             gradient, _ = self._differentiate_goodness(activities, part, upstream, parameters=False)
             self._perturb_(rows, gradient)
+            self.layer.rewind()  # the same noise, on other rows
             preactivations = self.layer.preactivations(rows)
         similarity = self._compare(preactivations, part)
         activities, goodness = self.read_goodness(preactivations, part.candidates)
         if part.others is not None:
             goodness += part.others
         loss, upstream = self._differentiate_loss(goodness, divisor)
-        figures = _sum_figures(loss, goodness)
+        figures = sum_figures(loss, goodness)
         pull = None
         if self._config.objective.peer_normalisation:
             pull = self._peer_gradient(activities[0][0], len(part.index) / num_samples) / divisor
@@ -238,9 +244,20 @@ class LayerTrainer:
             term, by_preactivation = similarity
             figures[0] += term * self._config.objective.similarity_weight
             gradient.add_(by_preactivation, alpha=self._config.objective.similarity_weight / divisor)
-        found = self.layer.gradients(rows, gradient, total)
+        if self.layer.has_gradients:
+            found = self.layer.gradients(rows, gradient, total)
+        else:  # by a copy of the gradient, whose memory `loss_of` uses again
+            found = self.layer.observe(rows, gradient.clone(), partial(self._loss_of, part, divisor))
         found = itertools.chain(found, ((name, slice(None), value) for name, value in of_goodness.items()))
         return figures, found if factor == 1 else ((name, units, value.div_(factor)) for name, units, value in found)
+
+    def _loss_of(self, part: MicroBatch, divisor: float, preactivations: Tensor) -> Tensor:
+        """The loss over `divisor` of the sample that each row belongs to, (n,), for preactivations (n, num_units)."""
+        _, goodness = self.read_goodness(preactivations.clone(), part.candidates)
+        if part.others is not None:
+            goodness += part.others
+        loss, _ = self._differentiate_loss(goodness, divisor)
+        return loss.div_(divisor).repeat(len(preactivations) // len(loss))
 
     def _differentiate_loss(self, goodness: Tensor, divisor: float) -> tuple[Tensor, Tensor]:
         """The loss of each sample, (n,), and dL/dgoodness, (n, 1 + K), where L is the summed loss over `divisor`."""
@@ -309,6 +326,7 @@ class LayerTrainer:
         if self._config.network.dropout:
             shared = 1 if shares_row else self._candidates.num_candidates
             drop_features_(rows, self._config.network.dropout, shared, generator, self._workspace)
+        self.layer.rewind()  # after the rows that were swept
         preactivations = self.layer.preactivations(rows)
         if is_open and shares_row:
             part = self._choose(part, self._reading.sweep(self.layer, self._goodness, preactivations, len(rows)))
@@ -364,15 +382,3 @@ class LayerTrainer:
         found = self.layer.average(positive_activities.mean(dim=0, dtype=mean.dtype))
         mean.lerp_(found, 1 - objective.peer_momentum**share)
         return self.layer.spread((mean - mean.mean()) * objective.peer_normalisation)
-
-
-def _sum_figures(loss: Tensor, goodness: Tensor) -> Tensor:
-    """From loss (n,) and goodness (n, 1 + K), sums over samples: loss, goodness (positive, negative), wins."""
-    positive, negatives = goodness[:, 0], goodness[:, 1:]
-    wins = (positive.unsqueeze(1) > negatives).float().mean(dim=1)
-    return torch.stack([loss, positive, negatives.mean(dim=1), wins]).sum(dim=1)
-
-
-def _figures(totals: Tensor, num_samples: int, elapsed_s: float) -> EpochFigures:
-    loss, positive, negative, wins = (totals / num_samples).tolist()
-    return EpochFigures(loss, positive, negative, wins, num_samples, elapsed_s)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ffstream.storage.manifest import NUMBER
-from ffstream.training.layer_trainer import EpochFigures
+from ffstream.training.epoch_figures import EpochFigures
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ computes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -42,16 +43,20 @@ class LayerOptimiser:
         optimiser: Optimiser,
         settings: OptimiserConfig,
         workspace: Workspace | None = None,
+        left_out: Collection[str] = (),
     ) -> None:
+        """Begin with a state of zeros. Parameters that are `left_out` are updated by the layer itself."""
         self._optimiser, self.settings = optimiser, settings
         self._dtype = DTYPES[settings.state_dtype]
         self._parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+        first = next(itertools.chain(self._parameters.values(), layer.buffers()))
+        for name in left_out:
+            del self._parameters[name]
         self._state = {
             f"{name}.{key}": torch.zeros_like(parameter, dtype=self._dtype if self._is_narrow else None)
             for name, parameter in self._parameters.items()
             for key in self._optimiser.state_names
         }
-        first = next(iter(self._parameters.values()))
         self._num_steps = torch.zeros((), device=first.device)  # steps before the current one
         self._started = False
         self._learning_rate = settings.learning_rate
@@ -68,6 +73,11 @@ class LayerOptimiser:
             self._num_steps += 1
         self._started = True
         self._learning_rate = self.settings.learning_rate * factor
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the current step."""
+        return self._learning_rate
 
     def update(self, name: str, rows: slice, gradient: Tensor) -> None:
         """Update rows of a parameter from their gradient. Each row is updated once per step."""

@@ -14,7 +14,7 @@ from ffstream.cache.transfer import Transfer
 from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.field.goodness import Goodness
 from ffstream.field.labels import Reading
-from ffstream.field.layers import LAYER_KINDS, Layer
+from ffstream.field.layers import LAYER_KINDS, Layer, Mode
 from ffstream.field.network import LayerSpec, hand_on
 from ffstream.field.normalisation import divide_by_length_
 from ffstream.training.input_rows import RowsOf
@@ -73,8 +73,9 @@ def measure_goodness(
     step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type), spec)
     for shard, block in transfer.blocks(cache, range(cache.layout.num_shards)):
         start = cache.layout.stored_range(shard).start
-        for chunk in block.split(step):
+        for number, chunk in enumerate(block.split(step)):
             rows = spec.row.read(chunk.flatten(0, 1))
+            tile.begin(Mode.MEASURING, place=f"{shard} {number}")
             found = reading.sweep(tile, goodness, tile.preactivations(rows), len(chunk)) * weight
             total.put(start, found)
             start += len(chunk)
@@ -98,18 +99,22 @@ def propagate(
                 (chunk.flatten(0, 1), written.flatten(0, 1))
                 for chunk, written in zip(rows.split(step), output.split(step), strict=True)
             ]
-            hand_on_shard(layer, chunks)
+            hand_on_shard(layer, chunks, shard)
     transfer.flush()
 
 
-def hand_on_whole(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Fill `written` of each pair (rows, written) with what a layer of one tile hands on for `rows`."""
+def hand_on_whole(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]], shard: int = 0) -> None:
+    """Fill `written` of each pair (rows, written) with what a layer of one tile hands on for `rows`.
+
+    The pairs are those of a `shard`, whose number decides the noise of a layer that has some.
+    """
     for _, tile in layer:
-        for rows, written in chunks:
+        for number, (rows, written) in enumerate(chunks):
+            tile.begin(Mode.HANDING_ON, place=f"{shard} {number}")
             written.copy_(hand_on(tile, layer.spec, rows, tile.preactivations(layer.spec.row.read(rows))))
 
 
-def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
+def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]], shard: int = 0) -> None:
     """The same for several tiles, without a whole row.
 
     Tiles whose units are normalised one by one hand on as they come. Else one pass sums the squares of rows, and a
@@ -118,9 +123,10 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
     spec, squares = layer.spec, list[Tensor]()
     by_unit = LAYER_KINDS[spec.kind].hands_on_by_unit(spec.shape)
     if not by_unit:
-        squares = _sum_squares(layer, chunks)
+        squares = _sum_squares(layer, chunks, shard)
     for units, tile in layer:
         for number, (rows, written) in enumerate(chunks):
+            tile.begin(Mode.HANDING_ON, place=f"{shard} {number}")  # the same noise as while squares were summed
             preactivations = tile.preactivations(spec.row.read(rows))
             if by_unit:
                 handed_on = tile.hand_on(preactivations)
@@ -131,12 +137,13 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
         spec.next_row.write_rest(written, spec.number, spec.row, rows)
 
 
-def _sum_squares(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def _sum_squares(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]], shard: int) -> list[Tensor]:
     """The squared length (n, 1) of the activities of each chunk's rows, summed over all tiles."""
     spec = layer.spec
     squares = [torch.zeros(len(rows), 1, device=rows.device) for rows, _ in chunks]
     for _, tile in layer:
-        for (rows, _), total in zip(chunks, squares, strict=True):
+        for number, ((rows, _), total) in enumerate(zip(chunks, squares, strict=True)):
+            tile.begin(Mode.HANDING_ON, place=f"{shard} {number}")
             total += tile.activate_(tile.preactivations(spec.row.read(rows))).square_().sum(dim=1, keepdim=True)
     return squares
 
@@ -146,8 +153,9 @@ def settle(transfer: Transfer, layer: Layer, spec: LayerSpec, cache: ActivationC
     """Tell a trained layer what it has to know of all rows of its training cache before it hands on."""
     total = torch.zeros(())
     step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type), spec)
-    for _, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
-        for chunk in rows.split(step):
+    for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
+        for number, chunk in enumerate(rows.split(step)):
+            layer.begin(Mode.HANDING_ON, place=f"{shard} {number}")
             preactivations = layer.preactivations(spec.row.read(chunk.flatten(0, 1)))
             total = total + layer.statistics_of(preactivations).to("cpu", torch.float64)
     layer.settle(total)

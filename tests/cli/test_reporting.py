@@ -26,7 +26,7 @@ from ffstream.data.facts import DataFacts
 from ffstream.field.catalogue import read_catalogue
 from ffstream.ground.units import format_bytes
 from ffstream.infer.evaluation import Evaluation
-from ffstream.training.layer_trainer import EpochFigures
+from ffstream.training.epoch_figures import EpochFigures
 from ffstream.training.observer import RunOutline
 from tests.helpers import InterruptAt
 

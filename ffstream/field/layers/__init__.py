@@ -5,6 +5,7 @@ from ffstream.field.layers.block import Block, BlockOptions
 from ffstream.field.layers.conv import Conv, ConvOptions
 from ffstream.field.layers.linear import Linear, LinearOptions
 from ffstream.field.layers.local import Local, LocalOptions
+from ffstream.field.layers.mode import Mode
 from ffstream.field.layers.shape import Activations, LayerShape, UnitAxis
 from ffstream.ground.registry import Registry
 
@@ -27,6 +28,7 @@ __all__ = [
     "LinearOptions",
     "Local",
     "LocalOptions",
+    "Mode",
     "UnitAxis",
     "cut_units",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from ffstream.device.workspace import Workspace
 from ffstream.errors import ConfigError
 from ffstream.field.goodness import Goodness
+from ffstream.field.layers.mode import Mode
 from ffstream.field.layers.shape import Activations, LayerShape, UnitAxis
 from ffstream.field.normalisation import length_normalise, length_normalise_
+from ffstream.ground import seeding
 
 
 class Layer(nn.Module, ABC):
@@ -30,6 +32,12 @@ class Layer(nn.Module, ABC):
 
     A loaded layer is made of modules of torch's own, where its kind says by `make_plain` which.
 
+    What cannot be differentiated, such as a device of analog hardware, belongs into `preactivations`; a kind says so by
+    `has_gradients`, and learns by what it yields in `observe`. A kind that changes its parameters in a way of its own
+    sets `owns_update`, and one whose work torch cannot do on paper defines `declare_bytes`. A kind that draws random
+    numbers names the modes in which it does by `noisy_modes`. All that decides what a layer does next is in its
+    parameters and buffers, in float32: they are what is saved.
+
     A kind sets `tileable` if each unit depends only on its own slice, along `unit_axis`, of every parameter and buffer:
     a layer that has only some of the units is then a tile of the whole layer.
     """
@@ -44,6 +52,17 @@ class Layer(nn.Module, ABC):
 
     # Whether goodness is read off the summary alone. A kind may then have preactivations of less precision.
     is_summarised: bool = False
+
+    has_input_gradient: ClassVar[bool] = True  # whether `input_gradients` works, which moves rows so that loss rises
+    has_gradients: ClassVar[bool] = True  # False: neither that nor `gradients` works, and `observe` is called instead
+    owns_update: ClassVar[bool] = False  # whether `update_` changes its parameters, instead of the optimiser
+    noisy_modes: ClassVar[frozenset[Mode]] = frozenset()  # in which it draws random numbers, from `generator`
+
+    # What the next preactivations are for, and the generator that they draw from: None where the kind is not noisy.
+    # Without a generator, every kind computes without noise.
+    mode: Mode = Mode.HANDING_ON
+    generator: torch.Generator | None = None
+    origin: tuple[int, int] = (0, 0)  # the seed of the run and the index of the layer, which decide what is drawn
 
     label_embedding: nn.Parameter | None
 
@@ -125,6 +144,39 @@ class Layer(nn.Module, ABC):
     def preactivations(self, rows: Tensor) -> Tensor:
         """(n, in_features) in any floating type -> (n, num_units) in `unit_dtype`."""
 
+    def declare_bytes(self, num_rows: int) -> int | None:
+        """Bytes on the device that a call with `num_rows` rows takes beside tensors that the layer has, gets and gives.
+
+        This includes what the layer keeps there all the time outside of its parameters and buffers. A kind defines it
+        whose preactivations cannot be computed on tensors that have a shape and no memory, as when numpy or an
+        instrument does it: `preactivations`, `gradients`, `input_gradients`, `observe` and `update_` are then planned
+        by it, the last with 0 rows. All else is still done on paper, as is what `loss_of` takes. None: nothing is
+        declared.
+        """
+        return None
+
+    @property
+    def is_black_box(self) -> bool:
+        """Whether the kind declares its bytes: its work is not done by torch, so that nothing can trace it."""
+        return self.declare_bytes(0) is not None
+
+    def begin(self, mode: Mode, epoch: int = 0, place: str = "") -> None:
+        """Say what the next preactivations are for, and where in an epoch or in a cache: `place`.
+
+        Where the kind is noisy, its generator is then a function of (seed, layer, epoch, mode, place).
+        """
+        self.mode, self.generator = mode, None
+        if mode in self.noisy_modes:
+            device = self.mean_activity.device
+            purpose = f"noise {mode.value} {place} of unit {self.first_unit}"
+            on = "cpu" if device.type == "meta" else device  # on paper nothing is drawn
+            self.generator = seeding.generator(*self.origin, epoch, purpose, on)
+
+    def rewind(self) -> None:
+        """Let the generator, if there is one, draw the same numbers again as since `begin`."""
+        if self.generator is not None:
+            self.generator.manual_seed(self.generator.initial_seed())
+
     def make_plain(self) -> None:
         """Hand the parameters over to modules of torch's own, which `preactivations` calls from then on.
 
@@ -143,11 +195,29 @@ class Layer(nn.Module, ABC):
         `summary_names` are not among them, as they are behind the preactivations.
         """
         names = self.list_inner()
+        self.rewind()  # so that the noise is that of the preactivations whose gradient is given
         with torch.enable_grad():
             preactivations = self.preactivations(rows.detach())
             found = torch.autograd.grad(preactivations, [self.get_parameter(name) for name in names], gradient)
         for name, value in zip(names, found, strict=True):
             yield name, slice(None), value
+
+    def observe(
+        self, rows: Tensor, gradient: Tensor, loss_of: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[str, slice, Tensor]]:
+        """Yield what a kind without gradients learns by, in the form in which `gradients` yields them.
+
+        Any number for each number of a parameter will do: what is yielded for the parts of a batch is added up, and
+        handed to the optimiser as if it were the gradient, or to `update_`. For a rule by feedback, `gradient` is
+        dL/dpreactivations (n, num_units). For one by trial, `loss_of` maps any preactivations (n, num_units) of these
+        rows to the loss of the sample that each row belongs to, (n,), as a share of the mean loss of the batch, without
+        similarity term and peer normalisation. The parameters may change meanwhile, if they are put back.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no gradients, but does not define observe")
+
+    def update_(self, name: str, rows: slice, observed: Tensor, rate: float) -> None:
+        """Change rows of a parameter by what was yielded for them, at this learning rate; once a step."""
+        raise NotImplementedError(f"{type(self).__name__} owns its update, but does not define update_")
 
     def list_inner(self) -> list[str]:
         """The names of the parameters on which preactivations depend."""
@@ -160,6 +230,7 @@ class Layer(nn.Module, ABC):
         Yields (features, their gradient (n, num_features)), where the gradient is valid until the next is asked for. By
         then the caller may have changed these features of `rows`.
         """
+        self.rewind()
         with torch.enable_grad():
             leaf = rows.detach().requires_grad_()
             (found,) = torch.autograd.grad(self.preactivations(leaf), leaf, gradient)
