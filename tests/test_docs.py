@@ -21,6 +21,7 @@ DOCUMENTS = (
     + sorted((ROOT / "benchmarks").rglob("*.md"))
 )
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+MOST_ERROR = 45  # % of test digits that an example takes for another one; by chance it would be 90
 MOST_BYTES = {"README.md": 6000, "docs/architecture.md": 8000}
 
 # What a reader runs for minutes is run here for seconds: the same command on little data and few layers.
@@ -115,6 +116,8 @@ def test_example_runs(path, tmp_path):
     done = run_python(path, cwd=tmp_path, environment=os.environ | {"MPLBACKEND": "Agg"})
     assert done.returncode == 0, done.stderr
     assert "%" in done.stdout
+    for error in re.findall(r"test error: ([\d.]+) %", done.stdout):
+        assert float(error) < MOST_ERROR
 
 
 def test_every_command_and_make_target_is_shown():
