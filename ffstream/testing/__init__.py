@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from ffstream.run.launch import train
 from ffstream.run.preparation import make_plan
 from ffstream.settings.config import Config
 from ffstream.testing.claims import claim, same
+from ffstream.testing.layer_runs import StopInLayer, check_coded_run, check_steps
 from ffstream.testing.layers import (
     check_activation,
     check_handing_on,
@@ -54,10 +56,8 @@ from ffstream.testing.layers import (
     check_places,
     check_summary,
     check_tile,
-    parameter_gradients,
 )
-from ffstream.training.layer_trainer import EpochFigures
-from ffstream.training.observer import Observer
+from ffstream.testing.learning import check_gradients, check_noise, check_observing, check_state, check_update
 
 _NUM_ROWS, _NUM_UNITS = 6, 16
 _TIERS = ("device", "host", "disk")
@@ -152,10 +152,16 @@ def check_negative_sampler(name: str, settings: Settings | None = None) -> None:
 def check_layer(name: str, settings: Settings | None = None) -> None:
     """Check a layer kind, then train with it.
 
-    Its gradients have to be those of its preactivations, each row has to be computed independently of other rows, and
-    the tiles of a tileable kind have to make up the whole layer.
+    Each row has to be computed independently of other rows. Gradients have to be those of preactivations; a kind
+    without gradients has to learn by its parameters, its buffers and its generator alone. Noise has to be in the modes
+    that the kind names, and in no other. The tiles of a tileable kind have to make up the whole layer. Steps have to
+    take the memory that is planned, or declared, and an epoch that is gone on with has to end with the same bits.
     """
-    config = _make_config({"network.kind": name}, settings)
+    own: dict[str, Any] = {"network.kind": name}
+    found_kind = LAYER_KINDS[name]
+    if not (found_kind.has_gradients and found_kind.has_input_gradient):
+        own["objective.perturbation"] = 0.0  # as rows cannot be moved
+    config = _make_config(own, settings)
     kind = LAYER_KINDS.of(config)
     layer = _make_layer(kind, config)
     num_units = kind.units_of(layer.shape).num_features
@@ -170,26 +176,25 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
         again = _make_layer(kind, config)
         for key, tensor in layer.state_dict().items():
             claim(torch.equal(tensor, again.state_dict()[key]), f"initialise fills {key} by more than its generator")
-    for key, expected in parameter_gradients(layer, rows, gradient).items():
-        whole = torch.zeros_like(expected)
-        for own, part, values in layer.gradients(rows.clone(), gradient.clone()):
-            if own == key:
-                whole[part] = values
-        same(whole, expected, f"gradients of {key} are not those of preactivations")
-    whole = torch.zeros_like(rows)
-    for features, values in layer.input_gradients(rows.clone(), gradient.clone()):
-        whole[:, features] = values
-    expected = torch.autograd.functional.vjp(layer.preactivations, rows, gradient)[1]
-    same(whole, expected, "input_gradients are not those of preactivations")
+    check_state(layer)
+    check_noise(layer, rows)
+    if layer.has_gradients:
+        check_gradients(layer, rows, gradient)
+    else:
+        check_observing(layer, rows, gradient)
+    if layer.owns_update:
+        check_update(layer, partial(_make_layer, kind, config))
     check_activation(layer, found, gradient)
     check_summary(layer, found, generator)
     check_outline(layer, found, generator)
     check_places(layer, gradient)
     check_handing_on(layer, found)
     check_hiding(_make_layer(kind, config), rows)
-    if kind.tileable and kind.can_be_cut(layer.shape.options):
+    if kind.tileable and kind.can_be_cut(layer.shape.options) and layer.shape.head_layers == 1:
         check_tile(layer, kind, rows, found)
-    _check_training({"network.kind": name}, settings)
+    check_steps(config)
+    _check_training(own, settings)
+    check_coded_run(config, _STOPPED_LAYER)
 
 
 def check_optimiser(name: str, settings: Settings | None = None) -> None:
@@ -275,8 +280,15 @@ def check_source(name: str, settings: Settings | None = None) -> None:
 
 def _make_layer(kind: type[Layer], config: Config) -> Layer:
     options = LAYER_KINDS.make_settings(*config.part("network.kind"))
+    num_in_head = config.labels.head_layers if kind.takes_head else 1
     num_groups = make_label_method(config, DataShape(64, 10, {}, (8, 8))).reading.num_groups
-    shape = LayerShape(Activations.of_image(64, (8, 8)), config.width, options=options, num_groups=num_groups)
+    shape = LayerShape(
+        Activations.of_image(64, (8, 8)),
+        config.width,
+        options=options,
+        head_layers=num_in_head,
+        num_groups=num_groups,
+    )
     layer = kind(shape)
     layer.initialise(torch.Generator().manual_seed(0))
     return layer
@@ -292,17 +304,6 @@ def _differentiate(function: Callable[[Tensor], Tensor], values: Tensor, upstrea
 def _check_distinct(labels: Tensor) -> None:
     ordered = labels.sort(dim=1).values
     claim(not bool((ordered[:, 1:] == ordered[:, :-1]).any()), "draws one label twice for a sample")
-
-
-class _StopInLayer(Observer):
-    """Interrupts a run in the middle of a layer, as a user would."""
-
-    def on_epoch(
-        self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
-    ) -> None:
-        """Stop when the first epoch of `_STOPPED_LAYER` ends."""
-        if layer == _STOPPED_LAYER:
-            raise KeyboardInterrupt
 
 
 _RESUME = "import ffstream, sys; run = ffstream.resume(sys.argv[1]); print(run.evaluate().error)"
@@ -330,7 +331,7 @@ def _check_training(own: Settings, settings: Settings | None) -> None:
         error = run.evaluate().error
         path = Path(folder) / "stopped"
         with contextlib.suppress(KeyboardInterrupt):
-            train(config, path, observer=_StopInLayer())
+            train(config, path, observer=StopInLayer(_STOPPED_LAYER))
         places = [entry or str(find_current() or "") for entry in sys.path]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
         command = [sys.executable, "-c", _RESUME, str(path)]

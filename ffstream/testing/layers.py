@@ -69,7 +69,10 @@ def check_handing_on(layer: Layer, preactivations: Tensor) -> None:
     expected = (len(preactivations), layer.handed_on_by(layer.shape).num_features)
     with torch.no_grad():
         if layer.has_statistics:
-            layer.settle(layer.statistics_of(preactivations.clone()).double())
+            statistics = layer.statistics_of(preactivations.clone()).double()
+            parts = (layer.statistics_of(part.clone()).double() for part in preactivations.split(2))
+            same(sum(parts, torch.zeros(())), statistics, "statistics_of parts of the rows do not add up")
+            layer.settle(statistics)
         found = layer.hand_on(preactivations.clone())
         claim(found.shape == expected, f"hand_on gives {tuple(found.shape)}, expected {expected}")
         claim(bool(found.isfinite().all()), "hand_on gives what is not finite")
@@ -102,12 +105,3 @@ def check_tile(layer: Layer, kind: type[Layer], rows: Tensor, whole: Tensor) -> 
     expected = whole.unflatten(1, (-1, layer.width))[:, :, 2:7].flatten(1)
     with torch.no_grad():
         same(tile.preactivations(rows), expected, "is tileable, but some units by themselves compute otherwise")
-
-
-def parameter_gradients(layer: Layer, rows: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    """Those of autograd, by the name of each parameter on which preactivations depend."""
-    names = layer.list_inner()
-    with torch.enable_grad():
-        preactivations = layer.preactivations(rows.clone())
-        found = torch.autograd.grad(preactivations, [layer.get_parameter(name) for name in names], gradient)
-    return dict(zip(names, found, strict=True))
