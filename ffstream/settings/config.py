@@ -46,6 +46,7 @@ _FREE_SETTINGS += ["cache.tier", "cache.folder"]
 # is left out of a run's identity, so that the identities of older runs do not change.
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto", "network.layers": ()}
 LATER_SETTINGS |= {"augmentation.transforms": (), "labels.head_layers": 1, "optimiser.patience": 0, "init_from": ""}
+LATER_SETTINGS |= {"negatives.images": "hybrids"}
 _FREE_SECTIONS = ("memory", "readout")
 
 

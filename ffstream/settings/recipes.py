@@ -166,3 +166,25 @@ register_recipe(
     },
     "Without labels (Hinton 2022, section 3.2): images against hybrids of two; read out by softmax.",
 )
+# As SCFF (2025), with the objective of `unsupervised` on a mean, as planes of layers differ in size. Where regions of a
+# hybrid meet, a convolution sees an edge that no image has, so that images are told from sums.
+register_recipe(
+    "conv-unsupervised",
+    {
+        "batch": 128,
+        "standardise": "channels",
+        "network.layers": "vgg",
+        "network.dropout": 0.0,
+        "labels.method": "none",
+        "negatives.per_sample": 1,
+        "negatives.images": "sums",
+        "objective.name": "logistic",
+        "objective.goodness": "mean_squares",
+        "objective.scale": 1.0,
+        "objective.perturbation": 0.0,
+        "optimiser.learning_rate": 2e-3,
+        "readout.epochs": 10,
+        "readout.learning_rate": 0.003,
+    },
+    "For images without labels: convolutions, images against what is mixed of two (SCFF); read out by softmax.",
+)

@@ -63,7 +63,7 @@ class LabelsConfig:
 @documented
 @dataclass(frozen=True)
 class NegativesConfig:
-    """Which wrong labels a layer is trained against, or which hybrid images where there are no labels."""
+    """Which wrong labels a layer is trained against, or which mixed images where there are no labels."""
 
     sampler: str = setting("hard", "How wrong labels are chosen: hard (by their goodness), or uniform.")
     per_step: int = setting(1, "Wrong labels, or hybrids, for each sample in each step.", at_least=1)
@@ -75,6 +75,12 @@ class NegativesConfig:
         "Wrong labels, drawn at random, from which a hard one is chosen (overlay); each is a row to multiply.",
         at_least=1,
         word="all",
+    )
+    images: str = setting(
+        "hybrids",
+        "What an image is contrasted with where there are no labels: hybrids (regions of it and regions of another "
+        "image), or sums (of it and another image).",
+        choices=("hybrids", "sums"),
     )
     blurs: int = setting(
         6, "How often a hybrid's random mask is blurred; more make larger regions.", at_least=1, at_most=1000
