@@ -183,21 +183,12 @@ def count_in_stack(config: Config) -> int:
 def find_untileable(config: Config) -> str | None:
     """What keeps layers of this configuration from being cut into tiles, and what to do; None if nothing does."""
     for line in dict.fromkeys(read_lines(config)):
-        kind, options = LAYER_KINDS[line.kind], LAYER_KINDS.make_settings(line.kind, line.kind_options)
+        kind = LAYER_KINDS[line.kind]
         if not kind.tileable:
             return f"layers of kind {line.kind!r} cannot be cut into tiles; leave tile_units out"
-        if not kind.can_be_cut(options):
-            return f"layers of kind {line.kind!r} with {options} cannot be cut into tiles; leave tile_units out"
-        if kind.takes_head and config.labels.head_layers > 1:
-            return (
-                f"the hidden layers of a local classifier read all channels of a layer of kind {line.kind!r}; set "
-                "labels.head_layers to 1, or leave tile_units out"
-            )
-        if kind.has_places and config.labels.method == "groups":
-            return (
-                f"labels.method=groups gives all channels of a layer of kind {line.kind!r} to the classes in turn; use "
-                "another label method, or leave tile_units out"
-            )
+        if not kind.can_be_cut(LAYER_KINDS.make_settings(line.kind, line.kind_options)):
+            own = ", ".join(f"{name}={value}" for name, value in line.kind_options.items())
+            return f"layers of kind {line.kind!r} with {own} cannot be cut into tiles; leave tile_units out"
     if GOODNESSES.of(config).over_units is None:
         return (
             f"goodness {config.objective.goodness!r} does not say by over_units whether it is a sum or a mean over "
