@@ -189,6 +189,16 @@ def find_untileable(config: Config) -> str | None:
         if not kind.can_be_cut(LAYER_KINDS.make_settings(line.kind, line.kind_options)):
             own = ", ".join(f"{name}={value}" for name, value in line.kind_options.items())
             return f"layers of kind {line.kind!r} with {own} cannot be cut into tiles; leave tile_units out"
+        if kind.takes_head and config.labels.head_layers > 1:
+            return (
+                f"the hidden layers of a local classifier read all channels of a layer of kind {line.kind!r}; set "
+                "labels.head_layers to 1, or leave tile_units out"
+            )
+        if kind.has_places and config.labels.method == "groups":
+            return (
+                f"labels.method=groups gives all channels of a layer of kind {line.kind!r} to the classes in turn; use "
+                "another label method, or leave tile_units out"
+            )
     if GOODNESSES.of(config).over_units is None:
         return (
             f"goodness {config.objective.goodness!r} does not say by over_units whether it is a sum or a mean over "
