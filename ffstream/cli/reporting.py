@@ -38,8 +38,15 @@ def print_line(console: Console, line: str) -> None:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Show a table; if it is wider than the terminal, show each row as lines of a heading and a cell."""
-    if _find_least_width(table) <= console.width:
+    """Show a table, with less space between columns if it needs that to fit.
+
+    If it is wider than the terminal all the same, show each row as lines of a heading and a cell.
+    """
+    least = _find_least_width(table)
+    if least > console.width:
+        table.padding = 0
+        least -= len(table.columns)
+    if least <= console.width:
         console.print(table, highlight=False, markup=False, emoji=False)
         return
     print_line(console, str(table.title or ""))

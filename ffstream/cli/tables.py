@@ -6,7 +6,6 @@ obeyed by a terminal. Lines are escaped where they are printed.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,12 +15,9 @@ from rich.text import Text
 
 from ffstream.errors import printable
 from ffstream.field.catalogue import Catalogue
-from ffstream.ground.units import count, format_bytes
+from ffstream.ground.units import format_bytes
 from ffstream.infer.combination import ProbabilityFigures
 from ffstream.infer.evaluation import Evaluation
-from ffstream.plan.footprint import Footprint
-from ffstream.plan.plan import Plan
-from ffstream.settings.reads import BELOW, IMAGE
 from ffstream.studies.demo import Demonstration
 from ffstream.studies.doctor import MachineSpeeds, TimeAccount
 from ffstream.studies.memory_profile import METHODS, Point, Profile
@@ -168,66 +164,6 @@ def _describe_probabilities(figures: ProbabilityFigures) -> str:
     )
 
 
-def plan_report(plan: Plan) -> Iterator[Table | str]:
-    """The plan as two tables, by layer and by resource, and lines on the cache and the time."""
-    names = [f"{layer.name}\n{layer.shape}" for layer in plan.layers]
-    table = make_table(["", *names], "a layer on the device", left=("",))
-    if any(layer.num_tiles > 1 for layer in plan.layers):
-        table.add_row("tiles", *(f"{layer.num_tiles} of {plan.sizes.tile_units} units" for layer in plan.layers))
-        table.add_section()
-    if any(layer.reads not in (IMAGE, BELOW) for layer in plan.layers):
-        table.add_row("reads", *(layer.reads for layer in plan.layers))
-        carried = [f"{layer.carried_features:,}" if layer.carried_features else "" for layer in plan.layers]
-        table.add_row("carries for later ones", *(f"{each} features" if each else "nothing" for each in carried))
-        table.add_section()
-    for name in [item.name for item in dataclasses.fields(Footprint) if item.name != "handing_on"]:
-        table.add_row(name, *(format_bytes(getattr(layer.footprint, name)) for layer in plan.layers))
-    table.add_section()
-    table.add_row("while it trains", *(format_bytes(layer.footprint.training) for layer in plan.layers))
-    table.add_row("writing its output", *(format_bytes(layer.footprint.handing_on) for layer in plan.layers))
-    table.add_section()
-    table.add_row("reads from the cache", *(format_bytes(layer.read_bytes) for layer in plan.layers))
-    table.add_row("writes to the next", *(format_bytes(layer.written_bytes) for layer in plan.layers))
-    if plan.total_s is not None:
-        table.add_row("takes about", *(_format_duration(layer.total_s) for layer in plan.layers))
-        table.add_row("bottleneck", *(str(layer.bottleneck) for layer in plan.layers))
-        if all(layer.hiding_units is not None for layer in plan.layers):
-            table.add_row("loading hidden from", *(f"{layer.hiding_units:,.0f} units" for layer in plan.layers))
-    yield table
-    yield ""
-    table = make_table(("", "needs", "may take", "of which"), "most at once", left=("",), flexible=("of which",))
-    for need in (plan.device, plan.host, plan.disk):
-        terms = sorted(need.terms.items(), key=lambda item: -item[1])
-        parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in terms if size)
-        excess = f"\nby {format_bytes(need.excess_bytes)} too much" if need.excess_bytes else ""
-        table.add_row(
-            need.noun.replace(" (", "\n("),
-            f"{format_bytes(need.num_bytes)}{excess}",
-            format_bytes(need.allowed_bytes),
-            parts,
-        )
-    yield table
-    yield ""
-    cache = max(layer.cache_bytes for layer in plan.layers)
-    batch = f"batch {plan.config.batch}"
-    if plan.sizes.num_in_micro_batch != plan.config.batch:
-        batch += f" in micro-batches of {plan.sizes.num_in_micro_batch}"
-    yield (
-        f"cache on {plan.tier}: {format_bytes(cache)} in {plan.config.cache.dtype}, shards of "
-        f"{plan.config.cache.shard_samples} samples; {batch}, precision {plan.config.precision}"
-    )
-    if plan.note is not None:
-        yield plan.note
-    if plan.warning is not None:
-        yield f"warning: {plan.warning}"
-    if plan.total_s is not None:
-        yield f"{count(plan.config.layers, 'layer')}: about {_format_duration(plan.total_s)} in all"
-    if not plan.fits:
-        lacking = [need for need in (plan.device, plan.host, plan.disk) if need.excess_bytes]
-        found = ", ".join(f"{need.noun} lacks {format_bytes(need.excess_bytes)}" for need in lacking)
-        yield f"this does not fit: {found}"
-
-
 def demonstration_report(found: Demonstration) -> Iterator[Table | str]:
     """The figures of the demo, beside those of two other methods on the same images."""
     num_layers = len(found.errors_by_depth)
@@ -296,10 +232,10 @@ def account_report(found: TimeAccount) -> Iterator[Table | str]:
 
 
 def _format_spent(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds < _MINUTE_S else _format_duration(seconds)
+    return f"{seconds:.2f} s" if seconds < _MINUTE_S else format_duration(seconds)
 
 
-def _format_duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """75 -> "1 min 15 s", 3725 -> "1 h 02 min"; None -> "-"."""
     if seconds is None or seconds >= 2 * _DAY_S:
         return format_seconds(seconds)

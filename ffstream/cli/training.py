@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect as inspect_module
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +42,7 @@ from ffstream.ground.files import exists, expand_home
 from ffstream.ground.units import parse_integer
 
 if TYPE_CHECKING:
+    from ffstream.data.shape import DataShape
     from ffstream.run.run import Run
     from ffstream.settings.config import Config
     from ffstream.training.observer import Observer, RunOutline
@@ -129,10 +131,18 @@ def plan(
         typer.Option(help="Plan for another machine: device=8GiB,30TFLOP/s;h2d=12GB/s;host=32GiB;disk=1TiB,3GB/s."),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Plan for so many training samples of no data in particular.")
+        int | None, typer.Option(help="Plan for so many training samples, such as those of --data.")
     ] = None,
-    features: Annotated[int, typer.Option(help="Features of each, with --samples.")] = 784,
-    classes: Annotated[int, typer.Option(help="Classes, with --samples.")] = 10,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Shape of each, such as 3x32x32, with --samples. Default: that of --data, or 28x28."),
+    ] = None,
+    features: Annotated[
+        int | None, typer.Option(help="Features of each, with --samples, where they have no places.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Classes, with --samples. Default: those of --data, or 10.")
+    ] = None,
     as_json: Json = False,
     **options: Any,
 ) -> None:
@@ -142,18 +152,45 @@ def plan(
     """
     resolved = _resolve_settings(options)
 
-    from ffstream.cli.tables import plan_report
-    from ffstream.data.shape import DataShape
+    from ffstream.cli.plan_tables import plan_report
     from ffstream.run.preparation import make_plan
 
-    data = DataShape.of(samples, features, classes, resolved.validation_fraction) if samples is not None else None
+    data = _describe_data(samples, shape, features, classes, resolved, has_data=options["data"] is not None)
     found = make_plan(resolved, options["run_dir"], resume=options["resume"], machine=machine, data=data)
     if as_json:
         typer.echo(json.dumps(found.to_mapping(), indent=1))
     else:
         show(plan_report(found))
+        if samples is not None and options["data"] is None and shape is None and features is None:
+            say("images of 28 x 28 are assumed; name others by --shape, --features or --data")
     if not found.fits:
         raise typer.Exit(1)
+
+
+def _describe_data(
+    samples: int | None, shape: str | None, features: int | None, classes: int | None, config: Config, *, has_data: bool
+) -> DataShape | None:
+    """Data of so many samples, to be planned for: like those of the configuration if it names some. Else None."""
+    from ffstream.data.shape import DataShape, parse_shape
+
+    if samples is None:
+        for option, value in (("shape", shape), ("features", features), ("classes", classes)):
+            if value is not None:
+                raise ConfigError(f"--{option} {value}: found without --samples; add it, or leave this out")
+        return None
+    if shape is not None and features is not None:
+        raise ConfigError(f"--features {features}: found with --shape {shape}, allowed one of them; leave one out")
+    like = DataShape(784, 10, {}, (28, 28))
+    if has_data:
+        from ffstream.data import load_dataset
+
+        dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
+        like = DataShape(dataset.num_features, dataset.num_classes, {}, dataset.image_shape)
+    image_shape = None if features is not None else like.image_shape if shape is None else parse_shape(shape)
+    num_features = like.num_features if features is None else features
+    num_features = num_features if image_shape is None else math.prod(image_shape)
+    num_classes = like.num_classes if classes is None else classes
+    return DataShape.of(samples, num_features, num_classes, config.validation_fraction, image_shape)
 
 
 def _add_options_of(source: Callable[..., None], target: Callable[..., None]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ffstream.errors import ConfigError
+from ffstream.settings.limits import show
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,14 @@ class DataShape:
         return None if self.brings_negatives else self.image_shape
 
     @classmethod
-    def of(cls, num_samples: int, num_features: int, num_classes: int, validation_fraction: float) -> DataShape:
+    def of(
+        cls,
+        num_samples: int,
+        num_features: int,
+        num_classes: int,
+        validation_fraction: float,
+        image_shape: tuple[int, ...] | None = None,
+    ) -> DataShape:
         """Make the shape from numbers, a fraction of the samples being held out for validation. Raises ConfigError."""
         numbers = {
             "samples": (num_samples, 2, 10**12),
@@ -36,4 +44,12 @@ class DataShape:
                 raise ConfigError(f"--{noun} {number}: allowed an integer >= {least} and <= {most}")
         held_out = round(num_samples * validation_fraction)
         counts = {"train": num_samples - held_out} | ({"validation": held_out} if held_out else {})
-        return cls(num_features, num_classes, counts)
+        return cls(num_features, num_classes, counts, image_shape)
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """The shape of an image: "3x32x32" (channels first, or last), "28x28", or "784" features. Raises ConfigError."""
+    sides = text.lower().replace(" ", "").split("x")
+    if not 1 <= len(sides) <= 3 or not all(side.isdecimal() and 0 < len(side) < 10 and int(side) for side in sides):
+        raise ConfigError(f"--shape {show(text)}: allowed one to three integers >= 1, such as 28x28 or 3x32x32")
+    return tuple(map(int, sides))

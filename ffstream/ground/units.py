@@ -56,6 +56,12 @@ def format_bytes(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TiB"
 
 
+def format_briefly(num_bytes: float) -> str:
+    """3221225472 -> "3.0G", for columns: as `format_bytes`, with one letter for KiB, MiB, GiB and TiB."""
+    number, unit = format_bytes(num_bytes).split(" ")
+    return number if unit == "B" else f"{number}{unit[0]}"
+
+
 def _shorten(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

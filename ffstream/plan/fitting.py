@@ -233,6 +233,7 @@ class _Planner:
         return Plan(
             config,
             blueprint.sizes,
+            self.data,
             tier,
             max_unsynced,
             layers,

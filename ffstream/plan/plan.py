@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ffstream.data.shape import DataShape
 from ffstream.device.ledger import Work
 from ffstream.plan.footprint import Footprint
 from ffstream.settings.config import Config
@@ -73,6 +74,7 @@ class LayerPlan:
     in_features: int
     num_units: int
     num_tiles: int
+    num_epochs: int  # of each tile
     footprint: Footprint
     cache_bytes: int  # of the cache that one of these layers reads
     # For one of these layers or, if inputs are written anew for every epoch, their mean: the input of a deeper layer
@@ -87,12 +89,7 @@ class LayerPlan:
     @property
     def name(self) -> str:
         """Such as "layer 1", "layers 2-40" or "layers 2-5, 7-10, ..."."""
-        numbers = set(self.numbers)
-        starts = [number for number in self.numbers if number - 1 not in numbers]
-        stops = [number for number in self.numbers if number + 1 not in numbers]
-        runs = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True)]
-        shown = runs[:_MOST_RUNS] + ["..."] * (len(runs) > _MOST_RUNS)
-        return f"layer{'s' * (len(self.numbers) > 1)} {', '.join(shown)}"
+        return f"layer{'s' * (len(self.numbers) > 1)} {name_layers(self.numbers)}"
 
     @property
     def weight_bytes(self) -> int:
@@ -116,6 +113,15 @@ class LayerPlan:
         return max((name for name in self.seconds if name != "loading" or not hidden), key=self.seconds.__getitem__)
 
 
+def name_layers(numbers: Sequence[int]) -> str:
+    """The numbers of layers, in ascending order, such as "1", "2-40" or "2-5, 7-10, ..."."""
+    found = set(numbers)
+    starts = [number for number in numbers if number - 1 not in found]
+    stops = [number for number in numbers if number + 1 not in found]
+    runs = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True)]
+    return ", ".join(runs[:_MOST_RUNS] + ["..."] * (len(runs) > _MOST_RUNS))
+
+
 @dataclass(frozen=True)
 class Need:
     """The most bytes of one resource at once, the terms that add up to them, and the bytes that may be taken."""
@@ -137,6 +143,7 @@ class Plan:
 
     config: Config  # with the sizes of shards and tiles filled in
     sizes: Sizes  # those of the configuration
+    data: DataShape
     tier: str  # of the cache: device, host, disk
     max_unsynced: int | None  # shards that may wait to be durable; None: any number
     layers: list[LayerPlan]
@@ -171,6 +178,7 @@ class Plan:
         ]
         needs = {name: dataclasses.asdict(getattr(self, name)) for name in ("device", "host", "disk")}
         return {
+            "data": dataclasses.asdict(self.data),
             "tier": self.tier,
             "total_s": self.total_s,
             "batch": self.sizes.batch,

@@ -65,6 +65,7 @@ def plan_layers(
                 in_features=spec.in_features,
                 num_units=spec.num_units,
                 num_tiles=num_tiles,
+                num_epochs=spec.num_epochs,
                 footprint=layer.footprint,
                 cache_bytes=cached,
                 read_bytes=read_bytes,

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import ffstream as ff
+from ffstream.cli.plan_tables import plan_report
 from ffstream.cli.reporting import BarObserver, PlainObserver, _Course, make_observer, print_table
 from ffstream.cli.tables import (
     catalogue_tables,
@@ -20,7 +21,6 @@ from ffstream.cli.tables import (
     format_seconds,
     format_share,
     layer_table,
-    plan_report,
 )
 from ffstream.data.facts import DataFacts
 from ffstream.field.catalogue import read_catalogue
