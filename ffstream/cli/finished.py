@@ -225,7 +225,12 @@ def inspect(
         num_epochs = config.count_epochs(progress[0]) * Sizes.of(config).num_tiles
         say(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")
     if layers:
-        show([layer_table(layers, reads=reads)])
+        all_epochs = [config.count_epochs(index) for index in range(config.layers)]
+        is_labelled, num_in_stack = config.labels.method != "none", config.network.stack_layers
+        table = layer_table(
+            layers, is_labelled=is_labelled, num_in_stack=num_in_stack, num_epochs=all_epochs, reads=reads
+        )
+        show([table])
     if verify:
         say("every digest of what is committed is right")
     if len(layers) < config.layers:

@@ -85,6 +85,16 @@ class _Course:
         """What a validation error is called."""
         return "validation error" if self.outline.is_labelled else "validation error of hybrids"
 
+    def tabulate(self, layers: list[LayerFigures]) -> Table:
+        """The figures of the layers."""
+        outline = self.outline
+        return layer_table(
+            layers,
+            is_labelled=outline.is_labelled,
+            num_in_stack=outline.num_in_stack,
+            num_epochs=outline.num_epochs,
+        )
+
     def describe(self) -> str:
         """What is left to do, and the memory that a layer takes."""
         outline = self.outline
@@ -164,25 +174,23 @@ class PlainObserver(Observer):
         if time.perf_counter() - self._last_s >= _PLAIN_INTERVAL_S:
             self._print(
                 f"layer {layer}/{course.outline.num_layers} {course.name_epoch(layer, epoch)}: "
-                f"{_describe_epoch(figures)}, {course.noun} {format_share(validation_error)}, "
-                f"{_samples_per_s(figures)} samples/s, {format_seconds(eta_s)} left of the run"
+                f"{course.noun} {format_share(validation_error)}; {format_seconds(eta_s)} left of the run; separation "
+                f"{figures.separation:.3f}, {_samples_per_s(figures)} samples/s"
             )
 
     def on_layer(self, figures: LayerFigures) -> None:
         """Print a line per layer."""
         course, num_layers = self._course, self._course.outline.num_layers
         self._print(
-            f"layer {figures.layer}/{num_layers} done: loss {figures.loss:.4f}, goodness "
-            f"{figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}, separation {figures.separation:.4f}, "
-            f"{course.noun} {format_share(figures.validation_error)} alone, "
-            f"{format_share(figures.validation_error_to_here)} with those below, "
-            f"{figures.samples_per_s:,.0f} samples/s, {course.name_peak(figures)}, {figures.elapsed_s:.1f} s"
-            f", {format_seconds(course.eta_s(figures.layer + 1, 0))} left of the run"
+            f"layer {figures.layer}/{num_layers} done: {course.noun} {format_share(figures.validation_error)} alone, "
+            f"{format_share(figures.validation_error_to_here)} to here; "
+            f"{format_seconds(course.eta_s(figures.layer + 1, 0))} left of the run; loss {figures.loss:.4f}, "
+            f"{course.name_peak(figures)}"
         )
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """The closing table."""
-        print_table(self._console, layer_table(layers, is_labelled=self._course.outline.is_labelled))
+        print_table(self._console, self._course.tabulate(layers))
 
     def _print(self, line: str) -> None:
         self._last_s = time.perf_counter()
@@ -257,7 +265,7 @@ class BarObserver(Observer):
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """The closing table."""
         self.on_stop()
-        print_table(self._console, layer_table(layers, is_labelled=self._course.outline.is_labelled))
+        print_table(self._console, self._course.tabulate(layers))
 
     def on_stop(self) -> None:
         """Leave the terminal as it was."""
@@ -291,12 +299,6 @@ class BarObserver(Observer):
                 break
             line = longer
         return line
-
-
-def _describe_epoch(figures: EpochFigures) -> str:
-    return (
-        f"goodness {figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}, separation {figures.separation:.4f}"
-    )
 
 
 def _samples_per_s(figures: EpochFigures) -> str:

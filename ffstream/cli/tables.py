@@ -18,6 +18,7 @@ from ffstream.field.catalogue import Catalogue
 from ffstream.ground.units import format_bytes
 from ffstream.infer.combination import ProbabilityFigures
 from ffstream.infer.evaluation import Evaluation
+from ffstream.settings.reads import BELOW, IMAGE
 from ffstream.studies.demo import Demonstration
 from ffstream.studies.doctor import MachineSpeeds, TimeAccount
 from ffstream.studies.memory_profile import METHODS, Point, Profile
@@ -45,15 +46,33 @@ def make_table(headings: Sequence[str], title: str, left: Sequence[str] = (), fl
     return table
 
 
-def layer_table(layers: list[LayerFigures], *, is_labelled: bool = True, reads: Sequence[str] = ()) -> Table:
-    """A table with one row per layer. `reads` says what each layer reads, if that is shown."""
+def layer_table(
+    layers: list[LayerFigures],
+    *,
+    is_labelled: bool = True,
+    num_in_stack: int = 0,
+    num_epochs: Sequence[int] = (),
+    reads: Sequence[str] = (),
+) -> Table:
+    """A table with one row per layer.
+
+    Where there are several stacks of `num_in_stack` layers, a column says which layer begins each. `num_epochs` of each
+    layer are shown if they differ, and `reads`, what it reads, if that is not the layer below.
+    """
     of = "error" if is_labelled else "hybrid\nerror"
-    figures = ("layer", "loss", "goodness\npositive", "\nnegative", "separa-\ntion", f"{of}\nalone", f"{of}\nto here")
+    figures = ("loss", "goodness\npositive", "\nnegative", "separa-\ntion", f"{of}\nalone", f"{of}\nto here")
+    has_stacks = 0 < num_in_stack < len(layers)
+    title = "layers; the first one of a stack reads the images again" if has_stacks else "layers"
+    own = (["stack"] if has_stacks else []) + (["epochs"] if len(set(num_epochs)) > 1 else [])
     shown = [] if all(each in (IMAGE, BELOW) for each in reads) else ["reads"]
-    table = make_table([*figures, "samples\n/ s", "time\n/ s", *shown], "layers", left=("reads",))
+    table = make_table(["layer", *own, *figures, "samples\n/ s", "time\n/ s", *shown], title, left=("reads",))
     for number, each in enumerate(layers):
+        stack, place = divmod(each.layer - 1, num_in_stack) if has_stacks else (0, 0)
+        told = {"stack": "" if place else str(stack + 1)}
+        told["epochs"] = str(num_epochs[each.layer - 1]) if "epochs" in own else ""
         table.add_row(
             str(each.layer),
+            *(told[name] for name in own),
             f"{each.loss:.4f}",
             f"{each.goodness_positive:.4g}",
             f"{each.goodness_negative:.4g}",

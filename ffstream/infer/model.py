@@ -27,9 +27,10 @@ from ffstream.field.network import LayerSpec, hand_on, keep_outputs
 from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home, open_regular
 from ffstream.ground.plugins import Untrusted, load_plugins
+from ffstream.ground.units import count
 from ffstream.infer.combination import plain_sum
 from ffstream.settings.config import Config
-from ffstream.storage.earlier_output import DIGEST, digest_tensors_and_text, is_earlier_tensors
+from ffstream.storage.earlier_output import DIGEST, digest_tensors_and_text, is_earlier_tensors, read_metadata
 from ffstream.storage.manifest import DATA, PARTS, find_misfit
 from ffstream.storage.outputs import Output
 from ffstream.storage.run_directory import RunDirectory
@@ -234,7 +235,13 @@ def export_network(
     def is_own(file: io.FileIO) -> bool:  # a network that was changed since, as by fine-tuning, is somebody's work
         return bool(identity) and is_earlier_tensors(file, of_run)
 
-    output = Output(path, [directory.path], force=force, is_own=is_own)
+    def name_owner(file: io.FileIO) -> str | None:
+        found = read_metadata(file)
+        if found.get("format") != _FORMAT or found.get("run") == of_run["run"]:
+            return None
+        return f"the export of another run, {_describe_origin(found)}"
+
+    output = Output(path, [directory.path], force=force, is_own=is_own, name_owner=name_owner)
     network = _load_run(directory, accept_environment=accept_environment)
     parts = directory.read_parts(accepts_missing=accept_environment)
     metadata = {
@@ -249,6 +256,16 @@ def export_network(
     with output.writing() as file:
         save_tensors(file, state, metadata)
     return len(network.layers)
+
+
+def _describe_origin(metadata: Mapping[str, str]) -> str:
+    """Which run an exported file is of: its identity, which is in its run.json, its layers and its data."""
+    known = f"whose identity is {metadata.get('run') or 'not known'}"
+    try:
+        config, data = (json.loads(metadata[key]) for key in ("config", "data"))
+        return f"{known}, of {count(int(config['layers']), 'layer')} trained on {data['name']}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return known
 
 
 def _load_run(directory: RunDirectory, *, accept_environment: bool) -> FFNetwork:

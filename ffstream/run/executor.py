@@ -130,6 +130,7 @@ class Runner:
             num_layers=len(self._specs),
             num_done=num_done,
             num_epochs_saved=self._saver.count_epochs(num_done),
+            num_in_stack=self._config.network.stack_layers,
             num_samples=len(self._labels[TRAIN]),
             num_tiles=max(len(self._tiles_of(spec)) for spec in self._blueprint.distinct),
             num_epochs=tuple(spec.num_epochs for spec in self._specs),

@@ -42,8 +42,9 @@ class Output:
 
     It never replaces an input, a file of a run, a folder, a device or a FIFO. `inputs` are files, or folders with all
     that is below them; missing ones are ignored. It replaces another file only with `force`, or where `is_own` says
-    that the same command wrote that file before. Links are followed first. Raises OutputError: on construction, so
-    that nobody waits for a refusal, and again before the file gets its name.
+    that the same command wrote that file before; of a file that is not replaced, `name_owner` may say what it is. Links
+    are followed first. Raises OutputError: on construction, so that nobody waits for a refusal, and again before the
+    file gets its name.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Output:
         *,
         force: bool = False,
         is_own: IsOwn = lambda _: False,
+        name_owner: Callable[[io.FileIO], str | None] = lambda _: None,
     ) -> None:
         self.path = expand_home(path)
-        self.is_own = is_own
+        self.is_own, self._name_owner = is_own, name_owner
         self._inputs = [Path(each) for each in inputs]
         self._force = force
         self.check()
@@ -85,7 +87,7 @@ class Output:
             raise self._refuse(f"is a file of the input {above}", "choose another name")
         if not self._force:
             raise self._refuse(
-                "is there already, and is not what the same command has written before",
+                f"is there already, and is {self._describe(target)}",
                 "choose another name, or add --force to replace it",
             )
         return target
@@ -141,6 +143,15 @@ class Output:
                 return self.is_own(file)
         except OSError:  # a file that cannot be read does not count as an earlier output
             return False
+
+    def _describe(self, target: Path) -> str:
+        """What the file is that is there and is not replaced: another's output, if it says so."""
+        try:
+            with open_regular(target) as file:
+                found = self._name_owner(file)
+        except OSError:
+            found = None
+        return "not what the same command has written before" if found is None else found
 
     def _refuse(self, found: str, remedy: str) -> OutputError:
         return OutputError(f"output {self.path}: {found}; {remedy}")

@@ -105,7 +105,7 @@ def _check_pinned(accelerator: Accelerator | None) -> str:
         raise _UncheckedError("a CPU needs none")
     if not allocate_host(_PINNED_BYTES, accelerator).is_pinned():
         raise _FailedError(unpinned_reason())
-    return f"{format_bytes(_PINNED_BYTES)} at once"
+    return f"{format_bytes(_PINNED_BYTES)} at once, as much as is needed"
 
 
 def _check_blocks(device: torch.device) -> str:
@@ -130,7 +130,7 @@ def _check_blocks(device: torch.device) -> str:
     ]
     if wrong:
         raise _FailedError(f"{len(wrong)} of {len(order)} blocks are others than those of the cache")
-    return f"{len(order)} blocks are those of the cache"
+    return f"all {len(order)} blocks are those of the cache"
 
 
 def _configure(device: torch.device, tier: str) -> Config:
@@ -192,7 +192,7 @@ def _check_plan(device: torch.device, accelerator: Accelerator | None, folder: P
     train(config, folder / "planned", observer=Observer())
     accelerator.synchronise(device)
     taken = accelerator.peak_reserved_bytes(device) - reserved
-    said = f"planned {format_bytes(planned)}, {format_bytes(context)} of them for the device's context"
+    said = f"allowed the planned {format_bytes(planned)}, {format_bytes(context)} of them for the device's context"
     said += f"; tensors took {format_bytes(accelerator.peak_bytes(device) - requested)} at most"
     said += f", and {format_bytes(taken)} were reserved for them"
     shown = accelerator.driver_bytes(device)
@@ -228,8 +228,8 @@ def _check_steps(device: torch.device, accelerator: Accelerator | None) -> str:
         said = f"{counter.num_operators / num_steps:.0f} operators in a step of {_WIDTH} units"
         waits = None if accelerator is None else accelerator.count_waits(train_epoch)
     if waits is None:
-        return said
-    said += f", the host waits {waits} times in {num_steps} steps"
+        return f"{said} (no limit)"
+    said += f" (no limit); the host waits {waits} times in {num_steps} steps, allowed fewer than one a step"
     if waits >= num_steps:
         raise _FailedError(said)
     return said
@@ -247,4 +247,5 @@ def _check_speed(device: torch.device) -> str:
     with epochs_of_one_layer(Config(precision=precision), _WIDTH, _BATCH, device) as (train_epoch, num_steps, step):
         epoch_s = best_s(train_epoch, device, 4)
     share = step.flops * num_steps / epoch_s / rate
-    return f"a step runs at {100 * share:.0f} % of the {rate / 1e12:.2f} TFLOP/s of a matrix product in {precision}"
+    product = f"the {rate / 1e12:.2f} TFLOP/s of a matrix product in {precision}"
+    return f"a step runs at {100 * share:.0f} % of {product} (no limit)"

@@ -59,6 +59,7 @@ class RunOutline:
     device_type: str  # cpu, or a kind of accelerator
     planned_bytes: int  # most memory that the work of a layer takes on the device
     allowed_bytes: int  # memory that it may take there
+    num_in_stack: int = 0  # layers, after which the next one reads the images again; 0: all make one stack
     num_epochs_saved: int = 0  # that an earlier process took of the first layer that is not done, in all tiles
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import ffstream as ff
+from ffstream.cli import reporting
 from ffstream.cli.plan_tables import plan_report
 from ffstream.cli.reporting import BarObserver, PlainObserver, _Course, make_observer, print_table
 from ffstream.cli.tables import (
@@ -28,7 +29,7 @@ from ffstream.ground.units import format_bytes
 from ffstream.infer.evaluation import Evaluation
 from ffstream.training.epoch_figures import EpochFigures
 from ffstream.training.observer import RunOutline
-from tests.helpers import InterruptAt
+from tests.helpers import InterruptAt, run_cli
 
 OUTLINE = RunOutline("runs/a", 10, 4, 1000, 1, (10,) * 10, True, "cpu", 27 << 20, 54 << 20)
 
@@ -139,7 +140,7 @@ def test_plain_lines_hold_no_control_characters(small_config, tmp_path):
     assert "\x1b" not in text
     assert "\r" not in text
     for layer in (1, 2, 3):
-        assert f"layer {layer}/3 done: loss" in text
+        assert f"layer {layer}/3 done: validation error" in text
     left = re.findall(r"(\S+) left of the run", text)
     assert len(left) >= 3
     assert left[-1] == "0:00"
@@ -249,3 +250,38 @@ def test_an_evaluation_says_what_its_probabilities_are_calibrated_on(small_confi
 def test_a_resumed_run_says_where_its_layer_goes_on():
     assert "layer 5 goes on after epoch 7 of 10" in _Course(dataclasses.replace(OUTLINE, num_epochs_saved=7)).describe()
     assert "goes on" not in _Course(OUTLINE).describe()
+
+
+def test_lines_of_a_log_are_short_and_begin_with_the_error(small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "_PLAIN_INTERVAL_S", 0.0)
+    text = show(small_config(), tmp_path / "run", terminal=False, width=200)
+    lines = [line for line in text.splitlines() if re.match(r"layer \d/3 ", line)]
+    assert len(lines) == 3 * (3 + 1)  # epochs, and each layer once
+    for line in lines:
+        assert len(line) <= 130, line
+        assert re.match(r"layer \d/3 (epoch \d/3|done): validation error [0-9.]+ %", line)
+        assert "left of the run" in line
+
+
+def test_the_table_says_which_layer_begins_a_stack(small_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    stacked, whole = small_config(network__stack_layers=2), small_config(network__stack_layers=3)
+    for config, has_stacks in ((stacked, True), (whole, False)):
+        text = show(config, tmp_path / f"{has_stacks}", terminal=False, width=80)
+        shown = run_cli("inspect", tmp_path / f"{has_stacks}")[1]
+        for table in (text[text.rindex("layers") :], shown[shown.rindex("layers") :]):
+            assert all(len(line) <= 80 for line in table.splitlines())
+        assert ("the first one of a stack reads the images again" in text) == has_stacks
+        assert ("the first one of a stack reads the images again" in shown) == has_stacks
+    table = layer_table(ff.Run(tmp_path / "True").layers, num_in_stack=2)
+    assert [*table.columns[1].cells] == ["1", "", "2"]
+
+
+def test_epochs_of_its_own_are_shown_for_each_layer(small_config, tmp_path):
+    config = small_config(network__layers="dense8 dense8(epochs=2) dense8")
+    show(config, tmp_path / "run", terminal=False)
+    shown_table = run_cli("inspect", tmp_path / "run")[1]
+    rows = [line.split() for line in shown_table.splitlines() if line[:6].strip().isdigit()]
+    assert [row[1] for row in rows] == ["3", "2", "3"]
+    alike = layer_table(ff.Run(tmp_path / "run").layers, num_epochs=(3, 3, 3))
+    assert "epochs" not in [column.header for column in alike.columns]

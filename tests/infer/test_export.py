@@ -245,3 +245,18 @@ def test_a_file_is_never_of_another_format_than_its_name_says(run, tmp_path, nam
         assert ".safetensors, which is what is written" in str(error)
         assert (path.read_bytes() if path.exists() else None) == there
     assert run_cli("export", run.path, tmp_path / "MODEL.SAFETENSORS")[0] == 0
+
+
+def test_an_export_of_another_run_is_not_replaced_and_is_said_to_be_one(run, readout_run, exported):
+    before, identity = exported.read_bytes(), run.directory.read_identity()
+    with pytest.raises(OutputError, match=rf"the export of another run, whose identity is {identity}, of 2 layers"):
+        readout_run.export(exported)
+    metadata, tensors = read(exported)
+    for data in ("{", "[]", "null", "3"):
+        save_file(tensors, exported, metadata | {"data": data})
+        with pytest.raises(OutputError, match=rf"the export of another run, whose identity is {identity};"):
+            readout_run.export(exported)
+    with pytest.raises(OutputError, match="not what the same command has written before"):
+        run.export(exported)  # which was changed since
+    exported.write_bytes(before)
+    run.export(exported)
