@@ -193,7 +193,7 @@ def measure_resumed_run(path: Path) -> int:
     run, peaks = Runner.run, []
 
     def measured_run(runner: Runner) -> None:
-        data_set = dict(runner._splits)  # so that what was there before is there after
+        data_set = dict(runner._inputs._splits)  # so that what was there before is there after
         peaks.append(measure_peak_bytes(lambda: run(runner), runner._device))
         data_set.clear()
 

@@ -74,8 +74,10 @@ def disk_cache(layout, path, identity="", **options):
 
 
 def layer_digests(run_dir: Path) -> list[str]:
-    """Digest of each finished layer's weights and validation goodness."""
-    folders = sorted(path.parent for path in Path(run_dir).glob("layers/*/manifest.json"))
+    """Digest of each finished layer's weights and validation goodness and, after the last round, optimiser's state."""
+    rounds = sorted(path.parent for path in Path(run_dir).glob("rounds/*/manifest.json"))
+    above = rounds[-1] if rounds else Path(run_dir) / "layers"
+    folders = sorted(path.parent for path in above.glob("*/manifest.json"))
     return [
         hashlib.sha256(b"".join(sorted(p.read_bytes() for p in folder.glob("*.safetensors")))).hexdigest()
         for folder in folders

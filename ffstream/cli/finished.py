@@ -41,9 +41,16 @@ def _note(text: str | None) -> None:
 
 
 def _note_unfinished(run: Run) -> None:
-    """If a run is not finished, say that only its finished layers are used."""
-    num_layers, num_done = run.config.layers, run.num_layers_done
-    if 0 < num_done < num_layers:
+    """If a run is not finished, say that only its finished layers, or its last round, are used."""
+    from ffstream.run.remainder import is_open
+
+    config, num_layers, num_done = run.config, run.config.layers, run.num_layers_done
+    if config.in_rounds and num_done and is_open(run.directory, config):
+        _note(
+            f"run {run.path}: {run.directory.round} of {config.epochs} rounds are taken, the last of which is used "
+            "here; go on with: " + to_command("resume", run.path)
+        )
+    elif 0 < num_done < num_layers:
         _note(
             f"run {run.path}: {num_done} of {num_layers} layers are finished, and used here; go on with: "
             + to_command("resume", run.path)
@@ -193,10 +200,13 @@ def inspect(
     """Show what is done in a run and the figures of each layer; with --verify, check that its files are whole."""
     found = open_run(run)
     from ffstream.cli.tables import layer_table
+    from ffstream.run.remainder import is_open
     from ffstream.settings.sizes import Sizes
 
-    layers, progress, origin = found.layers, found.directory.read_progress(), found.directory.initial.origin
-    if progress and progress[0] != len(layers):  # of a finished layer: it is removed when the run ends
+    directory = found.directory
+    num_rounds, layers, progress = directory.round, found.layers, directory.read_progress()
+    origin = directory.initial.origin
+    if progress and directory.has_stale_progress():  # of a finished layer: it is removed when the run ends
         progress = None
     if verify:
         found.verify()
@@ -206,6 +216,7 @@ def inspect(
             "run": str(run),
             "config": found.config.to_mapping(),
             "num_layers_done": len(layers),
+            "num_rounds_done": num_rounds,
             "progress": {"layer": progress[0] + 1, "epochs": progress[1]} if progress else None,
             "started_from": None if origin is None else origin.summary,
             "verified": verify,
@@ -221,7 +232,12 @@ def inspect(
     )
     if origin is not None:
         say(origin.summary)
-    if progress:
+    if config.in_rounds:
+        written = directory.under_way()
+        say(f"{num_rounds} of {count(config.epochs, 'round')} done, {written.count_layers()} layers of the next one")
+    if progress and config.in_rounds:
+        say(f"layer {progress[0] + 1} of round {progress[1] + 1} is saved within its epoch")
+    elif progress:
         num_epochs = config.count_epochs(progress[0]) * Sizes.of(config).num_tiles
         say(f"layer {progress[0] + 1} is saved after epoch {progress[1]} of {num_epochs}")
     if layers:
@@ -233,7 +249,7 @@ def inspect(
         show([table])
     if verify:
         say("every digest of what is committed is right")
-    if len(layers) < config.layers:
+    if is_open(directory, config):
         say(f"go on with: {to_command('resume', run)}")
 
 

@@ -21,6 +21,7 @@ RENAMED = {
     "lr": "optimiser.learning_rate",
     "patience": "optimiser.patience",
     "negatives_per_sample": "negatives.per_sample",
+    "order": "schedule.order",
     "cache": "cache.tier",
     "cache_dir": "cache.folder",
     "cache_dtype": "cache.dtype",

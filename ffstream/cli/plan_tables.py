@@ -118,7 +118,8 @@ def _describe(plan: Plan) -> Iterator[str]:
     if plan.warning is not None:
         yield f"warning: {plan.warning}"
     if plan.total_s is not None:
-        yield f"{count(plan.config.layers, 'layer')}: about {format_duration(plan.total_s)} in all"
+        rounds = f" in {count(plan.config.epochs, 'round')}" if plan.config.in_rounds else ""
+        yield f"{count(plan.config.layers, 'layer')}{rounds}: about {format_duration(plan.total_s)} in all"
     if not plan.fits:
         lacking = [need for need in (plan.device, plan.host, plan.disk) if need.excess_bytes]
         found = ", ".join(f"{need.noun} lacks {format_bytes(need.excess_bytes)}" for need in lacking)

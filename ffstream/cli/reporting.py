@@ -98,6 +98,8 @@ class _Course:
     def describe(self) -> str:
         """What is left to do, and the memory that a layer takes."""
         outline = self.outline
+        if outline.num_rounds:
+            return self._describe_rounds()
         done = f"{outline.num_done} of {count(outline.num_layers, 'layer')} done, " if outline.num_done else ""
         layers = done or f"{count(outline.num_layers, 'layer')}, "
         if outline.num_epochs_saved:
@@ -109,14 +111,38 @@ class _Course:
             f"to take {format_bytes(outline.planned_bytes)} of {format_bytes(outline.allowed_bytes)}"
         )
 
+    def _describe_rounds(self) -> str:
+        outline = self.outline
+        done = f", {outline.num_rounds_done} done" if outline.num_rounds_done else ""
+        layers = count(outline.num_layers, "layer")
+        within = f" ({outline.num_done} of {layers} in the next)" if outline.num_done else ""
+        return (
+            f"run {outline.path}: {layers} in {count(outline.num_rounds, 'round')}{done}{within}, "
+            f"{outline.num_samples:,} training samples; a layer's work is planned to take "
+            f"{format_bytes(outline.planned_bytes)} of {format_bytes(outline.allowed_bytes)}"
+        )
+
     def name_epoch(self, layer: int, epochs_taken: float) -> str:
         """The epoch that is going on or has just ended, with its tile if there are several."""
         outline = self.outline
         epoch = max(math.ceil(epochs_taken), 1)
         num_epochs = outline.num_epochs[layer - 1]
+        if outline.num_rounds:
+            return f"round {epoch}/{outline.num_rounds}"
         tile, within = divmod(epoch - 1, num_epochs)
         cut = f"tile {tile + 1}/{outline.num_tiles} " if outline.num_tiles > 1 else ""
         return f"{cut}epoch {within + 1}/{num_epochs}"
+
+    def describe_round(self, number: int, num_rounds: int, layers: list[LayerFigures]) -> str:
+        """The figures of a round: the errors of some layers, and that of all."""
+        depths = sorted({1, (len(layers) + 1) // 2, len(layers)})
+        alone = ", ".join(f"{format_share(layers[depth - 1].validation_error)} at layer {depth}" for depth in depths)
+        return (
+            f"round {number}/{num_rounds} done: {self.noun} {alone}, "
+            f"{format_share(layers[-1].validation_error_to_here)} with those below, "
+            f"{sum(figures.elapsed_s for figures in layers):.1f} s, "
+            f"{format_seconds(self.eta_s(len(layers), number))} left of the run"
+        )
 
     def name_peak(self, figures: LayerFigures) -> str:
         """The peak on a GPU; on a CPU only the whole process can be seen, with the interpreter and all libraries."""
@@ -126,6 +152,8 @@ class _Course:
     def eta_s(self, layer: int, epochs_taken: float) -> float | None:
         """Seconds left when layer `layer` (from 1) has taken so many epochs, of all tiles; None while unknown."""
         outline = self.outline
+        if outline.num_rounds:
+            return self._rounds_eta_s(layer, epochs_taken)
         before, here = outline.num_epochs[outline.num_done : layer - 1], outline.num_epochs[layer - 1 :]
         if self._first_epochs is None:  # a resumed layer does not start at its first epoch
             self._first_epochs = math.ceil(epochs_taken) - 1
@@ -133,8 +161,19 @@ class _Course:
         left = sum(here) * outline.num_tiles - epochs_taken
         return (time.perf_counter() - self._start_s) * left / taken if taken > 0 else None
 
+    def _rounds_eta_s(self, layer: int, rounds_taken: float) -> float | None:
+        """The same in rounds, of which a layer and those above it have taken one less than those below it."""
+        outline = self.outline
+        first = outline.num_rounds_done * outline.num_layers + outline.num_done
+        rounds_of_layer = math.ceil(rounds_taken) - 1
+        taken = rounds_of_layer * outline.num_layers + layer - 1 + (rounds_taken - rounds_of_layer) - first
+        left = outline.num_rounds * outline.num_layers - first - taken
+        return (time.perf_counter() - self._start_s) * max(left, 0) / taken if taken > 0 else None
+
 
 def _describe_early_end(layer: int, num_taken: int, num_epochs: int) -> str:
+    if not layer:
+        return f"{num_taken} of {num_epochs} rounds are taken, as the validation error has ceased to fall"
     return (
         f"layer {layer} is done early, after {num_taken} of {num_epochs} epochs, as its validation error has ceased to "
         "fall"
@@ -188,6 +227,10 @@ class PlainObserver(Observer):
             f"{course.name_peak(figures)}"
         )
 
+    def on_round(self, number: int, num_rounds: int, layers: list[LayerFigures]) -> None:
+        """Print a line per round."""
+        self._print(self._course.describe_round(number, num_rounds, layers))
+
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """The closing table."""
         print_table(self._console, self._course.tabulate(layers))
@@ -221,7 +264,11 @@ class BarObserver(Observer):
         """Print where the run is and what is left to do, and start the bars."""
         self._course = _Course(outline)
         print_line(self._console, self._course.describe())
-        self._progress.update(self._layers, total=outline.num_layers, completed=outline.num_done)
+        done, total = outline.num_done, outline.num_layers
+        if outline.num_rounds:
+            done, total = outline.num_rounds_done, outline.num_rounds
+        self._progress.update(self._layers, description="rounds" if outline.num_rounds else "layers")
+        self._progress.update(self._layers, total=total, completed=done)
         self._progress.start()
 
     def on_step(self, description: str) -> None:
@@ -262,6 +309,11 @@ class BarObserver(Observer):
         self._progress.update(self._layers, completed=figures.layer)
         self._show_eta(figures.layer + 1, 0)
 
+    def on_round(self, number: int, num_rounds: int, layers: list[LayerFigures]) -> None:
+        """Print a line per round above the bars, and move the bar of the rounds on."""
+        print_line(self._console, self._course.describe_round(number, num_rounds, layers))
+        self._progress.update(self._layers, total=num_rounds, completed=number)
+
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """The closing table."""
         self.on_stop()
@@ -282,7 +334,12 @@ class BarObserver(Observer):
             f"separation {figures.separation:.3f}",
             f"goodness {figures.goodness_positive:.3g}/{figures.goodness_negative:.3g}",
         ]
-        self._progress.update(self._epochs, total=num_epochs, completed=epochs_taken, note=self._fit(notes))
+        if outline.num_rounds:  # this bar is that of the layers, each of which takes an epoch
+            within = layer - 1 + epochs_taken - math.ceil(epochs_taken) + 1
+            self._progress.update(self._epochs, description="layers", total=outline.num_layers, completed=within)
+            self._progress.update(self._epochs, note=self._fit(notes))
+        else:
+            self._progress.update(self._epochs, total=num_epochs, completed=epochs_taken, note=self._fit(notes))
         self._show_eta(layer, epochs_taken)
 
     def _show_eta(self, layer: int, epochs_taken: float) -> None:

@@ -64,6 +64,7 @@ def train(
     stack_layers: Annotated[int | None, setting_option("stack_layers", "N", NETWORK)] = None,
     recipe: Annotated[str | None, setting_option("recipe", "NAME", TRAINING)] = None,
     epochs: Annotated[int | None, setting_option("epochs", "N", TRAINING)] = None,
+    order: Annotated[str | None, setting_option("order", "WORD", TRAINING)] = None,
     batch: Annotated[int | None, setting_option("batch", "N", TRAINING)] = None,
     lr: Annotated[float | None, setting_option("lr", "X", TRAINING)] = None,
     patience: Annotated[int | None, setting_option("patience", "N", TRAINING)] = None,
@@ -209,6 +210,7 @@ app.command()(plan)
 def resume(
     run: RunDir,
     layers: Annotated[int | None, typer.Option(help="Grow the network to this many layers.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Take so many rounds in all, in a run in rounds.")] = None,
     device: DeviceOfRun = None,
     cache: CacheOfRun = None,
     cache_dir: CacheDirOfRun = None,
@@ -230,6 +232,7 @@ def resume(
         lambda observer: go_on(
             run,
             layers=layers,
+            epochs=epochs,
             device=device,
             cache=cache,
             cache_dir=cache_dir,

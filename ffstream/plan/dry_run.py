@@ -30,8 +30,8 @@ from ffstream.plan.footprint import (
     PaperLayer,
     cache_layouts,
     goodness_bytes,
-    has_stacks,
     reading,
+    writes_again,
     writing,
     writing_more,
 )
@@ -70,7 +70,7 @@ def do_on_paper(
     work = _PaperWork(blueprint, draws_on_device, Workspace(PAPER, parts, keeps_cast=keeps_cast))
     layers: list[PaperLayer] = []
     write, to_write = Work(), 0
-    if config.augmentation.restream or has_stacks(config):  # images are written again after training has begun
+    if config.restreams or writes_again(config):  # images are written again after training has begun
         write, to_write = work.on_input()
     for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
         terms, done = work.on_layer(spec, cache_layouts(blueprint, spec.row), beside)
@@ -83,7 +83,9 @@ def do_on_paper(
                 work.on_layer(spec, cache_layouts(blueprint, spec.row), beside, begins_small=True)
                 events.append(work.trace.take())
         works = done["step"], done["sweep"], done["measure"], done["hand_on"]
-        layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, parts, drawn, tuple(events)))
+        layers.append(
+            PaperLayer(footprint, *works, handing_on, write, to_write, done["settle"], parts, drawn, tuple(events))
+        )
     return layers
 
 
@@ -142,7 +144,7 @@ class _PaperWork:
         layouts = cache_layouts(self._blueprint, self._blueprint.image_row)
         shape, augmentation = data.image_shape or (data.num_features,), Augmentation(settings)
         works, peaks = {}, []
-        for name, layout in layouts.items() if has_stacks(self._config) else [("train", layouts["train"])]:
+        for name, layout in layouts.items() if writes_again(self._config) else [("train", layouts["train"])]:
             num_in_chunk = chunk_samples(layout.num_rows, part_sizes("cpu"))  # made on the host, whatever the device
             num_in_chunk = min(num_in_chunk, layout.num_samples, layout.shard_samples)
             labels = torch.zeros(num_in_chunk, dtype=torch.int64)
@@ -212,12 +214,15 @@ class _PaperWork:
             for num_bytes in (*beside, kernels.in_passes):
                 self.trace.make(num_bytes)
             ledger.start_peak()
+            done["settle"] = Work()
             if layer.has_statistics:
                 layer.begin(Mode.HANDING_ON)
                 total = torch.zeros(())
                 for _ in range(2):  # the second chunk reuses all buffers
+                    start = ledger.work
                     preactivations = layer.preactivations(spec.row.read(shards["train"].chunk))
                     total = total + layer.statistics_of(preactivations).double()
+                    done["settle"] = ledger.work - start
                 del total, preactivations  # before the layer hands on
             for _ in range(2 if spec.hands_on else 0):  # the second chunk reuses all buffers
                 start = ledger.work

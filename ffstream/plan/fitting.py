@@ -225,7 +225,7 @@ class _Planner:
             reserved += _reserve_cache(blueprint) if tier == "device" else 0
             terms |= {"allocator": max(reserved - sum(terms.values()), 0), "context": self.resources.context_bytes}
         device = _need(f"the device ({_describe(largest)})", self.resources.device_bytes, terms)
-        disk, max_unsynced = self._disk(layers, cache_bytes if tier == "disk" else 0)
+        disk, max_unsynced = self._disk(layers, cache_bytes if tier == "disk" else 0, in_rounds=config.in_rounds)
         pinned = {} if on_cpu else count_pinned(on_paper, blueprint, staged=staged)
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
         on_device = device.num_bytes if self.resources.shares_host else 0
@@ -252,12 +252,20 @@ class _Planner:
             self.papers[key] = do_on_paper(blueprint, draws_on_device=on_cpu, kernels=kernels, keeps_cast=keeps_cast)
         return self.papers[key]
 
-    def _disk(self, layers: list[LayerPlan], cache_bytes: int) -> tuple[Need, int | None]:
+    def _in_rounds(self, layers: list[LayerPlan]) -> int:
+        """Bytes of two rounds on the disk, and of the layer that is being written, each with its optimiser's state."""
+        of_goodness = 4 * self.data.num_samples.get("validation", 0) * self.data.num_classes
+        of_each = [layer.footprint.weights + layer.footprint.optimiser + of_goodness for layer in layers]
+        return 2 * sum(size * len(layer.numbers) for size, layer in zip(of_each, layers, strict=True)) + max(of_each)
+
+    def _disk(self, layers: list[LayerPlan], cache_bytes: int, *, in_rounds: bool) -> tuple[Need, int | None]:
         """The need for disk space, and how many shards may wait to be durable (None: any number).
 
         Where there is room the cache counts twice, as a shard that was read is freed only once its output is durable.
         """
         kept = sum(layer.weight_bytes * sum(number > self.num_done for number in layer.numbers) for layer in layers)
+        if in_rounds:
+            kept = self._in_rounds(layers)
         progress = 2 * max(layer.footprint.weights + layer.footprint.optimiser for layer in layers)
         progress += max(layer.weight_bytes if layer.num_tiles > 1 else 0 for layer in layers)  # finished tiles
         terms = {"layers": kept, "progress": progress}

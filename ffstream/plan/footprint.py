@@ -53,6 +53,7 @@ class PaperLayer:
     handing_on: int  # bytes alive on the device meanwhile
     write: Work  # for a chunk of images, if they are written again after training has begun
     writing: int  # bytes alive on the device meanwhile
+    settle: Work  # for a chunk of the training split, if the layer has to know statistics of it before it hands on
     parts: PartSizes  # in which it is computed
     drawn: tuple[int, ...]  # bytes of each tensor that is drawn for a shard, and copied to the device
     # Of its tensors on an accelerator, for each way in which it may begin; `reading` and `writing` name phases.
@@ -122,9 +123,9 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
         handing_on = layer.handing_on + slots + write_slots
         layouts = cache_layouts(blueprint, blueprint.image_row)
         of_images = {name: _bytes_to_write(layout, coded_rows, staged=staged) for name, layout in layouts.items()}
-        if has_stacks(config):  # the slots for reading are released first
+        if writes_again(config):  # the slots for reading are released first
             handing_on = max(handing_on, layer.writing + max(of_images.values()))
-        if config.augmentation.restream:
+        if config.restreams:
             were_read = (
                 spec.place > 0 or spec.num_epochs * len(blueprint.tiles_of(spec)) > 1
             )  # before the last input was written, so that slots for reading exist
@@ -147,12 +148,12 @@ def _reserve(spec: LayerSpec, layer: PaperLayer, blueprint: Blueprint, *, staged
         phases[writing(split)] = {slot: phases[writing_more(split)][slot] for slot in _WRITE_SLOTS[:2]}
     # A segment of small tensors more than on paper, as they come and go in another order than there.
     found = max(replay(events, phases) for events in layer.events) + reserve_alike(1, 1)
-    if not has_stacks(blueprint.config) and not blueprint.config.augmentation.restream:
+    if not writes_again(blueprint.config) and not blueprint.config.restreams:
         return found
     events: list[Event] = [(0, layer.writing)]  # images are written again, while slots for reading may exist
     for split, layout in cache_layouts(blueprint, blueprint.image_row).items():
         phases[split] = _size_slots(_WRITE_SLOTS, layout, coded_rows, staged=staged)
-        if blueprint.config.augmentation.restream:  # else they are freed before
+        if blueprint.config.restreams:  # else they are freed before
             events.append((reading(split), 0))
         events += [(split, 0), (WRITTEN, 0)]
     return max(found, replay(events, phases))
@@ -165,9 +166,9 @@ def _size_slots(names: Sequence[str], layout: CacheLayout, coded_rows: int, *, s
     return dict(zip(names, sizes, strict=True))
 
 
-def has_stacks(config: Config) -> bool:
-    """Whether a later layer reads the images again."""
-    return count_in_stack(config) < config.layers
+def writes_again(config: Config) -> bool:
+    """Whether images are written again after training has begun: a later layer, or another round, reads them."""
+    return count_in_stack(config) < config.layers or config.in_rounds
 
 
 def goodness_bytes(blueprint: Blueprint, layouts: Mapping[str, CacheLayout]) -> dict[str, int]:

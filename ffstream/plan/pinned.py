@@ -75,11 +75,11 @@ def _list_moments(
         drawn = list(layer.drawn) * (1 + min(_count_behind(layer, train, blueprint, staged=staged), train.num_blocks))
         yield slots + drawn + goodness
         largest = _merge_slots(_list_slots(layout, staged=staged) for layout in (*layouts.values(), train))
-        read = _merge_slots([largest, read]) if config.augmentation.restream else largest
+        read = _merge_slots([largest, read]) if config.restreams else largest
         yield read + goodness
         for layout in cache_layouts(blueprint, spec.next_row).values() if spec.hands_on else ():
             yield read + _list_slots(layout, staged=staged) + goodness
-        if config.augmentation.restream:
+        if config.restreams:
             yield read + _list_slots(images["train"], staged=staged) + goodness
 
 

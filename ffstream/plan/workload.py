@@ -39,11 +39,14 @@ def plan_layers(
         train = layouts["train"]
         measured = _num_measured(config, spec, num_tiles, train) * (train.epoch_bytes // train.num_samples)
         hands_on = any(other.hands_on for other in alike)
-        moved = sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
+        num_passes = _num_passes(config, spec)
+        moved = num_passes * sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
+        if layer.settle.num_operators:
+            measured += num_passes * train.num_bytes
         read_bytes = in_epochs + measured + moved
         written_bytes = moved // spec.row.num_features * spec.next_row.num_features
         anew = Work()
-        if config.augmentation.restream:
+        if config.restreams:
             once, more_read, more_written = _fresh_input(blueprint, on_paper, shapes, alike)
             anew, read_bytes = once * num_epochs, read_bytes + more_read * num_epochs
             written_bytes += more_written * num_epochs
@@ -52,6 +55,11 @@ def plan_layers(
             work = _all_work(blueprint, spec, layer, layouts) + anew
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
+            if (
+                config.in_rounds
+            ):  # the layer and its optimiser are read from the disk, and written there, in every round
+                state_bytes = layer.footprint.weights + layer.footprint.optimiser
+                seconds |= {"the layer's state": 2 * num_passes * state_bytes / rates.loaded_bytes_per_s["disk"]}
             if tier is not None:
                 used = 1 if candidates.shares_row else candidates.num_candidates  # rows per sample in a step
                 loaded_bytes = train.row_bytes / train.num_features * train.num_rows / used
@@ -77,9 +85,14 @@ def plan_layers(
     return plans
 
 
+def _num_passes(config: Config, spec: LayerSpec) -> int:
+    """How often a layer hands on what it has made of the lasting caches: once it is trained, or in every round."""
+    return spec.num_epochs if config.in_rounds else 1
+
+
 def _num_measured(config: Config, spec: LayerSpec, num_tiles: int, train: CacheLayout) -> int:
     """How many samples, counting every view, are measured while a layer trains, for later tiles to build on."""
-    if config.augmentation.restream:  # all tiles so far, anew before every epoch
+    if config.restreams:  # all tiles so far, anew before every epoch
         return spec.num_epochs * num_tiles * (num_tiles - 1) // 2 * train.num_samples
     return (num_tiles - 1) * train.num_stored
 
@@ -95,7 +108,13 @@ def _all_work(blueprint: Blueprint, spec: LayerSpec, layer: PaperLayer, layouts:
         validation = layouts["validation"]
         num_in_chunk = chunk_samples(validation.num_rows, parts, spec)
         work += layer.sweep * (num_epochs * -(-validation.num_samples // num_in_chunk))
-    num_moved = sum(layouts[name].num_stored for name in _lasting(config, layouts))
+    num_passes = _num_passes(config, spec)
+    num_settled = num_passes * train.num_stored if layer.settle.num_operators else 0
+    work += layer.settle * -(-num_settled // chunk_samples(train.num_rows, parts, spec))
+    if config.in_rounds and spec.place == 0:
+        num_in_chunk = chunk_samples(train.num_rows, part_sizes("cpu"))  # images are made into rows on the host
+        work += layer.write * (num_passes * -(-train.num_samples // num_in_chunk))
+    num_moved = num_passes * sum(layouts[name].num_stored for name in _lasting(config, layouts))
     return work + layer.hand_on * _num_chunks(layouts, num_moved, parts, spec)
 
 
@@ -130,7 +149,7 @@ def _fresh_input(
 
 def _lasting(config: Config, layouts: Mapping[str, CacheLayout]) -> list[str]:
     """The splits whose caches move on to the next layer."""
-    return [name for name in layouts if name != "train" or not config.augmentation.restream]
+    return [name for name in layouts if name != "train" or not config.restreams]
 
 
 def _num_chunks(layouts: Mapping[str, CacheLayout], num_samples: int, parts: PartSizes, spec: LayerSpec) -> int:

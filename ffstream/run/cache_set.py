@@ -20,6 +20,7 @@ class CacheSet:
     """Makes, opens and drops the caches of a run. `current` maps each split to the current layer's input.
 
     `lasting` names the splits whose caches move through the layers; any other cache is written anew for every epoch.
+    `round` is the one for which caches are written, 0 in a sequential run.
     `data_digest` is that of the training data.
     """
 
@@ -33,13 +34,12 @@ class CacheSet:
     ) -> None:
         self.current: dict[str, ActivationCache] = {}
         self.fresh = ""  # the layer and epoch for which caches that do not last are written
+        self.round = 0
         self.tier = tier
         config = blueprint.config
         self._layouts = [cache_layouts(blueprint, spec.row) for spec in blueprint.specs]
         # A cache that is written for one epoch only neither moves on to the next layer nor outlives the process.
-        self.lasting = [
-            name for name in blueprint.data.num_samples if name != TRAIN or not config.augmentation.restream
-        ]
+        self.lasting = [name for name in blueprint.data.num_samples if name != TRAIN or not config.restreams]
         self._device = device
         self._config, self._data_digest = config, data_digest
         self._caches = directory.caches(config.cache.folder)
@@ -49,7 +49,8 @@ class CacheSet:
         """The cache that layer `index` reads of a split, with the shards that an earlier process left in it."""
         layout = self._layouts[index][name]
         if self.tier == "disk":
-            lasts, identity = name in self.lasting, _identify(self._config, self._data_digest, index, name)
+            split = self._name_split(name)
+            lasts, identity = name in self.lasting, _identify(self._config, self._data_digest, index, split)
             identity += "" if lasts else f" {self.fresh}"
             return DiskCache(layout, self._folder, self._name(index, name), identity, durable=lasts)
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
@@ -73,7 +74,10 @@ class CacheSet:
         return useful
 
     def _name(self, index: int, name: str) -> str:
-        return f"{self._prefix}/{index:03d}-{name}"
+        return f"{self._prefix}/{index:03d}-{self._name_split(name)}"
+
+    def _name_split(self, name: str) -> str:
+        return f"{name}_{self.round:04d}" if self.round else name
 
     def _has_all(self, cache: ActivationCache, index: int, name: str, num_done: int) -> bool:
         missing = set(cache.missing())
@@ -95,5 +99,5 @@ def verify_cache(folder: Folder, name: str, config: Config, data_digest: str) ->
 
 
 def _identify(config: Config, data_digest: str, index: int, name: str) -> str:
-    """What decides the rows that layer `index` reads of a split: settings, training data, layer and split."""
+    """What decides the rows that layer `index` reads: settings, training data, layer, and split with its round."""
     return f"{config.fingerprint()} {data_digest} {index} {name}"

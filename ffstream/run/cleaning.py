@@ -24,7 +24,6 @@ def clean_run(run: Run) -> int:
         with caches.locked():
             num_bytes = directory.remove_temporaries() + caches.drop()
         num_bytes += directory.initial.drop(directory.count_layers())
-        progress = directory.read_progress()
-        if progress is not None and progress[0] < directory.count_layers():  # the layer is committed already
+        if directory.has_stale_progress():  # the layer is committed already
             num_bytes += directory.drop_progress()
     return num_bytes

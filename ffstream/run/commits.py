@@ -22,10 +22,14 @@ class Commits:
         self._metrics, self._transfer = metrics, transfer
         self._written: Future[None] | None = None  # the last file written, until it is committed
 
-    def add(self, write: Write) -> None:
-        """Write a file, and have it committed beside what follows."""
+    def await_last(self) -> None:
+        """Wait until the last file written is committed."""
         if self._written is not None:
             self._transfer.await_commit(self._written)
+
+    def add(self, write: Write) -> None:
+        """Write a file, and have it committed beside what follows."""
+        self.await_last()
         with self._transfer.stopwatch.lap("saving"):
             action = write(self._metrics.seal())
         self._transfer.commit(self._metrics.sync)

@@ -5,41 +5,41 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ffstream.cache import ActivationCache
 from ffstream.cache.transfer import Transfer
 from ffstream.data import Split
-from ffstream.data.augmentation import Augmentation
 from ffstream.data.facts import DataFacts
 from ffstream.device.accelerator import find_accelerator
-from ffstream.device.ledger import PAPER
 from ffstream.device.memory import peak_memory_bytes, unpinned_reason
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer
 from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.ground.interrupts import check_interrupts
-from ffstream.infer.frozen import load_committed
 from ffstream.plan.plan import Plan
 from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.run.commits import Commits
+from ffstream.run.cycle import Cycle
+from ffstream.run.frozen_layers import FrozenLayers, Goodness
 from ffstream.run.held_out import HeldOut
+from ffstream.run.input_writer import InputWriter
 from ffstream.run.judgement import Judgement
 from ffstream.run.progress_saver import ProgressSaver
 from ffstream.run.run import read_layer_figures
-from ffstream.run.schedule import Action, remaining_steps
+from ffstream.run.schedule import Action, Pass, Step, remaining_steps
 from ffstream.storage.epoch_part import EpochPart
+from ffstream.storage.progress import BegunLayer
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.epoch_figures import EpochFigures
-from ffstream.training.input_rows import InputRows
 from ffstream.training.layer_trainer import LayerTrainer
 from ffstream.training.observer import LayerFigures, Observer, RunOutline
-from ffstream.training.propagation import FrozenLayer, measure_goodness, propagate, settle, write_rows
+from ffstream.training.propagation import settle
+from ffstream.training.rate_schedule import RateSchedule
 from ffstream.training.silence import find_silent
 
 # Under which name the time of an action is counted that no lap within it counts. In training, that time goes to
@@ -48,11 +48,19 @@ _NOUNS = {Action.WRITE_INPUT: "writing images", Action.TRAIN: "measuring", Actio
 
 _LEAST_S = 1e-9  # lower limit of a measured time, should the clock show none
 
-_Goodness = dict[str, Tensor]  # by split: (samples, labels or candidates), on the host
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """A layer, or its last tile, after the epochs of a pass."""
+
+    layer: Layer
+    epochs: list[EpochFigures]  # that were taken here
+    goodness: Tensor | None  # on the validation split at the end
+    begun: BegunLayer | None  # what is written of it by now
 
 
 class Runner:
-    """Carries out the plan of one run, whose lock this process holds."""
+    """Carries out the plan of one run, whose lock this process holds; in rounds, the rest of `cycle`."""
 
     def __init__(
         self,
@@ -63,18 +71,19 @@ class Runner:
         device: torch.device,
         observer: Observer,
         judgement: Judgement | None,  # of a validation split of which labels are predicted
+        cycle: Cycle | None = None,
     ) -> None:
         self._directory, self._plan, self._observer, self._judgement = directory, plan, observer, judgement
         self._config = config = plan.config
+        self._cycle, self._pass = cycle, Pass()
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
-        self._splits = {name: splits[name] for name in names}  # until no more caches are written from them
         self._num_in_stack = count_in_stack(config)
         self._labels = {name: splits[name].labels for name in names}
-        self._scaling, self._class_names = facts.scaling, facts.class_names
+        self._class_names = facts.class_names
         self._device, self._accelerator = device, find_accelerator(device)
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
         self._blueprint = blueprint = Blueprint.of(config, facts.shape(num_samples))
-        self._method, self._goodness, self._specs = blueprint.method, blueprint.goodness, blueprint.specs
+        self._specs = blueprint.specs
         self._metrics = directory.metrics
         self._caches = CacheSet(directory, blueprint, facts.digest, plan.tier, device)
         self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
@@ -83,44 +92,83 @@ class Runner:
         self._workspace = Workspace(device, keeps_cast=plan.keeps_cast)
         self._tiles_of = blueprint.tiles_of
         self._has_said_silent = False  # whether a silent layer was warned of, as those above it are silent too
-        self._resident: FrozenLayer | None = None  # the layer that is kept on the device
+        self._inputs = InputWriter(
+            blueprint, {name: splits[name] for name in names}, facts.scaling, self._caches, self._transfer
+        )
+        self._frozen = FrozenLayers(directory, blueprint, self._caches, self._transfer, device, self._workspace)
         self._commits = Commits(self._metrics, self._transfer)
         self._saver = ProgressSaver(directory, blueprint, self._commits)
         no_labels = torch.zeros(0, dtype=torch.int64)
-        targets = self._method.rows.targets(self._labels[VALIDATION]) if VALIDATION in names else no_labels
-        self._held_out = HeldOut(targets, config.network.stack_layers)
+        self._targets = blueprint.method.rows.targets(self._labels[VALIDATION]) if VALIDATION in names else no_labels
+        self._held_out = HeldOut(self._targets, config.network.stack_layers)
 
     def run(self) -> None:
         """Execute the steps that are missing."""
+        self._begin(Pass(self._directory.count_rounds() + 1 if self._config.in_rounds else 0))
         num_done = self._directory.count_layers()
         self._saver.rewind(num_done, self._metrics)
-        if VALIDATION in self._labels:
-            self._held_out.replay(self._directory, num_done)
         cached_inputs = self._caches.open_committed(num_done, num_done - num_done % self._num_in_stack)
         self._observer.on_start(self._describe(num_done))
+        with (
+            contextlib.closing(self._metrics),
+            self._transfer,
+        ):  # on leaving, even by an error, it commits what was handed to it
+            self._directory.remove_rounds(num_done)
+            if self._cycle is not None or not self._config.in_rounds:
+                self._execute(remaining_steps(len(self._specs), self._num_in_stack, num_done, cached_inputs))
+            while self._cycle is not None and self._end_round(self._cycle):
+                self._begin(Pass(self._pass.round + 1))
+                self._execute(remaining_steps(len(self._specs), self._num_in_stack, 0, ()))
+        self._caches.drop_all()
+        self._directory.drop_progress()
+        self._observer.on_finish(read_layer_figures(self._directory.newest()))
+
+    def _begin(self, next_pass: Pass) -> None:
+        """Prepare for a pass through all layers, of which an earlier process may have finished some."""
+        self._pass = next_pass
+        if next_pass.round:
+            directory = self._directory.at_round(next_pass.round)
+            self._directory = self._frozen.directory = self._saver.directory = directory
+        self._caches.round = next_pass.round
+        self._held_out = HeldOut(self._targets, self._config.network.stack_layers)
+        if VALIDATION in self._labels:
+            self._held_out.replay(self._directory, self._directory.count_layers())
+
+    def _execute(self, steps: Sequence[Step]) -> None:
         actions: dict[Action, Callable[[LayerSpec], None]] = {
             Action.WRITE_INPUT: self._write_input,
             Action.TRAIN: self._train,
             Action.PROPAGATE: self._propagate,
         }
-        with (
-            contextlib.closing(self._metrics),
-            self._transfer,
-        ):  # on leaving, even by an error, it commits what was handed to it
-            steps = remaining_steps(len(self._specs), self._num_in_stack, num_done, cached_inputs)
-            num_writes = sum(step.action is Action.WRITE_INPUT for step in steps)
-            for step in steps:
-                if step.action is Action.WRITE_INPUT:
-                    num_writes -= 1
-                elif not num_writes:
-                    for name in self._caches.lasting:
-                        self._splits.pop(name, None)
-                self._observer.on_step(step.description)
-                with self._stopwatch.lap(_NOUNS[step.action]):
-                    actions[step.action](self._specs[step.layer])
-        self._caches.drop_all()
+        num_writes = sum(step.action is Action.WRITE_INPUT for step in steps)
+        for step in steps:
+            if step.action is Action.WRITE_INPUT:
+                num_writes -= 1
+            elif not num_writes and not self._pass.round:  # every round writes from them
+                self._inputs.forget(self._caches.lasting)
+            in_round = f" in round {self._pass.round}" if self._pass.round else ""
+            self._observer.on_step(f"{step.description}{in_round}")
+            with self._stopwatch.lap(_NOUNS[step.action]):
+                actions[step.action](self._specs[step.layer])
+
+    def _end_round(self, cycle: Cycle) -> bool:
+        """Commit the round. Returns whether another one follows."""
+        settings, number = self._config.optimiser, self._pass.round
+        before = cycle.find_schedule(settings)
+        self._cycle = cycle = cycle.add_error(self._held_out.error_to_here)
+        schedule = cycle.find_schedule(settings)
+        self._commits.add(lambda seal: self._directory.write_round(cycle.to_mapping(), seal))
+        self._transfer.commit(self._drop_progress)
+        self._transfer.commit(partial(self._directory.at_round(number + 1).remove_rounds, 0))
+        self._transfer.finish()
+        if schedule != before:
+            num_rounds = cycle.start + schedule.num_epochs
+            self._observer.on_early_end(0, num_rounds, cycle.stop)
+        self._observer.on_round(number, cycle.start + schedule.num_epochs, read_layer_figures(self._directory))
+        return not cycle.is_over(number, settings)
+
+    def _drop_progress(self) -> None:
         self._directory.drop_progress()
-        self._observer.on_finish(read_layer_figures(self._directory))
 
     def _describe(self, num_done: int) -> RunOutline:
         needed = self._plan.device
@@ -129,6 +177,8 @@ class Runner:
             path=str(self._directory.path),
             num_layers=len(self._specs),
             num_done=num_done,
+            num_rounds=0 if self._cycle is None else self._cycle.stop,
+            num_rounds_done=max(self._pass.round - 1, 0),
             num_epochs_saved=self._saver.count_epochs(num_done),
             num_in_stack=self._config.network.stack_layers,
             num_samples=len(self._labels[TRAIN]),
@@ -143,29 +193,14 @@ class Runner:
     # --- the three actions
 
     def _write_input(self, spec: LayerSpec) -> None:
-        """Write the input caches of a stack from the data set.
-
-        Overlay, scale and views are decided here: later caches of these splits in the stack do not read the data set.
-        The caches of the previous stack are removed first. Held-out rows are the same for every stack, because the
-        goodness of all stacks is summed.
-        """
-        self._resident = None
+        """Write the input caches of a stack from the data set."""
+        self._frozen.forget()
         self._workspace.clear()
-        caches, seed, augmentation = self._caches.current, self._config.seed, Augmentation(self._config.augmentation)
-        for name in list(caches):
-            self._transfer.commit(caches.pop(name).drop)
-        self._transfer.finish()
-        self._transfer.release()
-        for name in self._caches.lasting:
-            caches[name] = self._caches.make(spec.index, name)
-            rows = self._make_rows(name, spec)
-            for view in range(caches[name].layout.num_views):
-                draws = augmentation.draw_view(len(self._labels[name]), view, seed, spec.index) if view else None
-                write_rows(self._transfer, caches[name], rows.make(augmentation, draws), view)
+        self._inputs.write(spec, self._pass.input_epoch)
 
     def _train(self, spec: LayerSpec) -> None:
         """Train, measure and commit a layer, tile by tile. Epochs of an earlier process come from its progress."""
-        self._resident = None
+        self._frozen.forget()
         if self._accelerator is not None:  # what it has reserved for other layers would be in the way of this one
             self._workspace.clear()
             self._transfer.release()
@@ -174,38 +209,32 @@ class Runner:
         start_epoch = self._saver.take_epochs(spec.index)
         self._held_out.begin_layer(self._saver.validation_errors if start_epoch else [])
         num_finished = start_epoch // spec.num_epochs
-        so_far: _Goodness = {}
+        so_far: Goodness = {}
         for number in range(num_finished):
-            so_far = self._add_tile(spec, self._load_tile(spec, number), so_far, self._caches.lasting)
+            tile = self._frozen.load_tile(spec, number)
+            so_far = self._frozen.add_tile(spec, tile, so_far, self._caches.lasting)
         num_samples, training_s, last = 0, 0.0, len(self._tiles_of(spec)) - 1
         for number in range(num_finished, last + 1):
-            layer, epochs, goodness = self._train_tile(spec, number, start_epoch, so_far)
+            trained = self._train_tile(spec, number, start_epoch, so_far)
             start_epoch = (number + 1) * spec.num_epochs
-            if layer.has_statistics:
+            if trained.layer.has_statistics:
                 self._workspace.clear()  # frees the buffers of training steps, as for handing on
-                settle(self._transfer, layer, spec, self._caches.current[TRAIN])
-            num_samples += sum(figures.num_samples for figures in epochs)
-            training_s += sum(figures.elapsed_s for figures in epochs)
+                settle(self._transfer, trained.layer, spec, self._caches.current[TRAIN])
+            num_samples += sum(figures.num_samples for figures in trained.epochs)
+            training_s += sum(figures.elapsed_s for figures in trained.epochs)
             if number < last:
-                self._commits.add(partial(self._directory.write_tile, spec.index, number, start_epoch, layer))
-                so_far = self._add_tile(spec, layer, so_far, self._caches.lasting)
-                del layer  # so that its memory is free before the next one is made
+                tile = trained.layer
+                self._commits.add(partial(self._directory.write_tile, spec.index, number, start_epoch, tile))
+                so_far = self._frozen.add_tile(spec, tile, so_far, self._caches.lasting)
+                del tile, trained  # so that its memory is free before the next one is made
         samples_per_s = num_samples / max(training_s, _LEAST_S) / (last + 1)
-        self._commit_layer(spec, layer, epochs[-1], goodness, samples_per_s, time.perf_counter() - start_s)
+        self._commit_layer(spec, trained, samples_per_s, time.perf_counter() - start_s)
         if TRAIN not in self._caches.lasting:
             self._caches.current.pop(TRAIN).drop()
 
-    def _commit_layer(
-        self,
-        spec: LayerSpec,
-        layer: Layer,
-        figures: EpochFigures,
-        goodness: Tensor | None,
-        samples_per_s: float,
-        elapsed_s: float,
-    ) -> None:
-        """Commit a layer. `layer` is its last tile, or the whole layer if it has only one."""
-        tiles = self._tiles_of(spec)
+    def _commit_layer(self, spec: LayerSpec, trained: _Trained, samples_per_s: float, elapsed_s: float) -> None:
+        """Commit a layer, or what it is after a round. If it has several tiles, the last one was trained last."""
+        tiles, figures, goodness = self._tiles_of(spec), trained.epochs[-1], trained.goodness
         error, error_to_here = self._held_out.add_layer(goodness) if goodness is not None else (None, None)
         summary = LayerFigures(
             layer=spec.index + 1,
@@ -220,22 +249,34 @@ class Runner:
             peak_memory_bytes=peak_memory_bytes(self._device),
             cache_tier=self._caches.tier,
         )
-        self._metrics.append({"kind": "layer"} | summary.to_mapping() | {"seconds": self._stopwatch.take()})
+        seconds = {"seconds": self._stopwatch.take()}
+        if self._pass.round:  # in which a layer takes one epoch
+            record = {"kind": "epoch", "layer": spec.index + 1, "epoch": self._pass.round, "validation_error": error}
+            record |= {"validation_error_to_here": error_to_here}
+            self._metrics.append(record | dataclasses.asdict(figures) | seconds)
+        else:
+            self._metrics.append({"kind": "layer"} | summary.to_mapping() | seconds)
         self._transfer.finish()  # what the layer depends on must be durable first
         self._commits.add(
             lambda seal: self._directory.write_layer(
-                spec.index, layer, goodness, summary.to_mapping(), seal, len(tiles)
+                *(spec.index, trained.layer, goodness, summary.to_mapping(), seal, len(tiles), trained.begun)
             )
         )
+        if self._pass.round:
+            self._transfer.commit(partial(self._directory.remove_rounds, spec.index + 1))
         if len(tiles) == 1:
-            self._resident = FrozenLayer(spec, tiles, lambda _: layer)
-        self._observer.on_layer(summary)
+            self._frozen.keep(spec, trained.layer)
+        if not self._pass.round:
+            self._observer.on_layer(summary)
         silent = find_silent(summary)
         if silent is not None and not self._has_said_silent:
             self._has_said_silent = True
             self._observer.on_warning(silent)
-        elif spec.index + 1 == len(self._specs) and not self._has_said_silent:
+        elif spec.index + 1 == len(self._specs) and not self._has_said_silent and self._is_last_pass():
             self._judge()
+
+    def _is_last_pass(self) -> bool:
+        return self._cycle is None or self._cycle.is_over(self._pass.round, self._config.optimiser)
 
     def _judge(self) -> None:
         """Warn of what the predictions of the finished network for validation images say of the data."""
@@ -243,36 +284,45 @@ class Runner:
             for found in self._judgement.judge(self._held_out.scores, self._class_names):
                 self._observer.on_warning(found)
 
-    def _train_tile(
-        self, spec: LayerSpec, number: int, start_epoch: int, so_far: _Goodness
-    ) -> tuple[Layer, list[EpochFigures], Tensor | None]:
-        """Train a tile. Returns it, the figures of the epochs taken here, and the validation goodness at the end.
-
-        The epochs of a layer are counted through its tiles.
-        """
+    def _train_tile(self, spec: LayerSpec, number: int, start_epoch: int, so_far: Goodness) -> _Trained:
+        """Train a tile for the epochs of this pass. The epochs of a layer are counted through its tiles."""
         trainer: LayerTrainer | None = None
         taken, fresh = [], TRAIN not in self._caches.lasting
-        schedule = self._held_out.find_schedule(spec, self._config.optimiser)
-        for epoch in range(start_epoch, (number + 1) * spec.num_epochs):
-            if epoch - number * spec.num_epochs >= schedule.num_epochs:
+        schedule = self._find_schedule(spec)
+        for epoch in self._pass.list_epochs(spec.num_epochs, number):
+            if epoch < start_epoch:
+                continue
+            if epoch - number * spec.num_epochs >= schedule.start + schedule.num_epochs:
                 break
             beside = so_far
             if fresh:
                 trainer = None  # frees the device for the layers below
                 with self._stopwatch.lap("writing images"):
                     self._write_fresh_input(spec, epoch)
-                beside = so_far | self._measure_tiles(spec, number)
+                beside = so_far | self._frozen.measure_tiles(spec, number)
             part: EpochPart | None = None
             if trainer is None:
                 trainer = self._make_trainer(spec, number)
                 part = self._saver.restore(trainer, spec, epoch, self._caches.current[TRAIN])
             trainer.schedule = schedule
             figures, goodness = self._take_epoch(spec, trainer, epoch, beside, part)
-            schedule = self._held_out.find_schedule(spec, self._config.optimiser)
+            schedule = self._find_schedule(spec)
             taken.append(figures)
             del beside  # so that its memory is free before it is measured again
         assert trainer is not None, "a tile that has taken all its epochs is finished"
-        return trainer.layer, taken, goodness
+        begun = None
+        if self._pass.round:  # before the optimiser is freed
+            self._commits.await_last()
+            with self._stopwatch.lap("saving"):
+                begun = self._directory.write_optimiser(spec.index, trainer.optimiser)
+        return _Trained(trainer.layer, taken, goodness, begun)
+
+    def _find_schedule(self, spec: LayerSpec) -> RateSchedule:
+        """The learning rate of the layer in training: in rounds, that of all layers."""
+        settings = self._config.optimiser
+        if self._cycle is not None:
+            return self._cycle.find_schedule(settings)
+        return self._held_out.find_schedule(spec, settings)
 
     def _make_trainer(self, spec: LayerSpec, number: int) -> LayerTrainer:
         """The trainer of a new tile."""
@@ -282,41 +332,19 @@ class Runner:
         return LayerTrainer(layer, spec.index, self._blueprint, self._device, units)
 
     def _write_fresh_input(self, spec: LayerSpec, epoch: int) -> None:
-        """Replace what the layer read in the last epoch by freshly augmented images, put through the layers below.
-
-        The epochs of a layer are counted through its tiles. The rows do not depend on those of the last epoch or of an
-        earlier process: augmentation and wrong labels are functions of (seed, layer, epoch).
-        """
+        """Replace what the layer read in the last epoch by freshly augmented images, put through the layers below."""
         self._observer.on_step(f"writing augmented images for epoch {epoch + 1} of layer {spec.index + 1}")
         self._transfer.finish()  # so that the progress, from which the layer is loaded again, is durable
-        if TRAIN in self._caches.current:
-            self._caches.current.pop(TRAIN).drop()
         self._workspace.clear()
-        seed, augmentation = self._config.seed, Augmentation(self._config.augmentation)
-        self._caches.fresh = f"{spec.index} {epoch}"
-        cache = self._caches.make(spec.stack_start, TRAIN)
-        draws = augmentation.draw_fresh(len(self._labels[TRAIN]), seed, spec.index, epoch)
-        write_rows(self._transfer, cache, self._make_rows(TRAIN, spec, epoch).make(augmentation, draws))
-        for below in self._specs[spec.stack_start : spec.index]:
-            cache = self._move(TRAIN, cache, self._take_layer(below))
-        self._resident = None
-        self._caches.current[TRAIN] = cache
-
-    def _make_rows(self, name: str, spec: LayerSpec, epoch: int = 0) -> InputRows:
-        """The rows of a split that the stack of a layer reads. Every stack reads the same rows of held-out images."""
-        split, held_out = self._splits[name], name == VALIDATION
-        start, layer = self._specs[spec.stack_start], 0 if held_out else spec.index
-        hidden = None if held_out else self._blueprint.draw_hidden(start)
-        seed = self._config.seed
-        return InputRows(
-            self._method.rows, split, self._scaling, seed, held_out=held_out, layer=layer, epoch=epoch, hidden=hidden
-        )
+        self._inputs.write_fresh(spec, epoch, partial(self._frozen.move, TRAIN))
+        self._frozen.forget()
 
     def _take_epoch(
-        self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: _Goodness, part: EpochPart | None
+        self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, so_far: Goodness, part: EpochPart | None
     ) -> tuple[EpochFigures, Tensor | None]:
         """Train for one epoch, or what is left of it behind `part`, measure, and save the progress."""
-        number, num_epochs = spec.index + 1, trainer.schedule.num_epochs * len(self._tiles_of(spec))
+        number, schedule = spec.index + 1, trainer.schedule
+        num_epochs = schedule.start + schedule.num_epochs * len(self._tiles_of(spec))
 
         def on_tick(figures: EpochFigures) -> None:
             check_interrupts()
@@ -331,69 +359,31 @@ class Runner:
             figures = trainer.train_epoch(
                 self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN), part, on_part
             )
-        goodness = self._add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
+        goodness = self._frozen.add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
         error = self._held_out.add_epoch(goodness) if goodness is not None else None
+        if not self._pass.round:  # else the layer is committed next, with the figures of the epoch
+            self._end_epoch(spec, trainer, epoch, figures, error)
+        self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
+        return figures, goodness
+
+    def _end_epoch(
+        self, spec: LayerSpec, trainer: LayerTrainer, epoch: int, figures: EpochFigures, error: float | None
+    ) -> None:
+        """Record an epoch of a sequential run, and save the progress."""
+        number = spec.index + 1
         record = {"kind": "epoch", "layer": number, "epoch": epoch + 1, "validation_error": error}
         self._metrics.append(record | dataclasses.asdict(figures))
-        schedule = self._held_out.find_schedule(spec, self._config.optimiser)
+        schedule = self._find_schedule(spec)
         is_last = (epoch + 1) % spec.num_epochs % schedule.num_epochs == 0  # the tile or the layer is committed next
         if is_last and schedule.num_epochs < spec.num_epochs:
             self._observer.on_early_end(number, schedule.num_epochs, spec.num_epochs)
         is_loaded_next = TRAIN not in self._caches.lasting  # as images are put through the layers below first
         if not is_last and (is_loaded_next or self._saver.is_due_after_epoch()):
             self._saver.save(spec, epoch + 1, trainer)
-        self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
-        return figures, goodness
 
     def _propagate(self, spec: LayerSpec) -> None:
         """Move the caches through the layer: the input of the next layer replaces the input of this one."""
-        layer = self._take_layer(spec)
+        self._frozen.take(spec)
         self._workspace.clear()  # frees the buffers of training steps, to make room for the slots of written shards
         for name, source in list(self._caches.current.items()):
-            self._caches.current[name] = self._move(name, source, layer)
-
-    # --- what they share
-
-    def _move(self, name: str, source: ActivationCache, layer: FrozenLayer) -> ActivationCache:
-        """Make the cache of what a layer hands on, which replaces the cache that it reads."""
-        target = self._caches.make(layer.spec.index + 1, name)
-        propagate(self._transfer, layer, source, target, move=True)
-        self._transfer.commit(source.drop)
-        return target
-
-    def _take_layer(self, spec: LayerSpec) -> FrozenLayer:
-        """The layer that is kept on the device if it is this one, else the committed one, loaded."""
-        if self._resident is None or self._resident.spec != spec:
-            self._resident = None
-            self._transfer.finish()
-            self._resident = load_committed(self._directory, self._blueprint, spec, self._device, self._workspace)
-        return self._resident
-
-    def _load_tile(self, spec: LayerSpec, number: int) -> Layer:
-        """Load a finished tile of the layer being trained."""
-        with PAPER:
-            tile = self._blueprint.make_layer(spec, self._tiles_of(spec)[number])
-        self._directory.load_tile(spec.index, number, tile)
-        tile.to(self._device).workspace = self._workspace
-        return tile
-
-    def _measure_tiles(self, spec: LayerSpec, num_tiles: int) -> _Goodness:
-        """The goodness of the first tiles on the training samples of this epoch."""
-        found: _Goodness = {}
-        for number in range(num_tiles):
-            found = self._add_tile(spec, self._load_tile(spec, number), found, [TRAIN])
-        return found
-
-    def _add_tile(self, spec: LayerSpec, tile: Layer, so_far: _Goodness, names: Iterable[str]) -> _Goodness:
-        """The goodness of the tiles so far and of one more, on those of the named splits that exist."""
-        found: _Goodness = {}
-        for name in self._labels.keys() & names:
-            in_tile = self._tiles_of(spec)[0].stop * spec.units.num_places
-            averaged = in_tile if name == TRAIN else spec.num_units  # as the trainer does
-            cache = self._caches.current[name]
-            found[name] = measure_goodness(
-                self._transfer, tile, spec, cache, self._method.reading, self._goodness, averaged
-            )
-            if name in so_far:
-                found[name] += so_far[name]
-        return found
+            self._caches.current[name] = self._frozen.move(name, source, spec)

@@ -21,6 +21,7 @@ class HeldOut:
         self._targets, self._stack_layers = targets, stack_layers
         self._sweep = self._make_sweep()
         self._errors: list[float] = []  # after each epoch of the layer in training
+        self.error_to_here: float | None = None  # of the network so far
 
     @property
     def scores(self) -> Tensor:
@@ -32,11 +33,12 @@ class HeldOut:
         for index in range(num_done):
             goodness = directory.load_validation_goodness(index)
             assert goodness is not None, "a validation split is part of a run's identity"
-            self._sweep.add(goodness)
+            self.add_layer(goodness)
 
     def add_layer(self, goodness: Tensor) -> tuple[float, float]:
         """Add a finished layer: its own error, and that of the network with it."""
-        return self._sweep.add(goodness)
+        error, self.error_to_here = self._sweep.add(goodness)
+        return error, self.error_to_here
 
     def begin_layer(self, errors: Sequence[float]) -> None:
         """Begin a layer, of whose epochs an earlier process has taken some, with these errors."""

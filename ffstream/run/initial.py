@@ -18,7 +18,7 @@ from ffstream.field.layers import LAYER_KINDS
 from ffstream.field.network import LayerSpec, compute_layer_specs, read_lines
 from ffstream.settings.config import Config
 from ffstream.storage.initial import Origin, TakenLayer
-from ffstream.storage.layers import WEIGHTS, layer_name
+from ffstream.storage.layers import WEIGHTS
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.storage.tensor_file import read_entries
 
@@ -104,7 +104,7 @@ class _OtherRun:
         if width != spec.width:
             noun = "channels" if spec.units.num_places > 1 else "units"
             return _refuse("has", "have", f"{width} {noun} there and {spec.width} here")
-        manifest, name = self.directory.read_layer_manifest(index), f"{layer_name(index)}/{WEIGHTS}"
+        manifest, name = self.directory.read_layer_manifest(index), f"{self.directory.layer_name(index)}/{WEIGHTS}"
         entries = read_entries(self.directory.folder, name)
         with PAPER:
             layer = blueprint.make_layer(spec)

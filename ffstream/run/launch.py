@@ -14,7 +14,7 @@ from ffstream.data.facts import DataFacts
 from ffstream.device.device import explain_fallback
 from ffstream.device.environment import describe_environment, find_differences, plain_torch
 from ffstream.device.memory import limiting, naming_lack_of_memory
-from ffstream.errors import RunError, RunMismatchError, StorageError, to_command
+from ffstream.errors import ConfigError, RunError, RunMismatchError, StorageError, to_command
 from ffstream.field.parts import describe_parts
 from ffstream.ground.files import expand_home, storage_errors, take_notes
 from ffstream.ground.interrupts import Interrupts
@@ -26,6 +26,7 @@ from ffstream.run.executor import Runner
 from ffstream.run.initial import check_is_other
 from ffstream.run.judgement import Judgement
 from ffstream.run.preparation import Prepared, find_idle, prepare
+from ffstream.run.remainder import find_next_cycle, is_open
 from ffstream.run.run import Run, check_same_data
 from ffstream.settings.config import Config
 from ffstream.storage.identity import FolderState
@@ -70,6 +71,7 @@ def resume(
     run_dir: str | Path,
     *,
     layers: int | None = None,
+    epochs: int | None = None,
     device: str | None = None,
     cache: str | None = None,
     cache_dir: str | None = None,
@@ -83,12 +85,15 @@ def resume(
 ) -> Run:
     """Resume a run after any interruption; with more `layers` than it has, grow it. Raises an FFStreamError.
 
+    A run in rounds takes more of them with more `epochs`. If it was finished, the learning rate, which had fallen to
+    zero, starts anew with the added rounds and falls again; else it falls as if so many had been asked for at first.
+
     If torch, the processor or anything else that decides bits has changed, the run is refused, unless
     `accept_environment` is true; the run then records the change. Missing data are fetched only with `download`. `data`
     and `data_root` say where the data are now; the run remembers that if they are the same data.
     """
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
-    given |= {"save_every": save_every}
+    given |= {"save_every": save_every, "epochs": epochs}
     given |= {"data": data, "data_root": make_absolute(data_root), "cache.folder": make_absolute(cache_dir)}
     with Interrupts(), plain_torch():
         load_plugins(())
@@ -96,6 +101,11 @@ def resume(
         with claim_folder([path], is_new=False) as directory:
             saved = directory.read_config()
             config = saved.override({key: value for key, value in given.items() if value is not None})
+            if epochs is not None and not saved.in_rounds:
+                raise ConfigError(
+                    f"--epochs: found {epochs} for run {path}, whose layers are trained one after the other, each to "
+                    "its end; allowed for a run in rounds (--order rounds); leave it out"
+                )
             config = with_absolute_paths(config)
             return _execute(
                 directory,
@@ -128,9 +138,10 @@ def _execute(
             renamed = find_renamed(prepared.dataset.class_names, facts.class_names)
             if renamed is not None:
                 observer.on_warning(renamed)
-            if directory.count_layers() < prepared.plan.config.layers and not accept_environment:
+            is_finished = not is_open(directory, prepared.plan.config)
+            if not is_finished and not accept_environment:
                 _check_environment(directory, environments, environment)
-            if directory.count_layers() == prepared.plan.config.layers:  # nothing to train: no layer would be read
+            if is_finished:  # nothing to train: no layer would be read
                 for index in range(directory.count_layers()):
                     directory.verify_layer(index)
         if prepared.plan.tier == "disk":
@@ -156,7 +167,7 @@ def _execute(
             is_judged = (
                 "validation" in splits and config.labels.method != "none"
             )  # without labels, nothing is predicted
-            if is_judged and directory.count_layers() < config.layers:  # before the images are freed
+            if is_judged and is_open(directory, config):  # before the images are freed
                 judgement = Judgement.of(prepared.dataset, config, splits["validation"])
             caches = directory.caches(config.cache.folder)
             on_disk = prepared.plan.tier == "disk"
@@ -173,9 +184,9 @@ def _execute(
                     limiting(device, limit_bytes),
                     caches.locked(make=True) if on_disk else contextlib.nullcontext(),
                 ):
-                    runner = Runner(
-                        directory, prepared.plan, directory.read_data(), splits, device, observer, judgement
-                    )
+                    facts = directory.read_data()
+                    cycle = find_next_cycle(directory, config)
+                    runner = Runner(directory, prepared.plan, facts, splits, device, observer, judgement, cycle)
                     del prepared, splits  # the runner frees the images once no more caches are written from them
                     try:
                         runner.run()
@@ -186,7 +197,9 @@ def _execute(
                     if judgement is not None:
                         # In the host's memory: the plan has no room elsewhere, and it is little work.
                         in_memory = config.override({"cache.tier": "host"})
-                        layers = CommittedLayers(directory, in_memory, directory.read_data(), torch.device("cpu"))
+                        layers = CommittedLayers(
+                            directory.newest(), in_memory, directory.read_data(), torch.device("cpu")
+                        )
                         found = judgement.look_again(layers)
                         if found is not None:
                             observer.on_warning(found)
@@ -241,7 +254,7 @@ def _write_start(
             f"run {path} was started by a version that gave runs no identity: it is assumed that its {num_layers} "
             "layers are its own, trained with this version of torch on this machine; from here on that is checked"
         )
-    elif not environments or (directory.count_layers() < config.layers and environment != environments[-1]):
+    elif not environments or (is_open(directory, config) and environment != environments[-1]):
         directory.record_environment(environment, directory.list_environments())
     directory.folder.identity = directory.read_identity() or ""
     directory.remove_temporaries()
@@ -253,7 +266,8 @@ def _write_start(
     if saved != config:
         directory.write_config(config)
     directory.initial.take(directory.initial.list_missing(directory.count_layers()))
-    following = f"layers/{directory.count_layers():03d}"
+    written = directory.under_way()
+    following = written.layer_name(written.count_layers())
     if directory.folder.find_kind(following) is not None:
         aside = directory.put_aside([following])
         observer.on_warning(f"{path / following} is no layer of this run; it was moved to {aside}")

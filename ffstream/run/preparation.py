@@ -15,7 +15,7 @@ from ffstream.data.shape import DataShape
 from ffstream.device.device import resolve_device, resolve_precision
 from ffstream.device.environment import plain_torch
 from ffstream.device.reservations import planning, reserved
-from ffstream.errors import ConfigError, RunMismatchError
+from ffstream.errors import ConfigError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import make_label_method
 from ffstream.field.parts import complete_parts
@@ -31,6 +31,7 @@ from ffstream.plan.trial import try_steps
 from ffstream.run.claim import default_run_dirs
 from ffstream.run.configuration import merge_with_saved, with_absolute_paths
 from ffstream.run.initial import check_is_other, find_origin
+from ffstream.run.remainder import check_extension, check_rounds, is_open
 from ffstream.run.run import make_splits
 from ffstream.settings.config import Config
 from ffstream.settings.sizes import Sizes
@@ -69,6 +70,7 @@ def _make_plan(
     directory.check_is_free()
     check_is_other(config.init_from, directory)
     config = complete_parts(merge_with_saved(config, directory, resume=resume, accept_environment=False))
+    check_rounds(config)
     if machine is None and data is None:
         prepared = prepare(directory, config, measure=True)
         return _with_warnings(prepared.plan, prepared.dataset.warning, find_idle(config))
@@ -135,12 +137,9 @@ def prepare(
     releases the memory reserved for the run; without it no run follows, and times are measured instead of trying steps.
     """
     config = complete_parts(config)
-    num_done = directory.count_layers()
-    if config.layers < num_done:
-        raise RunMismatchError(
-            f"run {directory.path}: has {num_done} finished layers, asked for {config.layers}; allowed {num_done} or "
-            "more (a new --run-dir starts a shallower one)"
-        )
+    check_rounds(config)
+    check_extension(directory, config)
+    num_done = 0 if config.in_rounds else directory.count_layers()
     device = resolve_device(config.device)
     place = directory.caches(config.cache.folder).base
     resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
@@ -185,7 +184,7 @@ def prepare(
         if reservation is not None:
             reservation.enter_context(reserved(plan.host.num_bytes))
     _check_patience(plan.config, data)
-    if (measure or device.type != "cpu") and reservation is not None and num_done < config.layers:
+    if (measure or device.type != "cpu") and reservation is not None and is_open(directory, config):
         try_steps(plan, Blueprint.of(plan.config, data, method), device)
     return Prepared(plan, dataset, splits, device, origin)
 

@@ -21,7 +21,7 @@ class ProgressSaver:
     """Saves the layer in training after each epoch or, with `save_every`, whenever that time has passed."""
 
     def __init__(self, directory: RunDirectory, blueprint: Blueprint, commits: Commits) -> None:
-        self._directory, self._blueprint, self._commits = directory, blueprint, commits
+        self.directory, self._blueprint, self._commits = directory, blueprint, commits
         save_every = blueprint.config.save_every
         self._save_every_s = None if save_every == "auto" else parse_seconds(save_every)
         self._saved_s = 0.0
@@ -31,21 +31,24 @@ class ProgressSaver:
 
     def rewind(self, num_done: int, metrics: MetricsFile) -> None:
         """Bring progress and metrics in line with what is committed."""
-        progress = self._directory.read_progress()
-        if progress is not None and progress[0] > num_done:
-            raise CorruptFileError(
-                f"run {self._directory.path}: the saved progress is of layer {progress[0] + 1}, but only "
-                f"{num_done} layers are finished; restore the missing ones from a copy, or put the progress aside with "
-                + to_command("repair --apply", self._directory.path)
-            )
-        if progress is not None and progress[0] < num_done:  # a process was killed before cleaning up
-            self._directory.drop_progress()
+        progress = self.directory.read_progress()
+        if progress is not None and self.directory.has_stale_progress():  # a process was killed before cleaning up
+            self.directory.drop_progress()
             progress = None
-        self._directory.initial.drop(num_done)  # in case that a process was killed before it did
-        self._is_within_epoch = progress is not None and self._directory.is_within_epoch()
-        self._directory.check_metrics()
+        own_round = self.directory.read_progress_round()
+        if progress is not None and (own_round, progress[0]) > (self.directory.round, num_done):
+            of_rounds = f" of round {own_round}" if own_round else ""
+            done = f" of round {self.directory.round}" if own_round else ""
+            raise CorruptFileError(
+                f"run {self.directory.path}: the saved progress is of layer {progress[0] + 1}{of_rounds}, but only "
+                f"{num_done} layers{done} are finished; restore the missing ones from a copy, or put the progress "
+                "aside with " + to_command("repair --apply", self.directory.path)
+            )
+        self.directory.initial.drop(num_done)  # in case that a process was killed before it did
+        self._is_within_epoch = progress is not None and self.directory.is_within_epoch()
+        self.directory.check_metrics()
         self._epochs_taken = {progress[0]: progress[1]} if progress else {}
-        seal = self._directory.read_seal()
+        seal = self.directory.read_seal()
         metrics.rewind(seal, num_done, self._epochs_taken.get(num_done, 0))
         if progress is not None:
             records = (record for record in metrics.read(seal) if record.get("kind") == "epoch")
@@ -63,24 +66,27 @@ class ProgressSaver:
     def restore(self, trainer: LayerTrainer, spec: LayerSpec, epoch: int, cache: ActivationCache) -> EpochPart | None:
         """Fill a new trainer with what was saved of its layer before an epoch or within it, if anything was.
 
-        A layer of which nothing was saved is filled with the weights of another run, if it starts from any.
-
-        Returns what is done of the epoch, if it was saved within one. Raises CorruptFileError, also for a part that the
-        epoch on this cache does not have.
+        A layer of which nothing was saved is filled with the weights of another run, if it starts from any. In rounds,
+        a layer goes on from the round before. Returns what is done of the epoch, if it was saved within one. Raises
+        CorruptFileError, also for a part that the epoch on this cache does not have.
         """
         self._saved_s = _now_s()
         if self._is_within_epoch:
-            part = self._directory.load_progress(trainer.layer, trainer.optimiser, trainer.start_part())
+            part = self.directory.load_progress(trainer.layer, trainer.optimiser, trainer.start_part())
             self._is_within_epoch = False
             if part is not None and not trainer.batches_of(cache, epoch).fits(part):
                 raise CorruptFileError(
-                    f"progress {self._directory.path / 'progress'}: was saved within an epoch of other shards, after "
+                    f"progress {self.directory.path / 'progress'}: was saved within an epoch of other shards, after "
                     f"{part.num_groups} groups of them and {part.num_samples} samples; restore it from a copy"
                 )
             return part
-        if epoch % spec.num_epochs:
-            self._directory.load_progress(trainer.layer, trainer.optimiser)
-        elif self._directory.initial.fill(trainer.layer, spec.index):
+        if self.directory.round > 1:
+            before = self.directory.at_round(self.directory.round - 1)
+            before.load_layer(spec.index, trainer.layer)
+            before.load_optimiser(spec.index, trainer.optimiser)
+        elif epoch % spec.num_epochs:
+            self.directory.load_progress(trainer.layer, trainer.optimiser)
+        elif self.directory.initial.fill(trainer.layer, spec.index):
             self._blueprint.hide(trainer.layer, spec)  # other features may be hidden here than there
         return None
 
@@ -94,7 +100,7 @@ class ProgressSaver:
 
     def save(self, spec: LayerSpec, num_epochs: int, trainer: LayerTrainer, part: EpochPart | None = None) -> None:
         """Save the layer, or its tile, after so many epochs and maybe a part of the next one."""
-        write = partial(self._directory.write_progress, spec.index, num_epochs, trainer.layer, trainer.optimiser)
+        write = partial(self.directory.write_progress, spec.index, num_epochs, trainer.layer, trainer.optimiser)
         self._commits.add(lambda seal: write(seal, part))
         self._saved_s = _now_s()
 

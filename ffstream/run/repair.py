@@ -11,6 +11,7 @@ from ffstream.errors import CorruptFileError, RunError, StorageError
 from ffstream.ground.files import exists, storage_errors
 from ffstream.ground.lock import RunLock
 from ffstream.run.run import Run
+from ffstream.storage.rounds import round_name
 from ffstream.storage.run_directory import RunDirectory
 
 
@@ -37,11 +38,17 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
         missing = _problem(directory.read_environments)  # nothing has to be put aside for it
         problems += [missing] if missing is not None else []
     directory.load_validation_labels()
-    indices = directory.list_layers()
+    damaged = _find_damaged_rounds(directory, problems)
+    last_valid = max(
+        (each for each in directory.list_rounds() if directory.path / round_name(each) not in damaged), default=0
+    )
+    written = directory.at_round(last_valid + 1) if directory.list_round_folders() else directory
+    is_gone = written.round > 0 and written.path / written.layers_folder in damaged
+    indices = [] if is_gone else written.list_layers()
     num_valid = 0
     for index in indices:
         if index == num_valid:
-            problem = _problem(partial(directory.verify_layer, num_valid))
+            problem = _problem(partial(written.verify_layer, num_valid))
         else:
             problem = f"layer {num_valid + 1} is missing although there are layers above it"
         if problem is not None:
@@ -50,7 +57,7 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
         num_valid += 1
     initial = directory.initial
     copies = initial.list_from(num_valid)
-    damaged = [directory.layer_folder(index) for index in indices[num_valid:]]
+    damaged += [written.layer_folder(index) for index in indices[num_valid:]]
     caches = directory.caches(config.cache.folder)
     where, _ = caches.open()
     places = {name: where.path / name for name in caches.names()}
@@ -72,7 +79,29 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
         if directory.metrics_path not in damaged:  # unsealed lines are no reason to put aside the sealed ones
             problem = _problem(partial(directory.check_metrics_end, config.layers))
             problems += [problem] if problem is not None else []
+    if written.round:
+        num_committed = len(directory.at_round(last_valid).list_layers()) if last_valid else 0
+        lost = config.layers if damaged and not last_valid else 0
+        return Diagnosis(max(num_committed, lost), num_committed, problems, damaged)
     return Diagnosis(len(indices), num_valid, problems, damaged)
+
+
+def _find_damaged_rounds(directory: RunDirectory, problems: list[str]) -> list[Path]:
+    """The folders of rounds that are damaged, and of all later ones; adds what is wrong to `problems`.
+
+    The newest round that is whole is kept, if there is any, and the next one, which goes on from it.
+    """
+    for number in reversed(directory.list_rounds()):
+        problem = _problem(directory.at_round(number).verify_round)
+        if problem is None:
+            kept = [each for each in directory.list_round_folders() if each <= number]
+            break
+        problems.append(problem)
+    else:
+        kept = []
+    if not problems:
+        return []
+    return [directory.path / round_name(each) for each in directory.list_round_folders() if each not in kept]
 
 
 def put_aside(directory: RunDirectory) -> tuple[Diagnosis, Path | None]:

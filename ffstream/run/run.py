@@ -312,15 +312,17 @@ class Run:
         directory.load_validation_labels()
         directory.check_metrics()
         directory.check_metrics_end(config.layers)
-        for index in range(self.num_layers_done):
+        num_layers = directory.count_layers()
+        for index in range(num_layers):
             directory.verify_layer(index)
+        directory.verify_next_round()
         directory.verify_progress()
         directory.verify_readout()
         for each in directory.initial.list_from(self.num_layers_done):
             directory.initial.verify(each)
         for name in directory.caches(config.cache.folder).names():
             self.verify_cache(name)
-        return self.num_layers_done
+        return num_layers
 
     def verify_cache(self, name: str) -> None:
         """Check every shard of a cache, named as `RunCaches.names` does. Raises CorruptFileError."""

@@ -30,6 +30,24 @@ class Step:
         return f"{'training' if self.action is Action.TRAIN else 'propagating through'} layer {self.layer + 1}"
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A pass of the training samples through all layers, in which each layer takes some of its epochs in a row."""
+
+    round: int = 0  # from 1; 0 stands for the only pass of a sequential run, in which a layer takes all its epochs
+
+    def list_epochs(self, num_epochs: int, tile: int) -> range:
+        """The epochs, counted through the tiles of a layer, that a tile takes if it takes `num_epochs` in all."""
+        if self.round:
+            return range(self.round - 1, self.round)
+        return range(tile * num_epochs, (tile + 1) * num_epochs)
+
+    @property
+    def input_epoch(self) -> int:
+        """The epoch for which the input of a stack is written."""
+        return max(self.round - 1, 0)
+
+
 def compute_schedule(num_layers: int, num_in_stack: int) -> tuple[Step, ...]:
     """All steps of a run from scratch."""
     return remaining_steps(num_layers, num_in_stack, num_done=0, cached_inputs=())

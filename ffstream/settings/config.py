@@ -31,6 +31,7 @@ from ffstream.settings.sections import (
     ObjectiveConfig,
     OptimiserConfig,
     ReadoutConfig,
+    ScheduleConfig,
 )
 from ffstream.settings.toml import read_toml, write_value
 from ffstream.settings.transform_list import read_transforms
@@ -46,7 +47,7 @@ _FREE_SETTINGS += ["cache.tier", "cache.folder"]
 # is left out of a run's identity, so that the identities of older runs do not change.
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto", "network.layers": ()}
 LATER_SETTINGS |= {"augmentation.transforms": (), "labels.head_layers": 1, "optimiser.patience": 0, "init_from": ""}
-LATER_SETTINGS |= {"negatives.images": "hybrids"}
+LATER_SETTINGS |= {"negatives.images": "hybrids", "schedule.order": "sequential"}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -87,7 +88,7 @@ class Config:
     )
     layers: int = setting(4, "The number of layers.", at_least=1, at_most=1_000_000)
     width: int = setting(512, "Units of a layer.", at_least=1, at_most=1 << 18)
-    epochs: int = setting(20, "Epochs for each layer.", at_least=1)
+    epochs: int = setting(20, "Epochs for each layer; in rounds, how many of them there are.", at_least=1)
     batch: int | str = setting(
         _FROM_RECIPE,
         "Samples in a step. auto: about 64 steps an epoch, of 64 to 512 samples.",
@@ -128,6 +129,7 @@ class Config:
     negatives: NegativesConfig = _FROM_RECIPE
     objective: ObjectiveConfig = _FROM_RECIPE
     optimiser: OptimiserConfig = _FROM_RECIPE
+    schedule: ScheduleConfig = _FROM_RECIPE
     cache: CacheConfig = _FROM_RECIPE
     augmentation: AugmentationConfig = _FROM_RECIPE
     memory: MemoryConfig = _FROM_RECIPE
@@ -293,12 +295,29 @@ class Config:
                 lines.append(f"{name} = {write_value(value)}")
         return "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
 
+    @property
+    def in_rounds(self) -> bool:
+        """Whether every layer is trained for one epoch in turn."""
+        return self.schedule.order == "rounds"
+
+    @property
+    def restreams(self) -> bool:
+        """Whether a layer's input is made anew for each of its epochs, through the finished layers below it.
+
+        In rounds it is not: fresh images pass through all layers once a round, each as it has just been trained.
+        """
+        return self.augmentation.restream and not self.in_rounds
+
     def identity(self) -> dict[str, Any]:
-        """The settings that decide what a layer learns: two runs that agree on them share their layers."""
+        """The settings that decide what a layer learns: two runs that agree on them share their layers.
+
+        How many rounds there are is not among them: a run may be given more.
+        """
+        free = [*_FREE_SETTINGS, "epochs"] if self.in_rounds else _FREE_SETTINGS
         return {
             key: list(value) if isinstance(value, tuple) else value  # as it is when it is read again
             for key, value in self.to_flat().items()
-            if key not in _FREE_SETTINGS and key.partition(".")[0] not in _FREE_SECTIONS
+            if key not in free and key.partition(".")[0] not in _FREE_SECTIONS
             if LATER_SETTINGS.get(key, ...) != value
         }
 
@@ -320,6 +339,7 @@ _SECTIONS: dict[str, Any] = {
     "negatives": NegativesConfig,
     "objective": ObjectiveConfig,
     "optimiser": OptimiserConfig,
+    "schedule": ScheduleConfig,
     "cache": CacheConfig,
     "augmentation": AugmentationConfig,
     "memory": MemoryConfig,

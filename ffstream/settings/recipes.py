@@ -18,7 +18,7 @@ DESCRIPTIONS: dict[str, str] = {}  # by recipe: a line for `ffstream recipes`, o
 AUTO, DEFAULT, DEEP = "auto", "inject", "deep"
 _MANY_LAYERS = 9  # more than two stacks of four layers have
 _IMAGE_SETS = ("mnist", "fashion-mnist", "kmnist", "cifar10")  # of enough pixels: a shift by two changes little
-_LEARNING = ("labels", "negatives", "objective", "augmentation")
+_LEARNING = ("labels", "negatives", "objective", "augmentation", "schedule")
 
 
 _REGISTERED_BY: dict[str, str] = {}  # modules, by recipe

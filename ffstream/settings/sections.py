@@ -138,6 +138,19 @@ class OptimiserConfig:
 
 @documented
 @dataclass(frozen=True)
+class ScheduleConfig:
+    """In which order layers learn."""
+
+    order: str = setting(
+        "sequential",
+        "sequential trains each layer to its end before the next one; rounds gives every layer one epoch in turn, for "
+        "as many rounds as there are epochs.",
+        choices=("sequential", "rounds"),
+    )
+
+
+@documented
+@dataclass(frozen=True)
 class CacheConfig:
     """The activation cache, from which a layer reads."""
 
@@ -163,7 +176,10 @@ class AugmentationConfig:
     """Changed training images: some views of each, cached once, or fresh ones for every epoch."""
 
     views: int = setting(1, "Views of each image that are cached, itself included; an epoch reads one.", at_least=1)
-    restream: bool = setting(False, "Change the images anew for every epoch, and put them through the finished layers.")
+    restream: bool = setting(
+        False,
+        "Change the images anew for every epoch, and put them through the finished layers; in rounds, for every round.",
+    )
     max_shift: int = setting(
         2, "Pixels by which a shift moves an image at most, in each direction; without transforms.", at_least=0
     )

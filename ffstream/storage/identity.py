@@ -186,6 +186,8 @@ def _digest(folder: Folder, name: str) -> str:
 def _holds_named_layers(folder: Folder) -> bool:
     """Whether the manifest of some layer, or of the one in training, names the run that it belongs to."""
     names = [f"layers/{name}/manifest.json" for name in folder.names("layers")] + ["progress/manifest.json"]
+    names += [f"rounds/{name}/manifest.json" for name in folder.names("rounds")]
+    names += [f"rounds/{name}/000/manifest.json" for name in folder.names("rounds")]
     return any((found := _read(folder, name, {})[0]) is not None and "run" in found for name in names)
 
 

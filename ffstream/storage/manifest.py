@@ -110,6 +110,8 @@ LAYER: Shape = {
     "environment?": DIGEST,  # of the environment in which it was trained; not in layers of earlier versions
     "digests": {"weights": DIGEST, NAME: DIGEST},
     "digest_below": TEXT,
+    "round?": SIZE,  # in which it was trained so far; not in sequential runs
+    "digest_before?": TEXT,  # of the manifest of the round before
     "figures": {TEXT: ANYTHING},
     "metrics?": _SEAL,
 }
@@ -121,7 +123,18 @@ PROGRESS: Shape = {
     "part?": {"num_groups": SIZE, "num_samples": SIZE, "elapsed_s": NUMBER},  # of the next epoch
     "digests": {NAME: DIGEST},
     "digest_below?": TEXT,  # not in runs of earlier versions
+    "round?": SIZE,
+    "digest_before?": TEXT,
     "metrics?": _SEAL,
+}
+ROUND: Shape = {
+    "round": SIZE,
+    "run": DIGEST,
+    "environment?": DIGEST,
+    "layers": [DIGEST],  # of the manifests of its layers
+    # The rounds over which the learning rate falls to zero, and the network's validation error after each so far.
+    "cycle": {"start": COUNT, "stop": SIZE, "errors": [NUMBER]},
+    "metrics": _SEAL,
 }
 READOUT: Shape = {"run?": DIGEST, "identity": {"layers": [DIGEST]}, "digest_file": DIGEST}
 

@@ -31,6 +31,28 @@ class MetricsSeal:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come: the layers and epochs that are committed."""
+
+    num_layers: int  # in a run in rounds, of the round under way
+    num_epochs: int  # of the next layer
+    round: int = 0  # the one under way, which is the number of its epoch; 0 in a sequential run
+
+    def is_before(self, record: dict[str, Any], most_layers: int) -> bool:
+        """Whether a record is of what comes after this position, in a run of at most so many layers."""
+        if not 0 < record["layer"] <= most_layers:
+            return False
+        if self.round:
+            if record["kind"] != "epoch":
+                return False
+            return bool((record["epoch"], record["layer"]) > (self.round, self.num_layers))
+        if record["layer"] <= self.num_layers:
+            return False
+        is_further = record["layer"] > self.num_layers + 1 or record["kind"] == "layer"
+        return bool(is_further or record["epoch"] > self.num_epochs)
+
+
 class MetricsFile:
     """Appends records; every record is one JSON object with a "kind" ("epoch" or "layer") and a "layer" from 1.
 
@@ -82,12 +104,11 @@ class MetricsFile:
         for _ in self._read_sealed(seal):
             pass
 
-    def find_tail(self, seal: MetricsSeal | None, num_layers: int, num_epochs: int, most_layers: int) -> str | None:
+    def find_tail(self, seal: MetricsSeal | None, position: Position, most_layers: int) -> str | None:
         """What is wrong with the lines after the seal; None if nothing is.
 
-        They may be of layers after `num_layers`, up to `most_layers`, and of the first of these only of epochs after
-        `num_epochs`: their process has not yet committed what they describe, or was stopped before it did. The last
-        line may be torn.
+        They may be of what comes after `position`, in layers up to `most_layers`: their process has not yet committed
+        what they describe, or was stopped before it did. The last line may be torn.
         """
         start = seal.num_bytes if seal is not None else 0
         try:
@@ -98,7 +119,8 @@ class MetricsFile:
         except FileNotFoundError:
             return None
         if num_bytes > _MAX_TAIL_BYTES or not all(
-            _is_after(line, num_layers, num_epochs, most_layers) for line in tail.split(b"\n")[:-1]
+            (record := _parse(line)) is not None and position.is_before(record, most_layers)
+            for line in tail.split(b"\n")[:-1]
         ):
             return (
                 f"metrics {self._path}: the {num_bytes} bytes after byte {start} belong to nothing that was saved; "
@@ -183,11 +205,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     is_whole = record.get("kind") == "layer" or (record.get("kind") == "epoch" and type(record.get("epoch")) is int)
     return record if is_whole else None
-
-
-def _is_after(line: bytes, num_layers: int, num_epochs: int, most_layers: int) -> bool:
-    """Whether a line is of a layer after `num_layers`, and not of the first `num_epochs` epochs of the next layer."""
-    record = _parse(line)
-    if record is None or not num_layers < record["layer"] <= most_layers:
-        return False
-    return bool(record["layer"] > num_layers + 1 or record["kind"] == "layer" or record["epoch"] > num_epochs)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -20,9 +20,17 @@ from ffstream.errors import CorruptFileError
 from ffstream.field.layers import Layer
 from ffstream.ground.files import storage_errors
 from ffstream.storage.epoch_part import EpochPart
-from ffstream.storage.layers import REPAIR, VALIDATION, WEIGHTS, FinishedLayers, assign_state, layer_name
-from ffstream.storage.manifest import PROGRESS, read_manifest, write_manifest
+from ffstream.storage.layers import (
+    OPTIMISER,
+    VALIDATION,
+    WEIGHTS,
+    FinishedLayers,
+    OptimiserState,
+    assign_state,
+)
+from ffstream.storage.manifest import PROGRESS, content_digest, read_manifest, write_manifest
 from ffstream.storage.metrics import MetricsSeal
+from ffstream.storage.rounds import REPAIR, round_name
 from ffstream.storage.run_root import MANIFEST
 from ffstream.storage.tensor_file import check_digest, fill_tensors, load_tensors, stage_tensors, write_tensors
 from ffstream.storage.tensor_tiles import join_tensors
@@ -31,14 +39,12 @@ _PART_TENSORS = ("totals", "host_state", "device_state")
 _TILE = "-tile-"  # in the name of a progress file that is kept until the layer is finished
 
 
-class OptimiserState(Protocol):
-    """The part of an optimiser that is needed here: its state."""
+@dataclass(frozen=True)
+class BegunLayer:
+    """A layer that is being written: its temporary folder, and the digests of the files that are there."""
 
-    def state(self) -> dict[str, Tensor]:
-        """All tensors that `load_state` needs, by name."""
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from the tensors that `state` returned."""
+    folder: str
+    digests: Mapping[str, str]
 
 
 class LayerProgress(FinishedLayers):
@@ -93,9 +99,11 @@ class LayerProgress(FinishedLayers):
             digest = publish_file()
             found = self._read_progress_manifest()
             before = found["digests"] if found is not None else {}
-            kept = before if found is not None and found["layer"] == index else {}
+            is_same = found is not None and (found["layer"], found.get("round", 0)) == (index, self.round)
+            kept = before if is_same else {}
             digests = {each: kept[each] for each in kept if _TILE in each} | {name.rpartition("/")[2]: digest}
             content: dict[str, Any] = {"layer": index, "run": self.run_digest, **self.name_environment()}
+            content |= self.name_round()
             content |= {"num_epochs": num_epochs, "digests": digests} | ({"part": dict(of_part)} if of_part else {})
             content |= {"metrics": metrics.to_mapping(), "digest_below": self._digest_below(index)}
             with storage_errors(self.path / name):
@@ -114,6 +122,18 @@ class LayerProgress(FinishedLayers):
         """(layer, epochs taken in all its tiles) of the saved progress, or None. Raises CorruptFileError."""
         manifest = self._read_progress_manifest()
         return (int(manifest["layer"]), int(manifest["num_epochs"])) if manifest is not None else None
+
+    def read_progress_round(self) -> int:
+        """The round of the saved progress; 0 in a sequential run, or if there is none. Raises CorruptFileError."""
+        manifest = self._read_progress_manifest()
+        return int(manifest.get("round", 0)) if manifest is not None else 0
+
+    def has_stale_progress(self) -> bool:
+        """Whether there is progress of a layer that is committed by now. Raises CorruptFileError."""
+        manifest, next_ones = self._read_progress_manifest(), self.under_way()
+        if manifest is None:
+            return False
+        return (manifest.get("round", 0), manifest["layer"]) < (next_ones.round, next_ones.count_layers())
 
     def is_within_epoch(self) -> bool:
         """Whether the saved progress was saved within an epoch. Raises CorruptFileError."""
@@ -167,12 +187,14 @@ class LayerProgress(FinishedLayers):
             return None
         self.check_names_this_run(manifest, name, REPAIR)
         self.check_names_environment(manifest, name, REPAIR)
-        index = manifest["layer"]
-        is_current = index <= self.count_layers()  # else a layer below it is missing, which is reported elsewhere
-        if is_current and manifest.get("digest_below", self._digest_below(index)) != self._digest_below(index):
+        index, written = manifest["layer"], self.at_round(manifest.get("round", 0))
+        if written.round:
+            written.check_names_round(manifest, name, REPAIR)
+        is_current = index <= written.count_layers()  # else a layer below it is missing, which is reported elsewhere
+        if is_current and manifest.get("digest_below", written._digest_below(index)) != written._digest_below(index):
             raise CorruptFileError(
                 f"manifest {self.path / name}: trained on another layer {index} than the one in "
-                f"{self.layer_folder(index - 1)}; restore both from one copy, or put them aside with ffstream "
+                f"{written.layer_folder(index - 1)}; restore both from one copy, or put them aside with ffstream "
                 "repair --apply"
             )
         return manifest
@@ -195,6 +217,39 @@ class LayerProgress(FinishedLayers):
 
     # --- the finished layer
 
+    def write_optimiser(self, index: int, optimiser: OptimiserState) -> BegunLayer:
+        """Begin to write a layer of a round with the state of its optimiser, which may be freed once this returns."""
+        begun = self._begin_layer(index)
+        tensors = {key: value.cpu() for key, value in optimiser.state().items()}
+        try:
+            digest = stage_tensors(self.folder, f"{begun.folder}/{OPTIMISER}", tensors)
+        except BaseException:
+            self.remove_layer_folder(begun.folder)
+            raise
+        return BegunLayer(begun.folder, {"optimiser": digest})
+
+    def _begin_layer(self, index: int) -> BegunLayer:
+        staged = self.folder.name_temporary(self.layer_name(index))
+        with storage_errors(self.path / staged):
+            self.folder.make_folder(staged)
+        return BegunLayer(staged, {})
+
+    def write_round(self, cycle: Mapping[str, Any], metrics: MetricsSeal) -> Callable[[], None]:
+        """The function that commits this round, once all of its layers are committed.
+
+        `cycle` says how far the learning rate has come, `metrics` seals the lines that describe the round.
+        """
+
+        def commit() -> None:
+            manifests = map(self._read_numbered_manifest, range(self.count_layers()))
+            content: dict[str, Any] = {"round": self.round, "run": self.run_digest, **self.name_environment()}
+            content |= {"layers": [content_digest(each) for each in manifests], "cycle": dict(cycle)}
+            content |= {"metrics": metrics.to_mapping()}
+            with storage_errors(self.path / self.layers_folder):
+                write_manifest(self.folder, f"{round_name(self.round)}/{MANIFEST}", content)
+
+        return commit
+
     def write_layer(
         self,
         index: int,
@@ -203,23 +258,23 @@ class LayerProgress(FinishedLayers):
         figures: dict[str, Any],
         metrics: MetricsSeal,
         num_tiles: int = 1,
+        begun: BegunLayer | None = None,
     ) -> Callable[[], None]:
         """Write a finished layer and its validation goodness (n, C). The returned function commits it.
 
         Its folder is made under a temporary name and renamed once all of it is durable; it never overwrites something
         that already has its name. `metrics` seals the lines that describe it. If the layer has several tiles, `layer`
-        is the last one; the earlier tiles are in the progress, and are joined with it.
+        is the last one; the earlier tiles are in the progress, and are joined with it. `begun` is what
+        `write_optimiser` returned, if it was called for this layer.
         """
-        staged = self.folder.name_temporary(layer_name(index))
-        with storage_errors(self.path / staged):
-            self.folder.make_folder(staged)
+        begun = begun or self._begin_layer(index)
+        staged, digests = begun.folder, dict(begun.digests)
         try:
             write_weights = self._stage_weights(index, staged, layer, num_tiles)
-            digests: dict[str, str] = {}
             if goodness is not None:
                 digests["validation"] = stage_tensors(self.folder, f"{staged}/{VALIDATION}", {"goodness": goodness})
         except BaseException:
-            self.remove_staged(staged)
+            self.remove_layer_folder(staged)
             raise
 
         def commit() -> None:
@@ -227,15 +282,16 @@ class LayerProgress(FinishedLayers):
                 with storage_errors(self.layer_folder(index)):
                     digests["weights"] = write_weights()
                     manifest: dict[str, Any] = {"layer": index, "run": self.run_digest, **self.name_environment()}
+                    manifest |= self.name_round()
                     manifest |= {"digests": digests, "figures": figures}
                     manifest |= {"metrics": metrics.to_mapping(), "digest_below": self._digest_below(index)}
                     for name in digests:
                         self.folder.sync(f"{staged}/{name}.safetensors")
                     write_manifest(self.folder, f"{staged}/{MANIFEST}", manifest)
-                    self.folder.rename(staged, layer_name(index))
+                    self.folder.rename(staged, self.layer_name(index))
                 self.initial.drop(index + 1)
             except BaseException:
-                self.remove_staged(staged)
+                self.remove_layer_folder(staged)
                 raise
 
         return commit

@@ -9,6 +9,7 @@ RUN/initial/                           copies of weights that layers start from,
 RUN/layers/000/weights.safetensors     parameters of layer 0
 RUN/layers/000/validation.safetensors  its goodness for all labels on the validation split
 RUN/layers/000/manifest.json           digests and figures; the folder gets its name once all of it is complete
+RUN/rounds/                            the layers after each of the last rounds, where all layers train in turn
 RUN/progress/                          the layer being trained, saved every epoch, and its finished tiles
 RUN/cache/ffstream-IDENTITY/           activation caches of the disk tier; cache may be a link to a larger disk
 RUN/readout/                           the softmax readout, once one was fitted
@@ -27,10 +28,11 @@ from torch import Tensor
 from ffstream.errors import CorruptFileError
 from ffstream.ground.files import storage_errors
 from ffstream.storage.identity import INITIAL
-from ffstream.storage.layers import REPAIR, WEIGHTS, layer_name
+from ffstream.storage.layers import WEIGHTS
 from ffstream.storage.manifest import LAYER, PROGRESS, READOUT, read_manifest, write_manifest
-from ffstream.storage.metrics import METRICS, MetricsFile, MetricsSeal
+from ffstream.storage.metrics import METRICS, MetricsFile, MetricsSeal, Position
 from ffstream.storage.progress import LayerProgress
+from ffstream.storage.rounds import REPAIR, ROUNDS
 from ffstream.storage.run_caches import RunCaches
 from ffstream.storage.run_root import MANIFEST
 from ffstream.storage.tensor_file import load_tensors, write_tensors
@@ -48,7 +50,9 @@ class RunDirectory(LayerProgress):
     def list_environments(self) -> list[str]:
         """The digests of the environments that the manifests of the layers and of the progress name."""
         manifests = [
-            read_manifest(self.folder, f"{layer_name(index)}/{MANIFEST}", LAYER) for index in self.list_layers()
+            read_manifest(self.folder, f"{view.layer_name(index)}/{MANIFEST}", LAYER)
+            for view in {each.round: each for each in (self.newest(), self.under_way())}.values()
+            for index in view.list_layers()
         ]
         with contextlib.suppress(FileNotFoundError):
             manifests.append(read_manifest(self.folder, f"progress/{MANIFEST}", PROGRESS))
@@ -68,10 +72,15 @@ class RunDirectory(LayerProgress):
 
     def read_seal(self) -> MetricsSeal | None:
         """The seal of the lines that describe what is committed; None if nothing is, or in runs from before seals."""
-        num_layers, progress = self.count_layers(), self._read_progress_manifest()
-        manifest = self.read_layer_manifest(num_layers - 1) if num_layers else {}
-        if progress is not None and progress["layer"] >= num_layers:
+        written = self.under_way()
+        num_layers, progress = written.count_layers(), self._read_progress_manifest()
+        manifest: dict[str, Any] = {}
+        if progress is not None and not self.has_stale_progress():
             manifest = progress
+        elif num_layers:
+            manifest = written.read_layer_manifest(num_layers - 1)
+        elif written.round > 1:
+            manifest = written.at_round(written.round - 1).read_round()
         return MetricsSeal(**manifest["metrics"]) if "metrics" in manifest else None
 
     def check_metrics(self) -> None:
@@ -82,20 +91,26 @@ class RunDirectory(LayerProgress):
         try:
             self.metrics.check(seal)
         except CorruptFileError:
-            if progress is not None and progress["layer"] >= self.count_layers():
+            if progress is not None and not self.has_stale_progress():
                 self.verify_progress()  # a progress of another run seals other lines: that error comes first
             raise
 
     def check_metrics_end(self, most_layers: int) -> None:
         """Check that only lines of an unfinished run follow the sealed ones. Raises CorruptFileError."""
-        seal, progress, num_layers = self.read_seal(), self.read_progress(), self.count_layers()
-        num_epochs = progress[1] if progress is not None and progress[0] >= num_layers else 0
-        problem = self.metrics.find_tail(seal, num_layers, num_epochs, most_layers) if seal is not None else None
+        seal, position = self.read_seal(), self._find_position()
+        problem = self.metrics.find_tail(seal, position, most_layers) if seal is not None else None
         if problem is None:
             return
-        if (seal, progress, num_layers) == (self.read_seal(), self.read_progress(), self.count_layers()):
+        if (seal, position) == (self.read_seal(), self._find_position()):
             raise CorruptFileError(problem)
         self.check_metrics_end(most_layers)  # another process is training, and has committed more meanwhile
+
+    def _find_position(self) -> Position:
+        """How far the run is committed, its progress included."""
+        written = self.under_way()
+        num_layers, progress = written.count_layers(), self.read_progress()
+        is_current = progress is not None and not self.has_stale_progress()
+        return Position(num_layers, progress[1] if progress is not None and is_current else 0, written.round)
 
     # --- the softmax readout
 
@@ -151,9 +166,13 @@ class RunDirectory(LayerProgress):
     # --- temporary files
 
     def passing_bytes(self, cache_dir: str = "") -> int:
-        """Bytes of the run's temporary files: caches, progress, and weights that layers start from."""
+        """Bytes of files that pass: caches, progress, weights that layers start from, and rounds before the last."""
         caches = self.caches(cache_dir)
         folder, _ = caches.open()
         in_caches = sum(folder.size(f"{name}/{each}") for name in caches.names() for each in folder.names(name))
-        others = [f"{place}/{name}" for place in ("progress", INITIAL) for name in self.folder.names(place)]
-        return in_caches + sum(map(self.folder.size, others))
+        folders = ["progress", INITIAL]
+        for each in self.folder.names(ROUNDS):
+            folders += [f"{ROUNDS}/{each}/{name}" for name in self.folder.names(f"{ROUNDS}/{each}") if name.isdecimal()]
+        return in_caches + sum(
+            self.folder.size(f"{above}/{name}") for above in folders for name in self.folder.names(above)
+        )

@@ -291,17 +291,20 @@ class RunRoot:
         if not self.folder.identity:
             return 0
         prefix = f"{TEMPORARY}{self.folder.identity}-"
-        folders = ("", "layers", "progress", "readout", INITIAL)
+        of_layers = ["layers", *(f"rounds/{name}" for name in self.folder.names("rounds") if name.isdecimal())]
+        folders = ("", "progress", "readout", INITIAL, *of_layers)
         num_bytes = sum(self.folder.remove_matching(each, re.escape(prefix) + ".*") for each in folders)
-        for name in self.folder.names("layers"):
-            if name.startswith(prefix):
-                num_bytes += self.remove_staged(f"layers/{name}")
+        for above in of_layers:
+            for name in self.folder.names(above):
+                if name.startswith(prefix):
+                    num_bytes += self.remove_layer_folder(f"{above}/{name}")
         return num_bytes
 
-    def remove_staged(self, name: str) -> int:
-        """Remove the temporary folder of a layer that was not committed. Returns the bytes removed."""
+    def remove_layer_folder(self, name: str) -> int:
+        """Remove the folder of a layer that was not committed, or is not needed any more. Returns the bytes removed."""
         own = re.escape(f"{TEMPORARY}{self.folder.identity}-") + ".*"
-        return self.folder.remove_matching(name, r"(weights|validation)\.safetensors", re.escape(MANIFEST), own)
+        files = r"(weights|validation|optimiser)\.safetensors"
+        return self.folder.remove_matching(name, files, re.escape(MANIFEST), own)
 
     def put_aside(self, names: Sequence[str]) -> Path:
         """Move what is damaged, or not the run's, into a new folder in the run. Returns the path of that folder."""

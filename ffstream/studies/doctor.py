@@ -237,7 +237,12 @@ def advise(seconds: Mapping[str, float], training: Mapping[str, float], config: 
     add("operators", _MUCH, "larger batches start fewer of them (--batch)")
     if config.precision == "fp32":
         add("products", _MUCH, "bf16 is faster where the device has it (--precision bf16)")
-    if config.augmentation.restream:
-        add("writing images", _SOME, "cached views do not write images every epoch (--views, in place of --restream)")
+    if config.restreams:
+        add(
+            "writing images",
+            _SOME,
+            "rounds write images once for all layers (--order rounds), and cached views not in every epoch (--views "
+            "in place of --restream)",
+        )
     add("measuring", _MUCH, "a smaller validation split takes less time to measure (--set validation_fraction=0.02)")
     return [text for _, text in sorted(found, reverse=True)]

@@ -60,6 +60,8 @@ class RunOutline:
     planned_bytes: int  # most memory that the work of a layer takes on the device
     allowed_bytes: int  # memory that it may take there
     num_in_stack: int = 0  # layers, after which the next one reads the images again; 0: all make one stack
+    num_rounds: int = 0  # in which all layers take an epoch in turn; 0: each layer is trained to its end in turn
+    num_rounds_done: int = 0
     num_epochs_saved: int = 0  # that an earlier process took of the first layer that is not done, in all tiles
 
 
@@ -82,7 +84,10 @@ class Observer:
         """An epoch is under way. Layers and epochs count from 1; epochs count on through the tiles of a layer."""
 
     def on_early_end(self, layer: int, num_taken: int, num_epochs: int) -> None:
-        """A layer is done after fewer epochs than it might have had, as its validation error has ceased to fall."""
+        """A layer is done after fewer epochs than it might have had, as its validation error has ceased to fall.
+
+        In rounds, all layers are done after fewer rounds, and `layer` is 0.
+        """
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
@@ -90,7 +95,10 @@ class Observer:
         """An epoch is over; its progress is written to disk while the next epoch begins."""
 
     def on_layer(self, figures: LayerFigures) -> None:
-        """A layer is finished and is being written to disk."""
+        """A layer is finished and is being written to disk; not in rounds, which finish all layers at once."""
+
+    def on_round(self, number: int, num_rounds: int, layers: list[LayerFigures]) -> None:
+        """A round, in which every layer took an epoch, is being committed. Rounds count from 1."""
 
     def on_finish(self, layers: list[LayerFigures]) -> None:
         """All layers are committed."""

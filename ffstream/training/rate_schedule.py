@@ -13,10 +13,11 @@ class RateSchedule:
 
     num_epochs: int
     decay_start: float  # share of the epochs, in [0, 1]
+    start: int = 0  # epochs that were taken before the first of them
 
     def factor(self, epochs_taken: float) -> float:
-        """What the learning rate is multiplied by after so many epochs, in [0, num_epochs)."""
-        progress = epochs_taken / self.num_epochs
+        """What the learning rate is multiplied by after so many epochs, in [start, start + num_epochs)."""
+        progress = (epochs_taken - self.start) / self.num_epochs
         return 1.0 if progress < self.decay_start else (1.0 - progress) / max(1.0 - self.decay_start, 1e-12)
 
     def shorten(self, errors: Sequence[float], patience: int) -> RateSchedule:
@@ -35,5 +36,5 @@ class RateSchedule:
             lowest = min(lowest, error)
             if patience and num_since >= patience:
                 num_epochs = min(math.ceil(taken / self.decay_start), self.num_epochs)
-                return RateSchedule(num_epochs, taken / num_epochs)
+                return RateSchedule(num_epochs, taken / num_epochs, self.start)
         return self

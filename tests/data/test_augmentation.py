@@ -14,7 +14,7 @@ import ffstream as ff
 from ffstream.cache import CacheLayout, DiskCache, compute_shard_order
 from ffstream.data.augmentation import check_augmentation, count_shifts, draw_fresh, draw_view, shift_images
 from ffstream.field.layers import Linear
-from ffstream.run import executor
+from ffstream.run import frozen_layers
 from ffstream.run.executor import Runner
 from ffstream.settings.sections import AugmentationConfig
 from tests.helpers import InterruptAt, check_resumed_equals, layer_digests, metrics_without_times, run_cli
@@ -242,7 +242,7 @@ def test_a_disk_that_fails_while_shards_are_written_loses_nothing(
 
 def test_no_layer_is_there_while_the_layers_below_write_its_input(small_config, tmp_path, monkeypatch):
     """One at a time: neither the one in training nor the one below stays while another is loaded."""
-    alive, found, load, initialise = weakref.WeakSet(), [], executor.load_committed, Linear.__init__
+    alive, found, load, initialise = weakref.WeakSet(), [], frozen_layers.load_committed, Linear.__init__
 
     def noting(layer, *args):
         initialise(layer, *args)
@@ -254,7 +254,7 @@ def test_no_layer_is_there_while_the_layers_below_write_its_input(small_config, 
 
     config = small_config(**WAYS["restream"])
     monkeypatch.setattr(Linear, "__init__", noting)
-    monkeypatch.setattr(executor, "load_committed", counting)
+    monkeypatch.setattr(frozen_layers, "load_committed", counting)
     ff.train(config, tmp_path / "run")
     # Of the epochs of the second layer all but the first, which finds the layer below still there; of the third all.
     assert len(found) >= 2 + 3

@@ -9,7 +9,7 @@ import pytest
 
 import ffstream as ff
 from ffstream.infer import evaluation, readout
-from ffstream.run import executor
+from ffstream.run import frozen_layers
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training import layer_trainer
 from ffstream.training.layer_trainer import LayerTrainer
@@ -69,8 +69,8 @@ def test_the_host_waits_once_for_each_report(small_config, tmp_path, monkeypatch
 
 
 PASSES = {  # the most waits in one: for its result, and, where slots are freed, for the last copy from each
-    "measuring": (executor, "measure_goodness", 1),
-    "handing on": (executor, "propagate", 2),
+    "measuring": (frozen_layers, "measure_goodness", 1),
+    "handing on": (frozen_layers, "propagate", 2),
     "measuring what is evaluated": (evaluation, "measure_goodness", 1),
     "fitting a readout": (readout, "_fit", 2),  # it begins with copies of the labels and of the logits from below
     "reading out": (readout, "_logits", 1),
@@ -113,7 +113,7 @@ def test_handing_on_by_tiles_waits_for_nothing_but_tiles(small_config, tmp_path,
     config = config.override({"width": 30, "network.tile_units": 10, "validation_fraction": 0.0})
     loaded, load_units = [], RunDirectory.load_units
     with late_cuda("lazy") as late:
-        passes = note_passes(late, executor, "propagate", monkeypatch)
+        passes = note_passes(late, frozen_layers, "propagate", monkeypatch)
 
         def note_load(directory, index, units, tile, digest):
             loaded.append(tile)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ffstream as ff
-from benchmarks.footprint import compare, draw_config
+from benchmarks.footprint import compare, draw_config, draw_conv_config
 from ffstream.data.shape import DataShape
 from ffstream.device.ledger import PAPER, Ledger
 from ffstream.device.memory import measure_peak_bytes
@@ -171,6 +171,24 @@ def test_planned_memory_of_stacks_whose_images_are_written_again_is_what_a_run_t
     config, num_features = draw_config(number)
     assert config.layers > config.network.stack_layers > 0
     planned, measured = compare(config.override(settings), num_features, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured
+
+
+ROUNDS = {"schedule.order": "rounds", "network.tile_units": "auto", "augmentation.views": 1}
+
+
+@pytest.mark.parametrize("settings", [{}, {"augmentation.restream": True}], ids=["plain", "fresh"])
+@pytest.mark.parametrize("number", [7, 28, 48, 65, 145])
+def test_planned_memory_of_rounds_is_what_a_run_takes(number, settings, tmp_path):
+    config, num_features = draw_config(number)
+    planned, measured = compare(config.override(ROUNDS | {"epochs": 3} | settings), num_features, tmp_path / "sweep")
+    assert measured <= planned <= 1.1 * measured
+
+
+@pytest.mark.parametrize("number", [2, 9])
+def test_planned_memory_of_convolutions_in_rounds_is_what_a_run_takes(number, tmp_path):
+    config, num_features = draw_conv_config(number)
+    planned, measured = compare(config.override(ROUNDS | {"epochs": 2}), num_features, tmp_path / "sweep")
     assert measured <= planned <= 1.1 * measured
 
 

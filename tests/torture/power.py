@@ -98,9 +98,9 @@ class Disk:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.top = _Folder()
-        self.num_committed = 0  # layers whose name is on the disk for sure
+        self.committed = (0, 0)  # rounds, and layers of the next, whose names are on the disk for sure
         self._inodes: dict[int, _File] = {}
-        self._named: set[str] = set()  # layers that have their name, which is not yet synced
+        self._named: dict[Path, tuple[int, int]] = {}  # those that have their name, which is not yet synced, by folder
 
     def replay(self, change: dict[str, Any], data: bytes) -> None:
         """One more change."""
@@ -118,8 +118,9 @@ class Disk:
             assert target.parent == path.parent, "a rename from folder to folder is not modelled"
             folder = self._folder(path.parent)
             folder.change((target.name, folder.names[path.name]), (path.name, None))
-            if target.parent.name == "layers":  # a layer is committed by the name of its folder
-                self._named.add(target.name)
+            found = _find_committed(target)
+            if found is not None:
+                self._named[target.parent] = found
         elif kind in ("unlink", "rmdir"):
             self._folder(path.parent).change((path.name, None))
         else:
@@ -130,9 +131,7 @@ class Disk:
             self._folder(path.parent).change((path.name, made))
 
     def _note_committed(self, path: Path) -> None:
-        if path.name == "layers" and self._named:
-            self.num_committed = max(map(int, self._named)) + 1
-            self._named.clear()
+        self.committed = max(self.committed, self._named.pop(path, (0, 0)))
 
     def _folder(self, path: Path) -> _Folder:
         found: Any = self.top
@@ -140,6 +139,21 @@ class Disk:
             found = found.names[name]
         assert isinstance(found, _Folder)
         return found
+
+
+def _find_committed(named: Path) -> tuple[int, int] | None:
+    """Which rounds, and layers of the next, are committed by something that gets this name; None if none are.
+
+    A layer is committed by the name of its folder, a round by that of its manifest.
+    """
+    above = named.parent
+    if above.name == "layers":
+        return 0, int(named.name) + 1
+    if above.parent.name == "rounds" and named.name == "manifest.json":
+        return int(above.name), 0
+    if above.parent.name == "rounds" and named.name.isdecimal():
+        return int(above.name) - 1, int(named.name) + 1
+    return None
 
 
 def path_is_folder(disk: Disk, path: Path) -> bool:
@@ -186,8 +200,9 @@ def lose_power(bench: Bench, stride: int, num_variants: int, counts: Counts) -> 
             what = (
                 f"{bench.name}, power lost after change {number} ({change['op']} {change['path']}), variant {variant}"
             )
-            num_found = RunDirectory(bench.run_dir).count_layers()
-            if num_found < disk.num_committed:
-                counts.add(what, f"{num_found} layers are left of {disk.num_committed} that were committed")
+            directory = RunDirectory(bench.run_dir)
+            left = directory.count_rounds(), directory.under_way().count_layers()
+            if left < disk.committed:
+                counts.add(what, f"{left} rounds and layers are left of {disk.committed} that were committed")
             else:
                 counts.add(what, bench.find_difference())

@@ -33,6 +33,10 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     },
     "stacks": {"cache.tier": "disk", "network.stack_layers": 2, "augmentation.views": 3, "augmentation.max_shift": 1},
     "initial": {"cache.tier": "disk", "layers": 2},  # from another run
+    "rounds": {
+        **{"cache.tier": "disk", "schedule.order": "rounds", "augmentation.restream": True, "layers": 2},
+        **{"augmentation.max_shift": 1, "save_every": "0.003s"},
+    },
     "restream": {"cache.tier": "disk", "augmentation.restream": True, "augmentation.max_shift": 1, "layers": 2},
 }
 

@@ -1,0 +1,70 @@
+"""What is left to train of a run, in either order of its schedule."""
+
+from __future__ import annotations
+
+from ffstream.errors import ConfigError, RunMismatchError
+from ffstream.run.cycle import Cycle, find_cycle
+from ffstream.settings.config import Config
+from ffstream.storage.run_directory import RunDirectory
+
+
+def is_open(directory: RunDirectory, config: Config) -> bool:
+    """Whether anything is left to train of what a configuration asks for."""
+    if config.in_rounds:
+        return find_next_cycle(directory, config) is not None
+    return directory.count_layers() < config.layers
+
+
+def find_next_cycle(directory: RunDirectory, config: Config) -> Cycle | None:
+    """The cycle of the next round of a run in rounds; None if none is left, and for sequential runs."""
+    if not config.in_rounds:
+        return None
+    newest = directory.newest()
+    last = Cycle.from_mapping(newest.read_round()["cycle"]) if newest.round else None
+    return find_cycle(last, newest.round, config.epochs, config.optimiser)
+
+
+def check_extension(directory: RunDirectory, config: Config) -> None:
+    """Raise RunMismatchError where a run has more layers or rounds than are asked for, or cannot have more layers."""
+    num_done = directory.count_layers()
+    if config.layers < num_done:
+        raise RunMismatchError(
+            f"run {directory.path}: has {num_done} finished layers, asked for {config.layers}; allowed {num_done} or "
+            "more (a new --run-dir starts a shallower one)"
+        )
+    if not config.in_rounds:
+        return
+    num_begun = max(num_done, directory.under_way().count_layers())
+    saved = directory.read_config().layers if directory.exists() else config.layers
+    if num_begun and saved != config.layers:
+        raise RunMismatchError(
+            f"run {directory.path}: trains {saved} layers in rounds, asked for {config.layers}; allowed {saved}, as "
+            "all layers take every round (a new --run-dir starts a deeper one)"
+        )
+    num_rounds = directory.newest().round
+    if config.epochs < num_rounds:
+        raise RunMismatchError(
+            f"run {directory.path}: has taken {num_rounds} rounds, asked for {config.epochs}; allowed {num_rounds} or "
+            "more --epochs"
+        )
+
+
+def check_rounds(config: Config) -> None:
+    """Raise ConfigError for what does not go with rounds."""
+    if not config.in_rounds:
+        return
+    if config.init_from:
+        raise ConfigError(
+            f"config init_from: found {config.init_from!r}, allowed none with schedule.order=rounds, as layers go on "
+            "from the round before; leave --init-from out"
+        )
+    if config.augmentation.views > 1:
+        raise ConfigError(
+            f"config augmentation.views: found {config.augmentation.views}, allowed 1 with schedule.order=rounds, in "
+            "which images are changed anew for every round by --restream; leave --views out"
+        )
+    if any(line.num_epochs is not None for line in config.list_layers()):
+        raise ConfigError(
+            "config network.layers: found layers with epochs of their own, allowed none with schedule.order=rounds, in "
+            "which all layers take as many as there are rounds (--epochs); leave them out"
+        )
