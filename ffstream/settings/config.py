@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ffstream.errors import ConfigError, nearest
 from ffstream.settings.layer_list import LayerLine, list_lines, read_layers
 from ffstream.settings.limits import check_fields, documented, list_settings, setting, show
 from ffstream.settings.names import KINDS
+from ffstream.settings.parts import PARTS, check_modules, check_parts
 from ffstream.settings.reads import BELOW, IMAGE
 from ffstream.settings.recipes import AUTO, DEFAULT, RECIPES, choose_recipe
 from ffstream.settings.sections import (
@@ -136,8 +137,8 @@ class Config:
     readout: ReadoutConfig = _FROM_RECIPE
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plugins", _check_names(self.plugins))
-        object.__setattr__(self, "parts", _check_parts(self.parts))
+        object.__setattr__(self, "plugins", check_modules(self.plugins))
+        object.__setattr__(self, "parts", check_parts(self.parts))
         if self.recipe == AUTO:
             given = [name for name in _SECTIONS if getattr(self, name) is not None]
             object.__setattr__(self, "recipe", choose_recipe(self.layers, self.data, given))
@@ -236,7 +237,7 @@ class Config:
         """A copy with dotted settings replaced, such as {"objective.scale": 10.0}. Raises ConfigError."""
         known = self.to_flat()
         for key in settings:
-            if key not in known and not key.startswith(_PARTS):
+            if key not in known and not key.startswith(PARTS):
                 raise ConfigError(f"config {key}: unknown setting; {nearest(key, known)}")
         recipe = settings.get("recipe", self.recipe)
         if isinstance(recipe, str) and recipe != self.recipe:
@@ -246,7 +247,7 @@ class Config:
                 f"config recipe: found {recipe!r}, allowed only when a Config is made: Config(recipe={recipe!r})"
             )
         top = {key: value for key, value in settings.items() if "." not in key}
-        own = {key.removeprefix(_PARTS): value for key, value in settings.items() if key.startswith(_PARTS)}
+        own = {key.removeprefix(PARTS): value for key, value in settings.items() if key.startswith(PARTS)}
         if own:
             top["parts"] = dict(self.parts) | own
         for name in _SECTIONS:
@@ -347,34 +348,6 @@ _SECTIONS: dict[str, Any] = {
 }
 
 
-_PARTS = "parts."  # begins the dotted names of registered parts' own settings
-
-
-def _check_parts(settings: Any) -> tuple[tuple[str, Any], ...]:
-    """Settings of parts, sorted by name. Raises ConfigError for an unknown kind of part, or a value of a wrong type.
-
-    Which settings a part has is not known here.
-    """
-    for name, value in dict(settings).items():
-        kind, _, key = name.partition(".")
-        if kind not in KINDS or not key.isidentifier():
-            hint = nearest(kind, KINDS) if kind not in KINDS else f"allowed: {kind}.name_of_the_setting"
-            raise ConfigError(f"config {_PARTS}{name}: unknown kind of part; {hint}")
-        if not isinstance(value, (bool, int, float, str)):
-            raise ConfigError(f"config {_PARTS}{name}: found {show(value)}, allowed a number, a text, true or false")
-    return tuple(sorted(dict(settings).items()))
-
-
-def _check_names(names: Any) -> tuple[str, ...]:
-    """Names of modules. Raises ConfigError for anything else."""
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise ConfigError(f"config plugins: found {show(names)}, allowed a list of names of modules")
-    for name in names:
-        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
-            raise ConfigError(f"config plugins: found {show(name)}, allowed a name of a module, my_package.my_module")
-    return tuple(names)
-
-
 @dataclass(frozen=True)
 class SettingFacts:
     """Facts about a setting that hold before it has a value."""
@@ -409,7 +382,7 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
                 given = (
                     {f"{kind}.{key}": entry for key, entry in own.items()} if isinstance(own, Mapping) else {kind: own}
                 )
-                flat.update({f"{_PARTS}{key}": entry for key, entry in given.items()})
+                flat.update({f"{PARTS}{key}": entry for key, entry in given.items()})
         elif isinstance(value, Mapping) and name in _SECTIONS:
             flat.update({f"{name}.{key}": entry for key, entry in value.items()})
         elif isinstance(value, Mapping):
