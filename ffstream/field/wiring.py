@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ class RowLayout:
     is_sum: bool = False
     carried: tuple[Part, ...] = ()
 
-    @cached_property
+    @property
     def joined(self) -> Activations:
         """The shape of what the layer reads. Raises ConfigError for a sum of unlike shapes.
 
@@ -61,7 +60,7 @@ class RowLayout:
             return Activations.of_places(*first.places, num_channels)
         return Activations(sum(shape.num_features for shape in shapes))
 
-    @cached_property
+    @property
     def by_place(self) -> bool:
         """Whether the channels of a place come from several parts."""
         planes = {part.shape.plane for part in self.parts}
@@ -82,7 +81,7 @@ class RowLayout:
         """Features of a row."""
         return self.num_read + sum(self.carried_features)
 
-    @cached_property
+    @property
     def segments(self) -> list[tuple[slice, tuple[int, ...]]]:
         """The columns of a row that follow one another, and which sources they hold."""
         sources = tuple(part.source for part in self.parts)

@@ -220,10 +220,10 @@ class _PaperWork:
                 total = torch.zeros(())
                 for _ in range(2):  # the second chunk reuses all buffers
                     start = ledger.work
-                    preactivations = layer.preactivations(spec.row.read(shards["train"].chunk))
-                    total = total + layer.statistics_of(preactivations).double()
+                    rows = spec.row.read(shards["train"].chunk)
+                    total = total + layer.statistics_of(layer.preactivations(rows)).double()
                     done["settle"] = ledger.work - start
-                del total, preactivations  # before the layer hands on
+                del total, rows  # before the layer hands on
             for _ in range(2 if spec.hands_on else 0):  # the second chunk reuses all buffers
                 start = ledger.work
                 self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards, by_tiles=len(tiles) > 1)

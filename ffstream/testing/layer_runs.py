@@ -16,8 +16,7 @@ from ffstream.cache.transfer import Transfer
 from ffstream.data.shape import DataShape
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
-from ffstream.field.layers import LAYER_KINDS
-from ffstream.field.network import LayerSpec
+from ffstream.field.network import LayerSpec, find_untileable
 from ffstream.ground.units import format_bytes
 from ffstream.infer.model import load_network
 from ffstream.plan.dry_run import do_on_paper
@@ -40,15 +39,14 @@ _NUM_GROUPS = 2  # of shards, behind which an epoch is gone on with
 _MOST_PLANNED, _MORE_BYTES = 1.5, 64 << 10
 # What libraries take beside the tensors of a step is measured for all its products at once: a product of few numbers
 # may take more than shows. Tensors that libraries make are a few KiB.
-_MOST_UNSEEN, _SMALL_BYTES = 1.03, 4 << 10
+_MOST_UNSEEN, _SMALL_BYTES = 1.1, 4 << 10
 
 
 def list_ways(config: Config) -> dict[str, Config]:
     """The ways in which steps may be taken: of a whole batch, from parts of it, and by tiles if the layer has any."""
     in_part = max(int(config.batch) // 3, 1)
     found = {"": config, " from parts of a batch": config.override({"micro_batch": in_part})}
-    kinds = {LAYER_KINDS[line.kind] for line in config.list_layers()} or {LAYER_KINDS[config.network.kind]}
-    if all(kind.tileable for kind in kinds):
+    if find_untileable(config) is None:
         found[" by tiles"] = config.override({"network.tile_units": max(config.width // 2, 1)})
     return found
 

@@ -127,14 +127,20 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
     for units, tile in layer:
         for number, (rows, written) in enumerate(chunks):
             tile.begin(Mode.HANDING_ON, place=f"{shard} {number}")  # the same noise as while squares were summed
-            preactivations = tile.preactivations(spec.row.read(rows))
-            if by_unit:
-                handed_on = tile.hand_on(preactivations)
-            else:
-                handed_on = divide_by_length_(tile.activate_(preactivations), squares[number] / spec.num_units)
-            spec.next_row.write_units(written, units, handed_on, spec.number, spec.row, rows)
+            total = None if by_unit else squares[number]
+            spec.next_row.write_units(
+                *(written, units, _hand_on_units(tile, spec, rows, total)), spec.number, spec.row, rows
+            )
     for rows, written in chunks:
         spec.next_row.write_rest(written, spec.number, spec.row, rows)
+
+
+def _hand_on_units(tile: Layer, spec: LayerSpec, rows: Tensor, squares: Tensor | None) -> Tensor:
+    """What the units of a tile hand on, (n, units): divided by the length of rows, if its square (n, 1) is given."""
+    preactivations = tile.preactivations(spec.row.read(rows))
+    if squares is None:
+        return tile.hand_on(preactivations)
+    return divide_by_length_(tile.activate_(preactivations), squares / spec.num_units)
 
 
 def _sum_squares(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]], shard: int) -> list[Tensor]:
@@ -153,11 +159,11 @@ def settle(transfer: Transfer, layer: Layer, spec: LayerSpec, cache: ActivationC
     """Tell a trained layer what it has to know of all rows of its training cache before it hands on."""
     total = torch.zeros(())
     step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type), spec)
-    for shard, rows in transfer.blocks(cache, range(cache.layout.num_shards)):
-        for number, chunk in enumerate(rows.split(step)):
+    for shard, block in transfer.blocks(cache, range(cache.layout.num_shards)):
+        for number, chunk in enumerate(block.split(step)):
             layer.begin(Mode.HANDING_ON, place=f"{shard} {number}")
-            preactivations = layer.preactivations(spec.row.read(chunk.flatten(0, 1)))
-            total = total + layer.statistics_of(preactivations).to("cpu", torch.float64)
+            rows = spec.row.read(chunk.flatten(0, 1))
+            total = total + layer.statistics_of(layer.preactivations(rows)).to("cpu", torch.float64)
     layer.settle(total)
 
 

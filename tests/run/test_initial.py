@@ -152,7 +152,7 @@ DIFFERENCES = {
     "none told": ({"recipe": "grouped"}, "layers 1-3 start from {}"),
     "an input skip": (
         {"network__input_skip": True},
-        "layer 1 starts from {}; layers 2-3 do not: they have weight 24 x 24 there and 24 x 88 here",
+        "layer 1 starts from {}; layers 2-3 do not: they read 24 features there and 88 features here",
     ),
 }
 

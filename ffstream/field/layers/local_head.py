@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ffstream.field.layers.plain import call
-from ffstream.field.layers.planes import by_place, keep_where_active_
+from ffstream.field.layers.planes import by_place, in_channels_last, keep_where_active_
 
 _MOST_SIDE, _LEAST_SIDE = 8, 4  # places of the planes that the hidden layers see, along an axis
 _SUMMARY_SIDE = 2  # the linear classifier reads averages over 2 x 2 parts of the last plane
@@ -81,16 +81,16 @@ class LocalHead(nn.Module):
         current = F.avg_pool2d(planes, self._squares)
         if self.convs:
             return [self._average(self._read_plain(current))]
-        current = current.to(self._compute_dtype).contiguous(memory_format=torch.channels_last)
+        current = in_channels_last(current.to(self._compute_dtype))
         kept = []
         for number in range(self.num_hidden):
-            product = F.conv2d(current, self._cast(self._standardise(number)[0]), padding=1)
-            rectified, mean, inverse = self._normalise(number, product)
-            rectified.relu_()
+            product = in_channels_last(F.conv2d(current, self._cast(self._standardise(number)[0]), padding=1))
+            normalised, mean, inverse = self._normalise(number, product)
+            rectified = in_channels_last(normalised.relu_())
             if keep:
                 kept += [current, product, mean, inverse]
             current = rectified
-            del product, rectified
+            del product, normalised, rectified
         dtype = self.get_parameter("scale_0").dtype
         return [self._average(current).to(dtype), *kept, *([current] if keep else [])]
 
@@ -138,8 +138,9 @@ class LocalHead(nn.Module):
             )
             found[f"scale_{number}"], found[f"shift_{number}"] = by_scale.to(dtype), by_shift.to(dtype)
             weight, *moments = self._standardise(number)
+            sizes = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
             by_plane, by_weight, _ = torch.ops.aten.convolution_backward(
-                *(by_product, operand, self._cast(weight), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+                *(in_channels_last(by_product), operand, self._cast(weight), None, *sizes),
                 output_mask=[True, True, False],
             )
             del by_product, by_scaled
@@ -163,9 +164,8 @@ class LocalHead(nn.Module):
         return found, mean, inverse
 
     def _affine(self, number: int, product: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift. A CPU multiplies products in 16 bits by numbers in 32; other devices want one type."""
-        dtype = product.dtype if product.device.type != "cpu" else torch.float32
-        scale, shift = (self.get_parameter(f"{name}_{number}").to(dtype) for name in ("scale", "shift"))
+        """Scale and shift in the type of the product, as devices other than a CPU want one type."""
+        scale, shift = (self.get_parameter(f"{name}_{number}").to(product.dtype) for name in ("scale", "shift"))
         return scale, shift
 
     def _standardise(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
