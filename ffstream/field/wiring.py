@@ -199,11 +199,9 @@ class RowLayout:
         found = before.find(rows, source)
         return shape.to_places(found) if shape.plane is not None else found.unsqueeze(1)
 
-    def _finder(
-        self, own: Tensor, source: int, before: RowLayout, rows: Tensor, units: slice = slice(None)
-    ) -> Callable[[int], Tensor]:
+    def _finder(self, own: Tensor, source: int, before: RowLayout, rows: Tensor) -> Callable[[int], Tensor]:
         dtype = torch.promote_types(own.dtype, rows.dtype)  # by hand: what torch would cast by itself is not planned
-        return lambda each: (own if each == source else before.find(rows, each)[:, units]).to(dtype)
+        return lambda each: (own if each == source else before.find(rows, each)).to(dtype)
 
     def _make(self, sources: tuple[int, ...], find: Callable[[int], Tensor]) -> Tensor:
         return find(sources[0]) if len(sources) == 1 else self.join([find(each) for each in sources])
