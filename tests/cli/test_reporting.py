@@ -290,5 +290,5 @@ def test_epochs_of_its_own_are_shown_for_each_layer(small_config, tmp_path):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_rounds_are_shown_in_a_line_each(terminal, small_config, tmp_path):
     text = show(small_config(schedule__order="rounds"), tmp_path / "run", terminal=terminal)
-    assert "3 layers in 3 rounds" in text
+    assert "3 layers in 3 rounds" in " ".join(text.split())
     assert re.findall(r"round (\d)/3 done: validation error", text) == ["1", "2", "3"]
