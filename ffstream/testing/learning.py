@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -125,10 +125,10 @@ def _differentiate(layer: Layer, rows: Tensor, gradient: Tensor) -> dict[str, Te
     return dict(zip(names, found, strict=True))
 
 
-def _gather(layer: Layer, yielding: Callable[[], object]) -> dict[str, Tensor]:
+def _gather(layer: Layer, yielding: Callable[[], Iterable[tuple[str, slice, Tensor]]]) -> dict[str, Tensor]:
     """What is yielded in parts, as whole parameters."""
     whole: dict[str, Tensor] = {}
-    for name, part, values in yielding():  # type: ignore[attr-defined]
+    for name, part, values in yielding():
         claim(name in layer.list_inner(), f"yields {name!r}, allowed: {', '.join(layer.list_inner())}")
         room = whole.setdefault(name, torch.zeros(layer.get_parameter(name).shape))
         claim(room[part].shape == values.shape, f"yields {tuple(values.shape)} for {name}, not its shape")
