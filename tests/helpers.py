@@ -218,6 +218,21 @@ def describe(config, num_features=64, num_classes=10, image_shape=None, num_samp
     return Blueprint.of(config.override(sizes), DataShape(num_features, num_classes, num_samples or {}, image_shape))
 
 
+class DenseLayer(ff.Layer):
+    """What a user's own kind is at least: a dense layer without a bias, whose gradients are autograd's."""
+
+    def __init__(self, shape, compute_dtype=torch.float32):
+        super().__init__(shape, compute_dtype)
+        self.weight = torch.nn.Parameter(torch.empty(self.num_units, self.in_features))
+
+    def initialise(self, generator):
+        with torch.no_grad():
+            self.weight.normal_(0, self.in_features**-0.5, generator=generator)
+
+    def preactivations(self, rows):
+        return rows.float() @ self.weight.t()
+
+
 def take_units(tensor, axis, units):
     """Some units of a tensor, of each run along its axis."""
     runs = tensor.unflatten(axis.index, (axis.num_runs, -1))

@@ -12,6 +12,7 @@ from ffstream import testing
 from ffstream.field.labels import LABEL_METHODS
 from ffstream.field.optimisers import OPTIMISERS
 from ffstream.field.similarity import SIMILARITIES
+from tests.helpers import DenseLayer
 from tests.warm import run_python
 
 ROOT = Path(__file__).parents[2]
@@ -148,19 +149,8 @@ def test_a_black_box_passes_in_a_new_process():
     assert done.returncode == 0, done.stderr
 
 
-class Plain(ff.Layer):
+class Plain(DenseLayer):
     """What a user's own kind is at least; faults are added to it."""
-
-    def __init__(self, shape, compute_dtype=torch.float32):
-        super().__init__(shape, compute_dtype)
-        self.weight = torch.nn.Parameter(torch.empty(self.num_units, self.in_features))
-
-    def initialise(self, generator):
-        with torch.no_grad():
-            self.weight.normal_(0, self.in_features**-0.5, generator=generator)
-
-    def preactivations(self, rows):
-        return rows.float() @ self.weight.t()
 
     def draw(self, rows):
         return torch.randn(len(rows), self.num_units, generator=self.generator, device=rows.device)

@@ -6,25 +6,10 @@ import pytest
 import torch
 
 import ffstream as ff
-from tests.helpers import layer_digests
+from tests.helpers import DenseLayer, layer_digests
 
 
-class Product(ff.Layer):
-    """A dense layer by autograd."""
-
-    def __init__(self, shape, compute_dtype=torch.float32):
-        super().__init__(shape, compute_dtype)
-        self.weight = torch.nn.Parameter(torch.empty(self.num_units, self.in_features))
-
-    def initialise(self, generator):
-        with torch.no_grad():
-            self.weight.normal_(0, self.in_features**-0.5, generator=generator)
-
-    def preactivations(self, rows):
-        return rows.float() @ self.weight.t()
-
-
-class Told(Product):
+class Told(DenseLayer):
     """The same by the gradient that it is told."""
 
     has_gradients = False
@@ -57,11 +42,11 @@ class Trying(Told):
         yield from super().observe(rows, gradient, loss_of)
 
 
-class Fixed(Product):
+class Fixed(DenseLayer):
     has_input_gradient = False
 
 
-class Noisy(Product):
+class Noisy(DenseLayer):
     noisy_modes = frozenset(ff.Mode)
 
     def preactivations(self, rows):
@@ -79,7 +64,7 @@ class Boxed(Told):
         return torch.from_numpy(rows.float().numpy() @ self.weight.detach().numpy().T)
 
 
-KINDS = (Product, Told, Stepping, Trying, Fixed, Noisy, Boxed)
+KINDS = (DenseLayer, Told, Stepping, Trying, Fixed, Noisy, Boxed)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +83,7 @@ def config_of(small_config, kind, recipe="inject", **settings):
 def test_who_is_told_the_gradient_learns_as_who_has_it(settings, small_config, tmp_path):
     by_autograd, by_rule, boxed = (
         layer_digests(ff.train(config_of(small_config, kind, **settings), tmp_path / kind).path)
-        for kind in ("product", "told", "boxed")
+        for kind in ("denselayer", "told", "boxed")
     )
     assert by_rule == by_autograd
     assert len(boxed) == len(by_rule)
