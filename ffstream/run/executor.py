@@ -24,7 +24,7 @@ from ffstream.ground.interrupts import check_interrupts
 from ffstream.plan.plan import Plan
 from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
 from ffstream.run.commits import Commits
-from ffstream.run.cycle import Cycle
+from ffstream.run.cycle import Cycle, find_cycle
 from ffstream.run.frozen_layers import FrozenLayers, Goodness
 from ffstream.run.held_out import HeldOut
 from ffstream.run.input_writer import InputWriter
@@ -127,7 +127,8 @@ class Runner:
         """Prepare for a pass through all layers, of which an earlier process may have finished some."""
         self._pass = next_pass
         if next_pass.round:
-            directory = self._directory.at_round(next_pass.round)
+            of_round = self._cycle.to_mapping() if self._cycle is not None else None
+            directory = self._directory.at_round(next_pass.round, of_round)
             self._directory = self._frozen.directory = self._saver.directory = directory
         self._caches.round = next_pass.round
         self._held_out = HeldOut(self._targets, self._config.network.stack_layers)
@@ -155,17 +156,24 @@ class Runner:
         """Commit the round. Returns whether another one follows."""
         settings, number = self._config.optimiser, self._pass.round
         before = cycle.find_schedule(settings)
-        self._cycle = cycle = cycle.add_error(self._held_out.error_to_here)
+        cycle = cycle.add_error(self._held_out.error_to_here)
         schedule = cycle.find_schedule(settings)
+        self._cycle = following = self._find_following(cycle)
         self._commits.add(lambda seal: self._directory.write_round(cycle.to_mapping(), seal))
         self._transfer.commit(self._drop_progress)
         self._transfer.commit(partial(self._directory.at_round(number + 1).remove_rounds, 0))
         self._transfer.finish()
         if schedule != before:
-            num_rounds = cycle.start + schedule.num_epochs
-            self._observer.on_early_end(0, num_rounds, cycle.stop)
-        self._observer.on_round(number, cycle.start + schedule.num_epochs, read_layer_figures(self._directory))
-        return not cycle.is_over(number, settings)
+            self._observer.on_early_end(0, cycle.start + schedule.num_epochs, cycle.stop)
+        num_rounds = number
+        if following is not None:
+            num_rounds = following.start + following.find_schedule(settings).num_epochs
+        self._observer.on_round(number, num_rounds, read_layer_figures(self._directory))
+        return following is not None
+
+    def _find_following(self, cycle: Cycle) -> Cycle | None:
+        """The cycle of the round after this one, which `cycle` ends with."""
+        return find_cycle(cycle, self._pass.round, self._config.epochs, self._config.optimiser)
 
     def _drop_progress(self) -> None:
         self._directory.drop_progress()
@@ -177,7 +185,7 @@ class Runner:
             path=str(self._directory.path),
             num_layers=len(self._specs),
             num_done=num_done,
-            num_rounds=0 if self._cycle is None else self._cycle.stop,
+            num_rounds=0 if self._cycle is None else self._config.epochs,
             num_rounds_done=max(self._pass.round - 1, 0),
             num_epochs_saved=self._saver.count_epochs(num_done),
             num_in_stack=self._config.network.stack_layers,
@@ -276,7 +284,7 @@ class Runner:
             self._judge()
 
     def _is_last_pass(self) -> bool:
-        return self._cycle is None or self._cycle.is_over(self._pass.round, self._config.optimiser)
+        return self._cycle is None or self._find_following(self._cycle.add_error(self._held_out.error_to_here)) is None
 
     def _judge(self) -> None:
         """Warn of what the predictions of the finished network for validation images say of the data."""

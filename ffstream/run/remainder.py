@@ -11,14 +11,23 @@ from ffstream.storage.run_directory import RunDirectory
 def is_open(directory: RunDirectory, config: Config) -> bool:
     """Whether anything is left to train of what a configuration asks for."""
     if config.in_rounds:
-        return find_next_cycle(directory, config) is not None
+        return _find_asked_cycle(directory, config) is not None
     return directory.count_layers() < config.layers
 
 
 def find_next_cycle(directory: RunDirectory, config: Config) -> Cycle | None:
-    """The cycle of the next round of a run in rounds; None if none is left, and for sequential runs."""
-    if not config.in_rounds:
-        return None
+    """The cycle of the next round of a run in rounds; None if none is left, and for sequential runs.
+
+    A round that is under way ends in the cycle that it began in, so that all of its layers have one learning rate: what
+    is asked for now holds from the round after it.
+    """
+    asked = _find_asked_cycle(directory, config) if config.in_rounds else None
+    begun = directory.read_begun_cycle() if asked is not None else None
+    return asked if begun is None else Cycle.from_mapping(begun)
+
+
+def _find_asked_cycle(directory: RunDirectory, config: Config) -> Cycle | None:
+    """The cycle of the next round if nothing of it was begun."""
     newest = directory.newest()
     last = Cycle.from_mapping(newest.read_round()["cycle"]) if newest.round else None
     return find_cycle(last, newest.round, config.epochs, config.optimiser)

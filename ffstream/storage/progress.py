@@ -128,6 +128,16 @@ class LayerProgress(FinishedLayers):
         manifest = self._read_progress_manifest()
         return int(manifest.get("round", 0)) if manifest is not None else 0
 
+    def read_begun_cycle(self) -> dict[str, Any] | None:
+        """How the learning rate falls in the round that is under way, if anything of it is committed, else None.
+
+        Nor is it known of rounds that an earlier version has begun. Raises CorruptFileError.
+        """
+        written = self.at_round(self.count_rounds() + 1)
+        begun = written.read_layer_manifest(0) if written.list_layers() else self._read_progress_manifest() or {}
+        cycle: dict[str, Any] | None = begun.get("cycle")
+        return cycle if begun.get("round") == written.round else None
+
     def has_stale_progress(self) -> bool:
         """Whether there is progress of a layer that is committed by now. Raises CorruptFileError."""
         manifest, next_ones = self._read_progress_manifest(), self.under_way()

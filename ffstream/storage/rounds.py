@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from ffstream.errors import CorruptFileError, RunError
@@ -41,10 +41,15 @@ class RunRounds(RunEnvironments):
     _manifest: dict[str, Any] | None = None  # of the round, once it was read
     _was_committed: bool = False  # whether the round was found to be
     _before: str | None = None  # the digest of the round before, once it was asked for
+    _cycle: Mapping[str, Any] | None = None  # by which the layers that are written are trained
 
-    def at_round(self: _View, number: int) -> _View:
-        """The same run directory, with the layers of that round; 0 stands for those of a sequential run."""
+    def at_round(self: _View, number: int, cycle: Mapping[str, Any] | None = None) -> _View:
+        """The same run directory, with the layers of that round; 0 stands for those of a sequential run.
+
+        Whatever is written of the round names `cycle`, which says how the learning rate falls in it.
+        """
         found = copy.copy(self)
+        found._cycle = cycle
         found._round, found._manifest, found._before, found._was_committed = number, None, None, False
         return found
 
@@ -116,7 +121,10 @@ class RunRounds(RunEnvironments):
 
     def name_round(self) -> dict[str, Any]:
         """How what is written in a round names it, and the round that it goes on from; empty in a sequential run."""
-        return {"round": self.round, "digest_before": self._digest_before()} if self.round else {}
+        if not self.round:
+            return {}
+        of_cycle = {} if self._cycle is None else {"cycle": dict(self._cycle)}
+        return {"round": self.round, "digest_before": self._digest_before()} | of_cycle
 
     def check_names_round(self, manifest: dict[str, Any], name: str, remedy: str) -> None:
         """Raise CorruptFileError unless a manifest names this round, and the round before as it is, if it is there."""

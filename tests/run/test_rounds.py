@@ -198,6 +198,31 @@ def test_an_unfinished_run_takes_as_many_rounds_as_are_asked_for_now(
     assert layer_digests(tmp_path / "run") == layer_digests(uninterrupted(config.override({"epochs": 6})))
 
 
+@pytest.mark.parametrize("asked", [3, 8])
+@pytest.mark.parametrize("stop", [("on_tick", 72), ("on_epoch", 7), ("on_epoch", 8)], ids=str)
+def test_a_round_that_was_begun_ends_with_the_rate_that_it_began_with(
+    stop, asked, small_config, uninterrupted, tmp_path, monkeypatch
+):
+    """All layers of a round have one learning rate, also one of which only a part of an epoch is saved."""
+    monkeypatch.setattr("ffstream.training.layer_trainer._TICK_S", 0.0)
+    monkeypatch.setattr("ffstream.run.progress_saver.ProgressSaver.is_due", lambda _saver: True)
+    config = small_config(**ROUNDS, epochs=4, save_every="1h")  # the rate falls in the third and fourth rounds
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        ff.train(config, path, observer=InterruptAt(*stop))
+    stopped = RunDirectory(path)
+    begun = stopped.read_begun_cycle()
+    assert begun is not None
+    assert (stopped.count_rounds(), begun["stop"]) == (2, 4)
+    with pytest.raises(KeyboardInterrupt):
+        ff.resume(path, epochs=asked, observer=InterruptAt("on_round", 0))
+    third = [RunDirectory(each).at_round(3) for each in (path, uninterrupted(config))]
+    assert third[0].read_weight_digests(3) == third[1].read_weight_digests(3)
+    run = ff.resume(path)
+    assert run.directory.count_rounds() == asked
+    assert run.directory.newest().read_round()["cycle"]["stop"] == (4 if asked == 3 else asked)
+
+
 def test_a_finished_run_takes_more_rounds_whose_rate_starts_anew(small_config, tmp_path):
     config = small_config(**ROUNDS, epochs=2)
     ff.train(config, tmp_path / "run")
