@@ -17,6 +17,7 @@ from tests.helpers import check_resumed_on_every_tier, describe
 OPTIONS = {
     "two": BlockOptions(),
     "three, with a stride": BlockOptions(layers=3, kernel=5, stride=2),
+    "places that nothing reads": BlockOptions(kernel=1, stride=2),
     "an even kernel": BlockOptions(kernel=2, pool=2),
     "groups": BlockOptions(layers=3, groups=2, normalise="samples"),
 }

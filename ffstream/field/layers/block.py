@@ -96,7 +96,7 @@ class Block(Conv):
 
     @property
     def _strides(self) -> list[int]:
-        return [self.options.stride] + [1] * self.num_inner
+        return [self.stride] + [1] * self.num_inner
 
     def gradients(
         self, rows: Tensor, gradient: Tensor, total: Tensor | None = None

@@ -132,7 +132,7 @@ class Conv(NormalisedLayer):
             return by_place(call(self.conv, planes, self.compute_dtype)).flatten(1)
         weight = self.weight.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
         bias = self.bias.to(self.compute_dtype)
-        found = F.conv2d(self.read(rows), weight, bias, self.options.stride, self.padding, 1, self.options.groups)
+        found = F.conv2d(self.read(rows), weight, bias, self.stride, self.padding, 1, self.options.groups)
         return by_place(found).flatten(1).to(self.unit_dtype)
 
     @property
@@ -145,11 +145,10 @@ class Conv(NormalisedLayer):
         if self.head is not None:
             self.head.make_plain()
         if type(self).preactivations is Conv.preactivations:
-            kernel, stride, groups = self.options.kernel, self.options.stride, self.options.groups
             conv = nn.Conv2d(
-                *(self.shape.reads.num_channels, self.width, kernel, stride),
+                *(self.shape.reads.num_channels, self.width, self.options.kernel, self.stride),
                 padding=self.padding,
-                groups=groups,
+                groups=self.options.groups,
                 device="meta",  # where no random numbers are drawn
             )
             conv.weight, conv.bias, self.conv = self.weight, self.bias, conv
@@ -165,16 +164,20 @@ class Conv(NormalisedLayer):
 
     def input_gradients(self, rows: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """dL/drows, for all features at once."""
-        found = self._differentiate(rows, gradient, of_input=True)
-        before, _, _, after = self._plane_of(self.shape.reads)
-        planes = found.permute(0, 2, 3, 1).unflatten(3, (before, after))
+        found = self._differentiate(rows, gradient, of_input=True).permute(0, 2, 3, 1)
+        before, height, width, after = self._plane_of(self.shape.reads)
+        if self._leaves_out:
+            of_read, step = found, self.options.stride
+            found = of_read.new_zeros(len(rows), height, width, before * after)
+            found[:, ::step, ::step] = of_read
+        planes = found.unflatten(3, (before, after))
         yield slice(None), planes.permute(0, 3, 1, 2, 4).reshape(len(rows), -1)
 
     def _differentiate(self, rows: Tensor, gradient: Tensor, *, of_input: bool) -> Tensor:
         _, height, width, _ = self._plane_of(self.units)
         upstream = gradient.to(self.compute_dtype).view(-1, height, width, self.width).permute(0, 3, 1, 2)
         weight = self.weight.detach().to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
-        sides = [self.options.stride] * 2, [self.padding] * 2, [1, 1]
+        sides = [self.stride] * 2, [self.padding] * 2, [1, 1]
         found = torch.ops.aten.convolution_backward(
             *(upstream, self.read(rows.detach()), weight, None, *sides, False, [0, 0], self.options.groups),
             output_mask=[of_input, not of_input, False],
@@ -191,6 +194,27 @@ class Conv(NormalisedLayer):
         return self._as_planes(rows.to(self.compute_dtype))
 
     def _as_planes(self, rows: Tensor) -> Tensor:
+        planes = self._view_planes(rows)
+        if not self._leaves_out:
+            return planes
+        read = planes[:, :, :: self.options.stride, :: self.options.stride]
+        return read.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def _leaves_out(self) -> bool:
+        """Whether there are places that no unit reads, which are then left out before the product.
+
+        oneDNN writes beyond its memory in the gradient of weights of 1 x 1 with a stride, where few channels are read:
+        at best, the process ends (oneDNN issue 6035).
+        """
+        return self.options.kernel == 1 and self.options.stride > 1
+
+    @property
+    def stride(self) -> int:
+        """Places from one unit to the next, of those places that are not left out."""
+        return 1 if self._leaves_out else self.options.stride
+
+    def _view_planes(self, rows: Tensor) -> Tensor:
         before, height, width, after = self._plane_of(self.shape.reads)
         planes = rows.view(-1, before, height, width, after)
         if before == 1:
