@@ -11,6 +11,7 @@ from torch import Tensor
 from ffstream.device.ledger import PAPER
 from ffstream.errors import ConfigError, FFStreamError
 from ffstream.field.layers import LAYER_KINDS, Layer
+from ffstream.field.layers.contract import check_bytes
 
 
 def use_declared(layer: Layer) -> None:
@@ -28,7 +29,9 @@ class _StandIn:
         self._layer = layer
 
     def _take(self, num_rows: int) -> Tensor:
-        return torch.empty(self._layer.declare_bytes(num_rows) or 0, dtype=torch.uint8, device=PAPER)
+        return torch.empty(
+            check_bytes(self._layer, self._layer.declare_bytes(num_rows)), dtype=torch.uint8, device=PAPER
+        )
 
     def preactivations(self, rows: Tensor) -> Tensor:
         room = self._take(len(rows))

@@ -21,6 +21,7 @@ from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.device.workspace import Workspace
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.layers import Layer, Mode
+from ffstream.field.layers.contract import compute
 from ffstream.field.network import LayerSpec
 from ffstream.plan.black_box import refusing_undeclared, use_declared
 from ffstream.plan.footprint import (
@@ -221,7 +222,7 @@ class _PaperWork:
                 for _ in range(2):  # the second chunk reuses all buffers
                     start = ledger.work
                     rows = spec.row.read(shards["train"].chunk)
-                    total = total + layer.statistics_of(layer.preactivations(rows)).double()
+                    total = total + layer.statistics_of(compute(layer, rows)).double()
                     done["settle"] = ledger.work - start
                 del total, rows  # before the layer hands on
             for _ in range(2 if spec.hands_on else 0):  # the second chunk reuses all buffers
@@ -288,7 +289,7 @@ class _PaperWork:
             trace.begin(reading(name))
             beside = trace.make(kernels.in_passes)
             layer.begin(Mode.MEASURING)
-            self._method.reading.sweep(layer, goodness, layer.preactivations(spec.row.read(rows)), num_samples)
+            self._method.reading.sweep(layer, goodness, compute(layer, spec.row.read(rows)), num_samples)
             trace.free(beside)
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
             return ledger.work - start

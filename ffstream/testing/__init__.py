@@ -172,6 +172,7 @@ def check_layer(name: str, settings: Settings | None = None) -> None:
         found = layer.preactivations(rows).clone()
         claim(found.shape == (_NUM_ROWS, num_units), f"preactivations have shape {tuple(found.shape)}")
         claim(found.dtype == torch.float32, f"preactivations are {found.dtype}, expected torch.float32")
+        claim(bool(found.isfinite().all()), "preactivations are not finite")
         same(layer.preactivations(rows[:2]), found[:2], "preactivations of two rows depend on the rows beside them")
         again = _make_layer(kind, config)
         for key, tensor in layer.state_dict().items():

@@ -17,7 +17,8 @@ from ffstream.device.workspace import Buffer, Workspace
 from ffstream.errors import DivergedError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import take_rows
-from ffstream.field.layers import Layer, Mode
+from ffstream.field.layers import LAYER_KINDS, Layer, Mode
+from ffstream.field.layers.contract import check_made, check_moving, compute, learn, naming_driver
 from ffstream.field.similarity import compare
 from ffstream.ground import seeding
 from ffstream.storage.epoch_part import EpochPart
@@ -53,6 +54,7 @@ class LayerTrainer:
         units: slice | None = None,
     ) -> None:
         self.layer = layer.to(device)
+        check_made(layer)
         self._index = layer_index
         self._blueprint, config = blueprint, blueprint.config
         self._config = config
@@ -156,10 +158,13 @@ class LayerTrainer:
                 on_tick(EpochFigures.of(totals, num_samples, now_s - start_s))
         figures = EpochFigures.of(totals, num_samples, time.perf_counter() - start_s)
         if not torch.isfinite(totals).all():
+            own = type(self.layer).__name__
+            is_built_in = LAYER_KINDS.is_built_in(self._blueprint.specs[self._index].kind)
+            hint = "" if is_built_in else f"see that layer kind {own} gives finite numbers (ffstream.testing), or "
             raise DivergedError(
                 f"layer {self._index + 1}, epoch {epoch + 1}: the loss is {figures.loss}, allowed a finite number; "
-                f"lower optimiser.learning_rate (found {self.optimiser.settings.learning_rate:g}) or objective.scale "
-                f"(found {self._config.objective.scale:g}); finished layers are kept"
+                f"{hint}lower optimiser.learning_rate (found {self.optimiser.settings.learning_rate:g}) or "
+                f"objective.scale (found {self._config.objective.scale:g}); finished layers are kept"
             )
         return figures
 
@@ -187,14 +192,16 @@ class LayerTrainer:
     ) -> Tensor:
         """The same update as that of `step`, from parts that are small enough; their gradients are summed first."""
         self._begin_step(factor, generator)
-        sums, figures = self._zero_gradients(), torch.zeros(4, device=self._device)
+        sums, figures, learnt = self._zero_gradients(), torch.zeros(4, device=self._device), set[str]()
         for part in parts:
             more, gradients = self._differentiate(part, num_samples, generator)
             for name, units, value in gradients:
                 sums[name][units] += value
+                learnt.add(name)
             figures += more
         for name, total in sums.items():
-            self._update(name, slice(None), total)
+            if name in learnt:  # what a layer observes may say nothing of a parameter, which then stays as it is
+                self._update(name, slice(None), total)
         return figures
 
     def _begin_step(self, factor: float, generator: torch.Generator) -> None:
@@ -203,7 +210,8 @@ class LayerTrainer:
 
     def _update(self, name: str, units: slice, value: Tensor) -> None:
         if name in self._own:
-            self.layer.update_(name, units, value, self.optimiser.learning_rate)
+            with naming_driver(self.layer, "update_"):
+                self.layer.update_(name, units, value, self.optimiser.learning_rate)
         else:
             self.optimiser.update(name, units, value)
 
@@ -226,7 +234,7 @@ class LayerTrainer:
             gradient, _ = self._differentiate_goodness(activities, part, upstream, parameters=False)
             self._perturb_(rows, gradient)
             self.layer.rewind()  # the same noise, on other rows
-            preactivations = self.layer.preactivations(rows)
+            preactivations = compute(self.layer, rows)
         similarity = self._compare(preactivations, part)
         activities, goodness = self.read_goodness(preactivations, part.candidates)
         if part.others is not None:
@@ -244,10 +252,9 @@ class LayerTrainer:
             term, by_preactivation = similarity
             figures[0] += term * self._config.objective.similarity_weight
             gradient.add_(by_preactivation, alpha=self._config.objective.similarity_weight / divisor)
-        if self.layer.has_gradients:
-            found = self.layer.gradients(rows, gradient, total)
-        else:  # by a copy of the gradient, whose memory `loss_of` uses again
-            found = self.layer.observe(rows, gradient.clone(), partial(self._loss_of, part, divisor))
+        if not self.layer.has_gradients:  # by a copy of the gradient, whose memory `loss_of` uses again
+            gradient = gradient.clone()
+        found = learn(self.layer, rows, gradient, total, partial(self._loss_of, part, divisor))
         found = itertools.chain(found, ((name, slice(None), value) for name, value in of_goodness.items()))
         return figures, found if factor == 1 else ((name, units, value.div_(factor)) for name, units, value in found)
 
@@ -289,6 +296,7 @@ class LayerTrainer:
         The gradient ends at the rows: they come from a cache, not from a layer.
         """
         for features, direction in self.layer.input_gradients(rows, gradient):
+            check_moving(self.layer, direction, rows[:, features])
             direction.sign_()
             if direction.dtype != rows.dtype:  # adding a tensor of another type would allocate a copy
                 room = self._workspace.take(_MOVED_ROWS, tuple(direction.shape), rows.dtype)
@@ -327,7 +335,7 @@ class LayerTrainer:
             shared = 1 if shares_row else self._candidates.num_candidates
             drop_features_(rows, self._config.network.dropout, shared, generator, self._workspace)
         self.layer.rewind()  # after the rows that were swept
-        preactivations = self.layer.preactivations(rows)
+        preactivations = compute(self.layer, rows)
         if is_open and shares_row:
             part = self._choose(part, self._reading.sweep(self.layer, self._goodness, preactivations, len(rows)))
         return part, rows, preactivations
@@ -343,7 +351,7 @@ class LayerTrainer:
         first = part.index.unsqueeze(1) * self._num_rows  # first row of each sample in the block
         swept = first + (torch.arange(num_choices, device=self._device) if part.pool is None else part.pool)
         for index in swept.split(samples_in_sweep(len(swept), num_candidates, num_choices)):
-            preactivations = self.layer.preactivations(take_rows(block, index.flatten(), self._workspace))
+            preactivations = compute(self.layer, take_rows(block, index.flatten(), self._workspace))
             found.append(self._reading.sweep(self.layer, self._goodness, preactivations, len(index)))
         return torch.cat(found)
 

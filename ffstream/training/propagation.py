@@ -15,6 +15,7 @@ from ffstream.device.parts import PartSizes, part_sizes
 from ffstream.field.goodness import Goodness
 from ffstream.field.labels import Reading
 from ffstream.field.layers import LAYER_KINDS, Layer, Mode
+from ffstream.field.layers.contract import check_handed, compute
 from ffstream.field.network import LayerSpec, hand_on
 from ffstream.field.normalisation import divide_by_length_
 from ffstream.training.input_rows import RowsOf
@@ -76,7 +77,7 @@ def measure_goodness(
         for number, chunk in enumerate(block.split(step)):
             rows = spec.row.read(chunk.flatten(0, 1))
             tile.begin(Mode.MEASURING, place=f"{shard} {number}")
-            found = reading.sweep(tile, goodness, tile.preactivations(rows), len(chunk)) * weight
+            found = reading.sweep(tile, goodness, compute(tile, rows), len(chunk)) * weight
             total.put(start, found)
             start += len(chunk)
     return total.finish()
@@ -111,7 +112,12 @@ def hand_on_whole(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]], s
     for _, tile in layer:
         for number, (rows, written) in enumerate(chunks):
             tile.begin(Mode.HANDING_ON, place=f"{shard} {number}")
-            written.copy_(hand_on(tile, layer.spec, rows, tile.preactivations(layer.spec.row.read(rows))))
+            _store(tile, written, hand_on(tile, layer.spec, rows, compute(tile, layer.spec.row.read(rows))))
+
+
+def _store(tile: Layer, written: Tensor, rows: Tensor) -> None:
+    check_handed(tile, rows, written)
+    written.copy_(rows)
 
 
 def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]], shard: int = 0) -> None:
@@ -137,7 +143,7 @@ def hand_on_by_tiles(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]]
 
 def _hand_on_units(tile: Layer, spec: LayerSpec, rows: Tensor, squares: Tensor | None) -> Tensor:
     """What the units of a tile hand on, (n, units): divided by the length of rows, if its square (n, 1) is given."""
-    preactivations = tile.preactivations(spec.row.read(rows))
+    preactivations = compute(tile, spec.row.read(rows))
     if squares is None:
         return tile.hand_on(preactivations)
     return divide_by_length_(tile.activate_(preactivations), squares / spec.num_units)
@@ -150,7 +156,7 @@ def _sum_squares(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]], sh
     for _, tile in layer:
         for number, ((rows, _), total) in enumerate(zip(chunks, squares, strict=True)):
             tile.begin(Mode.HANDING_ON, place=f"{shard} {number}")
-            total += tile.activate_(tile.preactivations(spec.row.read(rows))).square_().sum(dim=1, keepdim=True)
+            total += tile.activate_(compute(tile, spec.row.read(rows))).square_().sum(dim=1, keepdim=True)
     return squares
 
 
@@ -163,7 +169,7 @@ def settle(transfer: Transfer, layer: Layer, spec: LayerSpec, cache: ActivationC
         for number, chunk in enumerate(block.split(step)):
             layer.begin(Mode.HANDING_ON, place=f"{shard} {number}")
             rows = spec.row.read(chunk.flatten(0, 1))
-            total = total + layer.statistics_of(layer.preactivations(rows)).to("cpu", torch.float64)
+            total = total + layer.statistics_of(compute(layer, rows)).to("cpu", torch.float64)
     layer.settle(total)
 
 

@@ -198,8 +198,14 @@ class Layer(nn.Module, ABC):
         self.rewind()  # so that the noise is that of the preactivations whose gradient is given
         with torch.enable_grad():
             preactivations = self.preactivations(rows.detach())
-            found = torch.autograd.grad(preactivations, [self.get_parameter(name) for name in names], gradient)
+            inner = [self.get_parameter(name) for name in names]
+            found = torch.autograd.grad(preactivations, inner, gradient, allow_unused=True) if names else ()
         for name, value in zip(names, found, strict=True):
+            if value is None:
+                raise ConfigError(
+                    f"layer kind {type(self).__name__}: preactivations do not depend on the parameter {name}; use it "
+                    "there, or make it a buffer"
+                )
             yield name, slice(None), value
 
     def observe(
@@ -213,11 +219,11 @@ class Layer(nn.Module, ABC):
         rows to the loss of the sample that each row belongs to, (n,), as a share of the mean loss of the batch, without
         similarity term and peer normalisation. The parameters may change meanwhile, if they are put back.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no gradients, but does not define observe")
+        raise ConfigError(f"layer kind {type(self).__name__}: has no gradients, but does not define observe")
 
     def update_(self, name: str, rows: slice, observed: Tensor, rate: float) -> None:
         """Change rows of a parameter by what was yielded for them, at this learning rate; once a step."""
-        raise NotImplementedError(f"{type(self).__name__} owns its update, but does not define update_")
+        raise ConfigError(f"layer kind {type(self).__name__}: owns its update, but does not define update_")
 
     def list_inner(self) -> list[str]:
         """The names of the parameters on which preactivations depend."""
@@ -338,11 +344,11 @@ class Layer(nn.Module, ABC):
 
     def statistics_of(self, preactivations: Tensor) -> Tensor:
         """Numbers that add up over samples, from which `settle` takes what the layer has to know of all of them."""
-        raise NotImplementedError(f"{type(self).__name__} has statistics, but does not define statistics_of")
+        raise ConfigError(f"layer kind {type(self).__name__}: has statistics, but does not define statistics_of")
 
     def settle(self, statistics: Tensor) -> None:
         """Fix what the layer hands on by statistics that were summed over all training rows, in float64."""
-        raise NotImplementedError(f"{type(self).__name__} has statistics, but does not define settle")
+        raise ConfigError(f"layer kind {type(self).__name__}: has statistics, but does not define settle")
 
     def forward(self, rows: Tensor) -> Tensor:
         """The preactivations (n, num_units) of rows (n, in_features), so that a hook on a layer sees both."""
