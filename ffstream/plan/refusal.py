@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ffstream.cache import CODED
+from ffstream.field.network import find_untileable
 from ffstream.ground.units import format_bytes
 from ffstream.plan.plan import Need, Plan
 
@@ -35,6 +36,9 @@ def find_ways(plan: Plan, smaller_batch: int | None) -> list[str]:
     ways = [f"--batch {smaller_batch}"] if smaller_batch else []
     if name == "device":
         ways += ["a smaller --width"]
+        in_turn = config.override({"schedule.order": "sequential"})
+        if config.in_rounds and find_untileable(in_turn) is None:
+            ways += ["--order sequential, in which layers are cut into tiles"]
     elif name == "host":
         ways += ["--cache disk"] if plan.tier != "disk" else []
     else:

@@ -127,7 +127,10 @@ def _read_text(text: Any, before: list[LayerLine]) -> list[LayerLine]:
         kind, repeat = (match["kind"], int(match["repeat"] or 1)) if match is not None else ("", 1)
         is_whole = kind in (*_POOLINGS, *FORMS_OF_ANY_DEPTH, "flatten")
         if match is None or (match["width"] is None and not is_whole):
-            known = [*FORMS, *FORMS_OF_ANY_DEPTH, *_POOLINGS, *_ALIASES, "conv", "block"]
+            known = [*FORMS, *FORMS_OF_ANY_DEPTH, *_POOLINGS, *_ALIASES, "conv", "block", "local"]
+            turned = re.fullmatch(r"([A-Za-z_]+\d+)(x\d+)(\(.*\))", word, re.ASCII)
+            if turned is not None:
+                raise _refuse(text, f"{word!r} repeats before its options, allowed {turned[1]}{turned[3]}{turned[2]}")
             raise _refuse(text, f"{word!r} is no layer; {nearest(word, known)}; write a network as {_EXAMPLE}")
         if kind in FORMS_OF_ANY_DEPTH and match["width"] is None:
             raise _refuse(text, f"{kind!r} is a whole network, as deep as --layers says; allowed by itself")

@@ -131,6 +131,11 @@ def test_the_batch_that_is_named_is_enough():
             {},
             ["the device (layer 1, 784 x 500 in 16 tiles)", "others", "a smaller --width", "--budget"],
         ),
+        (
+            {"device_bytes": MIB},
+            {"schedule.order": "rounds"},
+            ["the device (layer 1", "a smaller --width, --order sequential, in which layers are cut into tiles, or"],
+        ),
         ({"host_bytes": GIB // 4 + MIB}, {}, ["host memory", "interpreter 256.0 MiB", "--host-budget"]),
         ({"disk_bytes": MIB}, {}, ["the disk needs", "layers", "--disk-budget"]),
         (

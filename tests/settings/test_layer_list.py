@@ -93,6 +93,7 @@ def test_the_forms_that_have_names_can_be_read():
 
 
 REFUSED = {
+    "conv8x3(kernel=5)": r"'conv8x3\(kernel=5\)' repeats before its options, allowed conv8\(kernel=5\)x3",
     "conv64 pol": "'pol' is no layer; did you mean 'pool'",
     "pool conv64": "'pool' has no layer before it",
     "conv0": "the width is 0, allowed an integer >= 1",
