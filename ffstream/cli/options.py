@@ -22,6 +22,7 @@ RENAMED = {
     "patience": "optimiser.patience",
     "negatives_per_sample": "negatives.per_sample",
     "order": "schedule.order",
+    "window": "schedule.window_samples",
     "cache": "cache.tier",
     "cache_dir": "cache.folder",
     "cache_dtype": "cache.dtype",

@@ -114,10 +114,12 @@ class _Course:
     def _describe_rounds(self) -> str:
         outline = self.outline
         done = f", {outline.num_rounds_done} done" if outline.num_rounds_done else ""
+        windows = f" of {outline.num_windows} windows" if outline.num_windows > 1 else ""
+        windows += f", {count(outline.num_windows_done, 'window')} of the next done" if outline.num_windows_done else ""
         layers = count(outline.num_layers, "layer")
         within = f" ({outline.num_done} of {layers} in the next)" if outline.num_done else ""
         return (
-            f"run {outline.path}: {layers} in {count(outline.num_rounds, 'round')}{done}{within}, "
+            f"run {outline.path}: {layers} in {count(outline.num_rounds, 'round')}{windows}{done}{within}, "
             f"{outline.num_samples:,} training samples; a layer's work is planned to take "
             f"{format_bytes(outline.planned_bytes)} of {format_bytes(outline.allowed_bytes)}"
         )
@@ -128,7 +130,9 @@ class _Course:
         epoch = max(math.ceil(epochs_taken), 1)
         num_epochs = outline.num_epochs[layer - 1]
         if outline.num_rounds:
-            return f"round {epoch}/{outline.num_rounds}"
+            number, window = divmod(epoch - 1, outline.num_windows)
+            of_window = f" window {window + 1}/{outline.num_windows}" if outline.num_windows > 1 else ""
+            return f"round {number + 1}/{outline.num_rounds}{of_window}"
         tile, within = divmod(epoch - 1, num_epochs)
         cut = f"tile {tile + 1}/{outline.num_tiles} " if outline.num_tiles > 1 else ""
         return f"{cut}epoch {within + 1}/{num_epochs}"
@@ -141,7 +145,7 @@ class _Course:
             f"round {number}/{num_rounds} done: {self.noun} {alone}, "
             f"{format_share(layers[-1].validation_error_to_here)} with those below, "
             f"{sum(figures.elapsed_s for figures in layers):.1f} s, "
-            f"{format_seconds(self.eta_s(len(layers), number))} left of the run"
+            f"{format_seconds(self.eta_s(len(layers), number * self.outline.num_windows))} left of the run"
         )
 
     def name_peak(self, figures: LayerFigures) -> str:
@@ -161,13 +165,14 @@ class _Course:
         left = sum(here) * outline.num_tiles - epochs_taken
         return (time.perf_counter() - self._start_s) * left / taken if taken > 0 else None
 
-    def _rounds_eta_s(self, layer: int, rounds_taken: float) -> float | None:
-        """The same in rounds, of which a layer and those above it have taken one less than those below it."""
+    def _rounds_eta_s(self, layer: int, passes_taken: float) -> float | None:
+        """The same in rounds, or in their windows: layers have taken one less than those below them."""
         outline = self.outline
-        first = outline.num_rounds_done * outline.num_layers + outline.num_done
-        rounds_of_layer = math.ceil(rounds_taken) - 1
-        taken = rounds_of_layer * outline.num_layers + layer - 1 + (rounds_taken - rounds_of_layer) - first
-        left = outline.num_rounds * outline.num_layers - first - taken
+        passes_done = outline.num_rounds_done * outline.num_windows + outline.num_windows_done
+        first = passes_done * outline.num_layers + outline.num_done
+        passes_of_layer = math.ceil(passes_taken) - 1
+        taken = passes_of_layer * outline.num_layers + layer - 1 + (passes_taken - passes_of_layer) - first
+        left = outline.num_rounds * outline.num_windows * outline.num_layers - first - taken
         return (time.perf_counter() - self._start_s) * max(left, 0) / taken if taken > 0 else None
 
 
@@ -289,14 +294,16 @@ class BarObserver(Observer):
 
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
         """Show live figures of the epoch."""
-        taken = epoch - 1 + figures.num_samples / self._course.outline.num_samples
-        self._show(layer, taken, num_epochs, figures)
+        outline = self._course.outline
+        taken = epoch - 1 + figures.num_samples * outline.num_windows / outline.num_samples
+        self._show(layer, min(taken, epoch), num_epochs, figures)
 
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
         """Show the figures of the whole epoch."""
-        self._last_error = validation_error
+        if validation_error is not None:  # it is measured once a round, whatever windows this has
+            self._last_error = validation_error
         self._show(layer, epoch, num_epochs, figures)
 
     def on_layer(self, figures: LayerFigures) -> None:

@@ -65,6 +65,7 @@ def train(
     recipe: Annotated[str | None, setting_option("recipe", "NAME", TRAINING)] = None,
     epochs: Annotated[int | None, setting_option("epochs", "N", TRAINING)] = None,
     order: Annotated[str | None, setting_option("order", "WORD", TRAINING)] = None,
+    window: Annotated[str | None, setting_option("window", "N", TRAINING)] = None,
     batch: Annotated[int | None, setting_option("batch", "N", TRAINING)] = None,
     lr: Annotated[float | None, setting_option("lr", "X", TRAINING)] = None,
     patience: Annotated[int | None, setting_option("patience", "N", TRAINING)] = None,
@@ -307,7 +308,7 @@ def _resolve_settings(options: dict[str, Any]) -> Config:
 
     if options["resume"] and options["run_dir"] is None:
         raise ConfigError("--resume: found no --run-dir, which says what to go on with; add one, or leave --resume out")
-    options = options | {"negatives_per_sample": _number_or_word(options["negatives_per_sample"])}
+    options = options | {name: _number_or_word(options[name]) for name in ("negatives_per_sample", "window")}
     given = dict(parse_assignment(text) for text in options["set_"] or [])
     settings = read_toml(options["config"]) if options["config"] else {}
     if options["plugin"]:

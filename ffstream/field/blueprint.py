@@ -73,6 +73,12 @@ class Blueprint:
         return operand_dtype(self.config.precision)
 
     @property
+    def num_cached(self) -> dict[str, int]:
+        """For each split, the most samples that a cache holds: of the training samples, those of a window."""
+        num_windows = self.config.count_windows(self.data.num_samples.get("train", 0))
+        return {name: -(-num // num_windows) if name == "train" else num for name, num in self.data.num_samples.items()}
+
+    @property
     def image_row(self) -> RowLayout:
         """The rows that are made of images, which the first layer of a stack reads."""
         return self.specs[0].row

@@ -165,7 +165,7 @@ class _PaperWork:
                 peaks.append(ledger.peak_bytes - before + drawn_bytes)
                 works[name] = ledger.work - start
         if settings.views > 1:
-            peaks.append(_DRAWN_NUMBERS * augmentation.bytes_per_sample * data.num_samples["train"])
+            peaks.append(_DRAWN_NUMBERS * augmentation.bytes_per_sample * self._blueprint.num_cached["train"])
         kept = 3 * goodness_bytes(self._blueprint, layouts).get("validation", 0)
         return works["train"], (max(peaks) + kept if self._draws_on_device else 0) + self._small_bytes
 

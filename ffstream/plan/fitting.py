@@ -213,7 +213,8 @@ class _Planner:
         _check_countable(blueprint.distinct)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
         on_paper = add_slots(self._on_paper(blueprint, tuple(kernels), keeps_cast), blueprint, staged=staged)
-        layers = plan_layers(blueprint, on_paper, self.resources.rates, tier if staged else None)
+        loaded = self.resources.rates, tier if staged else None
+        layers = plan_layers(blueprint, on_paper, *loaded, "host")
         shards = [
             layout.shard_bytes for spec in blueprint.distinct for layout in cache_layouts(blueprint, spec.row).values()
         ]
@@ -225,11 +226,19 @@ class _Planner:
             reserved += _reserve_cache(blueprint) if tier == "device" else 0
             terms |= {"allocator": max(reserved - sum(terms.values()), 0), "context": self.resources.context_bytes}
         device = _need(f"the device ({_describe(largest)})", self.resources.device_bytes, terms)
-        disk, max_unsynced = self._disk(layers, cache_bytes if tier == "disk" else 0, in_rounds=config.in_rounds)
+        between = self._between_windows(config, layers)
+        disk, max_unsynced = self._disk(
+            layers, cache_bytes if tier == "disk" else 0, between, in_rounds=config.in_rounds
+        )
         pinned = {} if on_cpu else count_pinned(on_paper, blueprint, staged=staged)
         in_memory = tier == "host" or (tier == "disk" and self.resources.disk_is_memory)
         on_device = device.num_bytes if self.resources.shares_host else 0
-        host = self._host(largest.footprint, cache_bytes if in_memory else 0, pinned, on_device)
+        of_cache = cache_bytes if in_memory else 0
+        host = self._host(largest.footprint, of_cache, pinned, on_device, between)
+        layer_tier = "host"
+        if between and host.excess_bytes:
+            layer_tier, host = "disk", self._host(largest.footprint, of_cache, pinned, on_device)
+            layers = plan_layers(blueprint, on_paper, *loaded, layer_tier)
         return Plan(
             config,
             blueprint.sizes,
@@ -241,6 +250,7 @@ class _Planner:
             host,
             disk,
             keeps_cast=keeps_cast,
+            layer_tier=layer_tier,
             warning=self.resources.unpinned if staged else None,
         )
 
@@ -258,9 +268,18 @@ class _Planner:
         of_each = [layer.footprint.weights + layer.footprint.optimiser + of_goodness for layer in layers]
         return 2 * sum(size * len(layer.numbers) for size, layer in zip(of_each, layers, strict=True)) + max(of_each)
 
-    def _disk(self, layers: list[LayerPlan], cache_bytes: int, *, in_rounds: bool) -> tuple[Need, int | None]:
+    def _between_windows(self, config: Config, layers: list[LayerPlan]) -> int:
+        """Bytes of all layers and of their optimisers' state, which are kept from one window of a round to the next."""
+        if config.count_windows(self.data.num_samples["train"]) == 1:
+            return 0
+        return sum(len(layer.numbers) * (layer.footprint.weights + layer.footprint.optimiser) for layer in layers)
+
+    def _disk(
+        self, layers: list[LayerPlan], cache_bytes: int, between: int, *, in_rounds: bool
+    ) -> tuple[Need, int | None]:
         """The need for disk space, and how many shards may wait to be durable (None: any number).
 
+        Between windows, `between` bytes of layers may lie there, of which the last ones that were saved are kept.
         Where there is room the cache counts twice, as a shard that was read is freed only once its output is durable.
         """
         kept = sum(layer.weight_bytes * sum(number > self.num_done for number in layer.numbers) for layer in layers)
@@ -268,7 +287,7 @@ class _Planner:
             kept = self._in_rounds(layers)
         progress = 2 * max(layer.footprint.weights + layer.footprint.optimiser for layer in layers)
         progress += max(layer.weight_bytes if layer.num_tiles > 1 else 0 for layer in layers)  # finished tiles
-        terms = {"layers": kept, "progress": progress}
+        terms = {"layers": kept, "progress": progress + 2 * between}
         terms |= {"initial weights": self._excess_of_copies(layers)} if self.copied_bytes else {}
         roomy = _need("the disk", self.resources.disk_bytes, terms | {"cache": 2 * cache_bytes})
         if not roomy.excess_bytes or not cache_bytes:
@@ -288,7 +307,9 @@ class _Planner:
             finished_later += sizes[index]
         return most
 
-    def _host(self, footprint: Footprint, cache_bytes: int, pinned: dict[str, int], on_device: int) -> Need:
+    def _host(
+        self, footprint: Footprint, cache_bytes: int, pinned: dict[str, int], on_device: int, between: int = 0
+    ) -> Need:
         work = footprint.peak
         if self.resources.device_type != "cpu":  # a layer's state as it is made and saved
             work = footprint.weights + footprint.optimiser
@@ -300,6 +321,7 @@ class _Planner:
             **pinned,
         }
         terms |= {"the device": on_device} if on_device else {}
+        terms |= {"layers between windows": between} if between else {}
         slack = (sum(terms.values()) - self.resources.host_used_bytes) // _SLACK_DIVISOR
         return _need("host memory", self.resources.host_bytes, terms | {"allocator": slack})
 

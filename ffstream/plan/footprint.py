@@ -98,7 +98,7 @@ def cache_layouts(blueprint: Blueprint, row: RowLayout) -> dict[str, CacheLayout
         split: CacheLayout(
             num_samples, num_rows[split], row.num_features, dtype, shard_samples, num_views[split], row.carried_features
         )
-        for split, num_samples in blueprint.data.num_samples.items()
+        for split, num_samples in blueprint.num_cached.items()
     }
 
 

@@ -152,6 +152,7 @@ class Plan:
     disk: Need
     # All weights of a layer are kept in the type of its products: an accelerator has room for them, and casts fewer so.
     keeps_cast: bool = False
+    layer_tier: str = "host"  # where layers are between the windows of a round: host or disk
     warning: str | None = None  # why the run would not go as well as it could
     note: str | None = None  # which layers start from another run's, if any do
     # Sizes that were chosen by what is free now and differ from those by what is installed, as text; None if none do.

@@ -16,12 +16,12 @@ from ffstream.training.propagation import chunk_samples
 
 
 def plan_layers(
-    blueprint: Blueprint, on_paper: list[PaperLayer], rates: Rates | None, tier: str | None
+    blueprint: Blueprint, on_paper: list[PaperLayer], rates: Rates | None, tier: str | None, layer_tier: str
 ) -> list[LayerPlan]:
     """Plans of the first layers of a stack, each with the layers that are like it.
 
     The last of `on_paper` stands for all later layers of a stack. `tier` is the one that shards are loaded from, None
-    if they are not loaded.
+    if they are not loaded; `layer_tier` the one in which layers are between the windows of a round.
     """
     plans = []
     config, distinct, candidates = blueprint.config, blueprint.distinct, blueprint.method.candidates
@@ -35,14 +35,16 @@ def plan_layers(
         cached = sum(layout.num_bytes for layout in layouts.values())
         num_tiles = len(blueprint.tiles_of(spec))
         num_epochs = spec.num_epochs * num_tiles
+        train, num_windows = layouts["train"], count_windows(blueprint)
         in_epochs = num_epochs * sum(layout.epoch_bytes for layout in layouts.values())
-        train = layouts["train"]
+        in_epochs += num_epochs * (num_windows - 1) * train.epoch_bytes
         measured = _num_measured(config, spec, num_tiles, train) * (train.epoch_bytes // train.num_samples)
         hands_on = any(other.hands_on for other in alike)
         num_passes = _num_passes(config, spec)
         moved = num_passes * sum(layouts[name].num_bytes for name in _lasting(config, layouts)) if hands_on else 0
+        moved += num_passes * (num_windows - 1) * train.num_bytes if hands_on else 0
         if layer.settle.num_operators:
-            measured += num_passes * train.num_bytes
+            measured += num_passes * num_windows * train.num_bytes
         read_bytes = in_epochs + measured + moved
         written_bytes = moved // spec.row.num_features * spec.next_row.num_features
         anew = Work()
@@ -55,11 +57,12 @@ def plan_layers(
             work = _all_work(blueprint, spec, layer, layouts) + anew
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
-            if (
-                config.in_rounds
-            ):  # the layer and its optimiser are read from the disk, and written there, in every round
-                state_bytes = layer.footprint.weights + layer.footprint.optimiser
-                seconds |= {"the layer's state": 2 * num_passes * state_bytes / rates.loaded_bytes_per_s["disk"]}
+            if config.in_rounds:
+                # The layer and its optimiser are read from the disk, and written there, in every round.
+                state_bytes = 2 * num_passes * (layer.footprint.weights + layer.footprint.optimiser)
+                state_s = state_bytes / rates.loaded_bytes_per_s["disk"]
+                state_s += (num_windows - 1) * state_bytes / rates.loaded_bytes_per_s[layer_tier]
+                seconds |= {"the layer's state": state_s}
             if tier is not None:
                 used = 1 if candidates.shares_row else candidates.num_candidates  # rows per sample in a step
                 loaded_bytes = train.row_bytes / train.num_features * train.num_rows / used
@@ -85,6 +88,11 @@ def plan_layers(
     return plans
 
 
+def count_windows(blueprint: Blueprint) -> int:
+    """The number of windows in which training samples pass through the layers: 1 without rounds."""
+    return blueprint.config.count_windows(blueprint.data.num_samples["train"])
+
+
 def _num_passes(config: Config, spec: LayerSpec) -> int:
     """How often a layer hands on what it has made of the lasting caches: once it is trained, or in every round."""
     return spec.num_epochs if config.in_rounds else 1
@@ -101,7 +109,8 @@ def _all_work(blueprint: Blueprint, spec: LayerSpec, layer: PaperLayer, layouts:
     """The work of training a layer, measuring it after every epoch and handing on; all tiles count as the largest."""
     config, sizes, num_tiles = blueprint.config, blueprint.sizes, len(blueprint.tiles_of(spec))
     train, num_epochs, parts = layouts["train"], spec.num_epochs * num_tiles, layer.parts
-    work = layer.step * (num_epochs * -(-train.num_samples // sizes.batch))
+    num_windows = count_windows(blueprint)
+    work = layer.step * (num_epochs * num_windows * -(-train.num_samples // sizes.batch))
     num_measured = _num_measured(config, spec, num_tiles, train)
     work += layer.measure * -(-num_measured // chunk_samples(train.num_rows, parts, spec))
     if "validation" in layouts:
@@ -109,12 +118,13 @@ def _all_work(blueprint: Blueprint, spec: LayerSpec, layer: PaperLayer, layouts:
         num_in_chunk = chunk_samples(validation.num_rows, parts, spec)
         work += layer.sweep * (num_epochs * -(-validation.num_samples // num_in_chunk))
     num_passes = _num_passes(config, spec)
-    num_settled = num_passes * train.num_stored if layer.settle.num_operators else 0
+    num_settled = num_passes * num_windows * train.num_stored if layer.settle.num_operators else 0
     work += layer.settle * -(-num_settled // chunk_samples(train.num_rows, parts, spec))
     if config.in_rounds and spec.place == 0:
         num_in_chunk = chunk_samples(train.num_rows, part_sizes("cpu"))  # images are made into rows on the host
-        work += layer.write * (num_passes * -(-train.num_samples // num_in_chunk))
+        work += layer.write * (num_passes * num_windows * -(-train.num_samples // num_in_chunk))
     num_moved = num_passes * sum(layouts[name].num_stored for name in _lasting(config, layouts))
+    num_moved += num_passes * (num_windows - 1) * train.num_stored
     return work + layer.hand_on * _num_chunks(layouts, num_moved, parts, spec)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import torch
@@ -10,6 +11,7 @@ from ffstream.cache import ActivationCache, DiskCache, MemoryCache, verify_shard
 from ffstream.field.blueprint import Blueprint
 from ffstream.ground.folder import Folder
 from ffstream.plan.footprint import cache_layouts
+from ffstream.run.schedule import Pass
 from ffstream.settings.config import Config
 from ffstream.storage.run_directory import RunDirectory
 
@@ -20,7 +22,6 @@ class CacheSet:
     """Makes, opens and drops the caches of a run. `current` maps each split to the current layer's input.
 
     `lasting` names the splits whose caches move through the layers; any other cache is written anew for every epoch.
-    `round` is the one for which caches are written, 0 in a sequential run.
     `data_digest` is that of the training data.
     """
 
@@ -34,23 +35,39 @@ class CacheSet:
     ) -> None:
         self.current: dict[str, ActivationCache] = {}
         self.fresh = ""  # the layer and epoch for which caches that do not last are written
-        self.round = 0
+        self._pass = Pass()  # for which caches are written
         self.tier = tier
         config = blueprint.config
         self._layouts = [cache_layouts(blueprint, spec.row) for spec in blueprint.specs]
-        # A cache that is written for one epoch only neither moves on to the next layer nor outlives the process.
-        self.lasting = [name for name in blueprint.data.num_samples if name != TRAIN or not config.restreams]
+        self._num_samples = blueprint.data.num_samples
         self._device = device
         self._config, self._data_digest = config, data_digest
         self._caches = directory.caches(config.cache.folder)
         self._folder, self._prefix = self._caches.open(make=tier == "disk")
 
+    def begin(self, next_pass: Pass) -> None:
+        """Write caches for this pass from now on. The validation split passes with the last window of a round."""
+        self._pass = next_pass
+
+    @property
+    def lasting(self) -> list[str]:
+        """The splits whose caches move through the layers.
+
+        A cache that is written for one epoch only neither moves on to the next layer nor outlives the process.
+        """
+        return [
+            name for name in self._num_samples if (not self._config.restreams if name == TRAIN else self._pass.is_last)
+        ]
+
     def make(self, index: int, name: str) -> ActivationCache:
         """The cache that layer `index` reads of a split, with the shards that an earlier process left in it."""
         layout = self._layouts[index][name]
+        if name == TRAIN:
+            layout = dataclasses.replace(layout, num_samples=self._pass.window.size(self._num_samples[TRAIN]))
         if self.tier == "disk":
             split = self._name_split(name)
-            lasts, identity = name in self.lasting, _identify(self._config, self._data_digest, index, split)
+            lasts = name in self.lasting and self._pass.window.num == 1  # a window begins anew if it is broken off
+            identity = _identify(self._config, self._data_digest, index, split)
             identity += "" if lasts else f" {self.fresh}"
             return DiskCache(layout, self._folder, self._name(index, name), identity, durable=lasts)
         return MemoryCache(layout, self._device if self.tier == "device" else torch.device("cpu"))
@@ -63,7 +80,7 @@ class CacheSet:
         then kept too. The list that is returned is empty if no cache is useful.
         """
         useful: list[int] = []
-        is_read = self.tier == "disk" and num_done < len(self._layouts)
+        is_read = self.tier == "disk" and num_done < len(self._layouts) and self._pass.window.num == 1
         for index in range(num_done, stack_start - 1, -1) if is_read else ():
             caches = {name: self.make(index, name) for name in self.lasting}
             if all(self._has_all(cache, index, name, num_done) for name, cache in caches.items()):
@@ -77,7 +94,9 @@ class CacheSet:
         return f"{self._prefix}/{index:03d}-{self._name_split(name)}"
 
     def _name_split(self, name: str) -> str:
-        return f"{name}_{self.round:04d}" if self.round else name
+        number, window = self._pass.round, self._pass.window
+        of_window = f"_{window.number:05d}" if window.num > 1 else ""
+        return f"{name}_{number:04d}{of_window}" if number else name
 
     def _has_all(self, cache: ActivationCache, index: int, name: str, num_done: int) -> bool:
         missing = set(cache.missing())

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from ffstream.run.frozen_layers import FrozenLayers, Goodness
 from ffstream.run.held_out import HeldOut
 from ffstream.run.input_writer import InputWriter
 from ffstream.run.judgement import Judgement
+from ffstream.run.layer_store import Course, LayerStore
+from ffstream.run.outline import outline_run
 from ffstream.run.progress_saver import ProgressSaver
 from ffstream.run.run import read_layer_figures
 from ffstream.run.schedule import Action, Pass, Step, remaining_steps
@@ -37,10 +40,11 @@ from ffstream.storage.progress import BegunLayer
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.epoch_figures import EpochFigures
 from ffstream.training.layer_trainer import LayerTrainer
-from ffstream.training.observer import LayerFigures, Observer, RunOutline
+from ffstream.training.observer import LayerFigures, Observer
 from ffstream.training.propagation import settle
 from ffstream.training.rate_schedule import RateSchedule
 from ffstream.training.silence import find_silent
+from ffstream.training.window import Window
 
 # Under which name the time of an action is counted that no lap within it counts. In training, that time goes to
 # measuring goodness and making layers.
@@ -97,27 +101,29 @@ class Runner:
         )
         self._frozen = FrozenLayers(directory, blueprint, self._caches, self._transfer, device, self._workspace)
         self._commits = Commits(self._metrics, self._transfer)
-        self._saver = ProgressSaver(directory, blueprint, self._commits)
+        self._first_window = Window(0, config.count_windows(num_samples[TRAIN]))
+        self._store = LayerStore(directory, len(self._specs), in_memory=plan.layer_tier == "host")
+        self._saver = ProgressSaver(directory, blueprint, self._commits, self._store)
         no_labels = torch.zeros(0, dtype=torch.int64)
         self._targets = blueprint.method.rows.targets(self._labels[VALIDATION]) if VALIDATION in names else no_labels
         self._held_out = HeldOut(self._targets, config.network.stack_layers)
 
     def run(self) -> None:
         """Execute the steps that are missing."""
-        self._begin(Pass(self._directory.count_rounds() + 1 if self._config.in_rounds else 0))
+        self._begin(Pass(self._directory.count_rounds() + 1 if self._config.in_rounds else 0, self._first_window))
+        if self._first_window.num > 1:
+            self._begin(Pass(self._pass.round, self._store.open(self._first_window.num)))
         num_done = self._directory.count_layers()
         self._saver.rewind(num_done, self._metrics)
         cached_inputs = self._caches.open_committed(num_done, num_done - num_done % self._num_in_stack)
-        self._observer.on_start(self._describe(num_done))
-        with (
-            contextlib.closing(self._metrics),
-            self._transfer,
-        ):  # on leaving, even by an error, it commits what was handed to it
+        state = self._cycle, self._pass, num_done, self._saver.count_epochs(num_done)
+        self._observer.on_start(outline_run(self._directory, self._plan, self._blueprint, self._device, *state))
+        with contextlib.closing(self._metrics), self._transfer:  # on leaving, even by an error, it commits its actions
             self._directory.remove_rounds(num_done)
             if self._cycle is not None or not self._config.in_rounds:
                 self._execute(remaining_steps(len(self._specs), self._num_in_stack, num_done, cached_inputs))
-            while self._cycle is not None and self._end_round(self._cycle):
-                self._begin(Pass(self._pass.round + 1))
+            while self._cycle is not None and self._end_pass(self._cycle):
+                self._begin(self._pass.next)
                 self._execute(remaining_steps(len(self._specs), self._num_in_stack, 0, ()))
         self._caches.drop_all()
         self._directory.drop_progress()
@@ -130,9 +136,12 @@ class Runner:
             of_round = self._cycle.to_mapping() if self._cycle is not None else None
             directory = self._directory.at_round(next_pass.round, of_round)
             self._directory = self._frozen.directory = self._saver.directory = directory
-        self._caches.round = next_pass.round
+        self._store.directory = self._directory
+        self._caches.begin(next_pass)
+        labels, selected = self._labels[TRAIN], next_pass.select(len(self._labels[TRAIN]), self._config.seed)
+        self._passing_labels = labels if selected is None else labels[selected]
         self._held_out = HeldOut(self._targets, self._config.network.stack_layers)
-        if VALIDATION in self._labels:
+        if VALIDATION in self._labels and next_pass.is_last:
             self._held_out.replay(self._directory, self._directory.count_layers())
 
     def _execute(self, steps: Sequence[Step]) -> None:
@@ -147,10 +156,16 @@ class Runner:
                 num_writes -= 1
             elif not num_writes and not self._pass.round:  # every round writes from them
                 self._inputs.forget(self._caches.lasting)
-            in_round = f" in round {self._pass.round}" if self._pass.round else ""
-            self._observer.on_step(f"{step.description}{in_round}")
+            self._observer.on_step(f"{step.description}{self._pass.description}")
             with self._stopwatch.lap(_NOUNS[step.action]):
                 actions[step.action](self._specs[step.layer])
+
+    def _end_pass(self, cycle: Cycle) -> bool:
+        """Commit the round, or save the layers after a window of it. Returns whether another pass follows."""
+        if self._pass.is_last:
+            return self._end_round(cycle)
+        self._saver.save_windows(self._pass.window.number + 1, self._pass.window.num)
+        return True
 
     def _end_round(self, cycle: Cycle) -> bool:
         """Commit the round. Returns whether another one follows."""
@@ -163,6 +178,7 @@ class Runner:
         self._transfer.commit(self._drop_progress)
         self._transfer.commit(partial(self._directory.at_round(number + 1).remove_rounds, 0))
         self._transfer.finish()
+        self._store.begin_round()
         if schedule != before:
             self._observer.on_early_end(0, cycle.start + schedule.num_epochs, cycle.stop)
         num_rounds = number
@@ -178,33 +194,13 @@ class Runner:
     def _drop_progress(self) -> None:
         self._directory.drop_progress()
 
-    def _describe(self, num_done: int) -> RunOutline:
-        needed = self._plan.device
-        apart = sum(needed.terms.get(name, 0) for name in ("cache", "context"))
-        return RunOutline(
-            path=str(self._directory.path),
-            num_layers=len(self._specs),
-            num_done=num_done,
-            num_rounds=0 if self._cycle is None else self._config.epochs,
-            num_rounds_done=max(self._pass.round - 1, 0),
-            num_epochs_saved=self._saver.count_epochs(num_done),
-            num_in_stack=self._config.network.stack_layers,
-            num_samples=len(self._labels[TRAIN]),
-            num_tiles=max(len(self._tiles_of(spec)) for spec in self._blueprint.distinct),
-            num_epochs=tuple(spec.num_epochs for spec in self._specs),
-            is_labelled=self._config.labels.method != "none",
-            device_type=self._device.type,
-            planned_bytes=needed.num_bytes - apart - needed.terms.get("allocator", 0),
-            allowed_bytes=needed.allowed_bytes - apart,
-        )
-
     # --- the three actions
 
     def _write_input(self, spec: LayerSpec) -> None:
         """Write the input caches of a stack from the data set."""
         self._frozen.forget()
         self._workspace.clear()
-        self._inputs.write(spec, self._pass.input_epoch)
+        self._inputs.write(spec, self._pass)
 
     def _train(self, spec: LayerSpec) -> None:
         """Train, measure and commit a layer, tile by tile. Epochs of an earlier process come from its progress."""
@@ -227,7 +223,10 @@ class Runner:
             start_epoch = (number + 1) * spec.num_epochs
             if trained.layer.has_statistics:
                 self._workspace.clear()  # frees the buffers of training steps, as for handing on
-                settle(self._transfer, trained.layer, spec, self._caches.current[TRAIN])
+                cache, before = self._caches.current[TRAIN], self._store.statistics.get(spec.index)
+                statistics = settle(self._transfer, trained.layer, spec, cache, before)
+                if not self._pass.is_last:
+                    self._store.statistics[spec.index] = statistics
             num_samples += sum(figures.num_samples for figures in trained.epochs)
             training_s += sum(figures.elapsed_s for figures in trained.epochs)
             if number < last:
@@ -236,34 +235,34 @@ class Runner:
                 so_far = self._frozen.add_tile(spec, tile, so_far, self._caches.lasting)
                 del tile, trained  # so that its memory is free before the next one is made
         samples_per_s = num_samples / max(training_s, _LEAST_S) / (last + 1)
-        self._commit_layer(spec, trained, samples_per_s, time.perf_counter() - start_s)
+        course = Course(trained.epochs[-1], time.perf_counter() - start_s, self._stopwatch.take())
+        course = self._store.add_course(spec.index, course)
+        if self._pass.is_last:
+            self._commit_layer(spec, trained, samples_per_s, course)
+        if last == 0:
+            self._frozen.keep(spec, trained.layer)
         if TRAIN not in self._caches.lasting:
             self._caches.current.pop(TRAIN).drop()
 
-    def _commit_layer(self, spec: LayerSpec, trained: _Trained, samples_per_s: float, elapsed_s: float) -> None:
+    def _commit_layer(self, spec: LayerSpec, trained: _Trained, samples_per_s: float, course: Course) -> None:
         """Commit a layer, or what it is after a round. If it has several tiles, the last one was trained last."""
-        tiles, figures, goodness = self._tiles_of(spec), trained.epochs[-1], trained.goodness
+        tiles, figures, goodness = self._tiles_of(spec), course.figures, trained.goodness
         error, error_to_here = self._held_out.add_layer(goodness) if goodness is not None else (None, None)
         summary = LayerFigures(
             layer=spec.index + 1,
-            loss=figures.loss,
-            goodness_positive=figures.goodness_positive,
-            goodness_negative=figures.goodness_negative,
-            separation=figures.separation,
+            **figures.means,
             validation_error=error,
             validation_error_to_here=error_to_here,
             samples_per_s=samples_per_s,
-            elapsed_s=elapsed_s,
+            elapsed_s=course.elapsed_s,
             peak_memory_bytes=peak_memory_bytes(self._device),
             cache_tier=self._caches.tier,
         )
-        seconds = {"seconds": self._stopwatch.take()}
+        record: dict[str, Any] = {"kind": "layer"} | summary.to_mapping()
         if self._pass.round:  # in which a layer takes one epoch
             record = {"kind": "epoch", "layer": spec.index + 1, "epoch": self._pass.round, "validation_error": error}
-            record |= {"validation_error_to_here": error_to_here}
-            self._metrics.append(record | dataclasses.asdict(figures) | seconds)
-        else:
-            self._metrics.append({"kind": "layer"} | summary.to_mapping() | seconds)
+            record |= {"validation_error_to_here": error_to_here} | dataclasses.asdict(figures)
+        self._metrics.append(record | {"seconds": course.seconds})
         self._transfer.finish()  # what the layer depends on must be durable first
         self._commits.add(
             lambda seal: self._directory.write_layer(
@@ -272,8 +271,6 @@ class Runner:
         )
         if self._pass.round:
             self._transfer.commit(partial(self._directory.remove_rounds, spec.index + 1))
-        if len(tiles) == 1:
-            self._frozen.keep(spec, trained.layer)
         if not self._pass.round:
             self._observer.on_layer(summary)
         silent = find_silent(summary)
@@ -322,7 +319,9 @@ class Runner:
         if self._pass.round:  # before the optimiser is freed
             self._commits.await_last()
             with self._stopwatch.lap("saving"):
-                begun = self._directory.write_optimiser(spec.index, trainer.optimiser)
+                self._store.put(spec.index, self._pass.window, trainer)
+                if self._pass.is_last:
+                    begun = self._directory.write_optimiser(spec.index, trainer.optimiser)
         return _Trained(trainer.layer, taken, goodness, begun)
 
     def _find_schedule(self, spec: LayerSpec) -> RateSchedule:
@@ -353,25 +352,28 @@ class Runner:
         """Train for one epoch, or what is left of it behind `part`, measure, and save the progress."""
         number, schedule = spec.index + 1, trainer.schedule
         num_epochs = schedule.start + schedule.num_epochs * len(self._tiles_of(spec))
+        visit, num_visits = self._pass.window.count_before(epoch) + 1, num_epochs * self._pass.window.num
 
         def on_tick(figures: EpochFigures) -> None:
             check_interrupts()
-            self._observer.on_tick(number, epoch + 1, num_epochs, figures)
+            self._observer.on_tick(number, visit, num_visits, figures)
 
         def on_part(describe: Callable[[], EpochPart]) -> None:
             if self._saver.is_due():
                 self._saver.save(spec, epoch, trainer, describe())
 
-        cache, labels = self._caches.current[TRAIN], self._labels[TRAIN]
+        cache, labels = self._caches.current[TRAIN], self._passing_labels
         with self._stopwatch.lap("training"):
             figures = trainer.train_epoch(
-                self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN), part, on_part
+                *(self._transfer, cache, labels, epoch, on_tick, so_far.get(TRAIN), part),
+                *(on_part if self._pass.window.num == 1 else None, self._pass.window),
             )
-        goodness = self._frozen.add_tile(spec, trainer.layer, so_far, [VALIDATION]).get(VALIDATION)
+        held_out = self._caches.current.keys() & {VALIDATION}
+        goodness = self._frozen.add_tile(spec, trainer.layer, so_far, held_out).get(VALIDATION)
         error = self._held_out.add_epoch(goodness) if goodness is not None else None
         if not self._pass.round:  # else the layer is committed next, with the figures of the epoch
             self._end_epoch(spec, trainer, epoch, figures, error)
-        self._observer.on_epoch(number, epoch + 1, num_epochs, figures, error)
+        self._observer.on_epoch(number, visit, num_visits, figures, error)
         return figures, goodness
 
     def _end_epoch(

@@ -11,6 +11,7 @@ from ffstream.data.augmentation import Augmentation
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.network import LayerSpec
 from ffstream.run.cache_set import TRAIN, VALIDATION, CacheSet
+from ffstream.run.schedule import Pass
 from ffstream.training.input_rows import InputRows
 from ffstream.training.propagation import write_rows
 
@@ -30,23 +31,27 @@ class InputWriter:
         for name in names:
             self._splits.pop(name, None)
 
-    def write(self, spec: LayerSpec, epoch: int) -> None:
+    def write(self, spec: LayerSpec, of_pass: Pass) -> None:
         """Write the caches that a stack reads which begins with this layer, in place of those of the stack before.
 
+        In a round with windows, they hold the training samples of one window.
         Overlay, scale, views and, in rounds, augmentation are decided here: later caches of these splits in the stack
         do not read the data set. Held-out rows are the same for every stack, because the goodness of all stacks is
         summed.
         """
         caches, config = self._caches.current, self._blueprint.config
-        augmentation, seed = Augmentation(config.augmentation), config.seed
+        augmentation, seed, epoch = Augmentation(config.augmentation), config.seed, of_pass.input_epoch
         for name in list(caches):
             self._transfer.commit(caches.pop(name).drop)
         self._transfer.finish()
         self._transfer.release()
         for name in self._caches.lasting:
-            num_samples = len(self._splits[name])
+            split = self._splits[name]
+            selected = of_pass.select(len(split), seed) if name == TRAIN else None
+            split = split if selected is None else split.take(selected)
+            num_samples = len(split)
             caches[name] = self._caches.make(spec.index, name)
-            rows = self._make_rows(name, spec, epoch if name == TRAIN else 0)
+            rows = self._make_rows(name, spec, epoch if name == TRAIN else 0, split)
             for view in range(caches[name].layout.num_views):
                 draws = augmentation.draw_view(num_samples, view, seed, spec.index) if view else None
                 if name == TRAIN and config.in_rounds and augmentation.is_there:
@@ -68,17 +73,18 @@ class InputWriter:
         self._caches.fresh = f"{spec.index} {epoch}"
         cache = self._caches.make(spec.stack_start, TRAIN)
         draws = augmentation.draw_fresh(len(self._splits[TRAIN]), config.seed, spec.index, epoch)
-        write_rows(self._transfer, cache, self._make_rows(TRAIN, spec, epoch).make(augmentation, draws))
+        rows = self._make_rows(TRAIN, spec, epoch, self._splits[TRAIN])
+        write_rows(self._transfer, cache, rows.make(augmentation, draws))
         for below in self._blueprint.specs[spec.stack_start : spec.index]:
             cache = move(cache, below)
         self._caches.current[TRAIN] = cache
 
-    def _make_rows(self, name: str, spec: LayerSpec, epoch: int) -> InputRows:
-        """The rows of a split that the stack of a layer reads. Every stack reads the same rows of held-out images."""
+    def _make_rows(self, name: str, spec: LayerSpec, epoch: int, split: Split) -> InputRows:
+        """The rows of a split, or of a window of it, for a layer. Every stack reads the same held-out images."""
         held_out = name == VALIDATION
         start, layer = self._blueprint.specs[spec.stack_start], 0 if held_out else spec.index
         return InputRows(
-            *(self._blueprint.method.rows, self._splits[name], self._scaling, self._blueprint.config.seed),
+            *(self._blueprint.method.rows, split, self._scaling, self._blueprint.config.seed),
             held_out=held_out,
             layer=layer,
             epoch=epoch,

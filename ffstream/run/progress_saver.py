@@ -11,20 +11,23 @@ from ffstream.field.blueprint import Blueprint
 from ffstream.field.network import LayerSpec
 from ffstream.ground.units import parse_seconds
 from ffstream.run.commits import Commits
+from ffstream.run.layer_store import LayerStore
 from ffstream.storage.epoch_part import EpochPart
 from ffstream.storage.metrics import MetricsFile
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.layer_trainer import LayerTrainer
 
+_SAVE_WINDOWS_S = 300.0  # between windows, unless save_every says another time
+
 
 class ProgressSaver:
     """Saves the layer in training after each epoch or, with `save_every`, whenever that time has passed."""
 
-    def __init__(self, directory: RunDirectory, blueprint: Blueprint, commits: Commits) -> None:
-        self.directory, self._blueprint, self._commits = directory, blueprint, commits
+    def __init__(self, directory: RunDirectory, blueprint: Blueprint, commits: Commits, store: LayerStore) -> None:
+        self.directory, self._blueprint, self._commits, self._store = directory, blueprint, commits, store
         save_every = blueprint.config.save_every
         self._save_every_s = None if save_every == "auto" else parse_seconds(save_every)
-        self._saved_s = 0.0
+        self._saved_s = _now_s()
         self._epochs_taken: dict[int, int] = {}  # by layer, if an earlier process left its progress
         self._is_within_epoch = False  # whether that progress was saved within an epoch
         self.validation_errors: list[float] = []  # of those epochs, where there is a validation split
@@ -70,6 +73,8 @@ class ProgressSaver:
         a layer goes on from the round before. Returns what is done of the epoch, if it was saved within one. Raises
         CorruptFileError, also for a part that the epoch on this cache does not have.
         """
+        if self._store.fill(spec.index, trainer):
+            return None
         self._saved_s = _now_s()
         if self._is_within_epoch:
             part = self.directory.load_progress(trainer.layer, trainer.optimiser, trainer.start_part())
@@ -97,6 +102,13 @@ class ProgressSaver:
     def is_due_after_epoch(self) -> bool:
         """Whether the layer is saved now that an epoch is over."""
         return self._save_every_s is None or self.is_due()
+
+    def save_windows(self, num_done: int, num: int) -> None:
+        """Save all layers after so many of `num` windows, if the last one comes next or it is time."""
+        is_due = self.is_due() or (self._save_every_s is None and _now_s() - self._saved_s >= _SAVE_WINDOWS_S)
+        if num_done + 1 == num or is_due:
+            self._commits.add(self._store.save(num_done, num))
+            self._saved_s = _now_s()
 
     def save(self, spec: LayerSpec, num_epochs: int, trainer: LayerTrainer, part: EpochPart | None = None) -> None:
         """Save the layer, or its tile, after so many epochs and maybe a part of the next one."""

@@ -61,6 +61,11 @@ def check_extension(directory: RunDirectory, config: Config) -> None:
 def check_rounds(config: Config) -> None:
     """Raise ConfigError for what does not go with rounds."""
     if not config.in_rounds:
+        if config.schedule.window_samples != "all":
+            raise ConfigError(
+                f"config schedule.window_samples: found {config.schedule.window_samples}, allowed all with "
+                "schedule.order=sequential, in which a layer is trained to its end on all samples; add --order rounds"
+            )
         return
     if config.init_from:
         raise ConfigError(

@@ -6,6 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
+from torch import Tensor
+
+from ffstream.training.window import WHOLE, Window
+
 
 class Action(Enum):
     """What a step does to its layer k."""
@@ -35,6 +39,26 @@ class Pass:
     """A pass of the training samples through all layers, in which each layer takes some of its epochs in a row."""
 
     round: int = 0  # from 1; 0 stands for the only pass of a sequential run, in which a layer takes all its epochs
+    window: Window = WHOLE  # of the round
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the layers are committed as this pass leaves them, and not as a later one of the round does."""
+        return self.window.is_last
+
+    @property
+    def next(self) -> Pass:
+        """The pass after this one: with the next window, or in the next round."""
+        number, num = self.window.number + 1, self.window.num
+        return Pass(self.round + 1, Window(0, num)) if self.is_last else Pass(self.round, Window(number, num))
+
+    @property
+    def description(self) -> str:
+        """Where the run is, for whoever watches it; empty in a sequential run."""
+        if not self.round:
+            return ""
+        window = f", window {self.window.number + 1} of {self.window.num}" if self.window.num > 1 else ""
+        return f" in round {self.round}{window}"
 
     def list_epochs(self, num_epochs: int, tile: int) -> range:
         """The epochs, counted through the tiles of a layer, that a tile takes if it takes `num_epochs` in all."""
@@ -44,8 +68,12 @@ class Pass:
 
     @property
     def input_epoch(self) -> int:
-        """The epoch for which the input of a stack is written."""
-        return max(self.round - 1, 0)
+        """The epoch for which the input of a stack is written, or the number of windows that come before."""
+        return self.window.count_before(max(self.round - 1, 0))
+
+    def select(self, num_samples: int, seed: int) -> Tensor | None:
+        """The numbers of the training samples that pass, in ascending order; None if all do."""
+        return self.window.select(num_samples, seed, max(self.round - 1, 0))
 
 
 def compute_schedule(num_layers: int, num_in_stack: int) -> tuple[Step, ...]:

@@ -49,6 +49,7 @@ _FREE_SETTINGS += ["cache.tier", "cache.folder"]
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto", "network.layers": ()}
 LATER_SETTINGS |= {"augmentation.transforms": (), "labels.head_layers": 1, "optimiser.patience": 0, "init_from": ""}
 LATER_SETTINGS |= {"negatives.images": "hybrids", "schedule.order": "sequential"}
+LATER_SETTINGS |= {"schedule.window_samples": "all"}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -300,6 +301,11 @@ class Config:
     def in_rounds(self) -> bool:
         """Whether every layer is trained for one epoch in turn."""
         return self.schedule.order == "rounds"
+
+    def count_windows(self, num_samples: int) -> int:
+        """The number of windows in which so many training samples pass through the layers, one after another."""
+        most = self.schedule.window_samples
+        return 1 if isinstance(most, str) else -(-num_samples // most)
 
     @property
     def restreams(self) -> bool:

@@ -147,6 +147,13 @@ class ScheduleConfig:
         "as many rounds as there are epochs.",
         choices=("sequential", "rounds"),
     )
+    window_samples: int | str = setting(
+        "all",
+        "Samples that pass through all layers before the next ones do, in each round. all: the whole data set.",
+        at_least=1,
+        at_most=MOST_SAMPLES,
+        word="all",
+    )
 
 
 @documented

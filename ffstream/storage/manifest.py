@@ -121,6 +121,8 @@ PROGRESS: Shape = {
     "environment?": DIGEST,
     "num_epochs": COUNT,
     "part?": {"num_groups": SIZE, "num_samples": SIZE, "elapsed_s": NUMBER},  # of the next epoch
+    # Of the round, if it was saved between two windows: then there is a file for each layer, and `layer` is 0.
+    "window?": {"num_done": SIZE, "num": SIZE, "courses": [{TEXT: NUMBER}]},
     "digests": {NAME: DIGEST},
     "digest_below?": TEXT,  # not in runs of earlier versions
     "round?": SIZE,

@@ -114,7 +114,10 @@ class LayerProgress(FinishedLayers):
 
     def _remove_progress(self, named: Mapping[str, str], kept: Mapping[str, str]) -> int:
         """Remove the progress files that a manifest named or that bear the run's identity, except those in `kept`."""
-        own = re.compile(rf"layer-\d+-(epoch|tile)-\d+(-part-\d+)?-{self.folder.identity}\.safetensors")
+        own = re.compile(
+            rf"(layer-\d+-(epoch|tile|round)|statistics-round)-\d+(-(part|window)-\d+)?-{self.folder.identity}"
+            r"\.safetensors"
+        )
         names = [name for name in self.folder.names("progress") if name in named or own.fullmatch(name)]
         return self.folder.remove_matching("progress", *(re.escape(name) for name in names if name not in kept))
 
@@ -143,6 +146,8 @@ class LayerProgress(FinishedLayers):
         manifest, next_ones = self._read_progress_manifest(), self.under_way()
         if manifest is None:
             return False
+        if "window" in manifest:  # of all layers, which the round still needs as its first ones are committed
+            return int(manifest["round"]) < next_ones.round
         return (manifest.get("round", 0), manifest["layer"]) < (next_ones.round, next_ones.count_layers())
 
     def is_within_epoch(self) -> bool:

@@ -31,14 +31,14 @@ from ffstream.storage.identity import INITIAL
 from ffstream.storage.layers import WEIGHTS
 from ffstream.storage.manifest import LAYER, PROGRESS, READOUT, read_manifest, write_manifest
 from ffstream.storage.metrics import METRICS, MetricsFile, MetricsSeal, Position
-from ffstream.storage.progress import LayerProgress
 from ffstream.storage.rounds import REPAIR, ROUNDS
 from ffstream.storage.run_caches import RunCaches
 from ffstream.storage.run_root import MANIFEST
 from ffstream.storage.tensor_file import load_tensors, write_tensors
+from ffstream.storage.windows import WindowProgress
 
 
-class RunDirectory(LayerProgress):
+class RunDirectory(WindowProgress):
     """Reads and writes one run directory. Nothing is ever unpickled, and the checked bytes are those used."""
 
     def caches(self, cache_dir: str = "") -> RunCaches:
@@ -75,7 +75,8 @@ class RunDirectory(LayerProgress):
         written = self.under_way()
         num_layers, progress = written.count_layers(), self._read_progress_manifest()
         manifest: dict[str, Any] = {}
-        if progress is not None and not self.has_stale_progress():
+        is_newest = progress is not None and not self.has_stale_progress()
+        if progress is not None and is_newest and not (num_layers and "window" in progress):
             manifest = progress
         elif num_layers:
             manifest = written.read_layer_manifest(num_layers - 1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_MEANS = ("loss", "goodness_positive", "goodness_negative", "separation")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,24 @@ class EpochFigures:
         """From the sums (4,) that `sum_figures` gives."""
         loss, positive, negative, wins = (totals / num_samples).tolist()
         return cls(loss, positive, negative, wins, num_samples, elapsed_s)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, float]) -> EpochFigures:
+        """From what `dataclasses.asdict` gives. Raises KeyError for a name that is missing."""
+        found = {name: float(values[name]) for name in _MEANS}
+        return cls(num_samples=int(values["num_samples"]), elapsed_s=float(values["elapsed_s"]), **found)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The means by name."""
+        return {name: getattr(self, name) for name in _MEANS}
+
+    def add(self, other: EpochFigures) -> EpochFigures:
+        """The means over the samples of both, which are parts of one epoch."""
+        num_samples = self.num_samples + other.num_samples
+        own = self.num_samples / num_samples
+        means = {name: own * value + (1 - own) * other.means[name] for name, value in self.means.items()}
+        return EpochFigures(num_samples=num_samples, elapsed_s=self.elapsed_s + other.elapsed_s, **means)
 
 
 def sum_figures(loss: Tensor, goodness: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from ffstream.training.loss_scale import scale_loss
 from ffstream.training.micro_batch import MicroBatch, samples_in_sweep
 from ffstream.training.optimiser import LayerOptimiser
 from ffstream.training.rate_schedule import RateSchedule
+from ffstream.training.window import WHOLE, Window
 
 _MOVED_ROWS = Buffer("moved rows", "rows")
 _GRADIENT_SUMS = Buffer("gradient sums", "gradient")
@@ -112,11 +113,12 @@ class LayerTrainer:
         others: Tensor | None = None,
         done: EpochPart | None = None,
         on_part: Callable[[Callable[[], EpochPart]], None] | None = None,
+        window: Window = WHOLE,
     ) -> EpochFigures:
-        """Train on one view of every sample, in an order that (seed, layer, epoch) decides.
+        """Train on one view of every sample, in an order that (seed, layer, epoch, window) decides.
 
         `labels` (num_samples,) are those of the samples of `cache`. `epoch` counts on through the tiles of a layer.
-        The learning rate is that of `schedule`.
+        The learning rate is that of `schedule`. A `window` holds a part of the samples of an epoch.
         `others` (num_stored, values) is the goodness that earlier tiles give every value that a candidate may take.
         An epoch of which a part is `done` is gone on with. `on_part` is called between groups of shards, with a
         function that describes the part that is done by then.
@@ -125,11 +127,12 @@ class LayerTrainer:
         start_s = last_tick_s = time.perf_counter()
         totals = torch.zeros(4, device=self._device)
         num_samples = num_groups = 0
-        seed = self._config.seed
-        host_generator = seeding.generator(seed, self._index, epoch, "batches and negatives")
-        generator = seeding.generator(seed, self._index, epoch, "dropout", self._device)
-        informed = others is not None or epoch % self._num_epochs > 0
-        batches = self.batches_of(cache, epoch)
+        seed, number = self._config.seed, window.count_before(epoch)
+        host_generator = seeding.generator(seed, self._index, number, "batches and negatives")
+        generator = seeding.generator(seed, self._index, number, "dropout", self._device)
+        start = epoch % self._num_epochs + window.number / window.num
+        informed = others is not None or start > 0
+        batches = self.batches_of(cache, number)
         ends = batches.ends
         if done is not None:
             num_groups, num_samples = done.num_groups, done.num_samples
@@ -144,8 +147,8 @@ class LayerTrainer:
 
         loaded = batches.load(transfer, labels, others, host_generator, informed=informed, num_skipped=num_groups)
         for num_in_batch, parts in loaded:
-            factor = self.schedule.factor(epoch % self._num_epochs + num_samples / len(labels))
-            self._place = epoch, num_samples
+            factor = self.schedule.factor(start + num_samples / len(labels) / window.num)
+            self._place = number, num_samples
             totals += self.step(parts, num_in_batch, factor, generator)
             num_samples += num_in_batch
             now_s = time.perf_counter()

@@ -62,6 +62,8 @@ class RunOutline:
     num_in_stack: int = 0  # layers, after which the next one reads the images again; 0: all make one stack
     num_rounds: int = 0  # in which all layers take an epoch in turn; 0: each layer is trained to its end in turn
     num_rounds_done: int = 0
+    num_windows: int = 1  # of a round, each of which passes through all layers before the next one does
+    num_windows_done: int = 0  # of the round that is under way
     num_epochs_saved: int = 0  # that an earlier process took of the first layer that is not done, in all tiles
 
 
@@ -81,7 +83,10 @@ class Observer:
         """Something about the run that is worth knowing, and no reason to worry."""
 
     def on_tick(self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures) -> None:
-        """An epoch is under way. Layers and epochs count from 1; epochs count on through the tiles of a layer."""
+        """An epoch is under way. Layers and epochs count from 1; epochs count on through the tiles of a layer.
+
+        In rounds with windows, `epoch` counts the windows that the layer has seen, through all rounds.
+        """
 
     def on_early_end(self, layer: int, num_taken: int, num_epochs: int) -> None:
         """A layer is done after fewer epochs than it might have had, as its validation error has ceased to fall.
@@ -92,7 +97,7 @@ class Observer:
     def on_epoch(
         self, layer: int, epoch: int, num_epochs: int, figures: EpochFigures, validation_error: float | None
     ) -> None:
-        """An epoch is over; its progress is written to disk while the next epoch begins."""
+        """An epoch, or a window of it, is over; its progress is written to disk while the next one begins."""
 
     def on_layer(self, figures: LayerFigures) -> None:
         """A layer is finished and is being written to disk; not in rounds, which finish all layers at once."""

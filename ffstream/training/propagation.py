@@ -20,6 +20,8 @@ from ffstream.field.network import LayerSpec, hand_on
 from ffstream.field.normalisation import divide_by_length_
 from ffstream.training.input_rows import RowsOf
 
+_REMEMBERED_SAMPLES = 8192  # of earlier windows, which a layer's statistics are taken from as well
+
 
 def write_rows(transfer: Transfer, cache: ActivationCache, rows_of: RowsOf, view: int = 0) -> None:
     """Fill one view of a cache with the rows that `rows_of` makes, a few samples at a time and in order.
@@ -161,8 +163,14 @@ def _sum_squares(layer: FrozenLayer, chunks: Sequence[tuple[Tensor, Tensor]], sh
 
 
 @torch.no_grad()
-def settle(transfer: Transfer, layer: Layer, spec: LayerSpec, cache: ActivationCache) -> None:
-    """Tell a trained layer what it has to know of all rows of its training cache before it hands on."""
+def settle(
+    transfer: Transfer, layer: Layer, spec: LayerSpec, cache: ActivationCache, before: Tensor | None = None
+) -> Tensor:
+    """Tell a trained layer what it has to know of all rows of its training cache before it hands on.
+
+    What was summed over earlier windows of a round may be given as `before`. The newest samples count most: a sample
+    that came 8,192 samples ago counts 1 / e, as the layer has changed since. Returns the sum with this cache.
+    """
     total = torch.zeros(())
     step = chunk_samples(cache.layout.num_rows, part_sizes(transfer.device.type), spec)
     for shard, block in transfer.blocks(cache, range(cache.layout.num_shards)):
@@ -170,7 +178,10 @@ def settle(transfer: Transfer, layer: Layer, spec: LayerSpec, cache: ActivationC
             layer.begin(Mode.HANDING_ON, place=f"{shard} {number}")
             rows = spec.row.read(chunk.flatten(0, 1))
             total = total + layer.statistics_of(compute(layer, rows)).to("cpu", torch.float64)
+    if before is not None:
+        total = total + before * max(1 - cache.layout.num_samples / _REMEMBERED_SAMPLES, 0)
     layer.settle(total)
+    return total
 
 
 def chunk_samples(num_rows: int, parts: PartSizes, spec: LayerSpec | None = None) -> int:

@@ -37,6 +37,10 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         **{"cache.tier": "disk", "schedule.order": "rounds", "augmentation.restream": True, "layers": 2},
         **{"augmentation.max_shift": 1, "save_every": "0.003s"},
     },
+    "windows": {
+        **{"cache.tier": "disk", "schedule.order": "rounds", "schedule.window_samples": 100, "layers": 2},
+        **{"augmentation.restream": True, "augmentation.max_shift": 1, "save_every": "0.003s"},
+    },
     "restream": {"cache.tier": "disk", "augmentation.restream": True, "augmentation.max_shift": 1, "layers": 2},
 }
 
