@@ -15,6 +15,7 @@ from ffstream.errors import ConfigError
 from ffstream.field.goodness import GOODNESSES, Goodness
 from ffstream.field.labels import LabelMethod, make_label_method
 from ffstream.field.layers import LAYER_KINDS, Layer, cut_units
+from ffstream.field.layers.contract import check_made
 from ffstream.field.network import (
     LayerSpec,
     compute_layer_specs,
@@ -128,6 +129,7 @@ class Blueprint:
                 f"layer kind {spec.kind!r}: initialise made {', '.join(made)}, allowed to fill what is there; make "
                 "parameters in __init__"
             )
+        check_made(layer)
         self.hide(layer, spec)
         if layer.label_embedding is not None:
             layer.draw_label_embedding(self.config.labels.embedding_std, generator)

@@ -18,7 +18,7 @@ from ffstream.errors import DivergedError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import take_rows
 from ffstream.field.layers import LAYER_KINDS, Layer, Mode
-from ffstream.field.layers.contract import check_made, check_moving, compute, learn, naming_driver
+from ffstream.field.layers.contract import check_moving, compute, learn, naming_driver
 from ffstream.field.similarity import compare
 from ffstream.ground import seeding
 from ffstream.storage.epoch_part import EpochPart
@@ -55,7 +55,6 @@ class LayerTrainer:
         units: slice | None = None,
     ) -> None:
         self.layer = layer.to(device)
-        check_made(layer)
         self._index = layer_index
         self._blueprint, config = blueprint, blueprint.config
         self._config = config
