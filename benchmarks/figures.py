@@ -117,6 +117,18 @@ def describe_ratios(found: dict[str, Any]) -> str:
     return f"{ratios} in {len(found['configurations'])} configurations"
 
 
+def _stream(found: dict[str, Any]) -> str:
+    errors = ", ".join(
+        f"{100 * row['test_error']:.2f} % with {replays} ({row['elapsed_s']:.0f} s)"
+        for replays, row in found["replays"].items()
+    )
+    ends = "with the same bits" if found["are_alike"] else "with OTHER bits"
+    return (
+        f"MNIST seen once, test error by replays: {errors}; memory over {found['num_windows']} windows "
+        f"{100 * found['growth']:+.1f} %; killed {found['num_kills']} times, the run ended {ends}"
+    )
+
+
 def _conv_layer(found: dict[str, Any]) -> str:
     text = f"{found['shape']}: x {found['ratio']:.2f} ({1e3 * found['step_s']:.0f} ms)"
     if "with_classifier_ratio" in found:  # earlier records have none
@@ -211,6 +223,7 @@ _FIGURES = {
     "step": _step,
     "accelerator": _accelerator,
     "growth": _growth,
+    "stream": _stream,
     "peers": _peers,
     "start": _start,
     "footprint": _footprint,

@@ -31,6 +31,7 @@ from benchmarks.peers.compare import measure_peers
 from benchmarks.profile import measure_depths
 from benchmarks.start import measure_start
 from benchmarks.step import measure_step
+from benchmarks.stream import measure_stream
 from benchmarks.tiers import measure_tiers
 from benchmarks.tiles import measure_tiles
 from benchmarks.times import measure_times
@@ -57,6 +58,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "accelerator": lambda _, device, folder: measure_accelerator(device, folder),
     "conv-step": lambda _, device, __: measure_conv_step(device),
     "growth": measure_growth,
+    "stream": measure_stream,
     "start": measure_start,
     "peers": measure_peers,
     "footprint": lambda _, device, folder: measure_footprint(device, folder),

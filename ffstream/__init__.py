@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from ffstream.infer.predictions import Predictions as Predictions
     from ffstream.plan.plan import Plan as Plan
     from ffstream.run.launch import resume as resume
+    from ffstream.run.launch import stream as stream
     from ffstream.run.launch import train as train
     from ffstream.run.preparation import make_plan as make_plan
     from ffstream.run.run import Run as Run
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from ffstream.training.observer import LayerFigures as LayerFigures
     from ffstream.training.observer import Observer as Observer
     from ffstream.training.observer import RunOutline as RunOutline
+    from ffstream.training.observer import WindowFigures as WindowFigures
 
     load = load_network
 
@@ -108,6 +110,7 @@ _PUBLIC = {
     "SOURCES": ("data", "SOURCES"),
     "Split": ("data", "Split"),
     "StorageError": ("errors", "StorageError"),
+    "WindowFigures": ("training.observer", "WindowFigures"),
     "draw_errors": ("studies.charts", "draw_errors"),
     "load": ("infer.model", "load_network"),
     "load_dataset": ("data", "load_dataset"),
@@ -116,6 +119,7 @@ _PUBLIC = {
     "make_plan": ("run.preparation", "make_plan"),
     "resume": ("run.launch", "resume"),
     "setting": ("settings.limits", "setting"),
+    "stream": ("run.launch", "stream"),
     "train": ("run.launch", "train"),
     "write_negatives": ("studies.offline", "write_negatives"),
 }

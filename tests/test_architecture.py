@@ -25,8 +25,9 @@ PUBLIC = """
 Activations BudgetError Config ConfigError CorruptFileError DataError Dataset DeviceError DivergedError Evaluation
 FFNetwork FFStreamError GOODNESSES Goodness LABEL_METHODS LAYER_KINDS LabelMethod Layer LayerFigures LayerShape Mode
 NEGATIVE_SAMPLERS OBJECTIVES OPTIMISERS Objective Observer Optimiser OutputError Plan Predictions Run RunError
-RunLockedError RunMismatchError RunOutline SIMILARITIES SOURCES Split StorageError __version__ draw_errors load
-load_dataset load_images make_plan register_recipe resume setting train write_negatives
+RunLockedError RunMismatchError RunOutline SIMILARITIES SOURCES Split StorageError WindowFigures
+__version__ draw_errors load
+load_dataset load_images make_plan register_recipe resume setting stream train write_negatives
 """.split()
 
 NAME = re.compile(r"\{(?!task\.)[^\W\d][\w.]*(\[[^\]{}]*\]|\([^){}]*\))*(![rsa])?(:[^{}]*)?\}")  # in braces

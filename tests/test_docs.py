@@ -26,7 +26,7 @@ MOST_BYTES = {"README.md": 6000, "docs/architecture.md": 8000}
 
 # What a reader runs for minutes is run here for seconds: the same command on little data and few layers.
 SMALLER = {"--layers": "2", "--width": "16", "--epochs": "1", "--data": None, "--data-root": None, "--device": "cpu"}
-SMALLER |= {"--depths": "2"}
+SMALLER |= {"--depths": "2", "--windows": "1", "--replays": "1"}
 
 
 def shown_commands(document):

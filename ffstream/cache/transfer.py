@@ -209,7 +209,7 @@ class Transfer:
 
     # --- durable
 
-    def commit(self, action: Callable[[], None]) -> Future[None]:
+    def commit(self, action: Callable[[], object]) -> Future[None]:
         """Carry out `action` after every action that was handed over before it, and only if all of those succeeded.
 
         The future that is returned is done once `action` has run or was skipped. Raises the error of an earlier action.
@@ -231,7 +231,7 @@ class Transfer:
         with self.stopwatch.lap(SYNCING):
             commit.result()
 
-    def _carry_out(self, action: Callable[[], None]) -> None:
+    def _carry_out(self, action: Callable[[], object]) -> None:
         if self._failed:
             return
         self._failed = True

@@ -45,6 +45,8 @@ def _note_unfinished(run: Run) -> None:
     from ffstream.run.remainder import is_open
 
     config, num_layers, num_done = run.config, run.config.layers, run.num_layers_done
+    if config.schedule.is_stream:
+        return
     if config.in_rounds and num_done and is_open(run.directory, config):
         _note(
             f"run {run.path}: {run.directory.round} of {config.epochs} rounds are taken, the last of which is used "
@@ -55,6 +57,22 @@ def _note_unfinished(run: Run) -> None:
             f"run {run.path}: {num_done} of {num_layers} layers are finished, and used here; go on with: "
             + to_command("resume", run.path)
         )
+
+
+def _describe_stream(run: Run) -> str:
+    """How much of a stream is learnt, and how often the network was wrong before it learnt the last windows."""
+    from ffstream.cli.reporting import NUM_WINDOWS
+    from ffstream.cli.tables import format_share
+
+    records = run.directory.metrics.read(run.directory.read_seal())
+    found = [record for record in records if "error_before" in record and record["layer"] == run.config.layers]
+    samples = sum(record["num_samples"] for record in found) // run.config.schedule.replays
+    learnt = f"a stream: {count(run.directory.round, 'window')} of {samples:,} samples in all learnt"
+    errors = [record["error_before"] for record in found if record["error_before"] is not None]
+    if not errors:
+        return learnt
+    last = errors[-NUM_WINDOWS:]
+    return f"{learnt}; {format_share(sum(last) / len(last))} wrong before learning, in the last {len(last)} of them"
 
 
 @app.command()
@@ -232,10 +250,16 @@ def inspect(
     )
     if origin is not None:
         say(origin.summary)
-    if config.in_rounds:
+    if config.schedule.is_stream:
+        say(_describe_stream(found))
+    elif config.in_rounds:
         written = directory.under_way()
         say(f"{num_rounds} of {count(config.epochs, 'round')} done, {written.count_layers()} layers of the next one")
-    if progress and config.in_rounds:
+    windows = directory.read_windows() if progress else None
+    if windows is not None:
+        passes = "passes of the next window" if config.schedule.is_stream else "windows of the next round"
+        say(f"{windows.num_done} of {windows.num} {passes} are saved")
+    elif progress and config.in_rounds:
         say(f"layer {progress[0] + 1} of round {progress[1] + 1} is saved within its epoch")
     elif progress:
         num_epochs = config.count_epochs(progress[0]) * Sizes.of(config).num_tiles

@@ -23,6 +23,8 @@ RENAMED = {
     "negatives_per_sample": "negatives.per_sample",
     "order": "schedule.order",
     "window": "schedule.window_samples",
+    "replays": "schedule.replays",
+    "follow": "schedule.follow",
     "cache": "cache.tier",
     "cache_dir": "cache.folder",
     "cache_dtype": "cache.dtype",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect as inspect_module
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,10 +116,10 @@ def train(
     A setting has the value of the recipe, unless the file of --config has another.
     --set takes precedence over both, and the options below over everything.
     """
-    resolved = _resolve_settings(dict(locals()))
+    resolved = resolve_settings(dict(locals()))
     from ffstream.run.launch import train as start
 
-    _train(
+    train_shown(
         run_dir,
         lambda observer: start(
             resolved, run_dir, resume=resume, accept_environment=accept_environment, observer=observer
@@ -152,7 +152,7 @@ def plan(
 
     The exit code is 1 where the run does not fit.
     """
-    resolved = _resolve_settings(options)
+    resolved = resolve_settings(options)
 
     from ffstream.cli.plan_tables import plan_report
     from ffstream.run.preparation import make_plan
@@ -195,15 +195,16 @@ def _describe_data(
     return DataShape.of(samples, num_features, num_classes, config.validation_fraction, image_shape)
 
 
-def _add_options_of(source: Callable[..., None], target: Callable[..., None]) -> None:
-    """Give `target` the options of `source` in place of its **options."""
+def add_options_of(source: Callable[..., None], target: Callable[..., None], without: Collection[str] = ()) -> None:
+    """Give `target` the options of `source` in place of its **options, without some of them."""
     theirs, own = (inspect_module.signature(f, eval_str=True).parameters.values() for f in (source, target))
+    kept = [parameter for parameter in theirs if parameter.name not in without]
     mine = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind is not p.VAR_KEYWORD]
-    vars(target)["__signature__"] = inspect_module.Signature([*theirs, *mine])
-    target.__annotations__ = {parameter.name: parameter.annotation for parameter in [*theirs, *mine]}
+    vars(target)["__signature__"] = inspect_module.Signature([*kept, *mine])
+    target.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *mine]}
 
 
-_add_options_of(train, plan)
+add_options_of(train, plan)
 app.command()(plan)
 
 
@@ -226,9 +227,12 @@ def resume(
     """Go on with a run after any interruption, or grow a finished one."""
     check_is_there(run)
     import_plugins(plugin)
+    from ffstream.cli.reporting import make_observer
     from ffstream.run.launch import resume as go_on
+    from ffstream.run.run import Run
 
-    _train(
+    is_stream = Run(run).config.schedule.is_stream
+    train_shown(
         run,
         lambda observer: go_on(
             run,
@@ -245,17 +249,18 @@ def resume(
             accept_environment=accept_environment,
             observer=observer,
         ),
+        make_observer(make_console(), is_stream=is_stream),
     )
 
 
-def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
+def train_shown(path: Path | None, start: Callable[[Observer], Run], observer: Observer | None = None) -> None:
     """Train with a report on the terminal. Say at the end where the run is and, after a stop, how to go on.
 
     Without a path, the run's folder is known only once the run starts.
     """
     from ffstream.cli.reporting import make_observer
 
-    observer = make_observer(make_console())
+    observer = observer or make_observer(make_console())
     path = None if path is None else expand_home(path)
     places = [str(path)] if path is not None and exists(path / "config.toml") else []
     tell_start = observer.on_start
@@ -285,7 +290,12 @@ def _train(path: Path | None, start: Callable[[Observer], Run]) -> None:
 
 def _next(run: Run) -> str:
     """The command that evaluates a run: on the validation split where there are no test data, with its plug-ins."""
-    has_test = run.directory.read_data().test_digest is not None
+    from ffstream.data.stream_source import can_be_read_again
+
+    facts = run.directory.read_data()
+    if facts.is_stream and not can_be_read_again(run.config.data):
+        return f"{to_command('evaluate', run.path)} --data DATA, with any data of its shape and classes"
+    has_test = facts.test_digest is not None or facts.is_stream
     words = [] if has_test or not run.config.validation_fraction else ["--split validation"]
     words += [f"--plugin {name}" for name in run.config.plugins]
     return " ".join([to_command("evaluate", run.path), *words])
@@ -298,7 +308,7 @@ def _go_on(path: str) -> str:
 _NOT_SETTINGS = ("config", "plugin", "set_", "run_dir", "resume", "accept_environment")
 
 
-def _resolve_settings(options: dict[str, Any]) -> Config:
+def resolve_settings(options: dict[str, Any]) -> Config:
     """The configuration that the options of `train` ask for."""
     from ffstream.ground.plugins import has_loaded
     from ffstream.settings.config import Config, flatten

@@ -75,6 +75,11 @@ class DataFacts:
         return str(self.content["digest"])
 
     @property
+    def is_stream(self) -> bool:
+        """Whether these are facts of the first window of a stream, which has no data set."""
+        return bool(self.content.get("is_stream", False))
+
+    @property
     def test_digest(self) -> str | None:
         """The digest of the test data; None where there were none, and in runs of earlier versions."""
         return self.content.get("test_digest")

@@ -76,8 +76,10 @@ class Blueprint:
     @property
     def num_cached(self) -> dict[str, int]:
         """For each split, the most samples that a cache holds: of the training samples, those of a window."""
-        num_windows = self.config.count_windows(self.data.num_samples.get("train", 0))
-        return {name: -(-num // num_windows) if name == "train" else num for name, num in self.data.num_samples.items()}
+        schedule, found = self.config.schedule, dict(self.data.num_samples)
+        if "train" in found and not schedule.is_stream:
+            found["train"] = -(-found["train"] // schedule.count_windows(found["train"]))
+        return found
 
     @property
     def image_row(self) -> RowLayout:

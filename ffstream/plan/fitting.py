@@ -270,7 +270,7 @@ class _Planner:
 
     def _between_windows(self, config: Config, layers: list[LayerPlan]) -> int:
         """Bytes of all layers and of their optimisers' state, which are kept from one window of a round to the next."""
-        if config.count_windows(self.data.num_samples["train"]) == 1:
+        if config.schedule.count_windows(self.data.num_samples["train"]) == 1:
             return 0
         return sum(len(layer.numbers) * (layer.footprint.weights + layer.footprint.optimiser) for layer in layers)
 

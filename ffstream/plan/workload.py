@@ -90,7 +90,7 @@ def plan_layers(
 
 def count_windows(blueprint: Blueprint) -> int:
     """The number of windows in which training samples pass through the layers: 1 without rounds."""
-    return blueprint.config.count_windows(blueprint.data.num_samples["train"])
+    return blueprint.config.schedule.count_windows(blueprint.data.num_samples["train"])
 
 
 def _num_passes(config: Config, spec: LayerSpec) -> int:

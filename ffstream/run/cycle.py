@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ffstream.data.stream_source import Place
 from ffstream.settings.sections import OptimiserConfig
 from ffstream.training.rate_schedule import RateSchedule
 
@@ -14,12 +15,14 @@ from ffstream.training.rate_schedule import RateSchedule
 class Cycle:
     """Rounds `start` + 1 to `stop`. All rounds of a run are one cycle, unless it was finished and then takes more.
 
-    `errors` are the network's validation errors after each round of the cycle that is done, by which it may end early.
+    `errors` are the network's validation errors after each round of the cycle that is done, by which it may end early;
+    in a stream, its error on the only window of the cycle before that was learnt.
     """
 
     start: int
     stop: int
     errors: tuple[float, ...] = ()
+    place: Place | None = None  # where a stream goes on, which has one window, and a cycle, for each round
 
     def find_schedule(self, settings: OptimiserConfig) -> RateSchedule:
         """The learning rate in this cycle, by the errors so far."""
@@ -36,12 +39,15 @@ class Cycle:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, for a manifest."""
-        return {"start": self.start, "stop": self.stop, "errors": list(self.errors)}
+        return {"start": self.start, "stop": self.stop, "errors": list(self.errors)} | (
+            {} if self.place is None else {"place": self.place.to_mapping()}
+        )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Cycle:
         """The inverse of `to_mapping`."""
-        return cls(int(values["start"]), int(values["stop"]), tuple(map(float, values["errors"])))
+        place = Place.from_mapping(values["place"]) if "place" in values else None
+        return cls(int(values["start"]), int(values["stop"]), tuple(map(float, values["errors"])), place)
 
 
 def find_cycle(last: Cycle | None, num_rounds: int, asked: int, settings: OptimiserConfig) -> Cycle | None:

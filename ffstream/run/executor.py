@@ -101,7 +101,8 @@ class Runner:
         )
         self._frozen = FrozenLayers(directory, blueprint, self._caches, self._transfer, device, self._workspace)
         self._commits = Commits(self._metrics, self._transfer)
-        self._first_window = Window(0, config.count_windows(num_samples[TRAIN]))
+        num_windows, repeats = config.schedule.count_windows(num_samples[TRAIN]), config.schedule.is_stream
+        self._first_window = Window(0, num_windows, repeats)
         self._store = LayerStore(directory, len(self._specs), in_memory=plan.layer_tier == "host")
         self._saver = ProgressSaver(directory, blueprint, self._commits, self._store)
         no_labels = torch.zeros(0, dtype=torch.int64)
@@ -112,7 +113,7 @@ class Runner:
         """Execute the steps that are missing."""
         self._begin(Pass(self._directory.count_rounds() + 1 if self._config.in_rounds else 0, self._first_window))
         if self._first_window.num > 1:
-            self._begin(Pass(self._pass.round, self._store.open(self._first_window.num)))
+            self._begin(Pass(self._pass.round, self._store.open(self._first_window)))
         num_done = self._directory.count_layers()
         self._saver.rewind(num_done, self._metrics)
         cached_inputs = self._caches.open_committed(num_done, num_done - num_done % self._num_in_stack)
@@ -175,7 +176,7 @@ class Runner:
         schedule = cycle.find_schedule(settings)
         self._cycle = following = self._find_following(cycle)
         self._commits.add(lambda seal: self._directory.write_round(cycle.to_mapping(), seal))
-        self._transfer.commit(self._drop_progress)
+        self._transfer.commit(self._directory.drop_progress)
         self._transfer.commit(partial(self._directory.at_round(number + 1).remove_rounds, 0))
         self._transfer.finish()
         self._store.begin_round()
@@ -188,11 +189,9 @@ class Runner:
         return following is not None
 
     def _find_following(self, cycle: Cycle) -> Cycle | None:
-        """The cycle of the round after this one, which `cycle` ends with."""
-        return find_cycle(cycle, self._pass.round, self._config.epochs, self._config.optimiser)
-
-    def _drop_progress(self) -> None:
-        self._directory.drop_progress()
+        """The cycle of the round after this one, which `cycle` ends with; a stream brings other samples for that."""
+        num_asked = 0 if self._config.schedule.is_stream else self._config.epochs
+        return find_cycle(cycle, self._pass.round, num_asked, self._config.optimiser)
 
     # --- the three actions
 
@@ -262,6 +261,8 @@ class Runner:
         if self._pass.round:  # in which a layer takes one epoch
             record = {"kind": "epoch", "layer": spec.index + 1, "epoch": self._pass.round, "validation_error": error}
             record |= {"validation_error_to_here": error_to_here} | dataclasses.asdict(figures)
+            if self._cycle is not None and self._config.schedule.is_stream:
+                record |= {"error_before": self._cycle.errors[0] if self._cycle.errors else None}
         self._metrics.append(record | {"seconds": course.seconds})
         self._transfer.finish()  # what the layer depends on must be durable first
         self._commits.add(

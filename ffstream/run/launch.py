@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
+from ffstream.data.stream_source import PIPE, IteratorSource, StreamSource
 from ffstream.device.device import explain_fallback
 from ffstream.device.environment import describe_environment, find_differences, plain_torch
 from ffstream.device.memory import limiting, naming_lack_of_memory
@@ -26,8 +27,10 @@ from ffstream.run.executor import Runner
 from ffstream.run.initial import check_is_other
 from ffstream.run.judgement import Judgement
 from ffstream.run.preparation import Prepared, find_idle, prepare
-from ffstream.run.remainder import find_next_cycle, is_open
-from ffstream.run.run import Run, check_same_data
+from ffstream.run.remainder import check_rounds, find_next_cycle, is_open, make_endless
+from ffstream.run.run import Run
+from ffstream.run.same_data import check_same_data
+from ffstream.run.stream import Stream, learn
 from ffstream.settings.config import Config
 from ffstream.storage.identity import FolderState
 from ffstream.storage.run_directory import RunDirectory
@@ -64,6 +67,44 @@ def train(
             config = merge_with_saved(config, directory, resume=resume, accept_environment=accept_environment)
             return _execute(
                 directory, config, observer or WarningObserver(), accept_environment=accept_environment, download=True
+            )
+
+
+def stream(
+    config: Config,
+    source: str | Iterable[Any],
+    run_dir: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    resume: bool = False,
+    accept_environment: bool = False,
+    observer: Observer | None = None,
+) -> Run:
+    """Learn from a stream, window after window, until it ends or `config.epochs` windows of it are learnt.
+
+    A window has `schedule.window_samples` samples, which pass through all layers `schedule.replays` times; the learning
+    rate is constant, and no sample is held out. `source` is an iterable of pairs of images (n, *shape) and labels (n,),
+    or the name of a folder of files of arrays, of a pipe of .npy records ("-" is standard input), or of a data set. All
+    classes that may ever come are numbered below `num_classes`; by default, they are those of the source or, where it
+    does not know them, of the first window. `Observer.on_window` tells how often the network was wrong in each window
+    before it learnt it.
+
+    The other arguments are those of `train`. An interrupted run goes on after the last window that was taken. Raises an
+    FFStreamError.
+    """
+    load_plugins(config.plugins)
+    with Interrupts(), plain_torch():
+        is_named = isinstance(source, str)
+        config = with_absolute_paths(make_endless(config).override({"data": source if is_named else PIPE}))
+        candidates = [expand_home(run_dir)] if run_dir is not None else default_run_dirs(config)
+        with claim_folder(candidates, is_new=run_dir is None) as directory:
+            config = merge_with_saved(config, directory, resume=resume, accept_environment=accept_environment)
+            return _execute(
+                *(directory, config, observer or WarningObserver()),
+                accept_environment=accept_environment,
+                download=True,
+                source=None if isinstance(source, str) else IteratorSource(source),
+                num_classes=num_classes,
             )
 
 
@@ -117,15 +158,32 @@ def resume(
 
 
 def _execute(
-    directory: RunDirectory, config: Config, observer: Observer, *, accept_environment: bool, download: bool
+    directory: RunDirectory,
+    config: Config,
+    observer: Observer,
+    *,
+    accept_environment: bool,
+    download: bool,
+    source: StreamSource | None = None,
+    num_classes: int | None = None,
 ) -> Run:
-    """Start or resume a run and train it. All checks that can refuse it come before anything is written."""
+    """Start or resume a run and train it. All checks that can refuse it come before anything is written.
+
+    A stream learns from `source`, by default the one that its configuration names.
+    """
     environments = directory.read_environments(accepts_missing=accept_environment)
     restore_own_parts(directory, accept_environment=accept_environment)
     num_threads = environments[-1].get("threads") if environments and not accept_environment else None
     with plain_torch(num_threads), contextlib.ExitStack() as reservation:
         measure = config.memory.budget != "auto"
-        prepared = prepare(directory, config, measure=measure, reservation=reservation, download=download)
+        check_rounds(config)
+        stream = (
+            Stream.open(directory, config, source, num_classes, download=download)
+            if config.schedule.is_stream
+            else None
+        )
+        given = None if stream is None else stream.describe()
+        prepared = prepare(directory, config, measure=measure, reservation=reservation, download=download, window=given)
         environment = describe_environment(prepared.device, prepared.plan.config.precision)
         parts = describe_parts(prepared.plan.config)
         environment |= {"parts": parts} if parts else {}
@@ -156,7 +214,8 @@ def _execute(
         fallback = explain_fallback(config.device)
         if fallback is not None:
             observer.on_warning(fallback)
-        for warning in (prepared.dataset.warning, find_idle(prepared.plan.config)):
+        of_data = prepared.dataset.warning if stream is None or not directory.exists() else stream.warning
+        for warning in (of_data, find_idle(prepared.plan.config)):
             if warning is not None:
                 observer.on_warning(warning)
         # From here on, removing old files included, an OSError becomes a StorageError, and an interrupt is deferred.
@@ -184,16 +243,20 @@ def _execute(
                     limiting(device, limit_bytes),
                     caches.locked(make=True) if on_disk else contextlib.nullcontext(),
                 ):
-                    facts = directory.read_data()
+                    facts, plan = directory.read_data(), prepared.plan
                     cycle = find_next_cycle(directory, config)
-                    runner = Runner(directory, prepared.plan, facts, splits, device, observer, judgement, cycle)
-                    del prepared, splits  # the runner frees the images once no more caches are written from them
+                    if stream is None:
+                        runner = Runner(directory, plan, facts, splits, device, observer, judgement, cycle)
+                    del prepared, splits, given  # the runner frees the images once no caches are written from them
                     try:
-                        runner.run()
+                        if stream is None:
+                            runner.run()
+                            del runner  # so that its memory is free
+                        else:
+                            learn(stream, directory, plan, device, observer)
                     finally:
                         with contextlib.suppress(StorageError):
                             caches.remove_half_shards()
-                    del runner  # so that its memory is free
                     if judgement is not None:
                         # In the host's memory: the plan has no room elsewhere, and it is little work.
                         in_memory = config.override({"cache.tier": "host"})
@@ -235,6 +298,8 @@ def _write_start(
         validation = prepared.splits.get("validation")
         labels = None if validation is None else validation.labels
         facts = DataFacts.of(prepared.dataset, prepared.splits["train"], config.standardise)
+        if config.schedule.is_stream:
+            facts = DataFacts({**facts.content, "is_stream": True})
         directory.create(config, facts, environment, labels, prepared.origin)
         whole = prepared.dataset.train  # not the split, so that images are numbered as in their file
         hidden = find_hidden(whole.images, whole.labels, facts.scaling, config.standardise)

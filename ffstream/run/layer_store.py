@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,8 +57,8 @@ class LayerStore:
         self._courses: dict[int, Course] = {}  # of the round so far
         self.statistics: dict[int, Tensor] = {}  # that layers have of the last windows of the round
 
-    def open(self, num_windows: int) -> Window:
-        """Find what was saved of a round of so many windows. Returns the one that comes next.
+    def open(self, first: Window) -> Window:
+        """Find what was saved of a round that begins with the window `first`. Returns the one that comes next.
 
         Layers of the round that are committed, but did not begin their last window from what was saved, are put aside.
         Raises CorruptFileError.
@@ -70,17 +70,17 @@ class LayerStore:
             if names:  # the uppermost first, so that no layer is ever missing below another
                 self.directory.put_aside(names[::-1])
         if done is None:
-            return Window(0, num_windows)
-        if (done.num, len(done.courses)) != (num_windows, self._num_layers):
+            return first
+        if (done.num, len(done.courses)) != (first.num, self._num_layers):
             raise CorruptFileError(
                 f"progress {self.directory.path / 'progress'}: was saved in a round of {done.num} windows and "
-                f"{len(done.courses)} layers, this run has {num_windows} and {self._num_layers}; {REPAIR}"
+                f"{len(done.courses)} layers, this run has {first.num} and {self._num_layers}; {REPAIR}"
             )
         self._files = dict(enumerate(list(done.digests.items())[: self._num_layers]))
         self._saved = set(done.digests)
         self._courses = {index: Course.from_mapping(each) for index, each in enumerate(done.courses)}
         self.statistics = self.directory.load_statistics(done)
-        return Window(done.num_done, num_windows)
+        return replace(first, number=done.num_done)
 
     def begin_round(self) -> None:
         """Forget what is only of the round before: what was saved within it, its course, and its statistics."""

@@ -36,6 +36,7 @@ def outline_run(
         num_rounds_done=max(first.round - 1, 0),
         num_windows=first.window.num,
         num_windows_done=first.window.number,
+        is_stream=config.schedule.is_stream,
         num_epochs_saved=num_epochs_saved,
         num_in_stack=config.network.stack_layers,
         num_samples=blueprint.data.num_samples["train"],

@@ -129,12 +129,14 @@ def prepare(
     measure: bool,
     reservation: contextlib.ExitStack | None = None,
     download: bool = False,
+    window: Dataset | None = None,
 ) -> Prepared:
     """Resolve the configuration and make the plan. Raises an FFStreamError for a run that is not possible here.
 
     With `measure`, and always on CUDA, the memory that matrix products take beside their operands is measured, and
     steps are tried; on a CPU that takes a second or two. Data are fetched only with `download`. Closing `reservation`
     releases the memory reserved for the run; without it no run follows, and times are measured instead of trying steps.
+    `window` holds the samples of a stream that come next, in place of the data that the configuration names.
     """
     config = complete_parts(config)
     check_rounds(config)
@@ -146,18 +148,25 @@ def prepare(
     # The splits are copies, so the data themselves may take half of the memory that is left.
     room_bytes = (resources.host_bytes - resources.host_used_bytes) // 2
     skips_bad = config.bad_images == "skip"
-    dataset = load_dataset(config.data, config.data_root, skips_bad=skips_bad, room_bytes=room_bytes, download=download)
+    dataset = window
+    if dataset is None:
+        dataset = load_dataset(
+            config.data, config.data_root, skips_bad=skips_bad, room_bytes=room_bytes, download=download
+        )
     splits = make_splits(dataset, config)
     data = shape_of(dataset, splits)
+    if window is not None:  # the next one may be the last, and smaller than the others
+        data = dataclasses.replace(data, num_samples={"train": int(config.schedule.window_samples)})
     method = make_label_method(config, data)
     check_negatives(config.data, dataset.train, method.rows)
     check_augmentation(config.augmentation, dataset.image_shape, dataset.train.images.dtype)
-    check_classes(config.data, splits["train"], dataset.class_names)
+    if window is None:
+        check_classes(config.data, splits["train"], dataset.class_names)
     config = dataclasses.replace(
         config,
         device=str(device),
         precision=resolve_precision(config.precision, device),
-        batch=resolve_batch(config.batch, len(splits["train"])),
+        batch=resolve_batch(config.batch, data.num_samples["train"]),
     )
     if directory.exists():
         origin = directory.initial.origin

@@ -29,6 +29,8 @@ def find_next_cycle(directory: RunDirectory, config: Config) -> Cycle | None:
 def _find_asked_cycle(directory: RunDirectory, config: Config) -> Cycle | None:
     """The cycle of the next round if nothing of it was begun."""
     newest = directory.newest()
+    if config.schedule.is_stream:
+        return Cycle(newest.round, newest.round + 1) if newest.round < config.epochs else None
     last = Cycle.from_mapping(newest.read_round()["cycle"]) if newest.round else None
     return find_cycle(last, newest.round, config.epochs, config.optimiser)
 
@@ -67,6 +69,8 @@ def check_rounds(config: Config) -> None:
                 "schedule.order=sequential, in which a layer is trained to its end on all samples; add --order rounds"
             )
         return
+    if config.schedule.is_stream:
+        _check_stream(config)
     if config.init_from:
         raise ConfigError(
             f"config init_from: found {config.init_from!r}, allowed none with schedule.order=rounds, as layers go on "
@@ -82,3 +86,32 @@ def check_rounds(config: Config) -> None:
             "config network.layers: found layers with epochs of their own, allowed none with schedule.order=rounds, in "
             "which all layers take as many as there are rounds (--epochs); leave them out"
         )
+
+
+def _check_stream(config: Config) -> None:
+    """Raise ConfigError for what a stream cannot have, as nobody knows how long it is."""
+    for name, found, allowed in (
+        ("schedule.window_samples", config.schedule.window_samples, None),
+        ("validation_fraction", config.validation_fraction, 0.0),
+        ("optimiser.decay_start", config.optimiser.decay_start, 1.0),
+        ("optimiser.patience", config.optimiser.patience, 0),
+    ):
+        if found == "all":
+            raise ConfigError(f"config {name}: found all, allowed a number of samples with schedule.order=stream")
+        if allowed is not None and found != allowed:
+            raise ConfigError(
+                f"config {name}: found {found:g}, allowed {allowed:g} with schedule.order=stream, which has no end; "
+                "leave it out"
+            )
+
+
+def make_endless(config: Config) -> Config:
+    """The configuration of a stream: a constant learning rate, for windows without end, none of which is held out."""
+    return config.override(
+        {
+            "schedule.order": "stream",
+            "validation_fraction": 0.0,
+            "optimiser.decay_start": 1.0,
+            "optimiser.patience": 0,
+        }
+    )

@@ -45,8 +45,11 @@ def diagnose(directory: RunDirectory) -> Diagnosis:
     written = directory.at_round(last_valid + 1) if directory.list_round_folders() else directory
     is_gone = written.round > 0 and written.path / written.layers_folder in damaged
     indices = [] if is_gone else written.list_layers()
+    of_stream = directory.stream.list_damaged()
+    problems += [problem for _, problem in of_stream]
+    damaged += [directory.path / name for name, _ in of_stream]
     num_valid = 0
-    for index in indices:
+    for index in indices if not of_stream else ():  # the layers of the round under way learn from that window
         if index == num_valid:
             problem = _problem(partial(written.verify_layer, num_valid))
         else:

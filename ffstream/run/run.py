@@ -12,10 +12,11 @@ from torch import Tensor
 from ffstream.data import Dataset, Split, fit_images, holds_pictures, load_dataset, split_validation
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
+from ffstream.data.stream_source import can_be_read_again
 from ffstream.device.device import explain_fallback, resolve_device
 from ffstream.device.environment import plain_torch
 from ffstream.device.memory import naming_lack_of_memory
-from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError, RunMismatchError
+from ffstream.errors import ConfigError, CorruptFileError, DataError, RunError
 from ffstream.field.parts import restore_parts
 from ffstream.ground.files import expand_home
 from ffstream.ground.interrupts import Interrupts
@@ -35,6 +36,7 @@ from ffstream.infer.predictions import Predictions, predict, predict_softmax
 from ffstream.infer.readout import evaluate_softmax
 from ffstream.run.cache_set import verify_cache
 from ffstream.run.judgement import judge_evaluation
+from ffstream.run.same_data import check_same_data, check_same_test
 from ffstream.settings.config import Config
 from ffstream.settings.names import METHODS, SPLITS, check_word
 from ffstream.storage.run_directory import RunDirectory
@@ -246,6 +248,11 @@ class Run:
         """
         config = self.config
         skips_bad = config.bad_images == "skip"
+        if facts.is_stream and not source.data and not can_be_read_again(config.data):
+            raise RunError(
+                f"run {self.path}: has learnt from a stream, {config.data}, that is no data set; name one of the same "
+                "shape and classes by --data"
+            )
         dataset = load_dataset(
             source.data or config.data,
             source.data_root or config.data_root,
@@ -254,7 +261,7 @@ class Run:
         )
         check_same_data(self.path, facts, dataset)
         if split == "test":
-            _check_same_test(self.path, facts, dataset)
+            check_same_test(self.path, facts, dataset)
         return make_splits(dataset, config), find_renamed(dataset.class_names, facts.class_names)
 
     def _load_validation_labels(self, facts: DataFacts, source: _Source) -> Tensor:
@@ -318,6 +325,7 @@ class Run:
         directory.verify_next_round()
         directory.verify_progress()
         directory.verify_readout()
+        directory.stream.verify()
         for each in directory.initial.list_from(self.num_layers_done):
             directory.initial.verify(each)
         for name in directory.caches(config.cache.folder).names():
@@ -351,35 +359,6 @@ def make_splits(dataset: Dataset, config: Config) -> dict[str, Split]:
     if dataset.test is not None:
         splits["test"] = dataset.test
     return splits
-
-
-def check_same_data(run_dir: Path, facts: DataFacts, dataset: Dataset) -> None:
-    """Raise RunMismatchError when the training data are not those that the run was started with."""
-    digest = dataset.digest()
-    found = (dataset.image_shape, dataset.num_classes, dataset.scale())
-    if digest == facts.digest and (facts.image_shape, facts.num_classes, facts.scale) != found:
-        raise CorruptFileError(
-            f"manifest {run_dir / 'data.json'}: is not what it was: the training data of its digest have another "
-            "shape, scale or number of classes; restore it from a copy"
-        )
-    if digest != facts.digest:
-        raise RunMismatchError(
-            f"run {run_dir}: was started on other training data (digest {facts.digest[:12]}, found {digest[:12]} in "
-            f"{dataset.name}); restore those data, or start a new run"
-        )
-
-
-def _check_same_test(run_dir: Path, facts: DataFacts, dataset: Dataset) -> None:
-    """Raise RunMismatchError when the test data are not those that were there when the run was started.
-
-    Nothing is checked in runs of earlier versions, or where there are no test data.
-    """
-    wanted, found = facts.test_digest, dataset.test_digest()
-    if wanted is not None and found is not None and found != wanted:
-        raise RunMismatchError(
-            f"run {run_dir}: the test data have changed since it was started (digest {wanted[:12]}, found "
-            f"{found[:12]} in {dataset.name}); restore those data"
-        )
 
 
 def read_layer_figures(directory: RunDirectory) -> list[LayerFigures]:

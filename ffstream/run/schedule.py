@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from torch import Tensor
@@ -49,8 +49,8 @@ class Pass:
     @property
     def next(self) -> Pass:
         """The pass after this one: with the next window, or in the next round."""
-        number, num = self.window.number + 1, self.window.num
-        return Pass(self.round + 1, Window(0, num)) if self.is_last else Pass(self.round, Window(number, num))
+        number = 0 if self.is_last else self.window.number + 1
+        return Pass(self.round + self.is_last, replace(self.window, number=number))
 
     @property
     def description(self) -> str:

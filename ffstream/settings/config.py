@@ -43,13 +43,13 @@ _FROM_RECIPE: Any = None
 # Settings that may change between two sessions of one run without changing what a layer learns. The data are identified
 # by their digest and not by their path.
 _FREE_SETTINGS = ["layers", "device", "data", "data_root", "bad_images", "plugins", "save_every"]
-_FREE_SETTINGS += ["cache.tier", "cache.folder"]
+_FREE_SETTINGS += ["cache.tier", "cache.folder", "schedule.follow"]
 # Settings that were added later, each with the value that describes what all runs did before. A setting of this value
 # is left out of a run's identity, so that the identities of older runs do not change.
 LATER_SETTINGS: dict[str, Any] = {"standardise": "none", "plugins": (), "save_every": "auto", "network.layers": ()}
 LATER_SETTINGS |= {"augmentation.transforms": (), "labels.head_layers": 1, "optimiser.patience": 0, "init_from": ""}
 LATER_SETTINGS |= {"negatives.images": "hybrids", "schedule.order": "sequential"}
-LATER_SETTINGS |= {"schedule.window_samples": "all"}
+LATER_SETTINGS |= {"schedule.window_samples": "all", "schedule.replays": 4}
 _FREE_SECTIONS = ("memory", "readout")
 
 
@@ -299,13 +299,8 @@ class Config:
 
     @property
     def in_rounds(self) -> bool:
-        """Whether every layer is trained for one epoch in turn."""
-        return self.schedule.order == "rounds"
-
-    def count_windows(self, num_samples: int) -> int:
-        """The number of windows in which so many training samples pass through the layers, one after another."""
-        most = self.schedule.window_samples
-        return 1 if isinstance(most, str) else -(-num_samples // most)
+        """Whether every layer is trained for one epoch in turn, again and again."""
+        return self.schedule.order != "sequential"
 
     @property
     def restreams(self) -> bool:

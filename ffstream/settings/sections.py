@@ -144,8 +144,8 @@ class ScheduleConfig:
     order: str = setting(
         "sequential",
         "sequential trains each layer to its end before the next one; rounds gives every layer one epoch in turn, for "
-        "as many rounds as there are epochs.",
-        choices=("sequential", "rounds"),
+        "as many rounds as there are epochs; stream is the order of `ffstream stream`.",
+        choices=("sequential", "rounds", "stream"),
     )
     window_samples: int | str = setting(
         "all",
@@ -154,6 +154,22 @@ class ScheduleConfig:
         at_most=MOST_SAMPLES,
         word="all",
     )
+    replays: int = setting(4, "How often each window of a stream passes through all layers.", at_least=1)
+    follow: bool = setting(False, "Whether a stream waits for more files where its folder has no new one.")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether every round has training samples of its own."""
+        return self.order == "stream"
+
+    def count_windows(self, num_samples: int) -> int:
+        """The number of passes through the layers that make a round of so many training samples.
+
+        A data set passes window by window. Of a stream, a round has one window, which passes again and again.
+        """
+        if self.is_stream:
+            return self.replays
+        return 1 if isinstance(self.window_samples, str) else -(-num_samples // self.window_samples)
 
 
 @documented

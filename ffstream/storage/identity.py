@@ -29,6 +29,7 @@ MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE = (
 )
 CACHE = "cache"
 INITIAL = "initial"
+STREAM = "stream"
 _LABELS_BYTES = 1 << 30  # upper limit of the labels file, at eight bytes per sample
 CONFIG_SEAL = b"# sha256 "
 _FORMAT = "ffstream run 1"

@@ -135,8 +135,18 @@ ROUND: Shape = {
     "environment?": DIGEST,
     "layers": [DIGEST],  # of the manifests of its layers
     # The rounds over which the learning rate falls to zero, and the network's validation error after each so far.
-    "cycle": {"start": COUNT, "stop": SIZE, "errors": [NUMBER]},
+    "cycle": {"start": COUNT, "stop": SIZE, "errors": [NUMBER], "place?": {TEXT: ANYTHING}},
     "metrics": _SEAL,
+}
+_PLACE: Shape = {"cursor": {TEXT: ANYTHING}, "num_skipped": COUNT, "num_before": COUNT}
+# The last window of a stream; each file that it names is there or was put aside.
+STREAM_WINDOW: Shape = {
+    "run": DIGEST,
+    "number": SIZE,
+    "start": _PLACE,
+    "end": _PLACE,
+    "digests": {NAME: DIGEST},
+    "cursor": {TEXT: ANYTHING},
 }
 READOUT: Shape = {"run?": DIGEST, "identity": {"layers": [DIGEST]}, "digest_file": DIGEST}
 

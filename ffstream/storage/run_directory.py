@@ -12,6 +12,7 @@ RUN/layers/000/manifest.json           digests and figures; the folder gets its 
 RUN/rounds/                            the layers after each of the last rounds, where all layers train in turn
 RUN/progress/                          the layer being trained, saved every epoch, and its finished tiles
 RUN/cache/ffstream-IDENTITY/           activation caches of the disk tier; cache may be a link to a larger disk
+RUN/stream/                            the window of a stream that is learnt from, and where its source goes on
 RUN/readout/                           the softmax readout, once one was fitted
 RUN/metrics.jsonl                      one line per epoch and one per layer
 RUN/damaged-1/                         what a repair or a resume has put aside
@@ -27,13 +28,14 @@ from torch import Tensor
 
 from ffstream.errors import CorruptFileError
 from ffstream.ground.files import storage_errors
-from ffstream.storage.identity import INITIAL
+from ffstream.storage.identity import INITIAL, STREAM
 from ffstream.storage.layers import WEIGHTS
 from ffstream.storage.manifest import LAYER, PROGRESS, READOUT, read_manifest, write_manifest
 from ffstream.storage.metrics import METRICS, MetricsFile, MetricsSeal, Position
 from ffstream.storage.rounds import REPAIR, ROUNDS
 from ffstream.storage.run_caches import RunCaches
 from ffstream.storage.run_root import MANIFEST
+from ffstream.storage.stream_store import StreamStore
 from ffstream.storage.tensor_file import load_tensors, write_tensors
 from ffstream.storage.windows import WindowProgress
 
@@ -44,6 +46,11 @@ class RunDirectory(WindowProgress):
     def caches(self, cache_dir: str = "") -> RunCaches:
         """The run's activation caches, which lie in the folder `cache_dir` if one was given."""
         return RunCaches(self, cache_dir)
+
+    @property
+    def stream(self) -> StreamStore:
+        """The last window that was taken of a stream."""
+        return StreamStore(self.folder, self.run_digest or "")
 
     # --- environments
 
@@ -171,7 +178,7 @@ class RunDirectory(WindowProgress):
         caches = self.caches(cache_dir)
         folder, _ = caches.open()
         in_caches = sum(folder.size(f"{name}/{each}") for name in caches.names() for each in folder.names(name))
-        folders = ["progress", INITIAL]
+        folders = ["progress", INITIAL, STREAM]
         for each in self.folder.names(ROUNDS):
             folders += [f"{ROUNDS}/{each}/{name}" for name in self.folder.names(f"{ROUNDS}/{each}") if name.isdecimal()]
         return in_caches + sum(

@@ -18,13 +18,14 @@ from ffstream.storage.identity import (
     INITIAL,
     LABELS_FILE,
     MARKER,
+    STREAM,
 )
 from ffstream.storage.metrics import METRICS
 
 # The names at the top level of a run directory that belong to the run, whether they exist or not; _PARTS_OF_RUN are
 # beginnings of names.
 _OF_RUN = {MARKER, CONFIG, DATA_FILE, ENVIRONMENT_FILE, LABELS_FILE, METRICS}
-_OF_RUN |= {"layers", "rounds", "progress", "readout", CACHE, INITIAL}
+_OF_RUN |= {"layers", "rounds", "progress", "readout", CACHE, INITIAL, STREAM}
 _PARTS_OF_RUN = ("damaged-", TEMPORARY)
 # Patterns of the file names in a cache: finished shards and unfinished ones.
 SHARD_NAMES = (r"shard-(\d{5,18})\.safetensors", re.escape(TEMPORARY) + r"shard-\d{5,18}")

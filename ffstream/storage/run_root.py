@@ -32,6 +32,7 @@ from ffstream.storage.identity import (
     INITIAL,
     LABELS_FILE,
     MARKER,
+    STREAM,
     FolderState,
     Survey,
     describe_run,
@@ -292,7 +293,7 @@ class RunRoot:
             return 0
         prefix = f"{TEMPORARY}{self.folder.identity}-"
         of_layers = ["layers", *(f"rounds/{name}" for name in self.folder.names("rounds") if name.isdecimal())]
-        folders = ("", "progress", "readout", INITIAL, *of_layers)
+        folders = ("", "progress", "readout", INITIAL, STREAM, *of_layers)
         num_bytes = sum(self.folder.remove_matching(each, re.escape(prefix) + ".*") for each in folders)
         for above in of_layers:
             for name in self.folder.names(above):

@@ -103,7 +103,7 @@ class WindowProgress(LayerProgress):
         if sorted(by_layer) != list(range(len(found["courses"]))) or not 0 < found["num_done"] < found["num"]:
             raise CorruptFileError(
                 f"manifest {self.path / 'progress' / MANIFEST}: names {len(by_layer)} files of "
-                f"{len(found['figures'])} layers after {found['num_done']} of {found['num']} windows; {REPAIR}"
+                f"{len(found['courses'])} layers after {found['num_done']} of {found['num']} windows; {REPAIR}"
             )
         names = [by_layer[index] for index in sorted(by_layer)]
         names += [name for name in manifest["digests"] if name.startswith(_STATISTICS)]

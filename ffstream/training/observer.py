@@ -64,14 +64,27 @@ class RunOutline:
     num_rounds_done: int = 0
     num_windows: int = 1  # of a round, each of which passes through all layers before the next one does
     num_windows_done: int = 0  # of the round that is under way
+    is_stream: bool = False  # each round then has samples of its own, which pass through all layers `num_windows` times
     num_epochs_saved: int = 0  # that an earlier process took of the first layer that is not done, in all tiles
+
+
+@dataclass(frozen=True)
+class WindowFigures:
+    """How a window of a stream went."""
+
+    number: int  # from 1
+    num_samples: int
+    error: float | None  # share of its samples for which the network was wrong before it learnt them; None at first
+    learning_s: float
+    waiting_s: float  # for its samples, and for that error
+    separation: float  # of the last layer
 
 
 class Observer:
     """Receives the events of a run. Every method does nothing; override those of interest."""
 
     def on_start(self, outline: RunOutline) -> None:
-        """A run starts or resumes."""
+        """A run starts or resumes; in a stream, for each of its windows."""
 
     def on_step(self, description: str) -> None:
         """A step of the schedule begins."""
@@ -105,8 +118,11 @@ class Observer:
     def on_round(self, number: int, num_rounds: int, layers: list[LayerFigures]) -> None:
         """A round, in which every layer took an epoch, is being committed. Rounds count from 1."""
 
+    def on_window(self, figures: WindowFigures) -> None:
+        """A window of a stream is learnt, and the network with it is committed."""
+
     def on_finish(self, layers: list[LayerFigures]) -> None:
-        """All layers are committed."""
+        """All layers are committed; in a stream, after each of its windows."""
 
     def on_stop(self) -> None:
         """The run ends early, because of an error or of the user."""

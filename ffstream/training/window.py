@@ -1,4 +1,4 @@
-"""Windows: parts into which a round cuts the training samples; each passes through all layers by itself."""
+"""Windows: what passes through all layers before the next one does, a part of a round's samples or all of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from ffstream.ground import seeding
 
 @dataclass(frozen=True)
 class Window:
-    """One of the `num` windows of a round, which differ in size by at most one sample."""
+    """One of the `num` windows of a round, which differ in size by at most one sample.
+
+    If it `repeats`, all of them hold the same samples: those of one window of a stream.
+    """
 
     number: int = 0  # from 0
     num: int = 1
+    repeats: bool = False
 
     @property
     def is_last(self) -> bool:
@@ -28,6 +32,8 @@ class Window:
 
     def size(self, num_samples: int) -> int:
         """How many of the samples are in it. The first window is as large as any."""
+        if self.repeats:
+            return num_samples
         return num_samples // self.num + (self.number < num_samples % self.num)
 
     def select(self, num_samples: int, seed: int, epoch: int) -> Tensor | None:
@@ -35,7 +41,7 @@ class Window:
 
         Every epoch draws anew which samples come together.
         """
-        if self.num == 1:
+        if self.num == 1 or self.repeats:
             return None
         order = torch.randperm(num_samples, generator=seeding.generator(seed, 0, epoch, "windows"))
         return order.tensor_split(self.num)[self.number].sort().values

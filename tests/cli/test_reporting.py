@@ -14,8 +14,9 @@ from rich.text import Text
 
 import ffstream as ff
 from ffstream.cli import reporting
+from ffstream.cli.course import Course
 from ffstream.cli.plan_tables import plan_report
-from ffstream.cli.reporting import BarObserver, PlainObserver, _Course, make_observer, print_table
+from ffstream.cli.reporting import BarObserver, PlainObserver, make_observer, print_table
 from ffstream.cli.tables import (
     catalogue_tables,
     evaluation_report,
@@ -89,8 +90,8 @@ def test_bars_take_one_line_each_and_notes_give_way_first(width):
     [(0.4, "tile 1/3 epoch 1/10"), (10, "tile 1/3 epoch 10/10"), (13, "tile 2/3 epoch 3/10")],
 )
 def test_epochs_are_those_of_a_tile(epochs_taken, name):
-    assert _Course(dataclasses.replace(OUTLINE, num_tiles=3)).name_epoch(1, epochs_taken) == name
-    assert _Course(OUTLINE).name_epoch(5, 7) == "epoch 7/10"
+    assert Course(dataclasses.replace(OUTLINE, num_tiles=3)).name_epoch(1, epochs_taken) == name
+    assert Course(OUTLINE).name_epoch(5, 7) == "epoch 7/10"
 
 
 def test_errors_without_labels_are_called_so(small_config, tmp_path):
@@ -170,7 +171,7 @@ def test_a_resumed_run_says_what_is_done(small_config, tmp_path):
 
 
 def test_time_left_counts_only_what_this_process_took():
-    course = _Course(OUTLINE)
+    course = Course(OUTLINE)
     course._start_s -= 30  # layer 5 took 3 of 10 epochs before; since then 3 epochs in 30 s
     course.eta_s(5, 3.2)
     assert course.eta_s(5, 6.0) == pytest.approx(10 * (4 + 5 * 10), rel=0.01)
@@ -248,8 +249,8 @@ def test_an_evaluation_says_what_its_probabilities_are_calibrated_on(small_confi
 
 
 def test_a_resumed_run_says_where_its_layer_goes_on():
-    assert "layer 5 goes on after epoch 7 of 10" in _Course(dataclasses.replace(OUTLINE, num_epochs_saved=7)).describe()
-    assert "goes on" not in _Course(OUTLINE).describe()
+    assert "layer 5 goes on after epoch 7 of 10" in Course(dataclasses.replace(OUTLINE, num_epochs_saved=7)).describe()
+    assert "goes on" not in Course(OUTLINE).describe()
 
 
 def test_lines_of_a_log_are_short_and_begin_with_the_error(small_config, tmp_path, monkeypatch):

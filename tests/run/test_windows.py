@@ -97,7 +97,8 @@ def train_all_at_once(config, scaling, place):
     trainers = [LayerTrainer(layer, index, blueprint, device) for index, layer in enumerate(layers)]
     for epoch in range(config.epochs):
         statistics = {}
-        for window in (Window(number, num) for num in [config.count_windows(len(split))] for number in range(num)):
+        num = config.schedule.count_windows(len(split))
+        for window in (Window(number, num) for number in range(num)):
             own, place = split.take(window.select(len(split), config.seed, epoch)), window.count_before(epoch)
             draws = augmentation.draw_fresh(len(own), config.seed, 0, place) if augmentation.is_there else None
             rows = InputRows(blueprint.method.rows, own, scaling, config.seed, epoch=place).make(augmentation, draws)
@@ -170,7 +171,7 @@ def test_a_round_reports_the_means_of_all_its_windows(small_config, tmp_path):
     epochs = Epochs()
     run = ff.train(config, tmp_path / "run", observer=epochs)
     num_samples = sum(figures.num_samples for layer, *_, figures, _ in epochs.found if layer == 1) // 2
-    num = config.count_windows(num_samples)
+    num = config.schedule.count_windows(num_samples)
     assert num == 3
     assert [epoch for layer, epoch, *_ in epochs.found if layer == 1] == list(range(1, 2 * num + 1))
     assert all((error is None) == bool(epoch % num) for _, epoch, *_, error in epochs.found), "measured once a round"

@@ -84,7 +84,7 @@ def meet_hostile(bench: Bench, stride: int, counts: Counts) -> None:
 
 def _stop(bench: Bench, path: Path) -> None:
     try:
-        ff.train(bench.config, path, observer=stop_in_second_layer(bench.config))
+        train(bench.config, path, stop_in_second_layer(bench.config))
     except KeyboardInterrupt:
         return
 

@@ -13,7 +13,7 @@ import ffstream as ff
 from ffstream.run.repair import put_aside
 from tests.torture.crash import Bench, Counts
 from tests.torture.faults import in_child
-from tests.torture.work import stop_in_second_layer
+from tests.torture.work import stop_in_second_layer, train
 
 _PAGE_BYTES = 4096
 
@@ -44,7 +44,7 @@ def let_rot(bench: Bench, num_bits: int, stride: int, counts: Counts) -> None:
 def _train(bench: Bench, place: Path, seed: int, *, stopped: bool) -> None:
     config = bench.config.override({"seed": seed})
     try:
-        ff.train(config, place, observer=stop_in_second_layer(config) if stopped else None)
+        train(config, place, stop_in_second_layer(config) if stopped else None)
     except KeyboardInterrupt:
         assert stopped
 
@@ -55,7 +55,7 @@ def _find_problem(bench: Bench, file: Path) -> tuple[str | None, bool]:
     def work() -> str:
         if not str(file).startswith("cache"):  # which is checked as it is read, too
             ff.Run(bench.run_dir).verify()
-        ff.train(bench.config, bench.run_dir, resume=True)
+        train(bench.config, bench.run_dir)
         return ""
 
     ended = in_child(work)
@@ -83,7 +83,7 @@ def _find_unrepaired(bench: Bench, file: Path) -> str | None:
         found, aside = put_aside(directory)
         assert found.problems
         assert aside is not None or not found.damaged  # a resume mends what it says, and moves nothing
-        ff.train(bench.config, bench.run_dir, resume=True)
+        train(bench.config, bench.run_dir)
         shutil.rmtree(bench.run_dir / "damaged-1", ignore_errors=True)
 
     ended = in_child(work)

@@ -41,6 +41,10 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         **{"cache.tier": "disk", "schedule.order": "rounds", "schedule.window_samples": 100, "layers": 2},
         **{"augmentation.restream": True, "augmentation.max_shift": 1, "save_every": "0.003s"},
     },
+    "stream": {
+        **{"cache.tier": "disk", "schedule.order": "stream", "schedule.window_samples": 100, "layers": 2},
+        **{"schedule.replays": 2, "epochs": 3, "save_every": "0.003s"},
+    },
     "restream": {"cache.tier": "disk", "augmentation.restream": True, "augmentation.max_shift": 1, "layers": 2},
 }
 
@@ -115,17 +119,22 @@ def stop_in_second_layer(config: ff.Config) -> InterruptAt:
     return InterruptAt("on_epoch", config.epochs * Sizes.of(config).num_tiles + 1)
 
 
-def train(config: ff.Config, path: Path) -> None:
+def train(config: ff.Config, path: Path, observer: ff.Observer | None = None) -> None:
     """Train, or go on with what is there."""
     torch.set_num_threads(1)
-    ff.train(config, path, resume=True)
+    if config.schedule.is_stream:
+        ff.stream(config, config.data, path, resume=True, observer=observer)
+    else:
+        ff.train(config, path, resume=True, observer=observer)
 
 
 def describe(path: Path) -> dict[str, Any]:
     """All that two runs must have in common, and what must not be left."""
     run = ff.Run(path)
     run.verify()
-    files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    own = run.directory.read_identity() or ""
+    names = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    files = sorted(name.replace(own, "IDENTITY") for name in names)
     return {
         "layers": layer_digests(path),
         "metrics": metrics_without_times(path) if run.directory.metrics_path.exists() else None,  # put aside
