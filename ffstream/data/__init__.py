@@ -4,12 +4,14 @@ import dataclasses
 from pathlib import Path
 
 from ffstream.data.dataset import (
+    GIVEN,
     Dataset,
     Split,
     check_classes,
-    fit_images,
     split_validation,
 )
+from ffstream.data.fit import fit_images
+from ffstream.data.given import as_dataset
 from ffstream.data.own_dataset import check_own
 from ffstream.data.room import Room
 from ffstream.data.scaling import Scaling
@@ -19,10 +21,12 @@ from ffstream.errors import DataError, say_unknown_data
 from ffstream.ground.files import expand_home
 
 __all__ = [
+    "GIVEN",
     "SOURCES",
     "Dataset",
     "Scaling",
     "Split",
+    "as_dataset",
     "as_tensor",
     "check_classes",
     "find_path",
@@ -67,6 +71,11 @@ def load_dataset(
         path = find_path(source, data_root)
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
+        if source == GIVEN:
+            raise DataError(
+                f"data {GIVEN}: were given by a program, and a run keeps none; give them again as data=..., or name a "
+                "file of the same samples by --data"
+            ) from None
         if Path(source).name != source or path.suffix.lower() in _ARRAYS:
             raise DataError(
                 f"data {source}: no such file or folder; if it was moved, say by --data where it is now"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ffstream.data.class_means import ClassMeans, draw_alike
-from ffstream.data.classes import find_label_feature, find_lacking
+from ffstream.data.classes import check_columns, find_label_feature, find_lacking, to_class_names, to_classes
 from ffstream.data.features import find_shifted
+from ffstream.data.fit import find_not_finite
 from ffstream.data.new_values import find_new
 from ffstream.data.repetition import (
     Repetition,
@@ -31,7 +32,7 @@ from ffstream.data.values import Values, find_other_units
 from ffstream.errors import DataError
 from ffstream.ground import seeding
 
-_LARGEST = torch.finfo(torch.float32).max
+GIVEN = "from-python"  # the name of data that a program gives
 _ENOUGH = 10  # images; in a smaller split, a few that are training images may be an accident
 
 
@@ -79,6 +80,41 @@ class Dataset:
     notes: tuple[str, ...] = ()  # sentences for the user on how the data were read
     files: tuple[Path, ...] = ()  # of the training images in order, where each has its own file
     white: float | None = None  # the value of a white pixel, where the source knows it
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x: Any,
+        y: Any,
+        *,
+        x_val: Any = None,
+        y_val: Any = None,
+        x_test: Any = None,
+        y_test: Any = None,
+        class_names: Any = None,
+    ) -> Dataset:
+        """A data set of arrays or tensors: images (n, *shape) and labels (n,), numbered from 0, or one-hot (n, C).
+
+        A validation split is used in place of one that is cut off the training samples. Raises DataError for labels
+        that are no classes; all else is checked once it is trained on.
+        """
+        noun, splits, shapes = f"data {GIVEN}", dict[str, Split](), dict[str, Sequence[int]]()
+        given = {"train": (x, y), "validation": (x_val, y_val), "test": (x_test, y_test)}
+        for part, (images, labels) in given.items():
+            if images is None and labels is None and part != "train":
+                continue
+            if images is None or labels is None:
+                missing = "images" if images is None else "labels"
+                raise DataError(f"{noun}: {part} {missing} are missing, allowed both images and labels, or neither")
+            found = to_host(labels, f"{noun}: {part} labels")
+            classes, shapes[part] = to_classes(found, f"{noun}: {part} labels"), tuple(found.shape)
+            splits[part] = Split(to_host(images, f"{noun}: {part} images"), classes)
+        names = None if class_names is None else to_class_names(class_names, noun)
+        classes_of = {part: split.labels for part, split in splits.items()}
+        num_columns = check_columns(noun, shapes, classes_of, None if names is None else len(names))
+        if names is None:
+            names = tuple(map(str, range(num_columns or _count_classes(GIVEN, splits["train"]))))
+        return cls(GIVEN, splits["train"], splits.get("test"), names, validation=splits.get("validation"))
 
     @property
     def num_classes(self) -> int:
@@ -211,18 +247,17 @@ def check_dataset(
                 f"data {name}: {part} images have shape {tuple(split.images.shape[1:])}, training images "
                 f"{tuple(train.images.shape[1:])}; both must be the same"
             )
-    num_classes = len(class_names) if class_names else int(train.labels.max()) + 1
+    num_classes = len(class_names) if class_names else _count_classes(name, train)
     if num_classes > len(train):
         raise DataError(
-            f"data {name}: labels go up to {num_classes - 1} with {len(train)} training samples, allowed 0 to C - 1 "
-            "for C classes; number them without gaps"
+            f"data {name}: found {num_classes} classes with {len(train)} training samples, allowed as many at most"
         )
     if num_classes < 2:
         raise DataError(f"data {name}: found one class only, allowed 2 or more; Forward-Forward needs wrong labels")
     for part, split in parts.items():
         if split is not None and int(split.labels.max()) >= num_classes:
             raise DataError(
-                f"data {name}: {part} labels go up to {int(split.labels.max())}, allowed 0 to {num_classes - 1}, "
+                f"data {name}: {_name_label(part, split, int(split.labels.max()))}, allowed 0 to {num_classes - 1}, "
                 "the classes of the training data"
             )
     names = class_names or tuple(str(label) for label in range(num_classes))
@@ -237,14 +272,14 @@ def _check_split(name: str, part: str, split: Split) -> None:
         raise DataError(
             f"data {name}: {part} labels have shape {tuple(labels.shape)}, allowed ({len(images)},), one an image"
         )
-    row = _find_not_finite(images)
+    row = find_not_finite(images)
     if row is not None:
         raise DataError(
             f"data {name}: {part} image {row} holds a value that is not finite, or too large for float32; remove it or "
             "mend the file"
         )
     if int(labels.min()) < 0:
-        raise DataError(f"data {name}: {part} labels go down to {int(labels.min())}, allowed integers from 0")
+        raise DataError(f"data {name}: {_name_label(part, split, int(labels.min()))}, allowed integers from 0")
     negatives = split.negatives
     if negatives is None:
         return
@@ -256,8 +291,24 @@ def _check_split(name: str, part: str, split: Split) -> None:
         )
     if negatives.dtype != images.dtype:
         raise DataError(f"data {name}: {part} negatives are {negatives.dtype}, allowed {images.dtype}, as the images")
-    if _find_not_finite(negatives) is not None:
+    if find_not_finite(negatives) is not None:
         raise DataError(f"data {name}: {part} negatives hold a value that is not finite; mend the file")
+
+
+def _count_classes(name: str, train: Split) -> int:
+    """The number of classes by the labels of training samples. Raises DataError if there are fewer samples."""
+    highest = int(train.labels.max()) if len(train) else 0
+    if highest >= max(len(train), 1):
+        raise DataError(
+            f"data {name}: {_name_label('train', train, highest)} with {len(train)} training samples, allowed 0 to "
+            "C - 1 for C classes; number them without gaps"
+        )
+    return highest + 1
+
+
+def _name_label(part: str, split: Split, label: int) -> str:
+    """The first sample of a split that has a label, in words."""
+    return f"{part} label of sample {int((split.labels == label).nonzero()[0])} is {label}"
 
 
 def check_classes(name: str, train: Split, class_names: tuple[str, ...]) -> None:
@@ -294,65 +345,3 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Spli
 def draw_order(num: int, seed: int) -> Tensor:
     """The order in which training data are divided, (num,): numbers of images, those for validation first."""
     return torch.randperm(num, generator=seeding.generator(seed, 0, 0, "split"))
-
-
-def fit_images(images: Tensor, shape: tuple[int, ...], noun: str) -> Tensor:
-    """Bring images to (n, *shape) that differ in axes of length 1, are flattened, or are one image alone.
-
-    Raises DataError for any other shape, no image, or values that are not finite; `noun` begins its message.
-    """
-    images = to_host(images, f"{noun}: images")
-    num_images = count_images(tuple(images.shape), shape, noun)
-    images = images.reshape(num_images, *shape)
-    check_values(images, noun)
-    return images
-
-
-def count_images(found: tuple[int, ...], shape: tuple[int, ...], noun: str) -> int:
-    """The number of images of `shape` in an array of shape `found`. `noun` begins the message of a DataError."""
-    for own in (found, (1, *found)):
-        if own and _is_same(own[1:], shape):
-            if own[0] == 0:
-                raise DataError(f"{noun}: found no image, allowed one or more")
-            return own[0]
-    hint = "bring them to that size"
-    if math.prod(found[1:]) == math.prod(shape) and min(len(found) - 1, len(shape)) == 1:
-        hint = "channels can come first or last in a flat row, so give each image in that shape"
-    if len(shape) == 3 and len(found) in (3, 4) and sorted(found[-3:]) == sorted(shape):
-        hint = "put the axes of each image in that order"
-    raise DataError(
-        f"{noun}: images have shape {found}, allowed (n, {', '.join(map(str, shape))}), as the run was "
-        f"trained on; {hint}"
-    )
-
-
-def _is_same(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether an image of shape `own` can become one of `shape` by axes of length 1, by flattening or its inverse."""
-    own, shape = without_ones(own), without_ones(shape)
-    # Pixels of a plane are flattened in one order; those with channels in two, of which neither can be known.
-    is_flat = min(len(own), len(shape)) <= 1 and max(len(own), len(shape)) <= 2 and math.prod(own) == math.prod(shape)
-    return is_flat or own == shape
-
-
-def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without its axes of length 1."""
-    return tuple(size for size in shape if size != 1)
-
-
-def check_values(images: Tensor, noun: str) -> None:
-    """Raise DataError when an image holds a value that is not finite in float32; `noun` begins its message."""
-    row = _find_not_finite(images)
-    if row is not None:
-        raise DataError(
-            f"{noun}: image {row} holds a value that is not finite, or too large for float32; remove it or mend "
-            "the file"
-        )
-
-
-def _find_not_finite(images: Tensor) -> int | None:
-    """The number of the first image with a value that is not finite in float32, or None, without copying all images."""
-    if not images.is_floating_point() or images.numel() == 0:
-        return None
-    if all(math.isfinite(float(end)) and abs(float(end)) <= _LARGEST for end in torch.aminmax(images)):
-        return None
-    return next(row for row, image in enumerate(images) if not bool(torch.isfinite(image.float()).all()))

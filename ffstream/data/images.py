@@ -12,7 +12,7 @@ from torch import Tensor
 from ffstream.data.array_file import SUFFIXES, ArrayFile, Header
 from ffstream.data.array_source import find_image_type, find_images
 from ffstream.data.colours import WHITE
-from ffstream.data.dataset import check_values, count_images, without_ones
+from ffstream.data.fit import check_values, count_images, without_ones
 from ffstream.data.picture_file import PICTURES, begins_like_picture, open_picture
 from ffstream.data.room import Room, tensor_bytes
 from ffstream.data.tree import describe_left_out, walk

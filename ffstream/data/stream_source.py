@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ffstream.data.array_file import ArrayFile
 from ffstream.data.classes import to_classes
-from ffstream.data.dataset import Dataset, Split, check_values, draw_order
+from ffstream.data.dataset import Dataset, Split, draw_order
+from ffstream.data.fit import check_values
 from ffstream.data.tensors import to_host
 from ffstream.errors import DataError
 from ffstream.ground.interrupts import check_interrupts

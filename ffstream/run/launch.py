@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ffstream.data import GIVEN, Dataset, as_dataset
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
 from ffstream.data.stream_source import PIPE, IteratorSource, StreamSource
@@ -42,12 +43,17 @@ def train(
     config: Config,
     run_dir: str | Path | None = None,
     *,
+    data: Any = None,
     init_from: str | Path | None = None,
     resume: bool = False,
     accept_environment: bool = False,
     observer: Observer | None = None,
 ) -> Run:
     """Train a network layer by layer into `run_dir` (runs/<data>-<layers>x<width>-<time> by default).
+
+    `data` are the samples themselves, in place of those that `config.data` names: a pair (x, y) of arrays or tensors, a
+    torch Dataset or an iterable of batches, such as a generator, of such pairs, or a `Dataset`, such as
+    `Dataset.from_arrays(x, y, x_val=..., y_val=...)`. They have to be given again to go on with the run.
 
     With `init_from`, another run, a layer starts from the one of the same number there if its kind, and the names and
     shapes of its parameters, are the same; `Observer.on_note` tells which do. This is the setting of that name.
@@ -61,12 +67,16 @@ def train(
     with Interrupts(), plain_torch():
         config = config if init_from is None else config.override({"init_from": str(init_from)})
         config = with_absolute_paths(config)
+        config = config if data is None else config.override({"data": GIVEN})
         candidates = [expand_home(run_dir)] if run_dir is not None else default_run_dirs(config)
         with claim_folder(candidates, is_new=run_dir is None) as directory:
             check_is_other(config.init_from, directory)
             config = merge_with_saved(config, directory, resume=resume, accept_environment=accept_environment)
             return _execute(
-                directory, config, observer or WarningObserver(), accept_environment=accept_environment, download=True
+                *(directory, config, observer or WarningObserver()),
+                accept_environment=accept_environment,
+                download=True,
+                dataset=None if data is None else as_dataset(data),
             )
 
 
@@ -118,7 +128,7 @@ def resume(
     cache_dir: str | None = None,
     budget: str | None = None,
     save_every: str | None = None,
-    data: str | None = None,
+    data: Any = None,
     data_root: str | None = None,
     accept_environment: bool = False,
     download: bool = False,
@@ -131,11 +141,13 @@ def resume(
 
     If torch, the processor or anything else that decides bits has changed, the run is refused, unless
     `accept_environment` is true; the run then records the change. Missing data are fetched only with `download`. `data`
-    and `data_root` say where the data are now; the run remembers that if they are the same data.
+    and `data_root` say where the data are now; the run remembers that if they are the same data. `data` may also be the
+    samples themselves, as for `train`.
     """
     given = {"layers": layers, "device": device, "cache.tier": cache, "memory.budget": budget}
     given |= {"save_every": save_every, "epochs": epochs}
-    given |= {"data": data, "data_root": make_absolute(data_root), "cache.folder": make_absolute(cache_dir)}
+    given |= {"data_root": make_absolute(data_root), "cache.folder": make_absolute(cache_dir)}
+    given |= {"data": data if isinstance(data, str) else None}
     with Interrupts(), plain_torch():
         load_plugins(())
         path = Run(Path(run_dir)).path  # raises a RunError if there is no run
@@ -149,11 +161,10 @@ def resume(
                 )
             config = with_absolute_paths(config)
             return _execute(
-                directory,
-                config,
-                observer or WarningObserver(),
+                *(directory, config, observer or WarningObserver()),
                 accept_environment=accept_environment,
                 download=download,
+                dataset=None if data is None or isinstance(data, str) else as_dataset(data),
             )
 
 
@@ -164,12 +175,14 @@ def _execute(
     *,
     accept_environment: bool,
     download: bool,
+    dataset: Dataset | None = None,
     source: StreamSource | None = None,
     num_classes: int | None = None,
 ) -> Run:
     """Start or resume a run and train it. All checks that can refuse it come before anything is written.
 
-    A stream learns from `source`, by default the one that its configuration names.
+    The samples are those of `dataset`, by default of the one that the configuration names. A stream learns from
+    `source` in the same way.
     """
     environments = directory.read_environments(accepts_missing=accept_environment)
     restore_own_parts(directory, accept_environment=accept_environment)
@@ -182,8 +195,16 @@ def _execute(
             if config.schedule.is_stream
             else None
         )
-        given = None if stream is None else stream.describe()
-        prepared = prepare(directory, config, measure=measure, reservation=reservation, download=download, window=given)
+        window = None if stream is None else stream.describe()
+        prepared = prepare(
+            directory,
+            config,
+            measure=measure,
+            reservation=reservation,
+            download=download,
+            window=window,
+            dataset=dataset,
+        )
         environment = describe_environment(prepared.device, prepared.plan.config.precision)
         parts = describe_parts(prepared.plan.config)
         environment |= {"parts": parts} if parts else {}
@@ -247,7 +268,12 @@ def _execute(
                     cycle = find_next_cycle(directory, config)
                     if stream is None:
                         runner = Runner(directory, plan, facts, splits, device, observer, judgement, cycle)
-                    del prepared, splits, given  # the runner frees the images once no caches are written from them
+                    del (
+                        prepared,
+                        splits,
+                        window,
+                        dataset,
+                    )  # the runner frees the images once no caches are written from them
                     try:
                         if stream is None:
                             runner.run()

@@ -130,13 +130,15 @@ def prepare(
     reservation: contextlib.ExitStack | None = None,
     download: bool = False,
     window: Dataset | None = None,
+    dataset: Dataset | None = None,
 ) -> Prepared:
     """Resolve the configuration and make the plan. Raises an FFStreamError for a run that is not possible here.
 
     With `measure`, and always on CUDA, the memory that matrix products take beside their operands is measured, and
     steps are tried; on a CPU that takes a second or two. Data are fetched only with `download`. Closing `reservation`
     releases the memory reserved for the run; without it no run follows, and times are measured instead of trying steps.
-    `window` holds the samples of a stream that come next, in place of the data that the configuration names.
+    `dataset`, or `window` with the samples of a stream that come next, stand in place of the data that the
+    configuration names.
     """
     config = complete_parts(config)
     check_rounds(config)
@@ -148,7 +150,7 @@ def prepare(
     # The splits are copies, so the data themselves may take half of the memory that is left.
     room_bytes = (resources.host_bytes - resources.host_used_bytes) // 2
     skips_bad = config.bad_images == "skip"
-    dataset = window
+    dataset = window or dataset
     if dataset is None:
         dataset = load_dataset(
             config.data, config.data_root, skips_bad=skips_bad, room_bytes=room_bytes, download=download

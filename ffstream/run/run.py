@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ffstream.data import Dataset, Split, fit_images, holds_pictures, load_dataset, split_validation
+from ffstream.data import Dataset, Split, as_dataset, fit_images, holds_pictures, load_dataset, split_validation
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
 from ffstream.data.stream_source import can_be_read_again
@@ -53,9 +53,14 @@ _MORE_MEMORY = "free some, or use another --device, such as cpu; nothing of the 
 class _Source:
     """Where the data of a run are now; an empty field means that the run's own setting is used."""
 
-    data: str
+    data: Any  # a name, or the samples themselves
     data_root: str
     download: bool  # whether to fetch missing data
+
+    @property
+    def is_as_before(self) -> bool:
+        """Whether the run's own setting is used."""
+        return isinstance(self.data, str) and not self.data
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Run:
         *,
         first_layer: int = 2,
         device: str = "auto",
-        data: str = "",
+        data: Any = "",
         data_root: str = "",
         download: bool = False,
         accept_environment: bool = False,
@@ -117,9 +122,9 @@ class Run:
         "fitted" (the same with weights that are fitted on the validation split) or "softmax" (a linear readout of the
         same layers, fitted on the training split the first time). "auto" is goodness, or softmax for layers that were
         trained without labels and therefore have no goodness of a label. `data` and `data_root` say where the run's
-        data are now, if they were moved; they are checked. Nothing is fetched without `download`. A user's own part
-        whose source has changed since the run was trained is refused, unless `accept_environment` accepts it. Raises
-        ConfigError, DataError, RunError, DeviceError.
+        data are now, if they were moved, or are the samples themselves, as for `train`; they are checked. Nothing is
+        fetched without `download`. A user's own part whose source has changed since the run was trained is refused,
+        unless `accept_environment` accepts it. Raises ConfigError, DataError, RunError, DeviceError.
         """
         self.restore_parts(accept=accept_environment)
         _check_words(first_layer, ("method", method, METHODS), ("split", split, SPLITS))
@@ -166,7 +171,7 @@ class Run:
         first_layer: int = 2,
         calibrated: bool = True,
         device: str = "auto",
-        data: str = "",
+        data: Any = "",
         data_root: str = "",
         download: bool = False,
         accept_environment: bool = False,
@@ -248,17 +253,16 @@ class Run:
         """
         config = self.config
         skips_bad = config.bad_images == "skip"
-        if facts.is_stream and not source.data and not can_be_read_again(config.data):
+        if facts.is_stream and source.is_as_before and not can_be_read_again(config.data):
             raise RunError(
                 f"run {self.path}: has learnt from a stream, {config.data}, that is no data set; name one of the same "
                 "shape and classes by --data"
             )
-        dataset = load_dataset(
-            source.data or config.data,
-            source.data_root or config.data_root,
-            skips_bad=skips_bad,
-            download=source.download,
-        )
+        if isinstance(source.data, str):
+            root = source.data_root or config.data_root
+            dataset = load_dataset(source.data or config.data, root, skips_bad=skips_bad, download=source.download)
+        else:
+            dataset = as_dataset(source.data)
         check_same_data(self.path, facts, dataset)
         if split == "test":
             check_same_test(self.path, facts, dataset)

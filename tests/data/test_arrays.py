@@ -129,10 +129,10 @@ BAD_ARRAYS = {
     "nan": ({"train.images": spoilt(arrays()["train.images"], np.nan)}, "train image 2 holds a value that is not fin"),
     "inf in test": ({"test.images": spoilt(arrays()["test.images"], np.inf)}, "test image 2 holds"),
     "real targets": ({"train.labels": np.arange(30) / 7}, "array train.labels: holds targets such as 0.142857"),
-    "negative labels": ({"train.labels": np.arange(30) - 1}, "train labels go down to -1"),
+    "negative labels": ({"train.labels": np.arange(30) - 1}, "train label of sample 0 is -1"),
     "one class": ({"train.labels": np.zeros(30, int)}, "one class only"),
     "labels with gaps": ({"train.labels": np.arange(30) * 10**9}, "number them without gaps"),
-    "test label beyond": ({"test.labels": np.full(6, 3)}, "test labels go up to 3, allowed 0 to 2"),
+    "test label beyond": ({"test.labels": np.full(6, 3)}, "test label of sample 0 is 3, allowed 0 to 2"),
     "too few labels": ({"train.labels": np.arange(29) % 3}, r"labels have shape \(29,\), allowed \(30,\)"),
     "no images": (
         {"train.images": np.zeros((0, 4, 4)), "train.labels": np.zeros(0, int)},

@@ -28,7 +28,7 @@ OTHERS = {
     "objects": (np.array(["a", "b", "c"], dtype=object)[CLASSES], "y_train"),
     "dates": (np.full(30, "2020-01-01", dtype="datetime64[D]"), "y_train"),
     "few": (CLASSES[:20], r"labels have shape \(20,\)"),
-    "below 0": (CLASSES - 1, "go down to -1"),
+    "below 0": (CLASSES - 1, "label of sample \\d+ is -1"),
     "too large for int64": (CLASSES.astype(np.uint64) + np.uint64(2**63 + 5), "targets such as 9.22337e.18, allowed"),
 }
 
@@ -67,7 +67,7 @@ def load_own(monkeypatch, labels, images=None, names=("0", "1", "2")):
         (np.zeros((0, 4)), CLASSES[:0], "have shape"),
         (np.zeros(30), CLASSES, "have shape"),
         (np.zeros((2000, 4)), np.arange(100), "one an image"),
-        (np.zeros((30, 4)), CLASSES + 1, "labels go up to 3"),
+        (np.zeros((30, 4)), CLASSES + 1, "label of sample"),
     ],
 )
 def test_a_data_set_of_the_users_own_is_held_to_the_same_as_a_file(images, labels, message, monkeypatch):
