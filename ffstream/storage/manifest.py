@@ -190,6 +190,9 @@ def find_misfit(value: Any, shape: Shape, name: str = "content") -> str | None:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"{name}: found {_shorten(value)}, allowed a list"
+        if isinstance(shape[0], Kind):  # of numbers there may be thousands
+            odd = next((number for number, item in enumerate(value) if not shape[0].holds(item)), None)
+            return None if odd is None else find_misfit(value[odd], shape[0], f"{name}[{odd}]")
         return _first(find_misfit(item, shape[0], f"{name}[{number}]") for number, item in enumerate(value))
     if not isinstance(value, dict):
         return f"{name}: found {_shorten(value)}, allowed a mapping"
