@@ -217,7 +217,8 @@ class Config:
         recipe = flat.pop("recipe", AUTO)
         if recipe == AUTO:
             recipe = choose_recipe(flat.get("layers", cls.layers), flat.get("data", cls.data), flat)
-        if recipe not in RECIPES and cls().to_flat().keys() - {"recipe"} <= flat.keys() | LATER_SETTINGS.keys():
+        is_unknown = isinstance(recipe, str) and recipe not in RECIPES
+        if is_unknown and cls().to_flat().keys() - {"recipe"} <= flat.keys() | LATER_SETTINGS.keys():
             return dataclasses.replace(cls(recipe=DEFAULT).override(flat), recipe=recipe)
         return cls(recipe=recipe).override(flat)
 

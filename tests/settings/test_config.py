@@ -323,3 +323,20 @@ def test_what_an_earlier_version_did_not_know_is_as_it_was_whatever_the_recipe_s
 def test_a_recipe_may_standardise_unless_it_is_told_not_to(recipe, given, expected):
     assert ff.Config(recipe=recipe, **given).standardise == expected
     assert ff.Config.from_mapping({"recipe": recipe} | given).standardise == expected
+
+
+@pytest.mark.parametrize("value", [[], {}, [[1]], 3, None, (1, {})])
+def test_a_value_of_any_type_is_taken_or_refused_by_the_name_of_its_setting(value):
+    """As a file of settings may hold it."""
+    whole = ff.Config().to_flat()
+    for name in whole:
+        for make in (
+            lambda name=name: ff.Config.from_mapping({name: value}),
+            lambda name=name: ff.Config().override({name: value}),
+        ):
+            try:
+                make()
+            except ff.ConfigError as error:
+                assert name.rpartition(".")[2] in str(error) or name.partition(".")[0] in str(error)
+    with pytest.raises(ff.ConfigError, match="recipe"):
+        ff.Config.from_mapping(whole | {"recipe": value})
