@@ -306,7 +306,8 @@ def test_a_damaged_round_is_named_and_what_is_before_it_is_gone_on_from(
     path = shutil.copytree(stopped_in_round_4, tmp_path / "run")
     path = path / place / ("002" if place.endswith("0003") else "") / file
     damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
+    # In a manifest, the last digit of a number may be another one without that the number is.
+    damaged[damaged.find(b"sha256") if file == "manifest.json" else len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
     run = ff.Run(tmp_path / "run")
     if not place.startswith("rounds/0002"):  # which nothing reads any more

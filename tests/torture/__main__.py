@@ -82,7 +82,7 @@ def main() -> int:
             step = max(bench.num_changes // num_tried, 1) if quick else stride
             full = [errno.ENOSPC] if quick else FULL
             drawn = random.Random(options.seed).sample(sorted({*errno.errorcode} - {*BROKEN, *FULL}), 2)
-            broken = [BROKEN[0], drawn[0]] if quick else [*BROKEN, *drawn]
+            broken = [BROKEN[0], *drawn[: name == "disk"]] if quick else [*BROKEN, *drawn]
             work: dict[str, Callable[[Counts], None]] = {
                 "crash": partial(kill_everywhere, bench, step),
                 "repeat": partial(kill_often, bench, num_random),
@@ -93,7 +93,7 @@ def main() -> int:
             }
             if not quick or name == "disk":
                 work["memory"] = partial(starve, bench, 3 if quick else num_random)
-                work["meddle"] = partial(meddle, bench, 40 if quick else stride)
+                work["meddle"] = partial(meddle, bench, 80 if quick else stride)
                 work["hostile"] = partial(meet_hostile, bench, 12 if quick else stride)
                 work["rot"] = partial(let_rot, bench, 4 if quick else 40, 24 if quick else stride)
             for kind in [kind for kind in kinds if kind in work]:
@@ -109,7 +109,7 @@ def main() -> int:
                 partial(mistake, place, num_cases, options.seed),
             )
         if "disk" in names and "soak" in kinds:
-            num_layers = 40 if quick else 400
+            num_layers = 24 if quick else 400
             found["soak"] = report.add("soak", {"layers": num_layers}, partial(soak, place, data, num_layers, 0.5))
         if "disk" in names and "fuzz" in kinds:
             num_cases = options.cases // (1000 if quick else 1)
