@@ -50,7 +50,7 @@ def list_settings(section: type) -> list[tuple[str, Any, str]]:
 
 def check_fields(section: Any, prefix: str, skipped: Container[str] = ()) -> None:
     """Raise ConfigError for the first field that breaks its type or rules. Integers in float fields become floats."""
-    hints = _find_hints(type(section))
+    hints = _find_hints(section.__class__)
     for item in dataclasses.fields(section):
         if item.name in skipped:
             continue
