@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from rich.table import Table
@@ -113,6 +114,12 @@ def _describe(plan: Plan) -> Iterator[str]:
     hidden = [layer.hiding_units for layer in plan.layers if layer.hiding_units is not None]
     if hidden:
         yield f"loading is hidden by the products of layers of {max(hidden):,.0f} units or more"
+    windows = [layer.hiding_samples for layer in plan.layers if layer.hiding_samples is not None]
+    if windows:
+        yield (
+            f"moving a layer in and out takes as long as its work on {math.ceil(max(windows)):,} samples: --window N "
+            "pays from there on"
+        )
     if plan.note is not None:
         yield plan.note
     if plan.warning is not None:

@@ -85,6 +85,9 @@ class LayerPlan:
     # The number of units from which on loading a row takes less time than its products: s F / 4 B, with s bytes per
     # element, F FLOP/s and B bytes/s. None if no rates are known or nothing is loaded.
     hiding_units: float | None
+    # In rounds, the samples of a window whose work takes as long as reading and writing the layer with its optimiser's
+    # state. None if no rates are known, and in other orders.
+    hiding_samples: float | None = None
 
     @property
     def name(self) -> str:

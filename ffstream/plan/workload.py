@@ -52,17 +52,19 @@ def plan_layers(
             once, more_read, more_written = _fresh_input(blueprint, on_paper, shapes, alike)
             anew, read_bytes = once * num_epochs, read_bytes + more_read * num_epochs
             written_bytes += more_written * num_epochs
-        seconds = hiding_units = None
+        seconds = hiding_units = hiding_samples = None
         if rates is not None:
             work = _all_work(blueprint, spec, layer, layouts) + anew
             loading = read_bytes / rates.loaded_bytes_per_s[tier] if tier is not None else 0.0
             seconds = rates.seconds(work) | {"loading": loading}
             if config.in_rounds:
                 # The layer and its optimiser are read from the disk, and written there, in every round.
-                state_bytes = 2 * num_passes * (layer.footprint.weights + layer.footprint.optimiser)
-                state_s = state_bytes / rates.loaded_bytes_per_s["disk"]
-                state_s += (num_windows - 1) * state_bytes / rates.loaded_bytes_per_s[layer_tier]
-                seconds |= {"the layer's state": state_s}
+                moved_bytes = 2 * (layer.footprint.weights + layer.footprint.optimiser)
+                moving_s = moved_bytes / rates.loaded_bytes_per_s[layer_tier]
+                state_s = moved_bytes / rates.loaded_bytes_per_s["disk"] + (num_windows - 1) * moving_s
+                num_worked = num_epochs * num_windows * train.num_samples
+                hiding_samples = moving_s * num_worked / sum(seconds[name] for name in seconds if name != "loading")
+                seconds |= {"the layer's state": num_passes * state_s}
             if tier is not None:
                 used = 1 if candidates.shares_row else candidates.num_candidates  # rows per sample in a step
                 loaded_bytes = train.row_bytes / train.num_features * train.num_rows / used
@@ -83,6 +85,7 @@ def plan_layers(
                 written_bytes=written_bytes,
                 seconds=seconds,
                 hiding_units=hiding_units,
+                hiding_samples=hiding_samples,
             )
         )
     return plans

@@ -59,6 +59,18 @@ def test_caches_are_read_and_written_once_a_round_and_layers_too():
     assert rest.seconds["the layer's state"] * 1e9 == pytest.approx(3 * 2 * state)
 
 
+@pytest.mark.parametrize("bytes_per_s", [1e9, 4e9])
+def test_the_window_that_is_named_works_as_long_as_its_layers_move(bytes_per_s):
+    rates = Rates(1e12, 1e15, 1e-15, {"host": bytes_per_s, "disk": 1e9})  # products alone take time
+    resources, changes = with_less(PLENTY, rates=rates), {"epochs": 3, "width": 784}
+    found = plan(resources, layers=4, **changes, **ROUNDS)
+    for layer in found.layers:
+        work_s = sum(layer.seconds[name] for name in ("products", "memory", "operators"))
+        moving_s = 2 * (layer.footprint.weights + layer.footprint.optimiser) / bytes_per_s
+        assert layer.hiding_samples == pytest.approx(moving_s / (work_s / (3 * 60000)))
+    assert all(layer.hiding_samples is None for layer in plan(resources, layers=4, **changes).layers)
+
+
 @pytest.mark.parametrize(("normalise", "is_more"), [("channels", True), ("samples", False)])
 def test_statistics_are_work_of_their_own(normalise, is_more):
     data = DataShape(64, 10, {"train": 1000}, (8, 8))
@@ -72,3 +84,4 @@ def test_plan_names_the_rounds():
     code, output, _ = run_cli("plan", "--order", "rounds", "--layers", 3, "--epochs", 5, "--width", 64)
     assert code == 0
     assert "3 layers in 5 rounds: about" in output
+    assert "moving a layer in and out takes as long as its work on" in output
