@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ffstream.device.caching_allocator import Trace
+from ffstream.device.operator_meter import list_tensors, may_take, measure_operator
 from ffstream.ground.files import find_current
 
 PAPER = torch.device("meta")
@@ -68,7 +69,8 @@ def _import_compiler() -> None:
 class Ledger(TorchDispatchMode):
     """While it is active, it has an entry with the bytes of every storage that is made, until the storage is freed.
 
-    `work` is the sum of what all operators did. `trace` notes when tensors on paper are made and freed.
+    `work` is the sum of what all operators did. `trace` notes when tensors on paper are made and freed. Where
+    `counts_kernels` is set, the peak counts what an operator's kernel takes on the CPU as alive while it runs.
     """
 
     @classmethod
@@ -76,11 +78,12 @@ class Ledger(TorchDispatchMode):
         """False, so that torch does not wrap this class for its unused compiler, whose import takes a second."""
         return False
 
-    def __init__(self, trace: Trace | None = None) -> None:
+    def __init__(self, trace: Trace | None = None, *, counts_kernels: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._entries: dict[int, tuple[StorageWeakRef, int]] = {}
         self._trace = trace
         self._numbers: dict[int, int] = {}  # in the trace, of entries
+        self._counts_kernels = counts_kernels
         self.peak_bytes = 0
         self.work = Work()
         if "torch._dynamo" not in sys.modules and find_current() is None:
@@ -96,37 +99,54 @@ class Ledger(TorchDispatchMode):
         """Measure the peak from here on."""
         self.peak_bytes = self.live_bytes
 
+    def enter(self, tensors: Iterable[Tensor]) -> None:
+        """Enter tensors on paper that no operator has made, as those of `torch.tensor`, where they are not known."""
+        self._strike_out()
+        storages = (tensor.untyped_storage() for tensor in tensors)
+        self._enter(None, None, [storage for storage in storages if storage._cdata not in self._entries])
+
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operator and enter the storages that it made."""
         kwargs = kwargs or {}
+        if not self._counts_kernels or _is_view(func) or not may_take(func, args, kwargs):
+            return self._execute(func, args, kwargs)[0]
+        key = _describe_call(func, args, kwargs)
+        found, made_bytes = self._execute(func, args, kwargs)
+        if key is None:
+            return found
+        need = measure_operator(func, args, kwargs, key)
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes + need.peak_bytes - made_bytes)
+        return _lay_out(found, need.strides) if made_bytes else found
+
+    def _execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+        """What an operator returns, and the bytes of the storages that it made, which are entered."""
         place = _find_written(func)
         if place is not None:
             written = args[place] if place < len(args) else kwargs[func._schema.arguments[place].name]
             self._add_work(func, args, kwargs, written)
-            return written if func._schema.returns else None
+            return written if func._schema.returns else None, 0
         if _is_view(func):
-            return func(*args, **kwargs)
+            return func(*args, **kwargs), 0
         key = _describe_call(func, args, kwargs)
         outcome = _outcomes.get(key) if key is not None else None
         if outcome is not None:
             found = outcome.make()
-            self._enter(func, found, [tensor.untyped_storage() for tensor in _tensors([found])])
             self.work = self.work + outcome.work
-            return found
-        known = {tensor.untyped_storage()._cdata for tensor in _tensors((*args, *kwargs.values()))}
+            return found, self._enter(func, found, [tensor.untyped_storage() for tensor in list_tensors([found])])
+        known = {tensor.untyped_storage()._cdata for tensor in list_tensors((*args, *kwargs.values()))}
         found, before = func(*args, **kwargs), self.work
         self._add_work(func, args, kwargs, found)
         # Some operators return views without declaring them: an argument's storage is not new.
-        made = [storage for tensor in _tensors([found]) if (storage := tensor.untyped_storage())._cdata not in known]
-        self._enter(func, found, made)
+        storages = (tensor.untyped_storage() for tensor in list_tensors([found]))
+        made = [storage for storage in storages if storage._cdata not in known]
         if key is not None:
             _remember(key, found, made, self.work - before)
-        return found
+        return found, self._enter(func, found, made)
 
-    def _enter(self, func: Any, found: Any, made: list[torch.UntypedStorage]) -> None:
-        """Enter the storages that an operator has made."""
+    def _enter(self, func: Any, found: Any, made: list[torch.UntypedStorage]) -> int:
+        """Enter the storages that an operator has made. Returns their bytes."""
         if made:
             if self._trace is not None:
                 self._strike_out()
@@ -135,8 +155,9 @@ class Ledger(TorchDispatchMode):
                 }
             self._entries |= {storage._cdata: (StorageWeakRef(storage), storage.nbytes()) for storage in made}
             # While it runs, sorting needs memory for another copy of the indices.
-            beside = found[1].nbytes if func.overloadpacket is torch.ops.aten.sort else 0
+            beside = found[1].nbytes if func is not None and func.overloadpacket is torch.ops.aten.sort else 0
             self.peak_bytes = max(self.peak_bytes, self.live_bytes + beside)
+        return sum(storage.nbytes() for storage in made)
 
     def _add_work(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
         work = self.work
@@ -213,17 +234,25 @@ def _remember(key: Any, found: Any, made: list[torch.UntypedStorage], work: Work
     _outcomes[key] = _Outcome(shapes, isinstance(found, Tensor), work)
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among an operator's arguments or results, also those in lists and tuples."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from (item for item in value if isinstance(item, Tensor))
+def _lay_out(found: Any, strides: tuple[tuple[int, ...], ...]) -> Any:
+    """New results of an operator on paper in the layout that they have on a device, as far as their memory allows."""
+    outputs = (found,) if isinstance(found, Tensor) else found
+    if not isinstance(outputs, tuple) or len(list(list_tensors(outputs))) != len(strides):
+        return found
+    left = iter(strides)
+    laid = tuple(_lay(value, next(left)) if isinstance(value, Tensor) else value for value in outputs)
+    return laid[0] if isinstance(found, Tensor) else laid
+
+
+def _lay(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
+    if stride == tensor.stride() or len(stride) != tensor.dim() or tensor.untyped_storage().nbytes() != tensor.nbytes:
+        return tensor
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, stride, strict=True))
+    return tensor.as_strided(tensor.shape, stride) if last < tensor.numel() else tensor
 
 
 def _num_bytes(values: Iterable[Any]) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(values))
+    return sum(tensor.nbytes for tensor in list_tensors(values))
 
 
 @functools.cache

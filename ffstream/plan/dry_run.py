@@ -5,7 +5,7 @@ No formula has to repeat what the code does: the code itself runs, on tensors th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from ffstream.plan.footprint import (
     WRITTEN,
     Footprint,
     KernelBytes,
+    Kernels,
     PaperLayer,
     cache_layouts,
     goodness_bytes,
@@ -55,27 +56,29 @@ def do_on_paper(
     blueprint: Blueprint,
     *,
     draws_on_device: bool,
-    kernels: Sequence[KernelBytes] = (),
+    kernels: Kernels | None = None,
     parts: PartSizes | None = None,
     keeps_cast: bool = False,
 ) -> list[PaperLayer]:
     """What each of the first layers takes, up to the last one that differs, with the cache on the device.
 
     With `draws_on_device` the device is the host, so that orders and candidates are drawn in its memory. `kernels` is
-    what `probe` measured for each layer. A step is computed in `parts`, by default those of a CPU, or of an accelerator
-    where nothing is drawn on the device. `keeps_cast` says that all weights are kept in the type of products.
+    what `probe` knows of what kernels take. A step is computed in `parts`, by default those of a CPU, or of an
+    accelerator where nothing is drawn on the device. `keeps_cast` says that all weights are kept in the type of
+    products.
     """
-    config = blueprint.config
+    config, kernels = blueprint.config, kernels or Kernels()
     specs = blueprint.distinct
     parts = parts or part_sizes("cpu" if draws_on_device else ANY)
-    work = _PaperWork(blueprint, draws_on_device, Workspace(PAPER, parts, keeps_cast=keeps_cast))
+    room = Workspace(PAPER, parts, keeps_cast=keeps_cast)
+    work = _PaperWork(blueprint, draws_on_device, room, counts_kernels=kernels.by_operator)
     layers: list[PaperLayer] = []
     write, to_write = Work(), 0
     if config.restreams or writes_again(config):  # images are written again after training has begun
         write, to_write = work.on_input()
-    for spec, beside in zip(specs, kernels or [KernelBytes()] * len(specs), strict=True):
+    for spec, beside in zip(specs, kernels.of_layers or [KernelBytes()] * len(specs), strict=True):
         terms, done = work.on_layer(spec, cache_layouts(blueprint, spec.row), beside)
-        handing_on, drawn = terms.pop("handing_on"), work.drawn
+        handing_on, settling, drawn = terms.pop("handing_on"), terms.pop("settling"), work.drawn
         footprint = Footprint(slots=0, handing_on=max(handing_on, to_write), **terms)
         events: list[tuple[Event, ...]] = []
         if not draws_on_device:
@@ -84,9 +87,8 @@ def do_on_paper(
                 work.on_layer(spec, cache_layouts(blueprint, spec.row), beside, begins_small=True)
                 events.append(work.trace.take())
         works = done["step"], done["sweep"], done["measure"], done["hand_on"]
-        layers.append(
-            PaperLayer(footprint, *works, handing_on, write, to_write, done["settle"], parts, drawn, tuple(events))
-        )
+        settle = done["settle"], settling
+        layers.append(PaperLayer(footprint, *works, handing_on, write, to_write, *settle, parts, drawn, tuple(events)))
     return layers
 
 
@@ -106,22 +108,29 @@ class _PaperTile:
 
 
 class _Shard:
-    """The first shard of a split, its first chunk, and room for the chunk's output.
+    """The first shard of a split, chunks of it, and room for a chunk's output.
 
-    These are not in the ledger, as the footprint counts them as slots.
+    These are not in the ledger, as the footprint counts them as slots. Of the chunks, the first and the last are the
+    largest. With `all_sizes` there are smaller ones between them: those that are left at the end of a shard.
     """
 
-    def __init__(self, layout: CacheLayout, spec: LayerSpec, parts: PartSizes) -> None:
+    def __init__(self, layout: CacheLayout, spec: LayerSpec, parts: PartSizes, *, all_sizes: bool) -> None:
         self.block = torch.empty(layout.shard_shape(0), dtype=layout.dtype, device=PAPER)
-        self.num_samples = min(chunk_samples(layout.num_rows, parts, spec), len(self.block))  # of the chunk
-        self.chunk = self.block[: self.num_samples].flatten(0, 1)
-        self.written = torch.empty(len(self.chunk), spec.next_row.num_features, dtype=layout.dtype, device=PAPER)
+        most = min(chunk_samples(layout.num_rows, parts, spec), len(self.block))
+        sizes = {min(most, size) for size in layout.shard_sizes()} | {size % most for size in layout.shard_sizes()}
+        between = sorted(sizes - {0, most}, reverse=True) if all_sizes else []
+        self.chunks = [self.block[:size].flatten(0, 1) for size in (most, *between, most)]
+        self.num_rows = layout.num_rows
+        shape = len(self.chunks[0]), spec.next_row.num_features
+        self.written = torch.empty(shape, dtype=layout.dtype, device=PAPER)
 
 
 class _PaperWork:
     """Does on paper what the runner does with a layer: a few steps in two epochs, and one chunk of each split."""
 
-    def __init__(self, blueprint: Blueprint, draws_on_device: bool, workspace: Workspace) -> None:
+    def __init__(
+        self, blueprint: Blueprint, draws_on_device: bool, workspace: Workspace, *, counts_kernels: bool
+    ) -> None:
         self._blueprint = blueprint
         self._config, self._sizes, self._method = blueprint.config, blueprint.sizes, blueprint.method
         self._draws_on_device = draws_on_device
@@ -129,7 +138,8 @@ class _PaperWork:
         self._workspace = workspace
         self.trace = Trace()
         self.drawn: tuple[int, ...] = ()  # bytes of what was drawn for a shard, the most of all steps of a layer
-        self._ledger = Ledger(None if draws_on_device else self.trace)
+        self._ledger = Ledger(None if draws_on_device else self.trace, counts_kernels=counts_kernels)
+        self._all_sizes = counts_kernels  # a kernel may take more for fewer rows
 
     @torch.no_grad()
     def on_input(self) -> tuple[Work, int]:
@@ -187,7 +197,10 @@ class _PaperWork:
         With `begins_small`, the first batch is the smallest that an epoch may begin with.
         """
         tiles = self._blueprint.tiles_of(spec)
-        shards = {name: _Shard(layout, spec, self._workspace.parts) for name, layout in layouts.items()}
+        shards = {
+            name: _Shard(layout, spec, self._workspace.parts, all_sizes=self._all_sizes)
+            for name, layout in layouts.items()
+        }
         kept = goodness_bytes(self._blueprint, layouts) if self._draws_on_device else {}
         if not self._draws_on_device:  # as the runner does for an accelerator
             self._workspace.clear()
@@ -215,20 +228,12 @@ class _PaperWork:
             for num_bytes in (*beside, kernels.in_passes):
                 self.trace.make(num_bytes)
             ledger.start_peak()
-            done["settle"] = Work()
-            if layer.has_statistics:
-                layer.begin(Mode.HANDING_ON)
-                total = torch.zeros(())
-                for _ in range(2):  # the second chunk reuses all buffers
-                    start = ledger.work
-                    rows = spec.row.read(shards["train"].chunk)
-                    total = total + layer.statistics_of(compute(layer, rows)).double()
-                    done["settle"] = ledger.work - start
-                del total, rows  # before the layer hands on
-            for _ in range(2 if spec.hands_on else 0):  # the second chunk reuses all buffers
-                start = ledger.work
-                self._hand_on(FrozenLayer(spec, [tiles[0]], lambda _: layer), shards, by_tiles=len(tiles) > 1)
-                done["hand_on"] = (ledger.work - start) * len(tiles)
+            done["settle"] = self._settle(layer, spec, shards["train"])
+            settling = ledger.peak_bytes + kernels.in_passes + (kept.get("train", 0) if len(tiles) > 1 else 0)
+            ledger.start_peak()
+            if spec.hands_on:
+                frozen = FrozenLayer(spec, [tiles[0]], lambda _: layer)
+                done["hand_on"] = self._hand_on(frozen, shards, by_tiles=len(tiles) > 1) * len(tiles)
             handing_on = ledger.peak_bytes + kernels.in_passes + sum(beside)
         on_host = 3 * kept.get("validation", 0)  # of the tiles so far, of this one, of the layers so far
         first, more = trained[0], max(tile.num_bytes for tile in trained) - trained[0].named_bytes
@@ -237,12 +242,14 @@ class _PaperWork:
             "optimiser": first.optimiser,
             "others": more + on_host + self._small_bytes,
             "handing_on": handing_on + on_host + self._small_bytes,
+            "settling": settling + on_host + self._small_bytes,
         }
         return terms, done
 
     def _build(self, spec: LayerSpec, units: slice) -> Layer:
         with PAPER:
             layer = self._blueprint.build_layer(spec, units)
+        self._ledger.enter(layer.buffers())
         layer.workspace = self._workspace
         use_declared(layer)
         return layer
@@ -265,7 +272,8 @@ class _PaperWork:
         """
         num_blocks = min(self._sizes.num_shards_in_batch, layout.num_blocks)
         largest = max(layout.batch_sizes(self._sizes.batch))
-        sizes = [min(self._first_batches(layout))] * begins_small + [largest, largest]
+        others = sorted(set(layout.batch_sizes(self._sizes.batch)) - {largest}) if self._all_sizes else []
+        sizes = [min(self._first_batches(layout))] * begins_small + [largest, *others, largest]
         ledger, block = self._ledger, shards["train"].block
         labels = torch.zeros(len(block), dtype=torch.int64)
         generator = torch.Generator()
@@ -285,17 +293,19 @@ class _PaperWork:
         def measure(name: str) -> Work:
             ledger.start_peak()
             start = ledger.work
-            rows, num_samples = shards[name].chunk, shards[name].num_samples
             trace.begin(reading(name))
             beside = trace.make(kernels.in_passes)
             layer.begin(Mode.MEASURING)
-            self._method.reading.sweep(layer, goodness, compute(layer, spec.row.read(rows)), num_samples)
+            shard = shards[name]
+            for rows in shard.chunks[1:]:
+                start, num_samples = ledger.work, len(rows) // shard.num_rows
+                self._method.reading.sweep(layer, goodness, compute(layer, spec.row.read(rows)), num_samples)
             trace.free(beside)
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
             return ledger.work - start
 
         # A second step of the largest batch, and a second epoch, reuse all buffers.
-        for epoch, batches in enumerate((sizes, sizes[-1:])[:num_epochs]):
+        for epoch, batches in enumerate((sizes, [*others, largest])[:num_epochs]):
             informed = has_others or epoch > 0
             for num_in_batch in batches:
                 ledger.start_peak()
@@ -311,6 +321,7 @@ class _PaperWork:
                 totals += figures
                 peaks.append(ledger.peak_bytes + kernels.in_steps + of_tiles)
                 done["step"] = ledger.work - start + left_out
+                del drawn  # as the runner does, before it draws for another shard
             if "validation" in shards:
                 done["sweep"] = measure("validation")
         buffers = {term: self._workspace.num_bytes(term) for term in _TERMS}
@@ -330,22 +341,39 @@ class _PaperWork:
         before = []
 
         def noted() -> Iterator[MicroBatch]:
-            for _ in range(_NUM_PARTS):
+            smallest = parts[-1 if self._all_sizes else 0]
+            for part in (*[parts[0]] * (_NUM_PARTS - 1), smallest):  # the first is the largest
                 before.append(self._ledger.work)
-                yield parts[0]  # the largest
+                yield part
 
         figures = trainer.step_in_parts(noted(), num_samples, 1.0, generator)
         return figures, (before[-1] - before[-2]) * num_left_out
 
-    def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard], *, by_tiles: bool) -> None:
-        """Hand on the first chunk of every split."""
+    def _settle(self, layer: Layer, spec: LayerSpec, shard: _Shard) -> Work:
+        """Take the statistics of a layer that has some. Returns the work for a chunk."""
+        if not layer.has_statistics:
+            return Work()
+        layer.begin(Mode.HANDING_ON)
+        total = torch.zeros(())
+        for chunk in shard.chunks:  # the last one reuses all buffers
+            start = self._ledger.work
+            rows = spec.row.read(chunk)
+            total = total + layer.statistics_of(compute(layer, rows)).double()
+        return self._ledger.work - start
+
+    def _hand_on(self, layer: FrozenLayer, shards: dict[str, _Shard], *, by_tiles: bool) -> Work:
+        """Hand on chunks of every split. Returns the work for the last chunk of each, which reuses all buffers."""
         hand_on_chunks = hand_on_by_tiles if by_tiles else hand_on_whole
-        for name, shard in shards.items():
-            self.trace.begin(reading(name))
-            self.trace.begin(writing(name))
-            hand_on_chunks(layer, [(shard.chunk, shard.written)])
-            self.trace.begin(writing_more(name))  # the second slot is made once the buffers for the first are
-            self.trace.begin(WRITTEN)
+        for number in range(2):
+            start = self._ledger.work
+            for name, shard in shards.items():
+                self.trace.begin(reading(name))
+                self.trace.begin(writing(name))
+                for chunk in shard.chunks[-1:] if number else shard.chunks[:-1]:
+                    hand_on_chunks(layer, [(chunk, shard.written[: len(chunk)])])
+                self.trace.begin(writing_more(name))  # the second slot is made once the buffers for the first are
+                self.trace.begin(WRITTEN)
+        return self._ledger.work - start
 
     def _draw(self, labels: Tensor, size: int, *, has_others: bool, informed: bool) -> tuple[Tensor, Draw]:
         """The index of a batch of `size` samples, a view of a shard's order, and what is drawn for the shard."""

@@ -15,7 +15,7 @@ from ffstream.field.network import LayerSpec, find_untileable
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import (
     Footprint,
-    KernelBytes,
+    Kernels,
     PaperLayer,
     add_slots,
     cache_layouts,
@@ -34,8 +34,9 @@ _SLACK_DIVISOR = 8  # the host's allocator was measured to keep up to an eighth 
 _MOST_WEIGHTS = 10**16  # in one layer
 _SIZES = ("cache.shard_samples", "micro_batch", "network.tile_units")  # which affect the trained bits
 
-# Measures what the matrix products of the first layers take beside their operands; called once all else fits.
-KernelProbe = Callable[[Blueprint], Sequence[KernelBytes]]
+# Finds what kernels of the first layers take beside tensors; called once all else fits.
+KernelProbe = Callable[[Blueprint], Kernels]
+_NO_KERNELS = Kernels()
 
 
 def compute_plan(
@@ -44,7 +45,7 @@ def compute_plan(
     data_bytes: int,
     resources: Resources,
     num_done: int = 0,
-    measure_kernels: KernelProbe = lambda _: (),
+    measure_kernels: KernelProbe = lambda _: _NO_KERNELS,
     *,
     must_fit: bool = True,
     is_started: bool = False,
@@ -100,8 +101,8 @@ class _Planner:
     num_done: int
     measure_kernels: KernelProbe
     copied_bytes: Mapping[int, int]
-    papers: dict[tuple[Config, tuple[KernelBytes, ...], bool], list[PaperLayer]] = field(default_factory=dict)
-    kernels: dict[Config, Sequence[KernelBytes]] = field(default_factory=dict)
+    papers: dict[tuple[Config, Kernels, bool], list[PaperLayer]] = field(default_factory=dict)
+    kernels: dict[Config, Kernels] = field(default_factory=dict)
 
     def blueprint(self, config: Config) -> Blueprint:
         """The blueprint of what is trained, in the sizes of a configuration."""
@@ -119,7 +120,7 @@ class _Planner:
             if fitting.fits:
                 return fitting
         elif self.resources.is_within(installed):  # no more is free than installed, so nothing fits
-            return self.draft(plan.config, plan.tier, kernels=())
+            return self.draft(plan.config, plan.tier, kernels=_NO_KERNELS)
         plan = self.choose_sizes(config)
         found = plan.config.to_flat()
         changed = [f"{name} {found[name]}, not {wanted[name]}" for name in _SIZES if found[name] != wanted[name]]
@@ -134,7 +135,7 @@ class _Planner:
         if self.resources.device_type == "cpu":
             return plan
         blueprint = self.blueprint(plan.config)
-        kernels = tuple(self.kernels.get(plan.config, ()))
+        kernels = self.kernels.get(plan.config, _NO_KERNELS)
         without, with_cast = (self._on_paper(blueprint, kernels, keeps_cast) for keeps_cast in (False, True))
         if sum(map(_moved_bytes, with_cast)) >= sum(map(_moved_bytes, without)):
             return plan
@@ -157,7 +158,7 @@ class _Planner:
         nearest = None
         for tier in self._tiers(config):
             plan = self.draft(ways[0], tier)
-            smallest = [self.draft(way, tier, kernels=()) for way in frugal if not plan.fits]
+            smallest = [self.draft(way, tier, kernels=_NO_KERNELS) for way in frugal if not plan.fits]
             if any(draft.fits for draft in smallest):
                 drafts = (self.draft(way, tier) for way in ways[1:])
                 plan = next((draft for draft in drafts if draft.fits), plan)
@@ -191,28 +192,29 @@ class _Planner:
     def _could_fit(self, config: Config, tile_units: int) -> bool:
         """Whether tiles of `tile_units` units fit in some tier, with kernels left out."""
         config = _with_tiles(config, tile_units)
-        return any(self.draft(config, tier, kernels=()).fits for tier in self._tiers(config))
+        return any(self.draft(config, tier, kernels=_NO_KERNELS).fits for tier in self._tiers(config))
 
     def _tiers(self, config: Config) -> list[str]:
         return _tiers(config.cache.tier, self.resources.device_type)
 
-    def draft(self, config: Config, tier: str, *, kernels: Sequence[KernelBytes] | None = None) -> Plan:
+    def draft(self, config: Config, tier: str, *, kernels: Kernels | None = None) -> Plan:
         """The plan for a tier, whether it fits or not. Unless `kernels` is given, it is measured if the rest fits."""
         if kernels is not None:
             return self._draft(config, tier, kernels)
-        plan = self._draft(config, tier, ())
+        plan = self._draft(config, tier, _NO_KERNELS)
         if not plan.fits:
             return plan
         if config not in self.kernels:
             self.kernels[config] = self.measure_kernels(self.blueprint(config))
-        return self._draft(config, tier, self.kernels[config]) if self.kernels[config] else plan
+        kernels = self.kernels[config]
+        return plan if kernels == _NO_KERNELS else self._draft(config, tier, kernels)
 
-    def _draft(self, config: Config, tier: str, kernels: Sequence[KernelBytes], *, keeps_cast: bool = False) -> Plan:
+    def _draft(self, config: Config, tier: str, kernels: Kernels, *, keeps_cast: bool = False) -> Plan:
         on_cpu = self.resources.device_type == "cpu"
         blueprint = self.blueprint(config)
         _check_countable(blueprint.distinct)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
-        on_paper = add_slots(self._on_paper(blueprint, tuple(kernels), keeps_cast), blueprint, staged=staged)
+        on_paper = add_slots(self._on_paper(blueprint, kernels, keeps_cast), blueprint, staged=staged)
         loaded = self.resources.rates, tier if staged else None
         layers = plan_layers(blueprint, on_paper, *loaded, "host")
         shards = [
@@ -254,7 +256,7 @@ class _Planner:
             warning=self.resources.unpinned if staged else None,
         )
 
-    def _on_paper(self, blueprint: Blueprint, kernels: tuple[KernelBytes, ...], keeps_cast: bool) -> list[PaperLayer]:
+    def _on_paper(self, blueprint: Blueprint, kernels: Kernels, keeps_cast: bool) -> list[PaperLayer]:
         """The layers on paper, computed once for all tiers, as it takes a fraction of a second."""
         key = (blueprint.config, kernels, keeps_cast)
         if key not in self.papers:
@@ -332,7 +334,7 @@ class _Planner:
         configs = [
             plan.config.override({"batch": size, "cache.shard_samples": size, "micro_batch": size}) for size in batches
         ]
-        if not configs or not self.draft(configs[-1], plan.tier, kernels=()).fits:
+        if not configs or not self.draft(configs[-1], plan.tier, kernels=_NO_KERNELS).fits:
             return None
         return next(
             (size for size, config in zip(batches, configs, strict=True) if self.draft(config, plan.tier).fits), None

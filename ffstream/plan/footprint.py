@@ -28,7 +28,9 @@ class Footprint:
     activities: int  # preactivations and activities of all candidates
     gradient: int  # gradients of some units at a time, some or all weights cast for products, buffers of the update
     others: int  # numbers by sample (order, candidates, goodness), kernels' own memory, and what other phases add
-    handing_on: int  # all bytes alive while the output is written: weights (of two tiles), slots to read and write
+    # All bytes alive while the output is written, with weights (of two tiles) and slots to read and write; or while
+    # statistics are taken for it, if these are more.
+    handing_on: int
 
     @property
     def training(self) -> int:
@@ -54,6 +56,7 @@ class PaperLayer:
     write: Work  # for a chunk of images, if they are written again after training has begun
     writing: int  # bytes alive on the device meanwhile
     settle: Work  # for a chunk of the training split, if the layer has to know statistics of it before it hands on
+    settling: int  # bytes alive on the device meanwhile
     parts: PartSizes  # in which it is computed
     drawn: tuple[int, ...]  # bytes of each tensor that is drawn for a shard, and copied to the device
     # Of its tensors on an accelerator, for each way in which it may begin; `reading` and `writing` name phases.
@@ -63,10 +66,18 @@ class PaperLayer:
 
 @dataclass(frozen=True)
 class KernelBytes:
-    """Bytes that a layer's matrix products take on the device beside their operands; 0 where they are not known."""
+    """Bytes that a layer's matrix products take on an accelerator beside their operands."""
 
     in_steps: int = 0
     in_passes: int = 0
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is known of the bytes that kernels take on the device beside tensors; by default, nothing."""
+
+    of_layers: tuple[KernelBytes, ...] = ()  # on an accelerator: of each distinct layer
+    by_operator: bool = False  # on a CPU: each operator is measured when it runs on paper, and counted while it runs
 
 
 WRITTEN = "written"  # a phase: all slots for writing are free again
@@ -120,7 +131,7 @@ def add_slots(layers: Sequence[PaperLayer], blueprint: Blueprint, *, staged: boo
         if spec.hands_on:
             written = cache_layouts(blueprint, spec.next_row).values()
             write_slots = max(_bytes_to_write(layout, coded_rows, staged=staged) for layout in written)
-        handing_on = layer.handing_on + slots + write_slots
+        handing_on = max(layer.handing_on + slots + write_slots, layer.settling + slots)
         layouts = cache_layouts(blueprint, blueprint.image_row)
         of_images = {name: _bytes_to_write(layout, coded_rows, staged=staged) for name, layout in layouts.items()}
         if writes_again(config):  # the slots for reading are released first

@@ -40,7 +40,7 @@ from ffstream.ground.files import to_absolute
 from ffstream.ground.units import format_bytes, parse_bytes
 from ffstream.plan.black_box import refusing_undeclared, use_declared
 from ffstream.plan.dry_run import do_on_paper
-from ffstream.plan.footprint import KernelBytes, cache_layouts
+from ffstream.plan.footprint import KernelBytes, Kernels, cache_layouts
 from ffstream.plan.pinned import PROBED_BYTES
 from ffstream.plan.plan import INTERPRETER_BYTES, Rates, Resources
 from ffstream.settings.config import Config
@@ -260,12 +260,19 @@ def best_s(work: Callable[[], object], device: torch.device, num_repeats: int = 
     return min(times)  # disturbances only slow a call down
 
 
-@torch.no_grad()
-def measure_kernels(blueprint: Blueprint, spec: LayerSpec, device: torch.device) -> KernelBytes:
-    """Measure what the matrix products of this layer take on the device beside their operands.
+def measure_kernels(blueprint: Blueprint, device: torch.device) -> Kernels:
+    """Measure what the matrix products of the first layers take on an accelerator beside their operands.
 
-    The libraries below torch may pack operands or keep a workspace: no formula tells how large these are.
+    The libraries below torch may pack operands or keep a workspace: no formula tells how large these are. On a CPU,
+    each operator is measured by itself while a step runs on paper.
     """
+    if device.type == "cpu":
+        return Kernels(by_operator=True)
+    return Kernels(tuple(_measure_layer(blueprint, spec, device) for spec in blueprint.distinct))
+
+
+@torch.no_grad()
+def _measure_layer(blueprint: Blueprint, spec: LayerSpec, device: torch.device) -> KernelBytes:
     config, width = blueprint.config, blueprint.tiles_of(spec)[0].stop
     layouts = cache_layouts(blueprint, spec.row)
     parts = part_sizes(device.type)

@@ -23,7 +23,7 @@ from ffstream.ground.files import expand_home
 from ffstream.ground.plugins import load_plugins
 from ffstream.infer.combination import find_uncounted
 from ffstream.plan.fitting import compute_plan
-from ffstream.plan.footprint import KernelBytes
+from ffstream.plan.footprint import Kernels
 from ffstream.plan.machine import parse_machine
 from ffstream.plan.plan import Plan
 from ffstream.plan.probe import measure_kernels, measure_rates, survey_resources
@@ -178,10 +178,8 @@ def prepare(
     if reservation is None:
         resources = dataclasses.replace(resources, rates=measure_rates(config, device, place))
 
-    def kernels(sized: Blueprint) -> list[KernelBytes]:
-        if not measure and device.type == "cpu":
-            return []
-        return [measure_kernels(sized, spec, device) for spec in sized.distinct]
+    def kernels(sized: Blueprint) -> Kernels:
+        return measure_kernels(sized, device) if measure or device.type != "cpu" else Kernels()
 
     with planning() if reservation is not None else contextlib.nullcontext():
         if reservation is not None:  # other processes may have reserved memory while the data were read

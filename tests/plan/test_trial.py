@@ -9,7 +9,7 @@ import ffstream as ff
 from ffstream.device.memory import measure_peak_bytes
 from ffstream.errors import BudgetError
 from ffstream.field.layers import LAYER_KINDS, Linear
-from ffstream.plan.footprint import KernelBytes
+from ffstream.plan.footprint import Kernels
 from tests.helpers import InterruptAt
 
 MIB = 1 << 20
@@ -59,7 +59,7 @@ def test_a_step_that_takes_more_than_was_planned_is_refused_before_anything_is_w
 ):
     monkeypatch.setattr(LAYER_KINDS, "_parts", dict(LAYER_KINDS._parts))
     LAYER_KINDS.register("mine", kind)
-    monkeypatch.setattr("ffstream.run.preparation.measure_kernels", lambda *_: KernelBytes())
+    monkeypatch.setattr("ffstream.run.preparation.measure_kernels", lambda *_: Kernels())
     config = ff.Config(data=str(small_data), layers=2, width=100, batch=64, epochs=1, device="cpu")
     config = config.override({"network.kind": "mine", "precision": "fp32", "memory.budget": "16MiB"})
     with pytest.raises(BudgetError, match=f"a step of layer 1 that was tried took {taken}") as caught:
