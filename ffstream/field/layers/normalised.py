@@ -70,7 +70,6 @@ class ByChannel(Normalisation):
 
     num_known: int
     _added = _LEAST_SPREAD
-    _in_place = False
 
     def __init__(self, num_channels: int) -> None:
         self.num_known = num_channels
@@ -80,7 +79,7 @@ class ByChannel(Normalisation):
         assert mean is not None, "a layer has them where there are `num_known` numbers"
         assert spread is not None
         places: Tensor = rows.unflatten(1, (-1, self.num_known)).to(mean.dtype)
-        if room is None or not self._in_place:
+        if room is None:
             return ((places - mean) / (spread + self._added)).flatten(1)
         return places.sub_(mean).div_(spread + self._added).flatten(1)
 
@@ -106,7 +105,6 @@ class ByUnit(ByChannel):
     """
 
     _added = 0.0
-    _in_place = True  # they are as many numbers as the layer has units, none of them pooled
 
     def _sum_squares(self, wide: Tensor) -> Tensor:
         lengths: Tensor = torch.linalg.vector_norm(wide, dim=0)  # writes no squared copy of them
