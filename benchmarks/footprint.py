@@ -181,7 +181,7 @@ def image_shape(num_features: int) -> tuple[int, int]:
 def write_images(path: Path, num_samples: int, num_features: int) -> None:
     """The embedded digits, repeated to the size that is asked for, as images that are about square."""
     digits = SOURCES["digits"](Path()).train
-    images = digits.images.flatten(1).repeat(-(-num_samples // len(digits)), -(-num_features // 64))
+    images = digits.images[:].flatten(1).repeat(-(-num_samples // len(digits)), -(-num_features // 64))
     labels = digits.labels.repeat(-(-num_samples // len(digits)))
     images = images[:num_samples, :num_features].reshape(num_samples, *image_shape(num_features))
     x, y = images.to(torch.uint8).numpy(), labels[:num_samples].numpy()

@@ -36,7 +36,7 @@ def main() -> None:
     for name in asked.data:
         found = load_dataset(name, asked.data_root)
         assert found.test is not None
-        splits = [(split.images, split.labels) for split in (found.train, found.test)]
+        splits = [(split.images[:], split.labels) for split in (found.train, found.test)]
         _print_rates(name, found.image_shape, found.num_classes, partial(_take, splits))
     for classes, columns in _TABLES:
         _print_rates(

@@ -68,7 +68,7 @@ def _cases() -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
             yield f"{noun}, one value {outlier:g}", changed, labels, _NUM_TRAINING
     digits = load_dataset("digits")
     assert digits.test is not None
-    images = np.concatenate([split.images.numpy() for split in (digits.train, digits.test)]).astype(np.float32)
+    images = np.concatenate([split.images[:].numpy() for split in (digits.train, digits.test)]).astype(np.float32)
     classes = np.concatenate([split.labels.numpy() for split in (digits.train, digits.test)])
     images = images.reshape(len(images), 8, 8)
     for offset in (0, 16, 32, 100):

@@ -179,7 +179,7 @@ def _follow_peer(peer: Any, name: str, splits: dict[str, Split], device: torch.d
     num_batches = -(-len(splits["train"]) // BATCH)
     for _ in range(TRAINED_EPOCHS):
         elapsed_s += _time_peer(peer, name, splits["train"], num_batches, device) * num_batches * BATCH
-        images = validation.images.flatten(1)
+        images = validation.images[:].flatten(1)
         if name == "published":
             predicted = peer.predict(Scaling(255.0).apply(images).to(device)).cpu()
         else:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data.arrangements import list_arrangements, thin_out
+from ffstream.data.image_access import Images
 from ffstream.data.mean_images import MeanImages, measure_features
 from ffstream.data.numberings import list_numberings
 from ffstream.data.plane import find_plane
@@ -46,14 +47,14 @@ class ClassMeans:
     found: MeanImages
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor) -> ClassMeans:
+    def of(cls, images: Images, labels: Tensor) -> ClassMeans:
         """Measure images (n, *shape) with labels (n,)."""
         most = min(_MOST_VALUES // (int(labels.max()) + 1), _MOST_FEATURES)
         features, shape = thin_out(images.shape[1:], max(most, _LEAST_FEATURES))
         mean, spread = _pool(*measure_features(images, features), shape)
         return cls(shape, features, mean, spread, MeanImages.of(images, labels, features, mean, spread))
 
-    def find_other(self, images: Tensor, labels: Tensor) -> str | None:
+    def find_other(self, images: Images, labels: Tensor) -> str | None:
         """A warning if the class means of a split are unlike those of the training split; None otherwise.
 
         `images` are (n, *shape), their labels (n,).

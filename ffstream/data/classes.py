@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, read_parts
 from ffstream.errors import DataError
 
 _BY_CHANCE = 1e-6  # probability of lacking a class by accident, below which it is reported
 _MOST_NAMED = 4  # features in a message
-_FEW, _PART = 20, 4096  # samples: fewer than _FEW say nothing, _PART are compared at once
+_FEW, _PART_VALUES = 20, 1 << 20  # fewer samples say nothing; values of samples that are compared at once
 
 
 def to_classes(labels: Tensor, noun: str) -> Tensor:
@@ -127,13 +128,13 @@ def find_renamed(found: Sequence[str], trained: Sequence[str]) -> str | None:
     )
 
 
-def find_label_feature(images: Tensor, labels: Tensor) -> str | None:
+def find_label_feature(images: Images, labels: Tensor) -> str | None:
     """A warning if features of a table, images (n, features), tell the label exactly; None otherwise.
 
     A feature tells it by a value of its own for each class, such as the label itself or that in other units; or each
     class has a feature with two values, one of them for that class alone, as in one-hot labels.
     """
-    if images.dim() != 2 or len(labels) < _FEW:
+    if len(images.shape) != 2 or len(labels) < _FEW:
         return None
     present = labels.unique()
     if len(present) < 2:
@@ -141,7 +142,8 @@ def find_label_feature(images: Tensor, labels: Tensor) -> str | None:
     first = torch.stack([images[int((labels == label).nonzero()[0])] for label in present])  # (classes, features)
     place = torch.searchsorted(present, labels)
     is_constant = torch.ones(images.shape[1], dtype=torch.bool)  # within each class
-    for rows, own in zip(images.split(_PART), place.split(_PART), strict=True):
+    step = max(_PART_VALUES // images.shape[1], 1)
+    for rows, own in zip(read_parts(images, step), place.split(step), strict=True):
         is_constant &= (rows == first[own]).all(dim=0)
     candidates = is_constant.nonzero().flatten()
     values = first[:, candidates]  # (classes, candidates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, count_values
 from ffstream.data.sample import PART_VALUES
 
 WHITE = 255  # the value of white in a picture, whose values are bytes
@@ -22,7 +23,7 @@ def is_coloured(images: Tensor) -> Tensor:
     channels = channels.float().flatten(1, 2)  # (n, pixels, 3)
     most = (channels.amax(dim=-1) - channels.amin(dim=-1)).amax(dim=1)
     found = most > _TINT * (WHITE if images.dtype == torch.uint8 else float(channels.abs().amax()))
-    if not images.is_floating_point() or not bool(found.any()):
+    if not images.dtype.is_floating_point or not bool(found.any()):
         return found
     first, *others = channels.double().unbind(dim=-1)
     centred = first - first.mean()
@@ -34,9 +35,9 @@ def is_coloured(images: Tensor) -> Tensor:
     return torch.zeros_like(found)
 
 
-def find_coloured(images: Tensor, index: Tensor) -> Tensor | None:
+def find_coloured(images: Images, index: Tensor) -> Tensor | None:
     """Which of the images `index` show colours; None if the images have no three channels."""
-    if images.ndim != 4 or _NUM_COLOURS not in (images.shape[-1], images.shape[1]):
+    if len(images.shape) != 4 or _NUM_COLOURS not in (images.shape[-1], images.shape[1]):
         return None
-    parts = index.split(max(PART_VALUES // images[0].numel(), 1))
+    parts = index.split(max(PART_VALUES // count_values(images), 1))
     return torch.cat([is_coloured(images[part]) for part in parts])

@@ -16,6 +16,7 @@ from ffstream.data.class_means import ClassMeans, draw_alike
 from ffstream.data.classes import check_columns, find_label_feature, find_lacking, to_class_names, to_classes
 from ffstream.data.features import find_shifted
 from ffstream.data.fit import find_not_finite
+from ffstream.data.image_access import ChosenImages, Images, count_values
 from ffstream.data.new_values import find_new
 from ffstream.data.repetition import (
     Repetition,
@@ -27,6 +28,7 @@ from ffstream.data.repetition import (
     find_seen,
     repeats_by_chance,
 )
+from ffstream.data.scan import Scan
 from ffstream.data.tensors import to_host
 from ffstream.data.values import Values, find_other_units
 from ffstream.errors import DataError
@@ -43,28 +45,36 @@ class Split:
     `negatives` (n, R, *shape), of the images' type, are what each image is contrasted with, where the data bring them.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
-    negatives: Tensor | None = None
+    negatives: Images | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[Images]:
         """The images, the labels, and the negatives where there are any."""
         return [self.images, self.labels] + ([self.negatives] if self.negatives is not None else [])
 
+    @cached_property
+    def scan(self) -> Scan:
+        """What is known of all values once they were read. It is read once."""
+        return Scan.of(self.tensors)
+
     def digest(self) -> str:
         """The SHA-256 of all values, and of the images' type and shape."""
-        digest = hashlib.sha256(str((self.images.dtype, self.images.shape)).encode())
-        for tensor in self.tensors:
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()
+        return self.scan.digest
 
     def take(self, index: Tensor) -> Split:
         """Copies of the samples with the numbers `index`."""
-        return Split(*(tensor[index] for tensor in self.tensors))
+        images, negatives = self.images[index], None if self.negatives is None else self.negatives[index]
+        return Split(images, self.labels[index], negatives)
+
+    def choose(self, numbers: Tensor) -> Split:
+        """The samples with these numbers (n,), without copies of their images."""
+        negatives = None if self.negatives is None else ChosenImages(self.negatives, numbers)
+        return Split(ChosenImages(self.images, numbers), self.labels[numbers], negatives)
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ class Dataset:
 
     @property
     def num_features(self) -> int:
-        return self.train.images[0].numel()
+        return count_values(self.train.images)
 
     @property
     def num_bytes(self) -> int:
@@ -137,7 +147,7 @@ class Dataset:
     @cached_property
     def values(self) -> Values:
         """Statistics of the values of the training images."""
-        return Values.of(self.train.images, self.train.labels)
+        return Values.of(self.train.images, self.train.labels, self.train.scan.ends)
 
     @cached_property
     def _class_means(self) -> ClassMeans:
@@ -199,7 +209,7 @@ class Dataset:
         """A warning if images of a split are in other units, or order, than in training, or share values new there."""
         expected = self.values.expected_of(split.labels)
         return (
-            find_other_units(Values.of(split.images), expected)
+            find_other_units(Values.of(split.images, ends=split.scan.ends), expected)
             or find_shifted(split.images, self.train.images, draw_alike(split.labels, self.train.labels))
             or self._class_means.find_other(split.images, split.labels)
             or find_new(split.images, self.train.images)
@@ -220,7 +230,7 @@ class Dataset:
 
         They are divided as float32, to which numbers of 64 bits may all be 0.
         """
-        largest = max(abs(float(self.train.images.max())), abs(float(self.train.images.min())))
+        largest = max(abs(self.train.scan.high), abs(self.train.scan.low))
         return largest if float(torch.tensor(largest, dtype=torch.float32)) else 1.0
 
 
@@ -266,7 +276,7 @@ def check_dataset(
 
 def _check_split(name: str, part: str, split: Split) -> None:
     images, labels = split.images, split.labels
-    if images.dim() < 2 or len(images) == 0 or images[0].numel() == 0:
+    if len(images.shape) < 2 or len(images) == 0 or count_values(images) == 0:
         raise DataError(f"data {name}: {part} images have shape {tuple(images.shape)}, allowed (n, ...) with n > 0")
     if labels.dim() != 1 or len(labels) != len(images):
         raise DataError(
@@ -284,7 +294,11 @@ def _check_split(name: str, part: str, split: Split) -> None:
     if negatives is None:
         return
     shape = tuple(images.shape)
-    if negatives.dim() != images.dim() + 1 or (len(negatives), *negatives.shape[2:]) != shape or not negatives.shape[1]:
+    if (
+        len(negatives.shape) != len(images.shape) + 1
+        or (len(negatives), *negatives.shape[2:]) != shape
+        or not negatives.shape[1]
+    ):
         raise DataError(
             f"data {name}: {part} negatives have shape {tuple(negatives.shape)}, allowed "
             f"({shape[0]}, R, {', '.join(map(str, shape[1:]))}), R of 1 or more for each image"
@@ -339,7 +353,7 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Spli
         )
     order = draw_order(len(train), seed)
     held_out, kept = order[:num_validation], order[num_validation:]
-    return train.take(kept), train.take(held_out)
+    return train.choose(kept), train.choose(held_out)
 
 
 def draw_order(num: int, seed: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ffstream.data.colours import WHITE
 from ffstream.data.dataset import Dataset, Split
 from ffstream.data.features import find_beyond, find_mixed, find_shifted_rows, measure_ranges, measure_rows
+from ffstream.data.image_access import Images
 from ffstream.data.mixtures import Mixtures
 from ffstream.data.new_values import TrainedValues
 from ffstream.data.repetition import Repetition, digest_images, find_repeats
@@ -136,7 +137,7 @@ class DataFacts:
         brings_negatives = bool(self.content.get("brings_negatives", False))  # earlier versions had no negatives
         return DataShape(self.num_features, self.num_classes, num_samples or {}, self.image_shape, brings_negatives)
 
-    def find_other_units(self, images: Tensor, noun: str, labels: Tensor | None = None) -> str | None:
+    def find_other_units(self, images: Images, noun: str, labels: Tensor | None = None) -> str | None:
         """A warning in one line if images (n, *image_shape) are not in the training images' units; None otherwise.
 
         Without labels (n,), they may all be of one class.
@@ -163,7 +164,7 @@ class DataFacts:
             oddity = None if trained is None else trained.find_new(images)
         return None if oddity is None else f"{noun}: {oddity}"
 
-    def find_repeats(self, images: Tensor, noun: str, labels: Tensor | None = None) -> str | None:
+    def find_repeats(self, images: Images, noun: str, labels: Tensor | None = None) -> str | None:
         """A warning in one line if more images (n, *image_shape) than in training are equal; None otherwise.
 
         Without labels (n,), they may all be of one class.

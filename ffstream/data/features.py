@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, count_values, read_columns, read_parts
 from ffstream.data.sample import MOST_IMAGES, PART_VALUES, draw_sample
 from ffstream.data.values import ENOUGH_IMAGES
 
@@ -33,7 +34,7 @@ _FEW_NOT_ZERO = 8
 _MOST_POWER = math.log(1000.0)  # of a magnitude, relative to the median
 
 
-def find_shifted(found: Tensor, trained: Tensor, like: Tensor | None = None) -> str | None:
+def find_shifted(found: Images, trained: Images, like: Tensor | None = None) -> str | None:
     """A warning if some features of images (n, *shape) are in other units than in the training images; else None.
 
     Of a feature that has one value in most training images, only the share of images with that value counts. Of fewer
@@ -56,7 +57,7 @@ def find_shifted(found: Tensor, trained: Tensor, like: Tensor | None = None) -> 
         is_shifted[suspects] = _differ_surely(found, trained, like.unique(), suspects)
     else:
         # Of features with rare, far values, means and spreads say little.
-        is_table = trained.dim() == 2 and trained.shape[1] <= _MOST_COLUMNS
+        is_table = len(trained.shape) == 2 and trained.shape[1] <= _MOST_COLUMNS
         suspects = ((is_shifted | varies) if is_table else is_shifted).nonzero().flatten()
         if len(suspects):
             differs, is_heavy = _compare_robustly(found, trained, like, suspects)
@@ -73,7 +74,7 @@ def find_shifted(found: Tensor, trained: Tensor, like: Tensor | None = None) -> 
     )
 
 
-def _differ_surely(found: Tensor, trained: Tensor, like: Tensor, features: Tensor) -> Tensor:
+def _differ_surely(found: Images, trained: Images, like: Tensor, features: Tensor) -> Tensor:
     """Whether the ranks of features (k,) of images (n, *shape), however few, rule out that these are like training.
 
     Counted are the values within the range of all, or most, of either split. How likely such counts are for two splits
@@ -81,7 +82,7 @@ def _differ_surely(found: Tensor, trained: Tensor, like: Tensor, features: Tenso
     a feature that is shifted farther takes fewer images: ten of wine, beside 134 of training, where no values are in
     the training range, and more where some are.
     """
-    limit = math.log(trained[0].numel() * (len(found) + len(like)) / _BY_CHANCE)
+    limit = math.log(count_values(trained) * (len(found) + len(like)) / _BY_CHANCE)
     differs = torch.zeros(len(features), dtype=torch.bool)
     step = max(PART_VALUES // MOST_IMAGES, 1)
     for start in range(0, len(features), step):
@@ -106,7 +107,7 @@ def _surprise(counts: list[Tensor], sizes: list[int]) -> Tensor:
     return total
 
 
-def _compare_robustly(found: Tensor, trained: Tensor, like: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+def _compare_robustly(found: Images, trained: Images, like: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """Whether features (k,) of images (n, *shape) differ by their deciles, and whether that says more: (k,) bool.
 
     It says more where the spread comes from a few images, and where hardly any value is farther out than all of
@@ -140,15 +141,14 @@ def _measure_robustly(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return middle, width, (some - middle).abs().median(dim=0).values, values.std(dim=0) > _HEAVY * width
 
 
-def _take_features(images: Tensor, index: Tensor, features: Tensor) -> Tensor:
+def _take_features(images: Images, index: Tensor, features: Tensor) -> Tensor:
     """Some features (k,) of the images `index` (n,), in double precision: (n, k)."""
-    if images.is_contiguous():
+    if isinstance(images, Tensor) and images.is_contiguous():
         return images.flatten(1)[index.unsqueeze(1), features].double()
-    size = max(PART_VALUES // images[0].numel(), 1)
-    return torch.cat([images[part].flatten(1)[:, features].double() for part in index.split(size)])
+    return read_columns(images, features, PART_VALUES, index).double()
 
 
-def find_mixed(images: Tensor) -> str | None:
+def find_mixed(images: Images) -> str | None:
     """A warning if some of the images (n, *shape) are in other units than the rest; None otherwise.
 
     The magnitudes of the images then form two groups with a gap between them. An image's magnitude is one that a tenth
@@ -156,10 +156,12 @@ def find_mixed(images: Tensor) -> str | None:
     have none. Fewer than 50 images are not judged, nor are integers, in which values in other units would be rounded
     away.
     """
-    if len(images) < ENOUGH_IMAGES or not images.is_floating_point():
+    if len(images) < ENOUGH_IMAGES or not images.dtype.is_floating_point:
         return None
     units = _usual_magnitudes(images)
-    sizes = torch.cat([_measure_magnitudes(part, units) for part in images.split(max(PART_VALUES // len(units), 1))])
+    sizes = torch.cat(
+        [_measure_magnitudes(part, units) for part in read_parts(images, max(PART_VALUES // len(units), 1))]
+    )
     numbers = sizes.nonzero().flatten()
     if len(numbers) < ENOUGH_IMAGES:
         return None
@@ -188,32 +190,31 @@ def _measure_magnitudes(part: Tensor, units: Tensor) -> Tensor:
     return torch.where(is_enough, sizes, 0.0)
 
 
-def _usual_magnitudes(images: Tensor) -> Tensor:
+def _usual_magnitudes(images: Images) -> Tensor:
     """The geometric mean of the magnitudes of each feature that are not zero, (features,), from a sample; or 1.
 
     Where half of the images are in other units, the median would be in either, from feature to feature. Magnitudes far
     from the median, such as zeros that were not computed exactly, count for no more than a factor of 1000.
     """
-    index = draw_sample(len(images), _MOST_DECILES)
-    found = []
-    for part in torch.arange(images[0].numel()).split(PART_VALUES // _MOST_DECILES):
-        values = _take_features(images, index, part).abs()
+    some, found = images[draw_sample(len(images), _MOST_DECILES)].flatten(1), []
+    for part in torch.arange(count_values(images)).split(PART_VALUES // _MOST_DECILES):
+        values = some[:, part].double().abs()
         powers = torch.where(values > 0, values.log(), torch.nan)
         middle = powers.nanmedian(dim=0).values
         found.append((middle + (powers - middle).clamp(-_MOST_POWER, _MOST_POWER).nanmean(dim=0)).exp())
     return torch.cat(found).nan_to_num(nan=1.0)
 
 
-def measure_ranges(images: Tensor) -> dict[str, list[float]]:
+def measure_ranges(images: Images) -> dict[str, list[float]]:
     """The least and the largest value of each feature of images (n, *shape)."""
     low, high = images[0].flatten().double(), images[0].flatten().double()
-    for part in images.split(max(PART_VALUES // images[0].numel(), 1)):
+    for part in read_parts(images, max(PART_VALUES // count_values(images), 1)):
         values = part.flatten(1).double()
         low, high = torch.minimum(low, values.amin(dim=0)), torch.maximum(high, values.amax(dim=0))
     return {"low": low.tolist(), "high": high.tolist()}
 
 
-def find_beyond(images: Tensor, low: Tensor, high: Tensor, num_trained: int) -> str | None:
+def find_beyond(images: Images, low: Tensor, high: Tensor, num_trained: int) -> str | None:
     """A warning if a feature of most images (n, *shape) is beyond its training range (features,); None otherwise.
 
     In each new image of the same kind, the chance of that is at most 2 in `num_trained` + 1, whatever the values are
@@ -221,7 +222,7 @@ def find_beyond(images: Tensor, low: Tensor, high: Tensor, num_trained: int) -> 
     """
     beyond = torch.zeros(len(low), dtype=torch.int64)
     rounding = _EQUAL * torch.maximum(low.abs(), high.abs())
-    for part in images.split(max(PART_VALUES // len(low), 1)):
+    for part in read_parts(images, max(PART_VALUES // len(low), 1)):
         values = part.flatten(1).double()
         beyond += ((values < low - rounding) | (values > high + rounding)).sum(dim=0)
     # There are at most 2^n ways to choose those of n images that are beyond.
@@ -273,18 +274,18 @@ def find_shifted_rows(
 
 
 def _describe_features(
-    images: Tensor, index: Tensor, usual: Tensor | None = None
+    images: Images, index: Tensor, usual: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is known of each feature, from the images `index`; four tensors (features,).
 
     They are its mean, its spread, its usual value, which may be given, and the share of images that have that value.
     """
-    sums = torch.zeros(3, images[0].numel(), dtype=torch.float64)
+    sums = torch.zeros(3, count_values(images), dtype=torch.float64)
     some = images[index[:_NUM_CANDIDATES]].flatten(1).double()
     usual = some.mode(dim=0).values if usual is None else usual
     rounding = _EQUAL * usual.abs()
     start = some[0]  # it is subtracted first, as squares of large values would lose small spreads
-    for part in index.split(max(PART_VALUES // images[0].numel(), 1)):
+    for part in index.split(max(PART_VALUES // count_values(images), 1)):
         values = images[part].flatten(1).double()
         sums[2] += ((values - usual).abs() <= rounding).sum(dim=0)
         values -= start

@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, count_values, read_parts
 from ffstream.data.tensors import to_host
 from ffstream.errors import DataError
 
+_PART_VALUES = 1 << 20  # values that are looked at at once
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -66,10 +68,13 @@ def check_values(images: Tensor, noun: str) -> None:
         )
 
 
-def find_not_finite(images: Tensor) -> int | None:
+def find_not_finite(images: Images) -> int | None:
     """The number of the first image with a value that is not finite in float32, or None, without copying all images."""
-    if not images.is_floating_point() or images.numel() == 0:
+    if not images.dtype.is_floating_point or not count_values(images):
         return None
-    if all(math.isfinite(float(end)) and abs(float(end)) <= _LARGEST for end in torch.aminmax(images)):
-        return None
-    return next(row for row, image in enumerate(images) if not bool(torch.isfinite(image.float()).all()))
+    start = 0
+    for part in read_parts(images, max(_PART_VALUES // count_values(images), 1)):
+        if not all(math.isfinite(float(end)) and abs(float(end)) <= _LARGEST for end in torch.aminmax(part)):
+            return start + next(row for row, image in enumerate(part) if not bool(torch.isfinite(image.float()).all()))
+        start += len(part)
+    return None

@@ -14,6 +14,7 @@ import torch.utils.data
 from torch import Tensor
 
 from ffstream.data.dataset import GIVEN, Dataset, Split
+from ffstream.data.image_access import ConvertedImages, Images
 from ffstream.data.own_dataset import check_own
 from ffstream.data.tensors import to_host
 from ffstream.errors import DataError
@@ -53,7 +54,13 @@ def _check(dataset: Dataset) -> Dataset:
 def _as_in_a_file(split: Split) -> Split:
     if split.images.dtype == torch.uint8:
         return split
-    return Split(split.images.float(), split.labels, None if split.negatives is None else split.negatives.float())
+    return Split(
+        _as_floats(split.images), split.labels, None if split.negatives is None else _as_floats(split.negatives)
+    )
+
+
+def _as_floats(images: Images) -> Images:
+    return images.float() if isinstance(images, Tensor) else ConvertedImages(images)
 
 
 def _list_samples(data: torch.utils.data.Dataset[Any]) -> Iterator[Any]:

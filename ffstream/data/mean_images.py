@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, count_values
 from ffstream.data.sample import PART_VALUES, draw_sample
 
 _MOST_CLASSES = 200  # that are looked at
@@ -29,7 +30,7 @@ class MeanImages:
     errors: Tensor  # (classes, _NUM_PARTS, features)
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor, features: Tensor, mean: Tensor, spread: Tensor) -> MeanImages:
+    def of(cls, images: Images, labels: Tensor, features: Tensor, mean: Tensor, spread: Tensor) -> MeanImages:
         """Measure some features (k,) of a sample of images (n, *shape), in units of `spread` around `mean`, both (k,).
 
         A feature of a table that is rarely anything but zero has a small spread; without a limit, the one image in
@@ -56,7 +57,7 @@ class MeanImages:
         return cls(counts, means, (sums - sizes * means.unsqueeze(1)) * share)
 
 
-def measure_features(images: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+def measure_features(images: Images, features: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and the spread of some features of a sample of images; the spread of equal values is 0."""
     index = draw_sample(len(images))
     start = images[0].flatten()[features].double()  # subtracted first, as squares of large values lose small spreads
@@ -70,10 +71,10 @@ def measure_features(images: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     return mean + start, torch.where(spread > 1e-9 * start.abs(), spread, 0.0)
 
 
-def take_parts(images: Tensor, index: Tensor, features: Tensor) -> Iterator[Tensor]:
+def take_parts(images: Images, index: Tensor, features: Tensor) -> Iterator[Tensor]:
     """Some features of the images `index`, part by part, in double precision."""
-    is_whole = len(features) == images[0].numel()
-    for part in index.split(max(PART_VALUES // images[0].numel(), 1)):
+    is_whole = len(features) == count_values(images)
+    for part in index.split(max(PART_VALUES // count_values(images), 1)):
         rows = images[part].flatten(1)
         yield (rows if is_whole else rows[:, features]).double()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, count_values, read_columns, read_parts
 from ffstream.data.sample import draw_sample
 
 COPIED_VALUES = 1 << 20  # values of images that are copied at once
@@ -44,7 +45,7 @@ _MOST_VALUES = 1 << 18  # of images in which such a number is looked for
 _FEW_VALUES, _LEAST_VALUES = 2, 4  # distinct other values, beside the only negative number, and beside any other
 
 
-def find_code(images: Tensor, index: Tensor) -> str | None:
+def find_code(images: Images, index: Tensor) -> str | None:
     """A number of images (n, *shape) that seems to stand for missing values, in words; None if there is none.
 
     Those that are far from all others are looked for in all images, others in those whose numbers are in `index`. Only
@@ -53,25 +54,28 @@ def find_code(images: Tensor, index: Tensor) -> str | None:
     return _find_known_code(images, index) or _find_far_code(images, index) or _find_code_at_an_end(images, index)
 
 
-def _find_known_code(images: Tensor, index: Tensor) -> str | None:
+def _find_known_code(images: Images, index: Tensor) -> str | None:
     """A number such as -9999 that occurs several times in a feature whose other values are all far from it."""
-    if not images.is_floating_point():  # bytes cannot be far from such a number
+    if not images.dtype.is_floating_point:  # bytes cannot be far from such a number
         return None
-    rows = images.flatten(1)
-    ends = [rows.amin(dim=0), rows.amax(dim=0)]
+    ends = [images[0].flatten(), images[0].flatten()]
+    for _, part in numbered_parts(images):
+        rows = part.flatten(1)
+        ends = [torch.minimum(ends[0], rows.amin(dim=0)), torch.maximum(ends[1], rows.amax(dim=0))]
     codes = torch.tensor(sorted(_CODES))
     if not any(bool(torch.isin(end.abs(), codes).any()) for end in ends):
         return None
     said = []
     for end, is_least in zip(ends, (True, False), strict=True):
         is_code = torch.isin(end.abs(), codes)
-        num_there, next_to, others_end = torch.zeros(3, rows.shape[1], dtype=torch.float64).unbind()
+        num_there, next_to, others_end = torch.zeros(3, count_values(images), dtype=torch.float64).unbind()
         next_to, others_end = next_to + (torch.inf if is_least else -torch.inf), ends[int(is_least)].double()
-        first = len(rows)
-        for start, part in numbered_parts(rows):
+        first = len(images)
+        for start, part in numbered_parts(images):
+            part = part.flatten(1)
             is_there = (part == end) & is_code
             num_there += is_there.sum(dim=0)
-            if first == len(rows) and bool(is_there.any()):
+            if first == len(images) and bool(is_there.any()):
                 first = start + int(is_there.any(dim=1).nonzero()[0])
             rest = part.double().masked_fill(part == end, torch.inf if is_least else -torch.inf)
             next_to = torch.minimum(next_to, rest.amin(0)) if is_least else torch.maximum(next_to, rest.amax(0))
@@ -80,7 +84,8 @@ def _find_known_code(images: Tensor, index: Tensor) -> str | None:
         for value in end[is_missing].unique().tolist():
             found = (is_missing & (end == value)).nonzero().flatten().tolist()
             sign = -1.0 if is_least else 1.0
-            columns = {feature: (sign * rows[index, feature].float()).unique() for feature in found}
+            some = sign * read_columns(images, torch.tensor(found), COPIED_VALUES, index).float()
+            columns = {feature: column.unique() for feature, column in zip(found, some.unbind(1), strict=True)}
             found = [
                 each for each in found if not _is_on_scale(columns[each][columns[each] < sign * value], sign * value)
             ]
@@ -96,9 +101,9 @@ def _find_known_code(images: Tensor, index: Tensor) -> str | None:
     return "; ".join(said[:2]) or None
 
 
-def _find_far_code(images: Tensor, index: Tensor) -> str | None:
+def _find_far_code(images: Images, index: Tensor) -> str | None:
     """A few numbers that occur several times, far larger than the other values of their features."""
-    index = index[: max(COPIED_VALUES // images[0].numel(), _LEAST_OTHERS)]
+    index = index[: max(COPIED_VALUES // count_values(images), _LEAST_OTHERS)]
     rows = images[index].flatten(1).float()
     magnitudes, counts = rows[rows != 0].double().abs().unique(return_counts=True)
     is_gap = magnitudes[1:] >= _FAR * magnitudes[:-1]
@@ -135,13 +140,15 @@ def _is_standardised_binary(column: Tensor) -> bool:
     return len(column.unique()) == 2 and abs(float(column.mean())) < 0.5 and 0.5 < float(column.std()) < 2
 
 
-def _find_code_at_an_end(images: Tensor, index: Tensor) -> str | None:
+def _find_code_at_an_end(images: Images, index: Tensor) -> str | None:
     """Whole numbers that occur several times at an end of their features, with a gap to all other values there.
 
     Each feature is judged by itself, so that one in large units hides none. A gap beside a number that occurs once or
     twice is the end of a tail; without a gap, the number is one of a range, such as -1 among -1 to 3.
     """
-    index = index[draw_sample(len(index), max(_MOST_VALUES // images[0].numel(), _LEAST_VALUES), seed=1)].sort().values
+    index = (
+        index[draw_sample(len(index), max(_MOST_VALUES // count_values(images), _LEAST_VALUES), seed=1)].sort().values
+    )
     rows = images[index].flatten(1).float()
     is_mostly_zero = 2 * (rows == 0).sum(dim=0) > len(rows)
     least = max(_LEAST_SHARE * len(rows), _LEAST_TIMES)
@@ -150,7 +157,7 @@ def _find_code_at_an_end(images: Tensor, index: Tensor) -> str | None:
         ends = rows.amax(dim=0) if sign > 0 else rows.amin(dim=0)
         times = (rows == ends).sum(dim=0)
         is_code = are_codes(ends)
-        if images.dim() > 2:  # white
+        if len(images.shape) > 2:  # white
             is_code &= ends != _BYTE
         suspects = is_code & (times >= least) & (times <= _MOST_SHARE * len(rows)) & ~(is_mostly_zero & (ends > 0))
         for feature in suspects.nonzero().flatten().tolist():
@@ -249,9 +256,9 @@ def name_features(features: Tensor) -> str:
     return f"{len(numbers)} features ({shown}{', ...' if len(numbers) > 5 else ''})"
 
 
-def numbered_parts(images: Tensor) -> Iterator[tuple[int, Tensor]]:
+def numbered_parts(images: Images) -> Iterator[tuple[int, Tensor]]:
     """Parts of images, each with the number of its first image."""
     start = 0
-    for part in images.split(max(COPIED_VALUES // images[0].numel(), 1)):
+    for part in read_parts(images, max(COPIED_VALUES // count_values(images), 1)):
         yield start, part
         start += len(part)

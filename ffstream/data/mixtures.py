@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, count_values, read_columns
 from ffstream.data.sample import PART_VALUES, draw_sample
 from ffstream.data.values import ENOUGH_IMAGES
 
@@ -66,12 +67,12 @@ class Mixtures:
     whole_images: float  # share of the images all of whose values are whole numbers
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor) -> Mixtures | None:
+    def of(cls, images: Images, labels: Tensor) -> Mixtures | None:
         """Measure a sample of training images (n, *shape); None where there are too many classes or nothing varies."""
         index = draw_sample(len(images), _MOST_TRAINED)
         known, place, counts = labels[index].unique(return_inverse=True, return_counts=True)
         num_kept = min(_MOST_FEATURES, _MOST_MEANS // len(known))
-        features = draw_sample(images[0].numel(), num_kept).sort().values
+        features = draw_sample(count_values(images), num_kept).sort().values
         if not len(features) or int(counts.min()) < _FEW_IMAGES:
             return None
         values = _take(images, index, features)
@@ -121,7 +122,7 @@ class Mixtures:
         distances = {name: float(f"{getattr(self, name):.{_DIGITS}g}") for name in ("common", "kind_distance")}
         return whole | rounded | distances | shares
 
-    def measure(self, images: Tensor, labels: Tensor | None = None) -> float:
+    def measure(self, images: Images, labels: Tensor | None = None) -> float:
         """The mean square distance of the mean of images (n, *shape) from the nearest mixture, or that of `labels`."""
         index = draw_sample(len(images))
         mean = _cut(_take(images, index, self.features), self.mean, self.spread).mean(dim=0) / self.cut_spread
@@ -134,7 +135,7 @@ class Mixtures:
             nearest = shares @ corners / shares.sum()
         return float((mean - nearest).square().mean())
 
-    def _are_of_known_kinds(self, images: Tensor, limit: float) -> bool:
+    def _are_of_known_kinds(self, images: Images, limit: float) -> bool:
         """Whether images (n, *shape) are those of a few kinds that occur in training, such as those of one person.
 
         Their mean is then that of a mixture of kinds but for `limit`, and each image is near to one kind.
@@ -148,13 +149,13 @@ class Mixtures:
         distance = float((rows.mean(dim=0) - _project(rows.mean(dim=0), corners)).square().mean())
         return distance <= limit and _measure_nearness(rows, kinds) <= _NEAR_KIND * self.kind_distance
 
-    def find_other(self, images: Tensor, labels: Tensor | None = None) -> str | None:
+    def find_other(self, images: Images, labels: Tensor | None = None) -> str | None:
         """A warning if images (n, *shape), with labels (n,) if they are known, are of no mixture; None otherwise.
 
         Of fewer than 50 different images, nothing counts but that all of their values are whole numbers, nor of images
         with few features.
         """
-        has_few_features = images[0].numel() < _FEW_FEATURES
+        has_few_features = count_values(images) < _FEW_FEATURES
         num_whole, num_values = _count_whole(_take(images, draw_sample(len(images)), self.features))
         # They may be rows without amounts, say, or of people who give whole stars.
         may_be_whole = self.whole_images > _MOST_WHOLE or (has_few_features and self.whole_share > _MOST_WHOLE)
@@ -181,10 +182,9 @@ class Mixtures:
         )
 
 
-def _take(images: Tensor, index: Tensor, features: Tensor) -> Tensor:
+def _take(images: Images, index: Tensor, features: Tensor) -> Tensor:
     """Some features (k,) of the images `index` (n,), in double precision: (n, k)."""
-    size = max(PART_VALUES // images[0].numel(), 1)
-    return torch.cat([images[part].flatten(1)[:, features].double() for part in index.split(size)])
+    return read_columns(images, features, PART_VALUES, index).double()
 
 
 def _count_whole(values: Tensor) -> tuple[int, int]:

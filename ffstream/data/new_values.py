@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ffstream.data.missing_values import are_codes, name_features
+from ffstream.data.image_access import Images, read_columns
+from ffstream.data.missing_values import COPIED_VALUES, are_codes, name_features
 from ffstream.data.sample import draw_sample
 
 _TABLE_DIMS, _MOST_FEATURES = 2, 1024  # of the rows of a table, whose features are looked at one by one
@@ -71,14 +72,14 @@ class TrainedValues:
     are_all: list[bool]  # whether the values are all that the feature has
 
     @classmethod
-    def of(cls, images: Tensor) -> TrainedValues | None:
+    def of(cls, images: Images) -> TrainedValues | None:
         """Read a sample of training images (n, *shape); None of pictures, and of very many features."""
         if not _is_table(images):
             return None
         ranges, values, are_all = [], [], []
         index = draw_sample(len(images))
-        for feature in range(images.shape[1]):
-            range_, own = _Range.of(images[index, feature])
+        for column in _read_rows(images, index).unbind(1):
+            range_, own = _Range.of(column)
             ranges.append(range_)
             are_all.append(len(own) <= _MOST_KEPT)
             values.append((own if are_all[-1] else own[_may_be_missing(own)]).tolist())
@@ -96,7 +97,7 @@ class TrainedValues:
         """The fields as plain values, for a manifest."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    def find_new(self, images: Tensor) -> str | None:
+    def find_new(self, images: Images) -> str | None:
         """A warning if many rows (n, features) share a value that no training row has, as far as it is known."""
         if not _is_table(images):
             return None
@@ -109,24 +110,35 @@ class TrainedValues:
         return is_new, _Range(*(each[feature] for each in (self.low, self.high, self.mean, self.spread)))
 
 
-def find_new(images: Tensor, trained: Tensor) -> str | None:
+def find_new(images: Images, trained: Images) -> str | None:
     """A warning if many rows (n, features) share a value that no training row has; None otherwise, and of pictures."""
 
+    if not _is_table(images):
+        return None
     index = draw_sample(len(trained))
+    some = _read_rows(trained, index)
 
     def look_up(feature: int, values: Tensor) -> tuple[Tensor, _Range]:
-        range_, own = _Range.of(trained[index, feature])
+        range_, own = _Range.of(some[:, feature])
         is_new = ~_are_near(values, own)
         if len(index) < len(trained) and bool(is_new.any()):
-            range_, own = _Range.of(trained[:, feature])
+            range_, own = _Range.of(_read_column(trained, feature))
             is_new = ~_are_near(values, own)
         return is_new, range_
 
-    return _find_new(images, len(trained), look_up, "no training image") if _is_table(images) else None
+    return _find_new(images, len(trained), look_up, "no training image")
 
 
-def _is_table(images: Tensor) -> bool:
-    return images.dim() == _TABLE_DIMS and images.shape[1] <= _MOST_FEATURES
+def _is_table(images: Images) -> bool:
+    return len(images.shape) == _TABLE_DIMS and images.shape[1] <= _MOST_FEATURES
+
+
+def _read_rows(images: Images, index: Tensor) -> Tensor:
+    return read_columns(images, torch.arange(images.shape[1]), COPIED_VALUES, index)
+
+
+def _read_column(images: Images, feature: int) -> Tensor:
+    return read_columns(images, torch.tensor([feature]), COPIED_VALUES)[:, 0]
 
 
 def _may_be_missing(values: Tensor) -> Tensor:
@@ -143,7 +155,7 @@ def _are_near(values: Tensor, others: Tensor) -> Tensor:
 
 
 def _find_new(
-    images: Tensor, num_trained: int, look_up: Callable[[int, Tensor], tuple[Tensor, _Range]], nowhere: str
+    images: Images, num_trained: int, look_up: Callable[[int, Tensor], tuple[Tensor, _Range]], nowhere: str
 ) -> str | None:
     """A warning of new values in rows (n, features); `look_up` says which values of a feature are, and its range.
 
@@ -153,19 +165,19 @@ def _find_new(
     least = math.log(num_features * (num + num_trained) / _BY_CHANCE) / math.log((num + num_trained) / num)
     if num < least:
         return None
-    index = draw_sample(num)
+    some = _read_rows(images, draw_sample(num))
     found: dict[float, list[int]] = defaultdict(list)  # features by the new value that they have
     may_name: set[float] = set()
     for feature in range(num_features):
-        own, counts = images[index, feature].double().unique(return_counts=True)
-        own = own[counts >= max(_LEAST_TIMES, 0.5 * least * len(index) / num)]
+        own, counts = some[:, feature].double().unique(return_counts=True)
+        own = own[counts >= max(_LEAST_TIMES, 0.5 * least * len(some) / num)]
         if not len(own):
             continue
         is_new, range_ = look_up(feature, own)
         values = own[is_new].tolist()
         if not 0 < len(values) <= _MOST_VALUES or range_.low == range_.high:
             continue
-        column = images[:, feature].double()
+        column = _read_column(images, feature).double()
         if float(torch.isin(column, own[is_new]).double().mean()) > _MOST_SHARE:
             continue
         for value in values:
@@ -187,8 +199,8 @@ def _find_new(
     return "; ".join(_describe(images, value, found[value], nowhere) for value in sorted(may_name))
 
 
-def _describe(images: Tensor, value: float, features: list[int], nowhere: str) -> str:
-    numbers = torch.cat([(images[:, feature].double() == value).nonzero().flatten() for feature in features])
+def _describe(images: Images, value: float, features: list[int], nowhere: str) -> str:
+    numbers = torch.cat([(_read_column(images, feature).double() == value).nonzero().flatten() for feature in features])
     return (
         f"the value {value:g} occurs {len(numbers):,} times, in {name_features(torch.tensor(features))}, and in "
         f"{nowhere} there (the first: image {int(numbers.min())}); if it marks missing values, put there what the "

@@ -10,9 +10,16 @@ from torch import Tensor
 
 from ffstream.data.classes import check_columns, to_class_names, to_classes
 from ffstream.data.dataset import Dataset, Split, check_dataset
+from ffstream.data.image_access import Images, ReadImages, count_values
+from ffstream.data.missing_values import numbered_parts
 from ffstream.data.rounding import WIDE, Rounding
 from ffstream.data.tensors import to_host
 from ffstream.errors import DataError
+
+
+def _open(values: Any, noun: str) -> Images:
+    """Images as they are read, or converted to a tensor if they are in memory."""
+    return values if isinstance(values, ReadImages) else _read(values, noun)
 
 
 def _read(values: Any, noun: str) -> Tensor:
@@ -43,17 +50,18 @@ def check_own(found: Any, source: str) -> Dataset:
         names = tuple(map(str, range(num_columns)))
     splits = {
         part: Split(
-            _read(split.images, f"{noun}: {part} images"),
+            _open(split.images, f"{noun}: {part} images"),
             classes[part],
-            None if split.negatives is None else _read(split.negatives, f"{noun}: {part} negatives"),
+            None if split.negatives is None else _open(split.negatives, f"{noun}: {part} negatives"),
         )
         for part, split in parts.items()
         if split is not None
     }
     images = splits["train"].images
-    rounding = Rounding(images[0].numel()) if images.dtype in WIDE and images.numel() else None
+    rounding = Rounding(count_values(images)) if images.dtype in WIDE and len(images) and count_values(images) else None
     if rounding is not None:
-        rounding.add(0, images.flatten())
+        for first, rows in numbered_parts(images):
+            rounding.add(first * count_values(images), rows.flatten())
     said = [(each,) if isinstance(each, str) else tuple(map(str, each)) for each in (found.left_out, found.notes)]
     white = found.white
     if white is not None and not (isinstance(white, (int, float)) and 0 < white < math.inf):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, count_values
 from ffstream.data.sample import PART_VALUES, draw_sample
 from ffstream.ground.binomial import sum_upper_tail
 
@@ -47,7 +48,7 @@ class Repetition:
     of_classes: Mapping[int, Repetition] = field(default_factory=dict)  # by label: of classes in which images repeat
 
     @classmethod
-    def of(cls, images: Tensor, digests: Tensor, labels: Tensor | None = None) -> Repetition:
+    def of(cls, images: Images, digests: Tensor, labels: Tensor | None = None) -> Repetition:
         """Count equal digests (n,) of images (n, *shape), and images that are flat; in each class, given labels (n,).
 
         A class may be of equal images, such as empty ones, and be rarer in this split than in another one.
@@ -112,13 +113,13 @@ def find_common(train: Tensor, labels: Tensor) -> Mapping[int, Tensor]:
     return common
 
 
-def digest_images(images: Tensor, *, as_floats: bool = False) -> Tensor:
+def digest_images(images: Images, *, as_floats: bool = False) -> Tensor:
     """A digest of each image, (n,) int64: the same for equal images, and almost never for different ones.
 
     Digests of images of two number types are comparable only where both are taken `as_floats`, of 32 bits.
     """
-    is_wide = as_floats or images.is_floating_point()
-    row_bytes = images[0].numel() * (_WORD_BYTES if is_wide else images.element_size())
+    is_wide = as_floats or images.dtype.is_floating_point
+    row_bytes = count_values(images) * (_WORD_BYTES if is_wide else images.dtype.itemsize)
     num_words = -(-row_bytes // _WORD_BYTES)
     factors = torch.randint(-(1 << 62), 1 << 62, (num_words,), generator=torch.Generator().manual_seed(_SEED)) | 1
     digests = torch.empty(len(images), dtype=torch.int64)
@@ -148,7 +149,7 @@ def _mix(bits: Tensor) -> Tensor:
     return bits
 
 
-def repeats_by_chance(images: Tensor, digests: Tensor) -> bool:
+def repeats_by_chance(images: Images, digests: Tensor) -> bool:
     """Whether images (n, *shape) that have the digests (n,) have so few values that equal ones are no surprise.
 
     The chance that two images are equal follows from the chances that their features are, as if these were independent,
@@ -168,9 +169,9 @@ def repeats_by_chance(images: Tensor, digests: Tensor) -> bool:
     num = len(index)
     if num < 2:
         return True
-    bits = most = 0.0
-    for features in torch.arange(images[0].numel()).split(_PART_WORDS // _PAIRS):
-        values = images[index].flatten(1)[:, features].sort(dim=0).values
+    bits, most, rows = 0.0, 0.0, images[index].flatten(1)
+    for features in torch.arange(count_values(images)).split(_PART_WORDS // _PAIRS):
+        values = rows[:, features].sort(dim=0).values
         group = torch.zeros(values.shape, dtype=torch.int64)  # of equal values, for each feature
         group[1:] = (values[1:] != values[:-1]).cumsum(dim=0)
         group += torch.arange(len(features)) * num
@@ -259,7 +260,7 @@ def find_copies(train: Tensor, files: Sequence[Path] | None) -> str | None:
     )
 
 
-def find_repeats(images: Tensor, digests: Tensor, trained: Repetition, labels: Tensor | None = None) -> str | None:
+def find_repeats(images: Images, digests: Tensor, trained: Repetition, labels: Tensor | None = None) -> str | None:
     """A warning if more images (n, *shape) than in training are one image or copies of others; None otherwise.
 
     Pictures that could not be read often come as one that is black. `digests` are those of the images. Images of a
@@ -304,10 +305,10 @@ def find_repeats(images: Tensor, digests: Tensor, trained: Repetition, labels: T
     return None
 
 
-def find_flat(images: Tensor) -> tuple[Tensor, Tensor]:
+def find_flat(images: Images) -> tuple[Tensor, Tensor]:
     """Numbers (m,) of images drawn from (n, *shape), and whether each holds a single value (m,)."""
     index = draw_sample(len(images))
-    num_in_part = max(PART_VALUES // images[0].numel(), 1)
+    num_in_part = max(PART_VALUES // count_values(images), 1)
     ends = (torch.aminmax(images[part].flatten(1), dim=1) for part in index.split(num_in_part))
     return index, torch.cat([low == high for low, high in ends])
 

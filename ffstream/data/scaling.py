@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, count_values, read_parts
 from ffstream.data.plane import find_plane
 
 NONE, FEATURES, CHANNELS = "none", "features", "channels"
@@ -30,7 +31,7 @@ class Scaling:
     spread: Tensor | None = None
 
     @classmethod
-    def of(cls, images: Tensor, scale: float, standardise: str = NONE) -> Scaling:
+    def of(cls, images: Images, scale: float, standardise: str = NONE) -> Scaling:
         """Compute the scaling of training images (n, *shape), part by part. `standardise` is one of STANDARDISE."""
         if standardise == NONE:
             return cls(scale)
@@ -103,13 +104,13 @@ def parts_of(data: Mapping[str, Any]) -> Tensor:
     return in_order  # single features, or channels as earlier versions numbered them
 
 
-def _average(images: Tensor, parts: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+def _average(images: Images, parts: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
     """The average of the function `of` over all samples and over the features of a part.
 
     `of` gets values (n, features) in double precision. The result, (features,) float64, has the average of its part for
     each feature.
     """
-    total = torch.zeros(images[0].numel(), dtype=torch.float64)
+    total = torch.zeros(count_values(images), dtype=torch.float64)
     for values in _parts(images):
         total += of(values).sum(dim=0)
     total /= len(images)
@@ -120,6 +121,6 @@ def _average(images: Tensor, parts: Tensor, of: Callable[[Tensor], Tensor]) -> T
     return average
 
 
-def _parts(images: Tensor) -> Iterator[Tensor]:
-    num_samples = max(_PART_VALUES // images[0].numel(), 1)
-    return (part.flatten(1).double() for part in images.split(num_samples))
+def _parts(images: Images) -> Iterator[Tensor]:
+    num_samples = max(_PART_VALUES // count_values(images), 1)
+    return (part.flatten(1).double() for part in read_parts(images, num_samples))

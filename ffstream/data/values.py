@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data.colours import find_coloured
+from ffstream.data.image_access import Images, count_values, read_parts
 from ffstream.data.sample import MOST_IMAGES, PART_VALUES, draw_sample
 
 ENOUGH_IMAGES = 50  # images; the mean, spread and sign of fewer say little about their units
@@ -28,6 +29,7 @@ _DARKEST = 0.01  # share of the training images that may be darker, on the whole
 _TABLE_DIMS = 2  # of the rows of a table; whatever has more is a picture
 # Share of images that may hold rare, far values, and of fewer images than that number.
 _SOME_FAR, _ENOUGH_FAR, _SOME_OF_FEW = 0.1, 10, 0.5
+_LOOKED_VALUES = 1 << 20  # whose ends are looked for at once
 _ROUNDING = 0.05  # share of the largest value; values this little below zero do not count as negative
 
 
@@ -55,9 +57,12 @@ class Values:
     usual_spread: float | None = None
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor | None = None) -> Values:
-        """Measure images (n, ...), a part at a time, and each of their classes where labels (n,) are given."""
-        low, high = (float(end) for end in torch.aminmax(images))
+    def of(cls, images: Images, labels: Tensor | None = None, ends: tuple[float, float] | None = None) -> Values:
+        """Measure images (n, ...), a part at a time, and each of their classes where labels (n,) are given.
+
+        `ends` are the least and the largest value, where they are known.
+        """
+        low, high = find_ends(images) if ends is None else ends
         index = draw_sample(len(images))
         sums = _sum_images(images, index)
         mean, square = sums[:, :2].mean(dim=0).tolist()
@@ -72,7 +77,7 @@ class Values:
             "usual_spread": max(usual_square - usual_mean**2, 0.0) ** 0.5,
         }
         found = cls(len(images), low, high, mean, max(square - mean**2, 0.0) ** 0.5, **usual)
-        if images.dim() > _TABLE_DIMS:
+        if len(images.shape) > _TABLE_DIMS:
             found = replace(found, means=(float(sums[:, 0].min()), float(sums[:, 0].max())))
         if coloured is not None:
             found = replace(found, coloured=float(coloured.double().mean()))
@@ -139,6 +144,12 @@ class Values:
     def describe(self) -> str:
         """The range and the mean in words, for a message."""
         return f"{self.low:g} to {self.high:g}, {self.mean:g} on average"
+
+
+def find_ends(images: Images) -> tuple[float, float]:
+    """The least and the largest value of images (n, ...)."""
+    ends = [torch.aminmax(part) for part in read_parts(images, max(_LOOKED_VALUES // count_values(images), 1))]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
 def find_other_units(found: Values, trained: Values) -> str | None:
@@ -218,10 +229,10 @@ def _find_other_colour(found: Values, trained: Values) -> str | None:
     return None
 
 
-def _sum_images(images: Tensor, index: Tensor) -> Tensor:
+def _sum_images(images: Images, index: Tensor) -> Tensor:
     """Of each of the images `index`: the mean of its values, that of their squares, the largest magnitude, -least."""
     sums = torch.empty(len(index), 4, dtype=torch.float64)
-    size = max(PART_VALUES // images[0].numel(), 1)
+    size = max(PART_VALUES // count_values(images), 1)
     for start in range(0, len(index), size):
         values = images[index[start : start + size]].flatten(1).double()
         depth = -values.amin(dim=1)

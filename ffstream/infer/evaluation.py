@@ -12,6 +12,7 @@ from torch import Tensor
 from ffstream.cache import CacheLayout
 from ffstream.data import Split
 from ffstream.data.facts import DataFacts
+from ffstream.data.image_access import Images
 from ffstream.errors import CorruptFileError
 from ffstream.field.goodness import Goodness
 from ffstream.field.labels import Reading
@@ -222,7 +223,7 @@ def calibrate(layers: CommittedLayers, num_layers: int, labels: Tensor, first_la
     return fit_temperature(plain, read_validation_goodness(layers.directory, num_layers), labels)
 
 
-def stream_goodness(layers: CommittedLayers, num_layers: int, images: Tensor) -> Iterator[Tensor]:
+def stream_goodness(layers: CommittedLayers, num_layers: int, images: Images) -> Iterator[Tensor]:
     """Goodness of all labels in each of the first layers, (n, C) on the host, one layer on the device at a time."""
     blueprint, scaling = layers.blueprint(num_layers), layers.facts.scaling
     rows, dtype = blueprint.method.rows, blueprint.config.cache.dtype

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data import Split
+from ffstream.data.image_access import Images
 from ffstream.errors import printable
 from ffstream.ground.files import read_up_to
 from ffstream.infer.combination import Combination, fit_temperature, plain_sum
@@ -114,7 +115,7 @@ def is_earlier_json(file: io.FileIO, run: str, images: Sequence[str] | None = No
 
 
 def predict(
-    layers: CommittedLayers, images: Tensor, method: str, combination: Combination, *, is_calibrated: bool
+    layers: CommittedLayers, images: Images, method: str, combination: Combination, *, is_calibrated: bool
 ) -> Predictions:
     """Probabilities of all labels for images (n, *image_shape), by as many committed layers as there are weights.
 
@@ -127,7 +128,7 @@ def predict(
     return Predictions(layers.facts.class_names, probabilities, method, combination, is_calibrated)
 
 
-def predict_softmax(layers: CommittedLayers, images: Tensor, held_out: Split | None, first_layer: int) -> Predictions:
+def predict_softmax(layers: CommittedLayers, images: Images, held_out: Split | None, first_layer: int) -> Predictions:
     """The same by the softmax readout of the layers, calibrated on the `held_out` split if one is given."""
     logits = read_softmax(layers, images, first_layer)
     temperature = 1.0

@@ -18,6 +18,7 @@ from ffstream.cache import ActivationCache, CacheLayout, compute_batches, comput
 from ffstream.cache.pinned import Gathering, all_to_device
 from ffstream.cache.transfer import Transfer
 from ffstream.data import Scaling, Split
+from ffstream.data.image_access import Images
 from ffstream.errors import RunError, RunLockedError, StorageError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import SampleRows
@@ -94,7 +95,7 @@ def _save(directory: RunDirectory, tensors: dict[str, Tensor], identity: dict[st
     return None
 
 
-def read_softmax(layers: CommittedLayers, images: Tensor, first_layer: int = 2) -> Tensor:
+def read_softmax(layers: CommittedLayers, images: Images, first_layer: int = 2) -> Tensor:
     """Logits (n, C) of images (n, *image_shape) by the softmax readout that the run holds, streamed.
 
     Raises RunError when none was fitted on the layers from `first_layer` on.

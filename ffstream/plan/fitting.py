@@ -317,7 +317,7 @@ class _Planner:
             work = footprint.weights + footprint.optimiser
         terms = {
             "interpreter": self.resources.host_used_bytes,
-            "data set": 2 * self.data_bytes,  # as loaded, and cut into splits
+            "data set": self.data_bytes,
             "cache": cache_bytes,
             "a layer's work": work,
             **pinned,

@@ -48,7 +48,7 @@ class InputWriter:
         for name in self._caches.lasting:
             split = self._splits[name]
             selected = of_pass.select(len(split), seed) if name == TRAIN else None
-            split = split if selected is None else split.take(selected)
+            split = split if selected is None else split.choose(selected)
             num_samples = len(split)
             caches[name] = self._caches.make(spec.index, name)
             rows = self._make_rows(name, spec, epoch if name == TRAIN else 0, split)

@@ -147,8 +147,7 @@ def prepare(
     device = resolve_device(config.device)
     place = directory.caches(config.cache.folder).base
     resources = survey_resources(config.memory, device, place, directory.passing_bytes(config.cache.folder))
-    # The splits are copies, so the data themselves may take half of the memory that is left.
-    room_bytes = (resources.host_bytes - resources.host_used_bytes) // 2
+    room_bytes = resources.host_bytes - resources.host_used_bytes
     skips_bad = config.bad_images == "skip"
     dataset = window or dataset
     if dataset is None:

@@ -46,9 +46,9 @@ class StreamStore:
     def write(self, number: int, window: StreamWindow) -> None:
         """Make a window durable, in place of the one before."""
         name = f"window-{number:05d}-{self.folder.identity}.safetensors"
-        tensors = {"images": window.samples.images, "labels": window.samples.labels}
+        tensors = {"images": window.samples.images[:], "labels": window.samples.labels}
         if window.beyond is not None:
-            tensors |= {"beyond.images": window.beyond.images, "beyond.labels": window.beyond.labels}
+            tensors |= {"beyond.images": window.beyond.images[:], "beyond.labels": window.beyond.labels}
         with storage_errors(self.folder.path / STREAM):
             self.folder.make_folder(STREAM)
             digest = write_tensors(self.folder, f"{STREAM}/{name}", tensors)()

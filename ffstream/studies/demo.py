@@ -201,7 +201,7 @@ def _measure_backprop(run: Run) -> int:
     device = torch.device(config.device)
     dataset = load_dataset(config.data)
     assert isinstance(config.batch, int), "the plan has decided it"
-    images, labels = dataset.train.images, dataset.train.labels
+    images, labels = dataset.train.images[:], dataset.train.labels
     with PeakMeter(device) as meter:
         meter.start()
         whole = copy.deepcopy(network).train().to(device)
@@ -217,14 +217,14 @@ def _measure_backprop(run: Run) -> int:
 def _find_nearest_neighbour_error(dataset: Dataset) -> float:
     """The test error of the label of the nearest training image, by Euclidean distance."""
     assert dataset.test is not None
-    nearest = torch.cdist(_flatten(dataset.test.images), _flatten(dataset.train.images)).argmin(dim=1)
+    nearest = torch.cdist(_flatten(dataset.test.images[:]), _flatten(dataset.train.images[:])).argmin(dim=1)
     return _compute_error(dataset.train.labels[nearest], dataset.test.labels)
 
 
 def _train_mlp(dataset: Dataset, width: int) -> float:
     """The test error of two hidden layers, trained by backpropagation with Adam on all training images."""
     assert dataset.test is not None
-    images, labels = _flatten(dataset.train.images), dataset.train.labels
+    images, labels = _flatten(dataset.train.images[:]), dataset.train.labels
     generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = []
     for num_inputs, num_units in itertools.pairwise((images.shape[1], width, width, dataset.num_classes)):
@@ -241,7 +241,7 @@ def _train_mlp(dataset: Dataset, width: int) -> float:
             loss.backward()
             optimiser.step()
     with torch.no_grad():
-        return _compute_error(network(_flatten(dataset.test.images)).argmax(dim=1), dataset.test.labels)
+        return _compute_error(network(_flatten(dataset.test.images[:])).argmax(dim=1), dataset.test.labels)
 
 
 def _flatten(images: Tensor) -> Tensor:

@@ -82,17 +82,21 @@ def write_negatives(
     output.check()
     network = _load_judge(run, dataset) if run is not None else None
     try:
-        negatives = draw_negatives(dataset.train.images, per_sample, blurs, seed, network, draws)
+        negatives = draw_negatives(dataset.train.images[:], per_sample, blurs, seed, network, draws)
     except (RuntimeError, MemoryError) as error:
         num_bytes = per_sample * dataset.train.images.nbytes
         if not is_out_of_memory(error) and num_bytes < _MOST_BYTES:
             raise
         size = format_bytes(num_bytes)
         raise DataError(f"data {data}: out of memory for {size} of negatives; use a smaller --per-sample") from error
-    arrays = {"train.images": dataset.train.images, "train.labels": dataset.train.labels, "train.negatives": negatives}
+    arrays = {
+        "train.images": dataset.train.images[:],
+        "train.labels": dataset.train.labels,
+        "train.negatives": negatives,
+    }
     for name, split in (("validation", dataset.validation), ("test", dataset.test)):
         if split is not None:
-            arrays |= {f"{name}.images": split.images, f"{name}.labels": split.labels}
+            arrays |= {f"{name}.images": split.images[:], f"{name}.labels": split.labels}
     tensors = {name: tensor.contiguous() for name, tensor in arrays.items()}
     text = metadata | describe_in_metadata(dataset)
     with output.writing() as file:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ffstream.data.image_access import Images, count_values
 from ffstream.data.missing_values import COPIED_VALUES
 from ffstream.data.sample import draw_sample
 from ffstream.data.scaling import FEATURES
@@ -48,7 +49,7 @@ class _Sizes:
         )
 
 
-def find_faint(images: Tensor, standardise: str) -> str | None:
+def find_faint(images: Images, standardise: str) -> str | None:
     """Features of a table, or lines of a sample of two axes such as (sensors, time), that are far smaller than others.
 
     Images are (n, *shape). None where there are no such features, or where each is standardised by itself. Pixels of
@@ -60,7 +61,7 @@ def find_faint(images: Tensor, standardise: str) -> str | None:
         return None
     logarithms, num_not_zero = torch.zeros(2, *shape, dtype=torch.float64)
     index = draw_sample(len(images), _MOST_IMAGES).sort().values
-    for part in index.split(max(COPIED_VALUES // images[0].numel(), 1)):
+    for part in index.split(max(COPIED_VALUES // count_values(images), 1)):
         values = images[part].double().abs_().view(-1, *shape)
         num_not_zero += (values != 0).sum(dim=0)
         logarithms += values.log_().masked_fill_(values == -torch.inf, 0.0).sum(dim=0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ffstream.data import Scaling, Split
 from ffstream.data.augmentation import Augmentation
 from ffstream.data.hybrids import draw_with_others
+from ffstream.data.image_access import Images
 from ffstream.errors import DataError
 from ffstream.field.labels import SampleRows
 from ffstream.field.normalisation import length_normalise
@@ -83,7 +84,7 @@ class InputRows:
             index = draw_with_others(part, len(self._split), self._num_rows - 1, self._others)
             return images_of(index.flatten()).view(*index.shape, -1)
 
-        def given(part: slice, negatives: Tensor) -> Tensor:
+        def given(part: slice, negatives: Images) -> Tensor:
             shown = negatives[part][:, : self._num_rows - 1].unbind(1)
             every = [images_of(part), *(self._scaling.apply(change(images, part)) for images in shown)]
             return length_normalise(torch.stack(every, dim=1))

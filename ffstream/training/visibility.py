@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ffstream.data.features import find_mixed
+from ffstream.data.image_access import Images, count_values, read_columns
 from ffstream.data.missing_values import COPIED_VALUES, find_code, name_features, numbered_parts
 from ffstream.data.sample import draw_sample
 from ffstream.data.scaling import CHANNELS, FEATURES, NONE, Scaling, find_parts
@@ -72,9 +73,9 @@ class _Look:
         ).unbind()
 
     @classmethod
-    def at(cls, images: Tensor, index: Tensor, scaling: Scaling) -> _Look:
+    def at(cls, images: Images, index: Tensor, scaling: Scaling) -> _Look:
         """Look at some images, a part of them at a time."""
-        look = cls(index, images[0].numel())
+        look = cls(index, count_values(images))
         for part in index.split(max(COPIED_VALUES // look.num_features, 1)):
             look._add(scaling.apply(images[part]))
         return look
@@ -93,7 +94,7 @@ class _Look:
         self.rms.append(length_normalise(scaled).double().square().mean(dim=1).sqrt())
 
 
-def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: str) -> str | None:
+def find_hidden(images: Images, labels: Tensor, scaling: Scaling, standardise: str) -> str | None:
     """What a layer can hardly see of training images (n, *shape), and what to do about it; None if nothing is hidden.
 
     The text names features, images or values. `labels` are (n,); `scaling` was made by the setting `standardise`.
@@ -136,7 +137,7 @@ def find_hidden(images: Tensor, labels: Tensor, scaling: Scaling, standardise: s
     return _find_lost_length(images, labels, index, scaling, standardise)
 
 
-def find_overlaid(images: Tensor, num_classes: int, scaling: Scaling) -> str | None:
+def find_overlaid(images: Images, num_classes: int, scaling: Scaling) -> str | None:
     """A warning if a label laid over the first features of images (n, *shape) hides much of them, else None."""
     look = _Look.at(images, torch.arange(len(images))[:: -(-len(images) // _MOST_IMAGES)], scaling)
     share = float(look.rows_squares[:num_classes].sum() / look.rows_squares.sum().clamp(min=1e-300))
@@ -155,11 +156,12 @@ def _bring_to_unit_length(scaled: Tensor) -> Tensor:
     return rows / rows.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-300)
 
 
-def _are_equal(images: Tensor) -> bool:
-    return all(bool((part == images[0]).all()) for _, part in numbered_parts(images))
+def _are_equal(images: Images) -> bool:
+    first = images[0]
+    return all(bool((part == first).all()) for _, part in numbered_parts(images))
 
 
-def _find_empty(look: _Look, images: Tensor, standardise: str) -> str | None:
+def _find_empty(look: _Look, images: Images, standardise: str) -> str | None:
     # Beside a large value of one feature, images are almost zero only until each feature is standardised.
     is_empty = torch.cat(look.rms) < _EMPTY_RMS if standardise == NONE else torch.cat(look.largest) == 0
     if float(is_empty.double().mean()) < _SHARE_EMPTY:
@@ -172,7 +174,7 @@ def _find_empty(look: _Look, images: Tensor, standardise: str) -> str | None:
     return f"{share} are almost zero beside the largest value of all, which is {largest:g}, in image {place}"
 
 
-def _find_outlying(look: _Look, images: Tensor) -> str | None:
+def _find_outlying(look: _Look, images: Images) -> str | None:
     largest, rest = torch.cat(look.largest).double(), torch.cat(look.rest)
     rest_rms = (rest / max(look.num_features - 1, 1)).sqrt()
     is_outlying = largest > _OUTLYING * torch.maximum(largest.median(), rest_rms)
@@ -189,7 +191,7 @@ def _find_outlying(look: _Look, images: Tensor) -> str | None:
     )
 
 
-def _is_mended(images: Tensor, index: Tensor, scaling: Scaling) -> bool:
+def _is_mended(images: Images, index: Tensor, scaling: Scaling) -> bool:
     """Whether no value of an image hides its others once features are standardised."""
     standardised = Scaling.of(images, scaling.scale, FEATURES)
     return _find_outlying(_Look.at(images, index, standardised), images) is None
@@ -203,7 +205,7 @@ class _Spreading:
     words: str
 
 
-def _find_spreading(plain: _Look, images: Tensor, scaling: Scaling, standardise: str) -> _Spreading | None:
+def _find_spreading(plain: _Look, images: Images, scaling: Scaling, standardise: str) -> _Spreading | None:
     """A value so large that it alone decides the spread of its feature, beside which all other differences vanish."""
     largest, place = _find_largest(images)
     scale = float(images[plain.index[0]].abs().max()) / max(float(torch.cat(plain.largest)[0]), 1e-300)
@@ -222,13 +224,14 @@ def _find_spreading(plain: _Look, images: Tensor, scaling: Scaling, standardise:
     )
 
 
-def _advise(found: _Spreading, images: Tensor, labels: Tensor, index: Tensor) -> str | None:
+def _advise(found: _Spreading, images: Images, labels: Tensor, index: Tensor) -> str | None:
     """What to do about a value from which a feature's spread comes; None if nothing is lost by it.
 
     It is an error if all other values are near each other. If they have a heavy tail too, as amounts and incomes have,
     no image is to blame, and what is lost is what the feature tells of the classes.
     """
-    column = images.flatten(1)[:, found.feature].double()
+    feature = torch.tensor([found.feature])
+    column = read_columns(images, feature, COPIED_VALUES)[:, 0].double()
     some = column[draw_sample(len(column))]
     width = torch.quantile(some, _DECILES).diff()
     farthest = torch.quantile((some - some.median()).abs(), _MOST_OF_ALL)
@@ -236,7 +239,7 @@ def _advise(found: _Spreading, images: Tensor, labels: Tensor, index: Tensor) ->
         return None  # all others are equal, so that no difference is hidden
     if farthest <= _TAIL * width:
         return f"{found.words}; mend or leave out such images"
-    if not _tells_classes(images.flatten(1)[index, found.feature].double(), labels[index]):
+    if not _tells_classes(column[index], labels[index]):
         return None
     return f"{found.words}; take the logarithm of feature {found.feature}, or mend or leave out such images"
 
@@ -255,7 +258,7 @@ def _tells_classes(column: Tensor, labels: Tensor) -> bool:
     return bool(between > max(_LEAST_TOLD, by_chance) * total)
 
 
-def _find_largest(images: Tensor) -> tuple[float, int]:
+def _find_largest(images: Images) -> tuple[float, int]:
     """The largest magnitude, and the number of an image that has it."""
     found = ((part.float().abs().flatten(1).amax(dim=1).max(dim=0), start) for start, part in numbered_parts(images))
     return max((float(end.values), start + int(end.indices)) for end, start in found)
@@ -337,10 +340,10 @@ def _find_offset(look: _Look) -> str | None:
     )
 
 
-def _find_lost_length(images: Tensor, labels: Tensor, index: Tensor, scaling: Scaling, standardise: str) -> str | None:
+def _find_lost_length(images: Images, labels: Tensor, index: Tensor, scaling: Scaling, standardise: str) -> str | None:
     """Classes that differ in the length of their images, such as brightness, as nearest neighbours show."""
     index = index[draw_sample(len(index), _MOST_COMPARED, seed=1)]
-    index = index[: max(COPIED_VALUES // images[0].numel(), 2)]
+    index = index[: max(COPIED_VALUES // count_values(images), 2)]
     scaled, own = scaling.apply(images[index]), labels[index]
     step = -(-scaled.shape[1] // _MOST_COMPARED_FEATURES)
     before, after = (_nearest_errors(rows[:, ::step], own) for rows in (scaled.double(), _bring_to_unit_length(scaled)))

@@ -12,8 +12,9 @@ from PIL import Image
 
 import ffstream as ff
 from ffstream.data import SOURCES, Split, load_dataset
-from ffstream.data.dataset import check_dataset, fit_images
+from ffstream.data.dataset import check_dataset
 from ffstream.data.facts import DataFacts
+from ffstream.data.fit import fit_images
 from ffstream.data.values import Values, find_other_units
 from tests.data.array_files import save
 from tests.helpers import write_pictures

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 import ffstream as ff
 from ffstream.data import as_tensor
-from ffstream.data.dataset import fit_images
+from ffstream.data.fit import fit_images
 from ffstream.data.picture_file import read_picture
 
 
