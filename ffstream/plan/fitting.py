@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from ffstream.data.shape import DataShape
 from ffstream.device.caching_allocator import reserve_alike
 from ffstream.errors import BudgetError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import LabelMethod, make_label_method
-from ffstream.field.network import LayerSpec, find_untileable
+from ffstream.field.network import find_untileable
 from ffstream.plan.dry_run import do_on_paper
 from ffstream.plan.footprint import (
     Footprint,
@@ -19,10 +20,12 @@ from ffstream.plan.footprint import (
     PaperLayer,
     add_slots,
     cache_layouts,
+    check_countable,
 )
 from ffstream.plan.pinned import count_pinned
 from ffstream.plan.plan import LayerPlan, Need, Plan, Resources
 from ffstream.plan.refusal import explain, find_ways, find_ways_on
+from ffstream.plan.search import find_most
 from ffstream.plan.ways import list_halves, list_ways
 from ffstream.plan.workload import plan_layers
 from ffstream.settings.config import Config
@@ -31,7 +34,8 @@ _SMALLEST_BATCH = 8  # the smallest one that is suggested
 _GOOD_TILE = 256  # units from which on matrix products are about as fast as they get
 _TILE_STEP = 32  # the units of a tile are a multiple of it, as matrix products are fastest then
 _SLACK_DIVISOR = 8  # the host's allocator was measured to keep up to an eighth more than is alive
-_MOST_WEIGHTS = 10**16  # in one layer
+_ENDLESS_BYTES = 1 << 62
+_EXCESS = attrgetter("excess_bytes")
 _SIZES = ("cache.shard_samples", "micro_batch", "network.tile_units")  # which affect the trained bits
 
 # Finds what kernels of the first layers take beside tensors; called once all else fits.
@@ -66,7 +70,7 @@ def compute_plan(
     if plan.fits:
         return planner.keep_cast(plan)
     if not must_fit:
-        return plan
+        return planner.spare_device(config, plan)
     if plan.device.num_bytes < 2 * plan.device.allowed_bytes:  # near enough to say exactly which budget would do
         plan = planner.draft(plan.config, plan.tier, kernels=measure_kernels(planner.blueprint(plan.config)))
     ways = find_ways_on(plan) if is_started else find_ways(plan, planner.smaller_batch(plan))
@@ -126,6 +130,20 @@ class _Planner:
         changed = [f"{name} {found[name]}, not {wanted[name]}" for name in _SIZES if found[name] != wanted[name]]
         return dataclasses.replace(plan, sizes_by_free=", ".join(changed) or None)
 
+    def spare_device(self, config: Config, plan: Plan) -> Plan:
+        """What comes nearest, in the sizes of a host and a disk with room, where the device has room for these.
+
+        `plan` is what came nearest of all sizes. Smaller ones hardly help a host or a disk that is far too small, and
+        make everything slower.
+        """
+        resources = dataclasses.replace(self.resources, host_bytes=_ENDLESS_BYTES, disk_bytes=_ENDLESS_BYTES)
+        roomy = dataclasses.replace(self, resources=resources)
+        sized = roomy.choose_sizes(config)
+        if not sized.fits:
+            return plan
+        drafts = (self.draft(sized.config, tier, kernels=_NO_KERNELS) for tier in self._tiers(config))
+        return min((draft for draft in drafts if not draft.device.excess_bytes), key=_EXCESS, default=plan)
+
     def keep_cast(self, plan: Plan) -> Plan:
         """The same plan with all weights of a layer kept in the type of its products, if that fits and saves casts.
 
@@ -146,7 +164,7 @@ class _Planner:
         """The best plan, in tiles where layers do not fit whole; the one that comes nearest if nothing fits."""
         plan = self.choose(config, config.width)
         if plan.device.excess_bytes and config.network.tile_units == "auto" and find_untileable(config) is None:
-            plan = min(plan, self.choose_with_tiles(config), key=_excess_bytes)
+            plan = min(plan, self.choose_with_tiles(config), key=_EXCESS)
         return plan
 
     def choose(self, config: Config, tile_units: int) -> Plan:
@@ -158,18 +176,20 @@ class _Planner:
         nearest = None
         for tier in self._tiers(config):
             plan = self.draft(ways[0], tier)
-            smallest = [self.draft(way, tier, kernels=_NO_KERNELS) for way in frugal if not plan.fits]
+            smallest = []
+            if not plan.fits and not plan.is_hopeless:
+                smallest = [self.draft(way, tier, kernels=_NO_KERNELS) for way in frugal]
             if any(draft.fits for draft in smallest):
                 drafts = (self.draft(way, tier) for way in ways[1:])
                 plan = next((draft for draft in drafts if draft.fits), plan)
             if plan.fits:
                 return plan
-            nearest = min([plan, *smallest, *([nearest] if nearest else [])], key=_excess_bytes)
+            nearest = min([plan, *smallest, *([nearest] if nearest else [])], key=_EXCESS)
         assert nearest is not None, "there is a tier"
         return nearest
 
     def choose_with_tiles(self, config: Config) -> Plan:
-        """As `choose`, with the largest tiles that fit: found by bisection, then made smaller if kernels need room.
+        """As `choose`, with the largest tiles that fit, made smaller if kernels need room.
 
         It takes the best of `list_ways` in which tiles of `_GOOD_TILE` units could fit, or the last one.
         """
@@ -179,10 +199,8 @@ class _Planner:
             sized = next((way for way in ways if self._could_fit(way, _GOOD_TILE)), sized)
         if not self._could_fit(sized, _TILE_STEP):
             return self.choose(sized, _TILE_STEP)
-        fits, most = 1, -(-config.width // _TILE_STEP)  # in multiples of _TILE_STEP units
-        while most - fits > 1:
-            middle = (fits + most) // 2
-            fits, most = (middle, most) if self._could_fit(sized, middle * _TILE_STEP) else (fits, middle)
+        # In multiples of _TILE_STEP units.
+        fits = find_most(lambda num: self._find_room(sized, num * _TILE_STEP), -(-config.width // _TILE_STEP))
         plan = self.choose(sized, fits * _TILE_STEP)
         while not plan.fits and fits > 1:
             fits -= 1 + fits // 16
@@ -191,8 +209,13 @@ class _Planner:
 
     def _could_fit(self, config: Config, tile_units: int) -> bool:
         """Whether tiles of `tile_units` units fit in some tier, with kernels left out."""
+        return self._find_room(config, tile_units) >= 0
+
+    def _find_room(self, config: Config, tile_units: int) -> int:
+        """The least room that such tiles leave in bytes of any resource, in the tier where that is most."""
         config = _with_tiles(config, tile_units)
-        return any(self.draft(config, tier, kernels=_NO_KERNELS).fits for tier in self._tiers(config))
+        drafts = (self.draft(config, tier, kernels=_NO_KERNELS) for tier in self._tiers(config))
+        return max(draft.room_bytes for draft in drafts)
 
     def _tiers(self, config: Config) -> list[str]:
         return _tiers(config.cache.tier, self.resources.device_type)
@@ -212,7 +235,7 @@ class _Planner:
     def _draft(self, config: Config, tier: str, kernels: Kernels, *, keeps_cast: bool = False) -> Plan:
         on_cpu = self.resources.device_type == "cpu"
         blueprint = self.blueprint(config)
-        _check_countable(blueprint.distinct)
+        check_countable(blueprint.distinct)
         staged = tier == "disk" or (tier == "host" and not on_cpu)
         on_paper = add_slots(self._on_paper(blueprint, kernels, keeps_cast), blueprint, staged=staged)
         loaded = self.resources.rates, tier if staged else None
@@ -352,10 +375,6 @@ def _moved_bytes(layer: PaperLayer) -> int:
     return layer.step.moved_bytes + layer.hand_on.moved_bytes
 
 
-def _excess_bytes(plan: Plan) -> int:
-    return sum(need.excess_bytes for need in (plan.device, plan.host, plan.disk))
-
-
 def _reserve_cache(blueprint: Blueprint) -> int:
     """Bytes that an accelerator's allocator reserves for the largest cache, and for a shard beside it."""
     layouts = [list(cache_layouts(blueprint, spec.row).values()) for spec in blueprint.distinct]
@@ -365,16 +384,6 @@ def _reserve_cache(blueprint: Blueprint) -> int:
 
 def _need(noun: str, allowed_bytes: int, terms: dict[str, int]) -> Need:
     return Need(noun, sum(terms.values()), allowed_bytes, terms)
-
-
-def _check_countable(specs: Sequence[LayerSpec]) -> None:
-    """Raise BudgetError for a layer whose bytes do not fit in 64 bits: torch has no shape for it."""
-    for spec in specs:
-        if spec.in_features * spec.width > _MOST_WEIGHTS:
-            raise BudgetError(
-                f"plan: layer {spec.index + 1} has {spec.in_features} x {spec.width} weights; allowed "
-                f"{_MOST_WEIGHTS:.0e}, more cannot be counted in bytes; use a smaller --width"
-            )
 
 
 def _device_terms(footprint: Footprint) -> dict[str, int]:

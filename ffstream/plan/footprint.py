@@ -11,10 +11,13 @@ from ffstream.cache.transfer import NUM_SLOTS
 from ffstream.device.caching_allocator import Event, replay, reserve_alike
 from ffstream.device.ledger import Work
 from ffstream.device.parts import PartSizes
+from ffstream.errors import BudgetError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.network import LayerSpec, count_in_stack
 from ffstream.field.wiring import RowLayout
 from ffstream.settings.config import Config
+
+_MOST_WEIGHTS = 10**16  # in one layer
 
 
 @dataclass(frozen=True)
@@ -198,3 +201,13 @@ def _bytes_to_write(layout: CacheLayout, coded_rows: int, *, staged: bool) -> in
 
 def _largest_shard(layouts: Iterable[CacheLayout]) -> int:
     return max((layout.shard_bytes for layout in layouts), default=0)
+
+
+def check_countable(specs: Sequence[LayerSpec]) -> None:
+    """Raise BudgetError for a layer whose bytes do not fit in 64 bits: torch has no shape for it."""
+    for spec in specs:
+        if spec.in_features * spec.width > _MOST_WEIGHTS:
+            raise BudgetError(
+                f"plan: layer {spec.index + 1} has {spec.in_features} x {spec.width} weights; allowed "
+                f"{_MOST_WEIGHTS:.0e}, more cannot be counted in bytes; use a smaller --width"
+            )

@@ -162,6 +162,22 @@ class Plan:
     sizes_by_free: str | None = None
 
     @property
+    def excess_bytes(self) -> int:
+        """By how many bytes the plan exceeds what may be taken, of all resources."""
+        return sum(need.excess_bytes for need in (self.device, self.host, self.disk))
+
+    @property
+    def room_bytes(self) -> int:
+        """The bytes that are left of the resource of which least are; negative if it does not fit."""
+        return min(need.allowed_bytes - need.num_bytes for need in (self.device, self.host, self.disk))
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether no other shards or micro-batches help: the weights and the optimiser's state do not fit."""
+        of_state = max(layer.footprint.weights + layer.footprint.optimiser for layer in self.layers)
+        return of_state > self.device.allowed_bytes
+
+    @property
     def fits(self) -> bool:
         """Whether the run takes no more of any resource than it may."""
         return not any(need.excess_bytes for need in (self.device, self.host, self.disk))
