@@ -139,19 +139,19 @@ def test_the_batch_that_is_named_is_enough():
         ({"host_bytes": GIB // 4 + MIB}, {}, ["host memory", "interpreter 256.0 MiB", "--host-budget"]),
         ({"disk_bytes": MIB}, {}, ["the disk needs", "layers", "--disk-budget"]),
         (
-            {"host_bytes": GIB // 4 + 150 * MIB, "disk_bytes": 60 * MIB},
+            {"host_bytes": GIB // 4 + 105 * MIB, "disk_bytes": 60 * MIB},
             {"layers": 1},
             ["the disk", "cache 9", "on disk", "--cache host, --cache-dtype int8, a smaller"],
         ),
         (
-            {"host_bytes": GIB // 4 + 150 * MIB, "disk_bytes": 60 * MIB},
+            {"host_bytes": GIB // 4 + 105 * MIB, "disk_bytes": 60 * MIB},
             {"layers": 1, "augmentation.views": 3},
             ["the disk", "--cache-dtype int8, fewer --views, a smaller --width, or --disk-budget"],
         ),
         ({"host_bytes": GIB // 4 + MIB}, {"cache.tier": "host"}, ["host memory", "use --cache disk, or --host-budget"]),
         ({"host_bytes": GIB // 4 + MIB}, {"cache.tier": "disk"}, ["host memory", "use --host-budget"]),
         (
-            {"host_bytes": GIB // 4 + 130 * MIB, "disk_bytes": 30 * MIB},
+            {"host_bytes": GIB // 4 + 85 * MIB, "disk_bytes": 30 * MIB},
             {"layers": 1, "cache.dtype": "int8"},
             ["the disk", "cache 49", "on disk", "--cache host, a smaller"],
         ),
