@@ -46,6 +46,7 @@ def load_dataset(
     skips_bad: bool = False,
     room_bytes: int | None = None,
     download: bool = False,
+    is_held: bool = True,
 ) -> Dataset:
     """Load the data set that `--data` names. Raises DataError when it is unknown, absent or unreadable.
 
@@ -53,6 +54,8 @@ def load_dataset(
     most memory that the data may take while they are loaded (by default, what this machine has free); BudgetError is
     raised before more is taken. `download` fetches or unpacks a data set of torchvision that is missing; without it,
     nothing is written. A file or folder that is not at the path `source` is looked for by its name in `data_root`.
+    Unless the data set `is_held` in memory, the images of a .safetensors file are read when they are asked for;
+    `Dataset.check_values` then has to be called before they are used.
     """
     room = Room(room_bytes)
     if not source:
@@ -86,7 +89,7 @@ def load_dataset(
     if path.suffix.lower() in _ARRAYS:
         from ffstream.data.array_source import load_arrays
 
-        return load_arrays(path, room=room)
+        return load_arrays(path, room=room, is_held=is_held)
     if path.is_dir():
         from ffstream.data.folder_source import load_folder
 

@@ -7,6 +7,7 @@ white pixel.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffstream.data.array_file import ArrayFile, Header
+from ffstream.data.array_file import ArrayFile
+from ffstream.data.array_formats import Header
 from ffstream.data.classes import check_columns, to_class_names, to_classes
 from ffstream.data.dataset import Dataset, Split, check_dataset
+from ffstream.data.file_images import FileImages
+from ffstream.data.image_access import Images
 from ffstream.data.room import Room, tensor_bytes
 from ffstream.data.rounding import Rounding
 from ffstream.errors import DataError
@@ -46,20 +50,25 @@ class _Wanted:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    is_labels: bool = False
+
     @property
     def nbytes(self) -> int:
         return tensor_bytes(self.shape, self.dtype)
 
 
-def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -> Dataset:
+def load_arrays(path: Path, name: str | None = None, room: Room | None = None, *, is_held: bool = True) -> Dataset:
     """Read a file of arrays; nothing is unpickled. Raises DataError when it is absent, unreadable or lacks an array.
 
     Arrays that are not used are not read. Raises BudgetError, before any array is read, if those used do not fit in the
-    room.
+    room. Unless the data set `is_held` in memory, the images of a .safetensors file are read when they are asked for,
+    and their values are not checked yet.
     """
     name, room = name or str(path), room or Room()
     noun = f"data {name}"
-    with ArrayFile(path, name) as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(ArrayFile(path, name))
+        is_held = is_held or not file.is_read_by_position
         found = {split: _find_split(file, split, name) for split in _SPLITS}
         of_train = found["train"]
         if not of_train:
@@ -69,15 +78,17 @@ def load_arrays(path: Path, name: str | None = None, room: Room | None = None) -
             header = file.header(negatives)
             of_train.append(_Wanted(negatives, header.shape, find_image_type(header, name, "train negatives")))
         used = [wanted for split in found.values() for wanted in split]
-        room.check(noun, sum(wanted.nbytes for wanted in used))
+        room.check(noun, sum(wanted.nbytes for wanted in used if is_held or wanted.is_labels))
         rounding = Rounding(max(math.prod(of_train[0].shape[1:]), 1))
         splits = {
-            split: _read_split(file, wanted, noun, room, rounding if split == "train" else None)
+            split: _read_split(file, wanted, noun, room, rounding if split == "train" else None, is_held=is_held)
             for split, wanted in found.items()
             if wanted
         }
         unused = sorted(set(file.names) - {wanted.name for wanted in used})
         class_names, white = _read_metadata(file.metadata, noun)
+        if not is_held:
+            stack.pop_all()  # the images keep the file open
     shapes = {split: wanted[1].shape for split, wanted in found.items() if wanted}
     num_columns = check_columns(noun, shapes, {name: split.labels for name, split in splits.items()})
     notes = [f"not read: {describe_names(unused)}"] if unused else []
@@ -146,10 +157,17 @@ def describe_names(names: Iterable[str]) -> str:
     return f"{names[:_MAX_NAMES]}{more}"
 
 
-def _read_split(file: ArrayFile, wanted: list[_Wanted], noun: str, room: Room, rounding: Rounding | None) -> Split:
-    images = _read(file, wanted[0], noun, room, rounding)
-    labels, *others = (_read(file, each, noun, room) for each in wanted[1:])
-    return Split(images, to_classes(labels, f"{noun}: array {wanted[1].name}"), *others)
+def _read_split(
+    file: ArrayFile, wanted: list[_Wanted], noun: str, room: Room, rounding: Rounding | None, *, is_held: bool
+) -> Split:
+    of_images, of_labels, *others = wanted
+    if is_held:
+        images: list[Images] = [_read(file, of_images, noun, room, rounding)]
+        images += [_read(file, each, noun, room) for each in others]
+    else:
+        images = [FileImages(file, each.name, each.dtype) for each in (of_images, *others)]
+    labels = to_classes(_read(file, of_labels, noun, room), f"{noun}: array {of_labels.name}")
+    return Split(images[0], labels, *images[1:])
 
 
 def _read(file: ArrayFile, wanted: _Wanted, noun: str, room: Room, rounding: Rounding | None = None) -> Tensor:
@@ -185,5 +203,5 @@ def _find_split(file: ArrayFile, part: str, name: str) -> list[_Wanted]:
     is_plain = len(labels.shape) == 1 and not (labels.dtype.is_floating_point or labels.dtype == torch.uint64)
     return [
         _Wanted(images_name, images.shape, find_image_type(images, name, f"{part} images")),
-        _Wanted(labels_name, labels.shape, torch.int64 if is_plain else torch.float64),
+        _Wanted(labels_name, labels.shape, torch.int64 if is_plain else torch.float64, is_labels=True),
     ]

@@ -16,7 +16,7 @@ from ffstream.data.class_means import ClassMeans, draw_alike
 from ffstream.data.classes import check_columns, find_label_feature, find_lacking, to_class_names, to_classes
 from ffstream.data.features import find_shifted
 from ffstream.data.fit import find_not_finite
-from ffstream.data.image_access import ChosenImages, Images, count_values
+from ffstream.data.image_access import ChosenImages, Images, ReadImages, count_values
 from ffstream.data.new_values import find_new
 from ffstream.data.repetition import (
     Repetition,
@@ -144,6 +144,18 @@ class Dataset:
         splits = [split for split in (self.train, self.validation, self.test) if split is not None]
         return sum(tensor.nbytes for split in splits for tensor in split.tensors)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether all images are in memory."""
+        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
+        return not any(isinstance(split.images, ReadImages) for split in splits)
+
+    def check_values(self) -> None:
+        """Raise DataError for a value that is not finite, in images that are not in memory."""
+        for part, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            if split is not None and isinstance(split.images, ReadImages):
+                _check_values(self.name, part, split)
+
     @cached_property
     def values(self) -> Values:
         """Statistics of the values of the training images."""
@@ -171,6 +183,8 @@ class Dataset:
     def warning(self) -> str | None:
         """One line of all warnings, such as files left out or a split in other units; None without any."""
         said, seen = list(self.notes), self._digests
+        lost = self.train.images.find_lost() if isinstance(self.train.images, ReadImages) else None
+        said += [] if lost is None else [lost]
         files = self.files or None
         by_chance = files is None and repeats_by_chance(self.train.images, seen)
         common = find_common(seen, self.train.labels)
@@ -282,12 +296,8 @@ def _check_split(name: str, part: str, split: Split) -> None:
         raise DataError(
             f"data {name}: {part} labels have shape {tuple(labels.shape)}, allowed ({len(images)},), one an image"
         )
-    row = find_not_finite(images)
-    if row is not None:
-        raise DataError(
-            f"data {name}: {part} image {row} holds a value that is not finite, or too large for float32; remove it or "
-            "mend the file"
-        )
+    if not isinstance(images, ReadImages):
+        _check_values(name, part, split)
     if int(labels.min()) < 0:
         raise DataError(f"data {name}: {_name_label(part, split, int(labels.min()))}, allowed integers from 0")
     negatives = split.negatives
@@ -305,8 +315,6 @@ def _check_split(name: str, part: str, split: Split) -> None:
         )
     if negatives.dtype != images.dtype:
         raise DataError(f"data {name}: {part} negatives are {negatives.dtype}, allowed {images.dtype}, as the images")
-    if find_not_finite(negatives) is not None:
-        raise DataError(f"data {name}: {part} negatives hold a value that is not finite; mend the file")
 
 
 def _count_classes(name: str, train: Split) -> int:
@@ -318,6 +326,18 @@ def _count_classes(name: str, train: Split) -> int:
             "C - 1 for C classes; number them without gaps"
         )
     return highest + 1
+
+
+def _check_values(name: str, part: str, split: Split) -> None:
+    """Raise DataError that names the first image of a split with a value that is not finite."""
+    row = split.scan.not_finite if isinstance(split.images, ReadImages) else find_not_finite(split.images)
+    if row is not None:
+        raise DataError(
+            f"data {name}: {part} image {row} holds a value that is not finite, or too large for float32; remove it or "
+            "mend the file"
+        )
+    if split.negatives is not None and find_not_finite(split.negatives) is not None:
+        raise DataError(f"data {name}: {part} negatives hold a value that is not finite; mend the file")
 
 
 def _name_label(part: str, split: Split, label: int) -> str:

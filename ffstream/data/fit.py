@@ -68,13 +68,18 @@ def check_values(images: Tensor, noun: str) -> None:
         )
 
 
+def is_finite(*values: float) -> bool:
+    """Whether all values are finite in float32."""
+    return all(math.isfinite(value) and abs(value) <= _LARGEST for value in values)
+
+
 def find_not_finite(images: Images) -> int | None:
     """The number of the first image with a value that is not finite in float32, or None, without copying all images."""
     if not images.dtype.is_floating_point or not count_values(images):
         return None
     start = 0
     for part in read_parts(images, max(_PART_VALUES // count_values(images), 1)):
-        if not all(math.isfinite(float(end)) and abs(float(end)) <= _LARGEST for end in torch.aminmax(part)):
+        if not is_finite(*map(float, torch.aminmax(part))):
             return start + next(row for row, image in enumerate(part) if not bool(torch.isfinite(image.float()).all()))
         start += len(part)
     return None

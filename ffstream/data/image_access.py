@@ -60,6 +60,10 @@ class ReadImages:
             index = torch.arange(start, stop, step)
         return self.read(index.nonzero().flatten() if index.dtype == torch.bool else index)
 
+    def find_lost(self) -> str | None:
+        """A warning if reading them loses what numbers of 32 bits do not hold; None otherwise."""
+        return None
+
     def read_range(self, start: int, stop: int) -> Tensor:
         """Read the images from number `start` to `stop`, exclusive: (stop - start, *shape)."""
         return self.read(torch.arange(start, stop))

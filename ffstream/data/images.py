@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ffstream.data.array_file import SUFFIXES, ArrayFile, Header
+from ffstream.data.array_file import ArrayFile
+from ffstream.data.array_formats import SUFFIXES, Header
 from ffstream.data.array_source import find_image_type, find_images
 from ffstream.data.colours import WHITE
 from ffstream.data.fit import check_values, count_images, without_ones

@@ -73,9 +73,10 @@ def _make_plan(
     check_rounds(config)
     if machine is None and data is None:
         prepared = prepare(directory, config, measure=True)
-        return _with_warnings(prepared.plan, prepared.dataset.warning, find_idle(config))
+        of_data = prepared.dataset.warning if prepared.dataset.is_held else None
+        return _with_warnings(prepared.plan, of_data, find_idle(config))
     if data is None:
-        dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
+        dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip", is_held=False)
         data, data_bytes = shape_of(dataset, make_splits(dataset, config)), dataset.num_bytes
     else:
         data_bytes = data.num_features * sum(data.num_samples.values())  # one byte per feature
@@ -152,8 +153,14 @@ def prepare(
     dataset = window or dataset
     if dataset is None:
         dataset = load_dataset(
-            config.data, config.data_root, skips_bad=skips_bad, room_bytes=room_bytes, download=download
+            *(config.data, config.data_root),
+            skips_bad=skips_bad,
+            room_bytes=room_bytes,
+            download=download,
+            is_held=False,
         )
+    if reservation is not None:  # else no run follows, and of what is not in memory nothing but its shape is needed
+        dataset.check_values()
     splits = make_splits(dataset, config)
     data = shape_of(dataset, splits)
     if window is not None:  # the next one may be the last, and smaller than the others

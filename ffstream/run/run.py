@@ -260,7 +260,9 @@ class Run:
             )
         if isinstance(source.data, str):
             root = source.data_root or config.data_root
-            dataset = load_dataset(source.data or config.data, root, skips_bad=skips_bad, download=source.download)
+            dataset = load_dataset(
+                source.data or config.data, root, skips_bad=skips_bad, download=source.download, is_held=False
+            )
         else:
             dataset = as_dataset(source.data)
         check_same_data(self.path, facts, dataset)

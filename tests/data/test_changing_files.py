@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("nothing_blocks", "nothing_is_started")
 @contextlib.contextmanager
 def altering(monkeypatch, path, alter):
     """A file that is altered when a part of its data has been read."""
-    read = ffstream.data.array_file._read_exactly
+    read = ffstream.data.array_file.read_exactly
     count = []
 
     def read_then_alter(stream, num_bytes):
@@ -32,7 +32,7 @@ def altering(monkeypatch, path, alter):
         return data
 
     with monkeypatch.context() as patched:
-        patched.setattr(ffstream.data.array_file, "_read_exactly", read_then_alter)
+        patched.setattr(ffstream.data.array_file, "read_exactly", read_then_alter)
         yield
     assert count
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import ffstream as ff
-from ffstream.data import Dataset, Split
+from ffstream.data import Dataset, Split, load_dataset
 from ffstream.data.image_access import ChosenImages, ReadImages
 from ffstream.data.scan import SCANNED_VALUES
+from tests.data.array_files import save
 from tests.helpers import SMALL, layer_digests
 
 INDICES = [3, -1, slice(None), slice(5, 9), slice(2, 40, 7), slice(50, 60), torch.tensor([7, 7, 0, 19])]
@@ -53,3 +57,64 @@ def test_a_run_reads_images_part_by_part_and_learns_the_same(kind, standardise, 
     ff.train(config, tmp_path / "held", data=(images, labels))
     assert layer_digests(tmp_path / "read") == layer_digests(tmp_path / "held")
     assert 0 < counted.most <= SCANNED_VALUES < images.numel()
+
+
+STORED = [getattr(torch, name) for name in "uint8 float32 float16 bfloat16 float64 int16 uint16 bool".split()]
+
+
+@pytest.mark.parametrize("dtype", STORED, ids=str)
+def test_a_file_is_read_by_position_as_it_is_read_at_once(dtype, tmp_path):
+    least = 0 if dtype in (torch.uint8, torch.uint16) else 60
+    images = (torch.arange(70 * 12).view(70, 3, 4) % 200 - least).to(dtype)
+    save_file({"x_train": images, "y_train": torch.arange(70) % 3, "other": torch.ones(5)}, tmp_path / "d.safetensors")
+    read, held = (load_dataset(str(tmp_path / "d.safetensors"), is_held=is_held) for is_held in (False, True))
+    for index in (4, slice(None), slice(60, 99), slice(9, 9), torch.tensor([69, 0, 1, 2, 2, 30])):
+        assert torch.equal(read.train.images[index], held.train.images[index])
+    read.check_values()
+    assert (read.digest(), read.scale(), read.warning) == (held.digest(), held.scale(), held.warning)
+    assert (read.is_held, held.is_held) == (False, True)
+    assert read.num_bytes == 70 * 8
+
+
+@pytest.mark.parametrize("change", ["cut", "appended", "overwritten"])
+def test_a_file_that_changes_after_it_was_opened_is_refused(change, tmp_path):
+    path = tmp_path / "d.safetensors"
+    save_file({"x_train": torch.rand(300, 8, 8), "y_train": torch.arange(300) % 3}, path)
+    read = load_dataset(str(path), is_held=False)
+    read.check_values()
+    if change == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    elif change == "appended":
+        path.write_bytes(path.read_bytes() + b"more")
+    else:
+        path.write_bytes(b"x" * path.stat().st_size)
+        os.utime(path, (0, 0))
+    with pytest.raises(ff.DataError, match="d.safetensors: cannot be read as .safetensors .(altered|cut short)"):
+        read.train.images[200:]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", "given"])
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_that_is_not_finite_is_named_with_its_image_wherever_it_comes_from(
+    suffix, part, value, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ffstream.data.scan.SCANNED_VALUES", 64 * 8)
+    images = {name: torch.rand(40, 8, 8) for name in ("train", "validation", "test")}
+    images[part][31, 7, 7] = value
+    labels = torch.arange(40) % 3
+    if suffix == "given":
+        own = {"x_val": images["validation"], "y_val": labels, "x_test": images["test"], "y_test": labels}
+        data = {"data": ff.Dataset.from_arrays(images["train"], labels, **own)}
+        config = ff.Config()
+    else:
+        arrays = {f"{name}.images": own for name, own in images.items()} | dict.fromkeys(
+            (f"{name}.labels" for name in images), labels
+        )
+        arrays = {name: own.clone() if suffix == ".safetensors" else own.numpy() for name, own in arrays.items()}
+        path = tmp_path / f"d{suffix}"
+        config, data = ff.Config(data=str(path)), {}
+        save_file(arrays, path) if suffix == ".safetensors" else save(path, arrays)
+    with pytest.raises(ff.DataError, match=f"{part} image 31 holds a value that is not finite"):
+        ff.train(config.override(SMALL), tmp_path / "run", **data)
+    assert not (tmp_path / "run").exists()

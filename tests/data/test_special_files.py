@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ffstream.data import load_dataset
-from ffstream.data.array_file import SUFFIXES
+from ffstream.data.array_formats import SUFFIXES
 from ffstream.data.images import load_images
 from ffstream.errors import DataError
 from tests.data.hostile_files import refuse
