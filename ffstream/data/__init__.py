@@ -54,7 +54,7 @@ def load_dataset(
     most memory that the data may take while they are loaded (by default, what this machine has free); BudgetError is
     raised before more is taken. `download` fetches or unpacks a data set of torchvision that is missing; without it,
     nothing is written. A file or folder that is not at the path `source` is looked for by its name in `data_root`.
-    Unless the data set `is_held` in memory, the images of a .safetensors file are read when they are asked for;
+    Unless the data set `is_held` in memory, the images of a .safetensors file or a folder are read when asked for;
     `Dataset.check_values` then has to be called before they are used.
     """
     room = Room(room_bytes)
@@ -93,7 +93,7 @@ def load_dataset(
     if path.is_dir():
         from ffstream.data.folder_source import load_folder
 
-        return load_folder(path, skips_bad=skips_bad, room=room)
+        return load_folder(path, skips_bad=skips_bad, room=room, is_held=is_held)
     raise DataError(say_unknown_data(source, SOURCES))
 
 

@@ -88,7 +88,7 @@ class Dataset:
     left_out: tuple[str, ...] = ()  # for each file that was left out, what is wrong with it
     validation: Split | None = None  # where the source has one of its own
     notes: tuple[str, ...] = ()  # sentences for the user on how the data were read
-    files: tuple[Path, ...] = ()  # of the training images in order, where each has its own file
+    files: Sequence[Path] = ()  # of the training images in order, where each has its own file
     white: float | None = None  # the value of a white pixel, where the source knows it
 
     @classmethod
@@ -182,7 +182,7 @@ class Dataset:
     @cached_property
     def warning(self) -> str | None:
         """One line of all warnings, such as files left out or a split in other units; None without any."""
-        said, seen = list(self.notes), self._digests
+        said, seen = self.list_notes(), self._digests
         lost = self.train.images.find_lost() if isinstance(self.train.images, ReadImages) else None
         said += [] if lost is None else [lost]
         files = self.files or None
@@ -213,11 +213,15 @@ class Dataset:
                 held_out = digests
             lacking = None if split is None else find_lacking(split.labels, self.train.labels, self.class_names)
             said += [] if lacking is None else [f"{part} labels: {lacking}"]
-        if self.left_out:
-            num_read = sum(len(split) for split in (self.train, self.validation, self.test) if split is not None)
-            num_images = num_read + len(self.left_out)
-            said.insert(0, f"left out {len(self.left_out)} of {num_images} images; the first: {self.left_out[0]}")
         return "; ".join(said) or None
+
+    def list_notes(self) -> list[str]:
+        """What is known of how the data were read, without a look at the images."""
+        if not self.left_out:
+            return list(self.notes)
+        num_read = sum(len(split) for split in (self.train, self.validation, self.test) if split is not None)
+        num_images = num_read + len(self.left_out)
+        return [f"left out {len(self.left_out)} of {num_images} images; the first: {self.left_out[0]}", *self.notes]
 
     def _find_oddity(self, split: Split) -> str | None:
         """A warning if images of a split are in other units, or order, than in training, or share values new there."""
@@ -285,7 +289,7 @@ def check_dataset(
                 "the classes of the training data"
             )
     names = class_names or tuple(str(label) for label in range(num_classes))
-    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes), tuple(files), white)
+    return Dataset(name, train, test, names, tuple(left_out), validation, tuple(notes), files, white)
 
 
 def _check_split(name: str, part: str, split: Split) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from ffstream.data.colours import WHITE, is_coloured
 from ffstream.data.dataset import Dataset, Split, check_dataset
 from ffstream.data.picture_file import open_picture
+from ffstream.data.picture_images import PictureImages, PictureNames, decode_as
 from ffstream.data.room import Room
 from ffstream.data.split_folders import check_class, find_layout, list_classes
 from ffstream.data.tree import describe_left_out, list_others, walk
@@ -24,12 +27,13 @@ _MASK = re.compile(r"(.+?)[ _.-](?:mask|masks|seg|segmentation|groundtruth|gt)(?
 _LEAVE_OUT = "leave such files out with --bad-images skip"
 
 
-def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None) -> Dataset:
+def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None, is_held: bool = True) -> Dataset:
     """Read a folder of images, all of one size. Raises DataError naming the first file that does not fit.
 
     Images are grey when all files of all splits are, else RGB. With `skips_bad`, files that cannot be read, and those
     of another size than most training images, are left out and counted. Whatever else the folder holds is named in the
-    notes. Raises BudgetError when the images do not fit in the room, before memory for them is allocated.
+    notes. Raises BudgetError when the images do not fit in the room, before memory for them is allocated. Unless
+    the data set `is_held` in memory, each picture is decoded to see whether it can be, and again whenever it is read.
     """
     with _listing_errors(path):
         layout = find_layout(path)
@@ -43,18 +47,17 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
     splits, asked = dict[str, Split](), None
     while asked != (asked := _find_mode_and_size(parts)):  # again if files that proved bad had decided it
         room.give_back(sum(split.images.nbytes for split in splits.values()))
-        splits = {split: part.read(*asked, room, bad, skips_bad=skips_bad) for split, part in parts.items()}
+        splits = {
+            split: part.read(*asked, room, bad, skips_bad=skips_bad, is_held=is_held) for split, part in parts.items()
+        }
     num_images = sum(len(split) for split in splits.values())
-    coloured = [path for part in parts.values() for path in part.coloured]
+    num_coloured = sum(part.num_coloured for part in parts.values())
     notes = layout.notes + [note for part in parts.values() for note in part.notes]
     # Of photographs, a few are often of greys alone; others are a surprise if most are, or if files are of a grey mode.
-    is_surprise = 2 * len(coloured) < num_images or any(
-        head.mode == "L" for part in parts.values() for head in part.heads
-    )
-    if 0 < len(coloured) < num_images and is_surprise:
-        notes.append(
-            f"{len(coloured)} of {num_images} images are in colour, such as {coloured[0]}, so all are read in colour"
-        )
+    is_surprise = 2 * num_coloured < num_images or not all(part.are_all_rgb for part in parts.values())
+    if 0 < num_coloured < num_images and is_surprise:
+        first = next(part.first_coloured for part in parts.values() if part.num_coloured)
+        notes.append(f"{num_coloured} of {num_images} images are in colour, such as {first}, so all are read in colour")
     left_out = describe_left_out(layout.left_out + [each for part in parts.values() for each in part.left_out])
     notes += [left_out] if left_out is not None else []
     return check_dataset(
@@ -65,14 +68,14 @@ def load_folder(path: Path, *, skips_bad: bool = False, room: Room | None = None
         bad,
         validation=splits.get("validation"),
         notes=notes,
-        files=[head.path for head in parts["train"].heads],
+        files=parts["train"].kept_names,
         white=WHITE,
     )
 
 
 def _find_mode_and_size(parts: Mapping[str, _Part]) -> tuple[str, tuple[int, ...]]:
     """The mode and size that all pictures are read in: RGB if any is in colour, and the most common training size."""
-    has_colours = any(head.mode == "RGB" for part in parts.values() for head in part.heads)
+    has_colours = any(head.is_rgb for part in parts.values() for head in part.heads)
     ((size, _),) = Counter(head.size for head in parts["train"].heads).most_common(1)
     return "RGB" if has_colours else "L", size
 
@@ -89,14 +92,30 @@ def _say_difference(train: Sequence[str], split: str, names: Sequence[str]) -> s
     return f"classes of train {tuple(train)} and {split} {tuple(names)} differ; name the folders of both alike"
 
 
-@dataclass(frozen=True)
-class _Head:
+class _Head(NamedTuple):
     """What is known of a picture before it is decoded."""
 
-    path: Path
-    label: int
-    mode: str
+    number: int  # in the list of names
+    is_rgb: bool
     size: tuple[int, ...]  # (height, width)
+
+
+class _Heads:
+    """The heads of pictures, in few bytes each."""
+
+    def __init__(self) -> None:
+        self._values = array("i")
+
+    def append(self, head: _Head) -> None:
+        self._values.extend((head.number, head.is_rgb, *head.size))
+
+    def __len__(self) -> int:
+        return len(self._values) // 4
+
+    def __iter__(self) -> Iterator[_Head]:
+        for at in range(0, len(self._values), 4):
+            number, is_rgb, *size = self._values[at : at + 4]
+            yield _Head(number, bool(is_rgb), tuple(size))
 
 
 @dataclass
@@ -105,15 +124,22 @@ class _Part:
 
     place: Path
     class_names: tuple[str, ...]
-    samples: list[tuple[Path, int]]  # each with the number of its class
+    names: PictureNames
+    labels: array[int]  # of each name, the number of its class
     left_out: list[str]
     notes: list[str]
-    heads: list[_Head] = field(default_factory=list)
-    coloured: list[Path] = field(default_factory=list)  # of those that are read in colour, those that show any
+    heads: _Heads = field(default_factory=_Heads)
+    kept_names: PictureNames = field(init=False)  # of the images that were read
+    num_coloured: int = 0  # of those that are read in colour, those that show any
+    first_coloured: Path | None = None
+
+    @property
+    def are_all_rgb(self) -> bool:
+        return all(head.is_rgb for head in self.heads)
 
     def look(self, room: Room, bad: list[str], *, skips_bad: bool) -> None:
         """Read the headers of all files. With `skips_bad`, errors of single files are added to `bad` and not raised."""
-        for file, label in self.samples:
+        for number, file in enumerate(self.names):
             try:
                 picture = open_picture(file, room)
                 picture.check_is_opaque(room)
@@ -122,45 +148,57 @@ class _Part:
                     raise DataError(f"{error}, or {_LEAVE_OUT}") from error
                 bad.append(str(error))
                 continue
-            self.heads.append(_Head(file, label, picture.mode, picture.shape[:2]))
+            self.heads.append(_Head(number, picture.mode == "RGB", picture.shape[:2]))
         if not self.heads:
             raise DataError(
-                f"data {self.place}: found no image that can be read; the last of {len(self.samples)}: {bad[-1]}"
+                f"data {self.place}: found no image that can be read; the last of {len(self.names)}: {bad[-1]}"
             )
 
-    def read(self, mode: str, size: tuple[int, ...], room: Room, bad: list[str], *, skips_bad: bool) -> Split:
+    def read(
+        self, mode: str, size: tuple[int, ...], room: Room, bad: list[str], *, skips_bad: bool, is_held: bool
+    ) -> Split:
         """Decode all pictures of one size. `heads` keeps those that could be decoded."""
         odd = [head for head in self.heads if head.size != size]
         if odd and not skips_bad:
-            raise DataError(f"{_of_another_size(odd[0], size)}; resize all to one size, or {_LEAVE_OUT}")
-        bad += [_of_another_size(head, size) for head in odd]
-        heads, self.heads, self.coloured = [head for head in self.heads if head.size == size], [], []
+            raise DataError(f"{self._of_another_size(odd[0], size)}; resize all to one size, or {_LEAVE_OUT}")
+        bad += [self._of_another_size(head, size) for head in odd]
+        heads, self.heads, self.num_coloured = self.heads, _Heads(), 0
+        num_fitting = len(heads) - len(odd)
         shape = size if mode == "L" else (*size, 3)
-        images = room.allocate(f"data {self.place}", (len(heads), *shape), torch.uint8)
+        held = room.allocate(f"data {self.place}", (num_fitting, *shape), torch.uint8) if is_held else None
         for head in heads:
+            if head.size != size:
+                continue
+            path = self.names[head.number]
             try:
-                picture = open_picture(head.path, room, mode)
-                if picture.shape != shape:
-                    raise DataError(f"data {head.path}: altered while it was read; read it anew")
-                pixels = picture.decode(room)
-                images.numpy()[len(self.heads)] = pixels
+                pixels = decode_as(path, shape, mode, room)
             except DataError as error:
                 if not skips_bad:
                     raise DataError(f"{error}, or {_LEAVE_OUT}") from error
                 bad.append(str(error))
                 continue
+            if held is not None:
+                held.numpy()[len(self.heads)] = pixels
             self.heads.append(head)
             if mode == "RGB" and bool(is_coloured(torch.from_numpy(pixels)[None])[0]):
-                self.coloured.append(head.path)
+                self.first_coloured = path if not self.num_coloured else self.first_coloured
+                self.num_coloured += 1
         if not self.heads:
-            raise DataError(f"data {self.place}: found no image that can be read; the last of {len(heads)}: {bad[-1]}")
-        return Split(images[: len(self.heads)], torch.tensor([head.label for head in self.heads], dtype=torch.int64))
+            raise DataError(f"data {self.place}: found no image that can be read; the last of {num_fitting}: {bad[-1]}")
+        numbers = [head.number for head in self.heads]
+        self.kept_names = self.names.choose(numbers)
+        images = PictureImages(self.kept_names, shape, mode) if held is None else held[: len(numbers)]
+        return Split(images, torch.tensor(self.labels, dtype=torch.int64)[numbers])
+
+    def _of_another_size(self, head: _Head, size: tuple[int, ...]) -> str:
+        return f"data {self.names[head.number]}: image of shape {head.size}, most others have {size}"
 
 
 def _list_part(place: Path, parts: list[Path]) -> _Part:
     """The classes of a split and their files, sorted by names of folders and files. Raises DataError, OSError."""
     classes = list_classes(place)
-    found = _Part(place, tuple(folder.name for folder in classes), [], list_others(place), [])
+    class_names = tuple(folder.name for folder in classes)
+    found = _Part(place, class_names, PictureNames(place), array("q"), list_others(place), [])
     for label, folder in enumerate(classes):
         tree = walk(folder, [*parts, *classes])
         check_class(place, folder, tree.pictures)
@@ -176,7 +214,8 @@ def _list_part(place: Path, parts: list[Path]) -> _Part:
                 f"class {folder.name} of {place}: {len(masks)} of its {len(tree.pictures)} images are named like masks "
                 f"of others, such as {masks[0].name}, and are read as images; move them elsewhere if they are none"
             )
-        found.samples += [(file, label) for file in tree.pictures]
+        found.names.add(tree.pictures)
+        found.labels.extend([label] * len(tree.pictures))
         found.left_out += tree.left_out
     return found
 
@@ -198,7 +237,3 @@ def _listing_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         place = error.filename or path
         raise DataError(f"data {place}: cannot be read ({error.strerror}); mend its permissions") from error
-
-
-def _of_another_size(head: _Head, size: tuple[int, ...]) -> str:
-    return f"data {head.path}: image of shape {head.size}, most others have {size}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -118,6 +119,34 @@ class ConvertedImages(ReadImages):
         return self.images[numbers].float()
 
 
+class ReadAhead:
+    """Reads images range after range, each while what was read before is worked on, by a thread of its own.
+
+    A tensor in memory needs no thread.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self._thread = None if isinstance(images, Tensor) else ThreadPoolExecutor(1, "reading images")
+        self._start = 0
+        self._coming: Future[Tensor] | None = None  # the images from number `_start` on
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The images from number `start` to `stop`, exclusive. As many after them are read ahead."""
+        stop = min(stop, len(self.images))
+        if self._thread is None:
+            return self.images[start:stop]
+        found, is_next = None, self._start == start
+        if self._coming is not None:
+            found = self._coming.result()[: stop - start]
+        if found is None or not is_next or len(found) < stop - start:
+            found = self.images[start:stop]
+        self._start, self._coming = stop, None
+        if stop < len(self.images):
+            self._coming = self._thread.submit(self.images.__getitem__, slice(stop, 2 * stop - start))
+        return found
+
+
 def count_values(images: Images) -> int:
     """The number of values of one image."""
     return math.prod(images.shape[1:])
@@ -125,7 +154,8 @@ def count_values(images: Images) -> int:
 
 def read_parts(images: Images, num_in_part: int) -> Iterator[Tensor]:
     """All images in order, so many at a time."""
-    return (images[start : start + num_in_part] for start in range(0, len(images), num_in_part))
+    ahead = ReadAhead(images)
+    return (ahead.read(start, start + num_in_part) for start in range(0, len(images), num_in_part))
 
 
 def read_columns(images: Images, features: Tensor, num_values: int, index: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import os
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -275,8 +276,15 @@ _PILLOW: tuple[tuple[Any, str, Any], ...] = (
     (PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 20),
     (PngImagePlugin, "MAX_TEXT_MEMORY", 64 << 20),
     # About unused parts such as EXIF. (Filters of warnings are lost where threads set and restore them at once.)
-    (warnings, "warn", lambda *_, **__: None),
+    (warnings, "warn", lambda *given, **named: _warn(*given, **named)),
 )
+_python_warn, _decoding = warnings.warn, threading.local()
+
+
+def _warn(message: Any, category: Any = None, stacklevel: int = 1, *others: Any, **named: Any) -> None:
+    """Say nothing while this thread decodes a picture; what other threads warn of meanwhile is said."""
+    if not getattr(_decoding, "is_on", False):
+        _python_warn(message, category, stacklevel + 2, *others, **named)
 
 
 class _Content(io.BytesIO):
@@ -301,6 +309,7 @@ class _Content(io.BytesIO):
 @contextlib.contextmanager
 def _errors(path: Path) -> Iterator[None]:
     """Turn whatever is raised for a file into a DataError; meanwhile Pillow has the settings that it comes with."""
+    was_on, _decoding.is_on = getattr(_decoding, "is_on", False), True
     try:
         with plain_globals(_PILLOW):
             yield
@@ -313,3 +322,5 @@ def _errors(path: Path) -> Iterator[None]:
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is damaged, or none of {', '.join(_FORMATS)}"
         raise DataError(f"data {path}: cannot be read as an image ({reason}); mend or remove it") from error
+    finally:
+        _decoding.is_on = was_on

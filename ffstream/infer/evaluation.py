@@ -12,7 +12,7 @@ from torch import Tensor
 from ffstream.cache import CacheLayout
 from ffstream.data import Split
 from ffstream.data.facts import DataFacts
-from ffstream.data.image_access import Images
+from ffstream.data.image_access import Images, ReadAhead
 from ffstream.errors import CorruptFileError
 from ffstream.field.goodness import Goodness
 from ffstream.field.labels import Reading
@@ -229,7 +229,8 @@ def stream_goodness(layers: CommittedLayers, num_layers: int, images: Images) ->
     rows, dtype = blueprint.method.rows, blueprint.config.cache.dtype
     num_features, num_in_shard = blueprint.data.num_features, blueprint.sizes.shard_samples
     layout = CacheLayout(len(images), rows.num_sweep_rows, num_features, dtype, num_in_shard)
-    source = (layout, lambda part: rows.sweep_rows(scaling.apply(images[part])))
+    ahead = ReadAhead(images)
+    source = (layout, lambda part: rows.sweep_rows(scaling.apply(ahead.read(part.start, part.stop))))
     for stage in stream_committed_layers(layers.directory, blueprint, [source], layers.device, outputs=False):
         yield _sum_tiles(stage, blueprint.method.reading, blueprint.goodness)
 

@@ -18,7 +18,7 @@ from ffstream.cache import ActivationCache, CacheLayout, compute_batches, comput
 from ffstream.cache.pinned import Gathering, all_to_device
 from ffstream.cache.transfer import Transfer
 from ffstream.data import Scaling, Split
-from ffstream.data.image_access import Images
+from ffstream.data.image_access import Images, ReadAhead
 from ffstream.errors import RunError, RunLockedError, StorageError
 from ffstream.field.blueprint import Blueprint
 from ffstream.field.labels import SampleRows
@@ -140,7 +140,8 @@ def _layout(blueprint: Blueprint, part: Split) -> CacheLayout:
 
 
 def _neutral_rows(rows: SampleRows, part: Split, scaling: Scaling) -> RowsOf:
-    return lambda samples: rows.neutral_rows(scaling.apply(part.images[samples]))
+    ahead = ReadAhead(part.images)
+    return lambda samples: rows.neutral_rows(scaling.apply(ahead.read(samples.start, samples.stop)))
 
 
 @torch.no_grad()

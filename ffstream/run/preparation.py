@@ -73,8 +73,9 @@ def _make_plan(
     check_rounds(config)
     if machine is None and data is None:
         prepared = prepare(directory, config, measure=True)
-        of_data = prepared.dataset.warning if prepared.dataset.is_held else None
-        return _with_warnings(prepared.plan, of_data, find_idle(config))
+        dataset = prepared.dataset
+        of_data = [dataset.warning] if dataset.is_held else dataset.list_notes()
+        return _with_warnings(prepared.plan, *of_data, find_idle(config))
     if data is None:
         dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip", is_held=False)
         data, data_bytes = shape_of(dataset, make_splits(dataset, config)), dataset.num_bytes

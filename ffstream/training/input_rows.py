@@ -10,7 +10,7 @@ from torch import Tensor
 from ffstream.data import Scaling, Split
 from ffstream.data.augmentation import Augmentation
 from ffstream.data.hybrids import draw_with_others
-from ffstream.data.image_access import Images
+from ffstream.data.image_access import Images, ReadAhead
 from ffstream.errors import DataError
 from ffstream.field.labels import SampleRows
 from ffstream.field.normalisation import length_normalise
@@ -75,8 +75,11 @@ class InputRows:
                 return images
             return augmentation.apply(images, draws[index])
 
+        ahead = ReadAhead(self._split.images)
+
         def images_of(index: Tensor | slice) -> Tensor:
-            return self._scaling.apply(change(self._split.images[index], index))
+            images = ahead.read(index.start, index.stop) if isinstance(index, slice) else self._split.images[index]
+            return self._scaling.apply(change(images, index))
 
         def drawn(part: slice) -> Tensor:
             if not self._mixes_samples:

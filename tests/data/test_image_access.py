@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 import ffstream as ff
 from ffstream.data import Dataset, Split, load_dataset
-from ffstream.data.image_access import ChosenImages, ReadImages
+from ffstream.data.image_access import ChosenImages, ReadAhead, ReadImages
 from ffstream.data.scan import SCANNED_VALUES
 from tests.data.array_files import save
-from tests.helpers import SMALL, layer_digests
+from tests.helpers import SMALL, layer_digests, write_pictures
 
 INDICES = [3, -1, slice(None), slice(5, 9), slice(2, 40, 7), slice(50, 60), torch.tensor([7, 7, 0, 19])]
 
@@ -118,3 +118,36 @@ def test_a_value_that_is_not_finite_is_named_with_its_image_wherever_it_comes_fr
     with pytest.raises(ff.DataError, match=f"{part} image 31 holds a value that is not finite"):
         ff.train(config.override(SMALL), tmp_path / "run", **data)
     assert not (tmp_path / "run").exists()
+
+
+def test_ranges_are_the_same_whether_they_were_read_ahead_or_not():
+    images = torch.arange(100 * 3).view(100, 3)
+    ahead = ReadAhead(CountedImages(images))
+    for start, stop in ((0, 10), (10, 20), (20, 27), (27, 40), (40, 60), (0, 10), (95, 120), (100, 110), (3, 4)):
+        assert torch.equal(ahead.read(start, stop), images[start:stop])
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_a_folder_is_decoded_as_it_is_read_to_the_same_layers(colours, digits, tmp_path, monkeypatch):
+    pictures = (digits.train.images[:120] * 15).numpy()
+    pictures = pictures.repeat(3).reshape(*pictures.shape, 3) * [[[1, 0, 1]]] if colours else pictures
+    by_class = {str(label): pictures[label * 40 : label * 40 + 40].astype("u1") for label in range(3)}
+    write_pictures(tmp_path / "data", by_class)
+    monkeypatch.chdir(tmp_path)
+    read, held = (load_dataset("data", is_held=is_held) for is_held in (False, True))
+    assert torch.equal(read.train.images[:], held.train.images)
+    assert list(read.files) == list(held.files)
+    assert (read.is_held, read.digest(), read.warning) == (False, held.digest(), held.warning)
+    config = ff.Config(data="data").override(SMALL | {"layers": 2, "epochs": 1})
+    run = ff.train(config, tmp_path / "read")
+    ff.train(config, tmp_path / "held", data=held)
+    assert layer_digests(tmp_path / "read") == layer_digests(tmp_path / "held")
+    assert run.evaluate(split="validation").num_samples == 10
+
+
+def test_a_picture_that_is_gone_by_the_time_it_is_read_is_named(tmp_path):
+    write_pictures(tmp_path, {name: torch.rand(30, 6, 6).mul(255).byte().numpy() for name in "ab"})
+    read = load_dataset(str(tmp_path), is_held=False)
+    (tmp_path / "b" / "3.png").unlink()
+    with pytest.raises(ff.DataError, match="b/3.png: cannot be read as an image"):
+        read.digest()
