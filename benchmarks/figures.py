@@ -117,6 +117,14 @@ def describe_ratios(found: dict[str, Any]) -> str:
     return f"{ratios} in {len(found['configurations'])} configurations"
 
 
+def _data_memory(found: dict[str, Any]) -> str:
+    said = [
+        f"{noun}: " + ", ".join(f"{int(num):,} images {each['bytes'] / 2**20:.0f} MiB" for num, each in sizes.items())
+        for noun, sizes in found["sources"].items()
+    ]
+    return "; ".join(said)
+
+
 def _stream(found: dict[str, Any]) -> str:
     errors = ", ".join(
         f"{100 * row['test_error']:.2f} % with {replays} ({row['elapsed_s']:.0f} s)"
@@ -224,6 +232,7 @@ _FIGURES = {
     "accelerator": _accelerator,
     "growth": _growth,
     "stream": _stream,
+    "data-memory": _data_memory,
     "peers": _peers,
     "start": _start,
     "footprint": _footprint,

@@ -21,6 +21,7 @@ from benchmarks.accuracy import SHIFTED, UNLABELLED, UNLABELLED_LOCAL, measure_d
 from benchmarks.batches import measure_batches
 from benchmarks.conv_memory import measure_conv_memory
 from benchmarks.conv_step import measure_conv_step
+from benchmarks.data_memory import measure_data_memory
 from benchmarks.dtypes import measure_rows, measure_state
 from benchmarks.figures import describe
 from benchmarks.footprint import measure_conv_footprint, measure_footprint
@@ -59,6 +60,7 @@ BENCHMARKS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
     "conv-step": lambda _, device, __: measure_conv_step(device),
     "growth": measure_growth,
     "stream": measure_stream,
+    "data-memory": lambda _, device, folder: measure_data_memory(device, folder),
     "start": measure_start,
     "peers": measure_peers,
     "footprint": lambda _, device, folder: measure_footprint(device, folder),
