@@ -297,9 +297,10 @@ class _PaperWork:
             beside = trace.make(kernels.in_passes)
             layer.begin(Mode.MEASURING)
             shard = shards[name]
-            for rows in shard.chunks[1:]:
-                start, num_samples = ledger.work, len(rows) // shard.num_rows
-                self._method.reading.sweep(layer, goodness, compute(layer, spec.row.read(rows)), num_samples)
+            for chunk in shard.chunks:  # what is found for one is there until it is found for the next, as in a run
+                start, num_samples = ledger.work, len(chunk) // shard.num_rows
+                rows = spec.row.read(chunk)
+                _found = self._method.reading.sweep(layer, goodness, compute(layer, rows), num_samples) * 1.0
             trace.free(beside)
             peaks.append(ledger.peak_bytes + kernels.in_passes + of_tiles + (kept if name == "train" else 0))
             return ledger.work - start
