@@ -14,6 +14,7 @@ from torch import Tensor
 from ffstream.cache import CacheLayout, compute_batches
 from ffstream.data import Scaling, Split
 from ffstream.data.augmentation import Augmentation
+from ffstream.data.image_access import ChosenImages
 from ffstream.device.accelerator import ANY
 from ffstream.device.caching_allocator import Event, Trace
 from ffstream.device.ledger import PAPER, Ledger, Work
@@ -151,30 +152,30 @@ class _PaperWork:
         data = self._blueprint.data
         if data.image_shape is None and self._method.rows.mixes_samples:
             return Work(), self._small_bytes
-        settings = self._config.augmentation
         layouts = cache_layouts(self._blueprint, self._blueprint.image_row)
-        shape, augmentation = data.image_shape or (data.num_features,), Augmentation(settings)
+        shape, augmentation = data.image_shape or (data.num_features,), Augmentation(self._config.augmentation)
         works, peaks = {}, []
         for name, layout in layouts.items() if writes_again(self._config) else [("train", layouts["train"])]:
             num_in_chunk = chunk_samples(layout.num_rows, part_sizes("cpu"))  # made on the host, whatever the device
             num_in_chunk = min(num_in_chunk, layout.num_samples, layout.shard_samples)
             labels = torch.zeros(num_in_chunk, dtype=torch.int64)
             images = torch.empty(num_in_chunk, *shape, dtype=torch.uint8, device=PAPER)
-            given = images.unsqueeze(1).expand(-1, layout.num_rows - 1, *shape) if data.brings_negatives else None
+            given = images.unsqueeze(1).expand(-1, layout.num_rows - 1, *shape)
             with self._ledger as ledger:
                 draws = None
                 if augmentation.is_there and data.image_shape and name == "train":
                     draws = augmentation.draw_fresh(num_in_chunk, 0, 0, 0)
                 ledger.start_peak()
                 before, start = ledger.live_bytes, ledger.work
-                rows = InputRows(
-                    self._method.rows, Split(images, labels, given), Scaling(1.0), seed=0, held_out=name == "validation"
-                )
+                numbers = torch.empty(num_in_chunk, dtype=torch.int64, device=PAPER)  # in the order of the split
+                chosen, negatives = (ChosenImages(each, numbers) for each in (images, given))
+                split = Split(chosen, labels, negatives if data.brings_negatives else None)
+                rows = InputRows(self._method.rows, split, Scaling(1.0), seed=0, held_out=name == "validation")
                 rows.make(augmentation, draws)(slice(0, num_in_chunk))
                 drawn_bytes = augmentation.bytes_per_sample * layout.num_samples if draws is not None else 0
                 peaks.append(ledger.peak_bytes - before + drawn_bytes)
                 works[name] = ledger.work - start
-        if settings.views > 1:
+        if self._config.augmentation.views > 1:
             peaks.append(_DRAWN_NUMBERS * augmentation.bytes_per_sample * self._blueprint.num_cached["train"])
         kept = 3 * goodness_bytes(self._blueprint, layouts).get("validation", 0)
         return works["train"], (max(peaks) + kept if self._draws_on_device else 0) + self._small_bytes
