@@ -28,12 +28,13 @@ def stream(
     windows: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="End after so many windows. Default: with the stream.", rich_help_panel=TRAINING
+            min=1, metavar="N", help="End after so many windows. Default: with the stream.", rich_help_panel=TRAINING
         ),
     ] = None,
     classes: Annotated[
         int | None,
         typer.Option(
+            min=2,
             metavar="N",
             help="All classes that may ever come. Default: those of the source, or else of the first window.",
             rich_help_panel=DATA,
@@ -44,11 +45,12 @@ def stream(
 ) -> None:
     """Learn from a stream, window after window, for as long as it lasts.
 
-    Each window passes through all layers --replays times, and the network after it is committed. What is told of a
-    window is how often the network was wrong in it before it learnt it.
+    Each window passes through all layers --replays times, and the network after
+    it is committed. What is told of a window is how often the network was wrong
+    in it before it learnt it.
     """
     given = {"data": source, "window": str(window), "replays": replays, "follow": follow or None}
-    asked = options | given | {"order": "stream", "epochs": windows or _NO_END}
+    asked = options | given | {"order": "stream", "epochs": _NO_END if windows is None else windows}
     resolved = resolve_settings(asked | dict.fromkeys(_OF_DATA_SETS - asked.keys()))
     from ffstream.cli.reporting import make_observer
     from ffstream.run.launch import stream as start

@@ -6,6 +6,7 @@ to. A pipe and an iterator cannot: they have no cursor, and go on with whatever 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import stat
@@ -74,12 +75,20 @@ class StreamSource(Protocol):
 
 
 class IteratorSource:
-    """Samples from an iterable of pairs of images (n, *shape) and labels (n,): arrays, tensors or lists."""
+    """Samples from an iterable of pairs of images (n, *shape) and labels (n,): arrays, tensors or lists.
+
+    Raises DataError for what is no iterable.
+    """
 
     can_seek = False
     class_names: tuple[str, ...] | None = None
 
     def __init__(self, batches: Iterable[Any]) -> None:
+        if not isinstance(batches, Iterable):
+            raise DataError(
+                f"stream: source is {type(batches).__name__}, allowed the name of one, or an iterable of pairs of "
+                "images and labels; give it batches"
+            )
         self._batches = iter(batches)
 
     def read(self, cursor: Cursor) -> Iterator[Batch]:
@@ -172,16 +181,26 @@ class FolderSource:
 
     def read(self, cursor: Cursor) -> Iterator[Batch]:
         """Yield the samples of each file. Raises DataError."""
-        last = str(cursor.get("file", ""))
+        last, num_files = str(cursor.get("file", "")), cursor.get("num_files")
+        known: set[str] | None = None  # of the files up to the last
         while True:
             try:
                 names = sorted(each.name for each in self.path.iterdir() if is_array_name(each.name))
             except OSError as error:
                 raise DataError(f"stream {self.path}: cannot be read ({error.strerror}); see to the folder") from error
-            for name in names:
+            found = {name for name in names if name <= last}
+            late = found - known if known is not None else set()
+            if late or (known is None and num_files is not None and len(found) > int(num_files)):
+                noun = min(late) if late else f"{len(found) - int(num_files or 0)} of the files up to {last}"
+                raise DataError(
+                    f"stream {self.path}: {noun} came after {last} was read, allowed names that sort after it, such as "
+                    "00012.npz after 00011.npz; rename what is not learnt yet, or move it away"
+                )
+            for number, name in enumerate(names, 1):
                 if name > last:
                     last = name
-                    yield Batch(_read_file(self.path / name), {"file": name})
+                    yield Batch(_read_file(self.path / name), {"file": name, "num_files": number})
+            known = set(names)
             if not self.follows:
                 return
             check_interrupts()
@@ -202,12 +221,18 @@ class DatasetSource:
         return self.dataset.class_names
 
     def read(self, cursor: Cursor) -> Iterator[Batch]:
-        """Yield the samples that are left."""
+        """Yield the samples that are left. Raises DataError where they are not those of which some were read."""
         train, start = self.dataset.train, int(cursor.get("num_samples", 0))
+        digest = hashlib.sha256(train.labels.contiguous().numpy().data).hexdigest()[:16]
+        if cursor.get("labels", digest) != digest:
+            raise DataError(
+                f"stream {self.dataset.name}: is not the data set of which {start} samples were read, as its "
+                f"{len(train)} labels are others; give that one again, or start a new run with this one"
+            )
         for some in draw_order(len(train), self.seed)[start:].split(_PART_SAMPLES):
             start += len(some)
             if len(some):
-                yield Batch(Split(train.images[some], train.labels[some]), {"num_samples": start})
+                yield Batch(Split(train.images[some], train.labels[some]), {"num_samples": start, "labels": digest})
 
 
 def is_array_name(name: str) -> bool:
@@ -220,10 +245,18 @@ def is_pipe(path: Path) -> bool:
     return str(path) == PIPE or (path.exists() and stat.S_ISFIFO(path.stat().st_mode))
 
 
+def _is_folder_of_arrays(path: Path) -> bool:
+    """Whether a path is a folder of files of arrays, or one that may become it, as it holds no other folders."""
+    if not path.is_dir():
+        return False
+    found = [each for each in path.iterdir() if not each.name.startswith(".")]
+    return any(is_array_name(each.name) for each in found) or not any(each.is_dir() for each in found)
+
+
 def can_be_read_again(name: str) -> bool:
     """Whether the source of a stream is a data set, with splits of its own."""
     path = Path(name)
-    return not is_pipe(path) and not (path.is_dir() and any(is_array_name(each.name) for each in path.iterdir()))
+    return not is_pipe(path) and not _is_folder_of_arrays(path)
 
 
 def open_source(name: str, *, follows: bool, load: Callable[[], Dataset], seed: int) -> StreamSource:
@@ -238,10 +271,8 @@ def open_source(name: str, *, follows: bool, load: Callable[[], Dataset], seed: 
         return PipeSource(sys.stdin.buffer)
     if is_pipe(path):
         return PipeSource(path.open("rb"))
-    if path.is_dir():
-        names = [each.name for each in path.iterdir()]
-        if any(map(is_array_name, names)) or (follows and not names):
-            return FolderSource(path, follows)
+    if _is_folder_of_arrays(path):
+        return FolderSource(path, follows)
     if follows:
         raise DataError(f"stream {name}: nothing comes later there, allowed a folder of files of arrays with --follow")
     return DatasetSource(load(), seed)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ _NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 _UNWINDING_S = 0.5
 _Handler = Callable[[int, FrameType | None], Any]
 _open: list[Interrupts] = []  # for the whole process, like signal handlers; the innermost last
+_waits: list[None] = []  # the blocks of `waiting` that are open
 
 
 class Interrupts:
@@ -71,7 +73,7 @@ class Interrupts:
             if time.monotonic() < self._unwinds_until_s:
                 return
             first, self._raised = self._raised is None, error
-            if self._defers and first:
+            if self._defers and first and not _waits:
                 return
             if _open[-1:] == [self]:  # the innermost block lets it through, so all are being left
                 for each in _open:
@@ -84,6 +86,21 @@ def check_interrupts() -> None:
     if _is_main():
         for interrupts in _open:
             interrupts.check()
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """In this block, an interrupt is raised at once: nothing is left half done by it. Does so in the main thread."""
+    check_interrupts()
+    if not _is_main():
+        yield
+        return
+    _waits.append(None)
+    try:
+        yield
+    finally:
+        _waits.pop()
+    check_interrupts()  # should the code that was waited for have lost it
 
 
 def _is_main() -> bool:

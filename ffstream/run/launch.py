@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from ffstream.data import GIVEN, Dataset, as_dataset
 from ffstream.data.classes import find_renamed
 from ffstream.data.facts import DataFacts
-from ffstream.data.stream_source import PIPE, IteratorSource, StreamSource
+from ffstream.data.stream_source import PIPE, DatasetSource, IteratorSource, StreamSource
 from ffstream.device.device import explain_fallback
 from ffstream.device.environment import describe_environment, find_differences, plain_torch
 from ffstream.device.memory import limiting, naming_lack_of_memory
@@ -82,7 +83,7 @@ def train(
 
 def stream(
     config: Config,
-    source: str | Iterable[Any],
+    source: str | os.PathLike[str] | Iterable[Any],
     run_dir: str | Path | None = None,
     *,
     num_classes: int | None = None,
@@ -104,8 +105,8 @@ def stream(
     """
     load_plugins(config.plugins)
     with Interrupts(), plain_torch():
-        is_named = isinstance(source, str)
-        config = with_absolute_paths(make_endless(config).override({"data": source if is_named else PIPE}))
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+        config = with_absolute_paths(make_endless(config).override({"data": PIPE if name is None else name}))
         candidates = [expand_home(run_dir)] if run_dir is not None else default_run_dirs(config)
         with claim_folder(candidates, is_new=run_dir is None) as directory:
             config = merge_with_saved(config, directory, resume=resume, accept_environment=accept_environment)
@@ -113,7 +114,7 @@ def stream(
                 *(directory, config, observer or WarningObserver()),
                 accept_environment=accept_environment,
                 download=True,
-                source=None if isinstance(source, str) else IteratorSource(source),
+                source=None if isinstance(source, (str, os.PathLike)) else IteratorSource(source),
                 num_classes=num_classes,
             )
 
@@ -190,6 +191,8 @@ def _execute(
     with plain_torch(num_threads), contextlib.ExitStack() as reservation:
         measure = config.memory.budget != "auto"
         check_rounds(config)
+        if source is None and dataset is not None and config.schedule.is_stream:
+            source = DatasetSource(dataset, config.seed)
         stream = (
             Stream.open(directory, config, source, num_classes, download=download)
             if config.schedule.is_stream

@@ -32,14 +32,16 @@ def outline_run(
         path=str(directory.path),
         num_layers=len(blueprint.specs),
         num_done=num_done,
-        num_rounds=0 if cycle is None else config.epochs,
+        num_rounds=0 if cycle is None and not config.schedule.is_stream else config.epochs,
         num_rounds_done=max(first.round - 1, 0),
         num_windows=first.window.num,
         num_windows_done=first.window.number,
         is_stream=config.schedule.is_stream,
         num_epochs_saved=num_epochs_saved,
         num_in_stack=config.network.stack_layers,
-        num_samples=blueprint.data.num_samples["train"],
+        num_samples=int(config.schedule.window_samples)
+        if config.schedule.is_stream
+        else blueprint.data.num_samples["train"],
         num_tiles=max(len(blueprint.tiles_of(spec)) for spec in blueprint.distinct),
         num_epochs=tuple(spec.num_epochs for spec in blueprint.specs),
         is_labelled=config.labels.method != "none",

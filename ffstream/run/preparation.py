@@ -81,6 +81,7 @@ def _make_plan(
         data, data_bytes = shape_of(dataset, make_splits(dataset, config)), dataset.num_bytes
     else:
         data_bytes = data.num_features * sum(data.num_samples.values())  # one byte per feature
+    data = _cut(data, config)
     check_augmentation(config.augmentation, data.image_shape)
     if machine is not None:
         resources = parse_machine(machine)
@@ -164,8 +165,7 @@ def prepare(
         dataset.check_values()
     splits = make_splits(dataset, config)
     data = shape_of(dataset, splits)
-    if window is not None:  # the next one may be the last, and smaller than the others
-        data = dataclasses.replace(data, num_samples={"train": int(config.schedule.window_samples)})
+    data = _cut(data, config)
     method = make_label_method(config, data)
     check_negatives(config.data, dataset.train, method.rows)
     check_augmentation(config.augmentation, dataset.image_shape, dataset.train.images.dtype)
@@ -227,6 +227,13 @@ def shape_of(dataset: Dataset, splits: dict[str, Split]) -> DataShape:
     num_samples = {name: len(split) for name, split in splits.items() if name != "test"}
     brings_negatives = dataset.train.negatives is not None
     return DataShape(dataset.num_features, dataset.num_classes, num_samples, dataset.image_shape, brings_negatives)
+
+
+def _cut(data: DataShape, config: Config) -> DataShape:
+    """What is planned for: of a stream one window, as the next one may be the last, and smaller than the others."""
+    if not config.schedule.is_stream:
+        return data
+    return dataclasses.replace(data, num_samples={"train": int(config.schedule.window_samples)})
 
 
 def resolve_batch(batch: int | str, num_samples: int) -> int:

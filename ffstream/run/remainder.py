@@ -101,7 +101,7 @@ def _check_stream(config: Config) -> None:
         if allowed is not None and found != allowed:
             raise ConfigError(
                 f"config {name}: found {found:g}, allowed {allowed:g} with schedule.order=stream, which has no end; "
-                "leave it out"
+                "ask for that, or for it all by `ffstream stream`"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import time
 from collections.abc import Iterator
 
@@ -10,8 +11,8 @@ import torch
 from ffstream.data import Dataset, Split, load_dataset
 from ffstream.data.facts import DataFacts
 from ffstream.data.stream_source import Place, StreamSource, StreamWindow, cut_windows, open_source
-from ffstream.errors import DataError
-from ffstream.ground.interrupts import check_interrupts
+from ffstream.errors import ConfigError, DataError
+from ffstream.ground.interrupts import check_interrupts, waiting
 from ffstream.infer.committed import CommittedLayers
 from ffstream.infer.evaluation import evaluate_goodness
 from ffstream.plan.plan import Plan
@@ -32,14 +33,20 @@ class Stream:
         self._directory, self._source = directory, source
         self._num_samples, self._num_windows = int(config.schedule.window_samples), config.epochs
         self._facts = directory.read_data() if directory.exists() else None
-        self._class_names = source.class_names
-        if self._class_names is None and num_classes is not None:
-            self._class_names = tuple(map(str, range(num_classes)))
+        known = source.class_names if self._facts is None else self._facts.class_names
+        self._class_names = _name_classes(self.name, known, num_classes)
+        self._least = 2 if config.labels.method == "none" else 1  # samples of a window; a hybrid is made of two
+        if self._num_samples < self._least:
+            raise ConfigError(
+                f"config schedule.window_samples: found {self._num_samples}, allowed {self._least} or more, as a "
+                "hybrid is made of two images"
+            )
         self._number = directory.count_rounds() + 1 if self._facts is not None else 1
         self._window: StreamWindow | None = None  # of the round of this number, once it is taken
         self._is_kept = False
         self._has_rest = False  # whether something lies beyond the window that was kept last
-        self.warning: str | None = None
+        before = self.name if self._facts is None else directory.read_config().data
+        self.warning = None if before == self.name else f"stream {self.name}: is gone on with in place of {before}"
         self._windows = self._go_on(directory.stream.read() if self._facts is not None else None)
 
     def _go_on(self, last: TakenWindow | None) -> Iterator[StreamWindow]:
@@ -94,10 +101,13 @@ class Stream:
         Raises DataError for samples that are unlike those that the run was started with.
         """
         if self._window is None and self._number <= self._num_windows:
-            found = next(self._windows, None)
+            with waiting():
+                found = next(self._windows, None)
             if found is not None:
                 self._check(found)
             self._window, self._is_kept = found, False
+        if self._window is not None and len(self._window.samples) < self._least:
+            return None  # it comes again with what comes later, where the source can be read again
         return self._window
 
     def keep(self) -> None:
@@ -125,15 +135,22 @@ class Stream:
             no_samples = Split(torch.zeros(1, *facts.image_shape), torch.zeros(1, dtype=torch.int64))
             return Dataset(self.name, no_samples if window is None else window.samples, None, facts.class_names)
         if window is None:
-            raise DataError(f"stream {self.name}: holds no samples, allowed one or more; see to its source")
-        names = self._class_names or tuple(map(str, range(int(window.samples.labels.max()) + 1)))
+            found = "no samples" if self._least == 1 else f"fewer than {self._least} samples"
+            raise DataError(f"stream {self.name}: holds {found}, allowed {self._least} or more; see to its source")
+        highest = int(window.samples.labels.max())
+        if self._class_names is None and highest >= len(window.samples):
+            raise DataError(
+                f"stream {self.name}: found label {highest} in a first window of {len(window.samples)} samples, "
+                "allowed 0 to C - 1 for C classes; say how many by --classes"
+            )
+        names = self._class_names or tuple(map(str, range(highest + 1)))
         if len(names) < 2:
             raise DataError(f"stream {self.name}: {len(names)} class, allowed 2 or more; say how many by --classes")
         return Dataset(self.name, window.samples, None, names)
 
     def _check(self, window: StreamWindow) -> None:
         noun = f"stream {self.name}"
-        names = self._class_names if self._facts is None else self._facts.class_names
+        names = self._class_names
         samples, num_before = window.samples, window.start.num_before
         worst = int(samples.labels.max())
         if names is not None and worst >= len(names):
@@ -151,7 +168,21 @@ class Stream:
 
     def begin(self, facts: DataFacts) -> None:
         """Hold all further windows to what the run was started with."""
-        self._facts = facts
+        self._facts, self._class_names = facts, facts.class_names
+
+
+def _name_classes(name: str, known: tuple[str, ...] | None, num_asked: int | None) -> tuple[str, ...] | None:
+    """The names of all classes; None where the first window has to tell. Raises DataError."""
+    if num_asked is None:
+        return known
+    if isinstance(num_asked, bool) or not isinstance(num_asked, numbers.Integral) or num_asked < 2:
+        raise DataError(f"stream {name}: found --classes {num_asked!r}, allowed an integer >= 2")
+    if known is not None and len(known) != num_asked:
+        raise DataError(
+            f"stream {name}: found --classes {num_asked}, allowed {len(known)}, all that it has; leave it out, or "
+            "start a new run"
+        )
+    return known or tuple(map(str, range(int(num_asked))))
 
 
 def learn(stream: Stream, directory: RunDirectory, plan: Plan, device: torch.device, observer: Observer) -> None:
