@@ -186,7 +186,8 @@ def _describe_data(
     if has_data:
         from ffstream.data import load_dataset
 
-        dataset = load_dataset(config.data, config.data_root, skips_bad=config.bad_images == "skip")
+        skips_bad = config.bad_images == "skip"
+        dataset = load_dataset(config.data, config.data_root, skips_bad=skips_bad, is_held=False)
         like = DataShape(dataset.num_features, dataset.num_classes, {}, dataset.image_shape)
     image_shape = None if features is not None else like.image_shape if shape is None else parse_shape(shape)
     num_features = like.num_features if features is None else features
