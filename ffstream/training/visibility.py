@@ -208,7 +208,7 @@ class _Spreading:
 def _find_spreading(plain: _Look, images: Images, scaling: Scaling, standardise: str) -> _Spreading | None:
     """A value so large that it alone decides the spread of its feature, beside which all other differences vanish."""
     largest, place = _find_largest(images)
-    scale = float(images[plain.index[0]].abs().max()) / max(float(torch.cat(plain.largest)[0]), 1e-300)
+    scale = float(images[int(plain.index[0])].abs().max()) / max(float(torch.cat(plain.largest)[0]), 1e-300)
     usual = float(torch.cat(plain.largest).median()) * scale
     if largest <= _SPREADING * usual:
         return None
