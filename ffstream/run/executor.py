@@ -36,6 +36,7 @@ from ffstream.run.progress_saver import ProgressSaver
 from ffstream.run.run import read_layer_figures
 from ffstream.run.schedule import Action, Pass, Step, remaining_steps
 from ffstream.storage.epoch_part import EpochPart
+from ffstream.storage.metrics import MetricsFile
 from ffstream.storage.progress import BegunLayer
 from ffstream.storage.run_directory import RunDirectory
 from ffstream.training.epoch_figures import EpochFigures
@@ -76,25 +77,24 @@ class Runner:
         observer: Observer,
         judgement: Judgement | None,  # of a validation split of which labels are predicted
         cycle: Cycle | None = None,
+        metrics: MetricsFile | None = None,  # to which the runners of earlier windows of a stream have written
     ) -> None:
         self._directory, self._plan, self._observer, self._judgement = directory, plan, observer, judgement
         self._config = config = plan.config
         self._cycle, self._pass = cycle, Pass()
         names = [name for name in (TRAIN, VALIDATION) if name in splits]
-        self._num_in_stack = count_in_stack(config)
+        self._num_in_stack, self._class_names = count_in_stack(config), facts.class_names
         self._labels = {name: splits[name].labels for name in names}
-        self._class_names = facts.class_names
         self._device, self._accelerator = device, find_accelerator(device)
         num_samples = {name: len(labels) for name, labels in self._labels.items()}
         self._blueprint = blueprint = Blueprint.of(config, facts.shape(num_samples))
-        self._specs = blueprint.specs
-        self._metrics = directory.metrics
+        self._specs, self._tiles_of = blueprint.specs, blueprint.tiles_of
+        self._metrics = metrics or directory.metrics
         self._caches = CacheSet(directory, blueprint, facts.digest, plan.tier, device)
         self._transfer = Transfer(device, plan.max_unsynced, lambda: observer.on_warning(unpinned_reason()))
         self._stopwatch = self._transfer.stopwatch
         # Shared by all layers, so that each reuses the buffers of the last.
         self._workspace = Workspace(device, keeps_cast=plan.keeps_cast)
-        self._tiles_of = blueprint.tiles_of
         self._has_said_silent = False  # whether a silent layer was warned of, as those above it are silent too
         self._inputs = InputWriter(
             blueprint, {name: splits[name] for name in names}, facts.scaling, self._caches, self._transfer

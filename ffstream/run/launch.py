@@ -271,12 +271,8 @@ def _execute(
                     cycle = find_next_cycle(directory, config)
                     if stream is None:
                         runner = Runner(directory, plan, facts, splits, device, observer, judgement, cycle)
-                    del (
-                        prepared,
-                        splits,
-                        window,
-                        dataset,
-                    )  # the runner frees the images once no caches are written from them
+                    # The runner frees the images once no caches are written from them.
+                    del prepared, splits, window, dataset
                     try:
                         if stream is None:
                             runner.run()

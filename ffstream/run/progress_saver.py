@@ -33,7 +33,10 @@ class ProgressSaver:
         self.validation_errors: list[float] = []  # of those epochs, where there is a validation split
 
     def rewind(self, num_done: int, metrics: MetricsFile) -> None:
-        """Bring progress and metrics in line with what is committed."""
+        """Bring progress and metrics in line with what is committed.
+
+        Metrics that this process has written itself up to there are not read again: a stream has ever more of them.
+        """
         progress = self.directory.read_progress()
         if progress is not None and self.directory.has_stale_progress():  # a process was killed before cleaning up
             self.directory.drop_progress()
@@ -49,10 +52,11 @@ class ProgressSaver:
             )
         self.directory.initial.drop(num_done)  # in case that a process was killed before it did
         self._is_within_epoch = progress is not None and self.directory.is_within_epoch()
-        self.directory.check_metrics()
         self._epochs_taken = {progress[0]: progress[1]} if progress else {}
         seal = self.directory.read_seal()
-        metrics.rewind(seal, num_done, self._epochs_taken.get(num_done, 0))
+        if seal is None or seal != metrics.seal():
+            self.directory.check_metrics()
+            metrics.rewind(seal, num_done, self._epochs_taken.get(num_done, 0))
         if progress is not None:
             records = (record for record in metrics.read(seal) if record.get("kind") == "epoch")
             errors = [record.get("validation_error") for record in records if record.get("layer") == num_done + 1]

@@ -46,7 +46,8 @@ class Stream:
         self._is_kept = False
         self._has_rest = False  # whether something lies beyond the window that was kept last
         before = self.name if self._facts is None else directory.read_config().data
-        self.warning = None if before == self.name else f"stream {self.name}: is gone on with in place of {before}"
+        of_name = f"stream {self.name}: is gone on with in place of {before}"
+        self._said = [] if before == self.name else [of_name]  # warnings, before anything is learnt
         self._windows = self._go_on(directory.stream.read() if self._facts is not None else None)
 
     def _go_on(self, last: TakenWindow | None) -> Iterator[StreamWindow]:
@@ -63,7 +64,7 @@ class Stream:
         if window is not None and (is_next or number == self._number - 1):
             return cut_windows(self._source, self._num_samples, window.end, window.beyond, window.cursor)
         if last is not None and not self._source.can_seek:
-            self.warning = (
+            self._said.append(
                 f"stream {self.name}: window {number} was damaged and put aside, and cannot be read again; the run "
                 "goes on with what comes next"
             )
@@ -74,6 +75,11 @@ class Stream:
         newest = self._directory.newest()
         found = Cycle.from_mapping(newest.read_round()["cycle"]).place if self._number > 1 else None
         return found or Place()
+
+    @property
+    def warning(self) -> str | None:
+        """What is to be said before anything is learnt, in one line; None if there is nothing."""
+        return "; ".join(self._said) or None
 
     @classmethod
     def open(
@@ -188,6 +194,7 @@ def _name_classes(name: str, known: tuple[str, ...] | None, num_asked: int | Non
 def learn(stream: Stream, directory: RunDirectory, plan: Plan, device: torch.device, observer: Observer) -> None:
     """Learn window after window, until the stream ends or as many are learnt as the run is asked for."""
     config, facts, has_said = plan.config, directory.read_data(), False
+    metrics = directory.metrics
     stream.begin(facts)
     if stream.take() is None:  # tidy up, as a process that was killed may not have
         nothing = stream.describe().train
@@ -205,7 +212,7 @@ def learn(stream: Stream, directory: RunDirectory, plan: Plan, device: torch.dev
             observer.on_warning(oddity)
         cycle = _find_cycle(directory, config, facts, device, window, number)
         taken_s = time.perf_counter()
-        Runner(directory, plan, facts, {"train": samples}, device, observer, None, cycle).run()
+        Runner(directory, plan, facts, {"train": samples}, device, observer, None, cycle, metrics).run()
         stream.move_on()
         now_s = time.perf_counter()
         error = cycle.errors[0] if cycle.errors else None

@@ -15,9 +15,9 @@ import ffstream as ff
 from ffstream.data.stream_source import PipeSource
 from ffstream.errors import CorruptFileError, DataError, RunError, RunMismatchError
 from ffstream.run.repair import put_aside
+from ffstream.storage.metrics import MetricsFile
 from tests.helpers import InterruptAt, check_resumed_equals, layer_digests, run_cli
-
-NUM_SAMPLES, WINDOW = 330, 100
+from tests.run.stream_runs import NUM_SAMPLES, WINDOW, cut, learn
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +28,6 @@ def samples(digits):
 @pytest.fixture
 def config(small_config):
     return small_config(layers=2, schedule__window_samples=WINDOW, schedule__replays=2, epochs=100)
-
-
-class Listener(ff.Observer):
-    """Remembers what is told of windows."""
-
-    def __init__(self):
-        self.windows, self.warnings = [], []
-
-    def on_window(self, figures):
-        self.windows.append(figures)
-
-    def on_warning(self, text):
-        self.warnings.append(text)
-
-
-def cut(samples, size):
-    yield from zip(*(each.split(size) for each in samples), strict=True)
 
 
 def write_folder(folder, samples, size=70):
@@ -69,11 +52,6 @@ def write_pipe(samples, size=45):
 
 def read_pipe(pipe):
     return ((batch.samples.images, batch.samples.labels) for batch in PipeSource(pipe).read({}))
-
-
-def learn(config, source, path, **options):
-    listener = Listener()
-    return ff.stream(config, source, path, observer=listener, **options), listener
 
 
 @pytest.fixture
@@ -293,3 +271,28 @@ def test_the_command_tells_a_line_for_each_window_and_what_is_next(tmp_path):
     assert "a stream: 4 windows of 3,823 samples in all learnt" in told
     assert "in the last 3 of them" in told
     assert run_cli("evaluate", path)[0] == 0
+
+
+def test_metrics_are_read_as_often_for_any_number_of_windows(config, samples, tmp_path, monkeypatch):
+    """A stream has ever more of them."""
+    read, num_read = MetricsFile._read_sealed, []
+
+    def count(metrics, seal):
+        num_read.append(seal)
+        return read(metrics, seal)
+
+    monkeypatch.setattr(MetricsFile, "_read_sealed", count)
+    found = []
+    for num_windows in (2, 3):
+        num_read.clear()
+        learn(config.override({"epochs": num_windows}), iter([samples]), tmp_path / str(num_windows), num_classes=10)
+        found.append(len(num_read))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("recipe", "changes"), [("deep", {}), ("inject", {"augmentation.views": 3})])
+def test_views_are_refused_with_what_helps(recipe, changes, samples, tmp_path):
+    config = ff.Config(recipe=recipe, layers=2, width=16).override({"schedule.window_samples": WINDOW} | changes)
+    with pytest.raises(ff.ConfigError, match=r"order=stream.* add --set augmentation.views=1"):
+        learn(config, iter([samples]), tmp_path / "run", num_classes=10)
+    learn(config.override({"augmentation.views": 1, "epochs": 1}), iter([samples]), tmp_path / "run", num_classes=10)

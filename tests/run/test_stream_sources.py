@@ -11,8 +11,7 @@ import ffstream as ff
 from ffstream.data.stream_source import FolderSource, open_source
 from ffstream.errors import DataError
 from ffstream.run.preparation import make_plan
-
-NUM_SAMPLES, WINDOW = 330, 100
+from tests.run.stream_runs import NUM_SAMPLES, WINDOW, cut, learn
 
 
 @pytest.fixture(scope="module")
@@ -23,28 +22,6 @@ def samples(digits):
 @pytest.fixture
 def config(small_config):
     return small_config(layers=1, schedule__window_samples=WINDOW, schedule__replays=1, epochs=100)
-
-
-class Listener(ff.Observer):
-    """Remembers what is told of windows."""
-
-    def __init__(self):
-        self.windows, self.warnings = [], []
-
-    def on_window(self, figures):
-        self.windows.append(figures)
-
-    def on_warning(self, text):
-        self.warnings.append(text)
-
-
-def learn(config, source, path, **options):
-    listener = Listener()
-    return ff.stream(config, source, path, observer=listener, **options), listener
-
-
-def cut(samples, size=33):
-    yield from zip(*(each.split(size) for each in samples), strict=True)
 
 
 def write_file(path, samples, part):
