@@ -183,7 +183,7 @@ def count_in_stack(config: Config) -> int:
 def find_untileable(config: Config) -> str | None:
     """What keeps layers of this configuration from being cut into tiles, and what to do; None if nothing does."""
     if config.in_rounds:  # a tile trains to its end on top of those before it
-        return "layers are not cut into tiles with schedule.order=rounds; leave tile_units out"
+        return f"layers are not cut into tiles with schedule.order={config.schedule.order}; leave tile_units out"
     for line in dict.fromkeys(read_lines(config)):
         kind = LAYER_KINDS[line.kind]
         if not kind.tileable:

@@ -73,18 +73,19 @@ def check_rounds(config: Config) -> None:
         _check_stream(config)
     if config.init_from:
         raise ConfigError(
-            f"config init_from: found {config.init_from!r}, allowed none with schedule.order=rounds, as layers go on "
-            "from the round before; leave --init-from out"
+            f"config init_from: found {config.init_from!r}, allowed none with schedule.order="
+            f"{config.schedule.order}, as layers go on from the round before; leave --init-from out"
         )
     if config.augmentation.views > 1:
         raise ConfigError(
-            f"config augmentation.views: found {config.augmentation.views}, allowed 1 with schedule.order=rounds, in "
-            "which images are changed anew for every round by --restream; leave --views out"
+            f"config augmentation.views: found {config.augmentation.views}, allowed 1 with schedule.order="
+            f"{config.schedule.order}, in which images are changed anew for every round by --restream; add --set "
+            "augmentation.views=1"
         )
     if any(line.num_epochs is not None for line in config.list_layers()):
         raise ConfigError(
-            "config network.layers: found layers with epochs of their own, allowed none with schedule.order=rounds, in "
-            "which all layers take as many as there are rounds (--epochs); leave them out"
+            "config network.layers: found layers with epochs of their own, allowed none with schedule.order="
+            f"{config.schedule.order}, in which all layers take as many as there are rounds; leave them out"
         )
 
 
