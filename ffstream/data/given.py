@@ -6,7 +6,7 @@ They become what the same samples would be in a file: images of bytes stay bytes
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -64,11 +64,16 @@ def _as_floats(images: Images) -> Images:
 
 
 def _list_samples(data: torch.utils.data.Dataset[Any]) -> Iterator[Any]:
-    """The samples of a torch Dataset, by number where it knows how many there are."""
+    """The samples of a torch Dataset, by number where it knows how many there are. Raises DataError."""
     if isinstance(data, torch.utils.data.IterableDataset):
         yield from data
         return
-    for number in range(len(data)):  # type: ignore[arg-type]
+    if not isinstance(data, Sized):
+        raise DataError(
+            f"data {GIVEN}: found a {type(data).__name__} without __len__, allowed a torch Dataset that knows how many "
+            "samples it has, or an IterableDataset; add __len__"
+        )
+    for number in range(len(data)):
         yield data[number]
 
 
@@ -77,10 +82,9 @@ def _batch(samples: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     images, labels, first = list[Tensor](), list[Tensor](), None
     for number, sample in enumerate(samples):
         noun = f"data {GIVEN}: sample {number}"
-        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-            raise DataError(f"{noun}: found a {type(sample).__name__}, allowed a pair of an image and its label")
-        images.append(to_host(sample[0], f"{noun}: image"))
-        labels.append(to_host(sample[1], f"{noun}: label"))
+        image, label = _take_apart(sample, noun, "an image and its label")
+        images.append(to_host(image, f"{noun}: image"))
+        labels.append(to_host(label, f"{noun}: label"))
         found = tuple(images[-1].shape), tuple(labels[-1].shape)
         first = first or found
         if found != first:
@@ -94,15 +98,20 @@ def _batch(samples: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.stack(images), torch.stack(labels)
 
 
+def _take_apart(found: Any, noun: str, members: str) -> tuple[Any, Any]:
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise DataError(f"{noun}: found a {type(found).__name__}, allowed a pair of {members}")
+    return found[0], found[1]
+
+
 def _join(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     """All images and all labels of batches of both. Raises DataError."""
     images, labels, num_samples = list[Tensor](), list[Tensor](), 0
     for number, batch in enumerate(batches):
         noun = f"data {GIVEN}: batch {number}"
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise DataError(f"{noun}: found a {type(batch).__name__}, allowed a pair of images and labels")
-        images.append(to_host(batch[0], f"{noun}: images"))
-        labels.append(to_host(batch[1], f"{noun}: labels"))
+        of_batch = _take_apart(batch, noun, "images and labels")
+        images.append(to_host(of_batch[0], f"{noun}: images"))
+        labels.append(to_host(of_batch[1], f"{noun}: labels"))
         if images[-1].dim() < 2 or labels[-1].shape[:1] != images[-1].shape[:1]:
             raise DataError(
                 f"{noun} (sample {num_samples} on): images have shape {tuple(images[-1].shape)} and labels "

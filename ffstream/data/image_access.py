@@ -7,6 +7,7 @@ for more than a part of it at once, so that a data set may be larger than the me
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -37,7 +38,7 @@ class Images(Protocol):
     def __getitem__(self, index: Index, /) -> Tensor: ...
 
 
-class ReadImages:
+class ReadImages(ABC):
     """Images that are read when they are asked for. A subclass says how a range of them is read, and how any are."""
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -69,9 +70,9 @@ class ReadImages:
         """Read the images from number `start` to `stop`, exclusive: (stop - start, *shape)."""
         return self.read(torch.arange(start, stop))
 
+    @abstractmethod
     def read(self, numbers: Tensor) -> Tensor:
         """Read the images with these numbers (k,): (k, *shape)."""
-        raise NotImplementedError
 
 
 class ChosenImages(ReadImages):

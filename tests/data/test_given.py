@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import ffstream as ff
 from ffstream.data import as_dataset, load_dataset
+from ffstream.errors import DataError
 from tests.helpers import SMALL, layer_digests
 
 
@@ -152,3 +153,12 @@ def test_numbers_that_float32_does_not_hold_are_warned_of(samples):
     x, y = samples
     assert "subtract that offset" in as_dataset((x.double() * 1e-9 + 1e6, y)).warning
     assert load_dataset("digits").warning is None
+
+
+def test_a_torch_dataset_without_a_length_is_named():
+    class Endless(torch.utils.data.Dataset):
+        def __getitem__(self, number):
+            raise AssertionError("never asked")
+
+    with pytest.raises(DataError, match="found a Endless without __len__, allowed a torch Dataset that knows"):
+        as_dataset(Endless())
