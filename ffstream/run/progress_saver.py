@@ -54,7 +54,8 @@ class ProgressSaver:
         self._is_within_epoch = progress is not None and self.directory.is_within_epoch()
         self._epochs_taken = {progress[0]: progress[1]} if progress else {}
         seal = self.directory.read_seal()
-        if seal is None or seal != metrics.seal():
+        # Of a file that was not read yet, no bytes are known either, whatever a killed process left in it.
+        if seal is None or not seal.num_bytes or seal != metrics.seal():
             self.directory.check_metrics()
             metrics.rewind(seal, num_done, self._epochs_taken.get(num_done, 0))
         if progress is not None:

@@ -296,3 +296,14 @@ def test_views_are_refused_with_what_helps(recipe, changes, samples, tmp_path):
     with pytest.raises(ff.ConfigError, match=r"order=stream.* add --set augmentation.views=1"):
         learn(config, iter([samples]), tmp_path / "run", num_classes=10)
     learn(config.override({"augmentation.views": 1, "epochs": 1}), iter([samples]), tmp_path / "run", num_classes=10)
+
+
+def test_lines_of_a_process_that_was_killed_before_anything_was_sealed_are_dropped(config, samples, whole, tmp_path):
+    folder = write_folder(tmp_path / "files", samples)
+    with pytest.raises(KeyboardInterrupt):
+        ff.stream(config, folder, tmp_path / "run", num_classes=10, observer=InterruptAt("on_epoch", 2))
+    assert ff.Run(tmp_path / "run").directory.read_seal().num_bytes == 0
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "epoch", "layer": 1, "epoch": 1, "validation_error": null}\n')
+    ff.resume(tmp_path / "run")
+    check_resumed_equals(whole, tmp_path / "run")
